@@ -1,0 +1,31 @@
+# Everything runs in .venv; the first target that needs it creates it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-fast check clean
+
+demo: $(STAMP)
+	$(BIN)/control demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not triton and not perf"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "slmrank needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Fix: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,local,dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) artifacts dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find control tests model_repository -name __pycache__ -type d -prune -exec rm -rf {} +

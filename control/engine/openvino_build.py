@@ -1,0 +1,101 @@
+"""Build an OpenVINO engine from a checkpoint and let the parity gate decide."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from control.engine.openvino_export import (
+    ITEMS_GRAPH,
+    PREFIX_GRAPH,
+    CalibrationQuery,
+    export_graphs,
+    quantize,
+    quantize_weights,
+    save_graph,
+)
+from control.engine.openvino_runtime import ENGINE_FILE, OpenVinoEngine
+from control.engine.parity import Parity, Tolerance, measure_parity, require_parity
+from control.evaluate.metrics import Listing
+from control.ranker.checkpoint import Checkpoint
+from control.ranker.probability import probability
+from control.ranker.prompt import Ids
+from control.ranker.reference import ReferenceScorer
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutQuery:
+    """One query's prefix ids, items' ids and grades: what parity is measured on."""
+
+    prefix: Ids
+    items: tuple[Ids, ...]
+    grades: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoSettings:
+    """Precision of the item passes, calibration strength and the largest engine batch."""
+
+    precision: str
+    smooth_quant_alpha: float
+    max_batch_items: int
+
+
+def build_openvino(
+    checkpoint: Checkpoint,
+    settings: OpenVinoSettings,
+    calibration: Sequence[CalibrationQuery],
+    held_out: Sequence[HeldOutQuery],
+    tolerance: Tolerance,
+    target: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Write prefix.xml, items.xml and engine.json into `target`; returns figures.
+
+    Raises ParityError when the scores on the held-out pairs leave the tolerance.
+    """
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    report("trace")
+    prefix_graph, items_graph = export_graphs(checkpoint)
+    if settings.precision == "int8":
+        report("calibrate INT8")
+        items_graph = quantize(
+            items_graph, prefix_graph, calibration, settings.smooth_quant_alpha
+        )
+    elif settings.precision == "int8-weights":
+        items_graph = quantize_weights(items_graph)
+    half = settings.precision != "float32"
+    save_graph(prefix_graph, target / PREFIX_GRAPH, half_weights=half)
+    save_graph(items_graph, target / ITEMS_GRAPH, half_weights=half)
+    info = {"schema": 1, "precision": settings.precision}
+    info["max_batch_items"] = settings.max_batch_items
+    (target / ENGINE_FILE).write_text(json.dumps(info) + "\n")
+    report("check parity")
+    parity = _compare(checkpoint, OpenVinoEngine(target), held_out)
+    require_parity(parity, tolerance)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    return {"parity": asdict(parity), "tolerance": asdict(tolerance), "bytes": size}
+
+
+def _compare(
+    checkpoint: Checkpoint, engine: OpenVinoEngine, held_out: Sequence[HeldOutQuery]
+) -> Parity:
+    reference = ReferenceScorer(checkpoint)
+    prompts = [np.concatenate([one.prefix, item]) for one in held_out for item in one.items]
+    expected = iter(reference.probabilities(prompts).tolist())
+    wanted, given = [], []
+    for one in held_out:
+        grades = np.array(one.grades, dtype=float)
+        scores = np.array([next(expected) for _ in one.items])
+        wanted.append(Listing(scores=scores, grades=grades))
+        logits = engine.logits(one.prefix, one.items).astype(float)
+        given.append(Listing(scores=probability(logits), grades=grades))
+    return measure_parity(wanted, given)

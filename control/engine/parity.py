@@ -1,0 +1,62 @@
+"""The parity gate: an engine's scores against the float32 reference on held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from control.errors import ParityError
+from control.evaluate.metrics import Listing, pair_order_agreement
+
+ORDER_MARGIN = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Limits on p = P(relevant); `min_pair_order` is a share of same-query pairs."""
+
+    max_mean_abs_dp: float
+    max_abs_dp: float
+    min_pair_order: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What was measured: |p_engine - p_reference| and the share of pairs ordered alike."""
+
+    pairs: int
+    mean_abs_dp: float
+    max_abs_dp: float
+    pair_order: float
+
+
+def measure_parity(reference: Sequence[Listing], engine: Sequence[Listing]) -> Parity:
+    """Compare scores of the same pairs, query by query."""
+    gaps = np.concatenate(
+        [np.abs(a.scores - b.scores) for a, b in zip(reference, engine, strict=True)]
+    )
+    return Parity(
+        pairs=len(gaps),
+        mean_abs_dp=float(gaps.mean()),
+        max_abs_dp=float(gaps.max()),
+        pair_order=pair_order_agreement(reference, engine, ORDER_MARGIN),
+    )
+
+
+def require_parity(parity: Parity, tolerance: Tolerance) -> None:
+    """Raises ParityError that names every limit that is broken. NaN breaks all."""
+    faults = []
+    if not parity.mean_abs_dp <= tolerance.max_mean_abs_dp:
+        faults.append(f"mean |dp| {parity.mean_abs_dp:.4f} > {tolerance.max_mean_abs_dp}")
+    if not parity.max_abs_dp <= tolerance.max_abs_dp:
+        faults.append(f"largest |dp| {parity.max_abs_dp:.4f} > {tolerance.max_abs_dp}")
+    if not parity.pair_order >= tolerance.min_pair_order:
+        faults.append(f"pairs ordered alike {parity.pair_order:.4f} < {tolerance.min_pair_order}")
+    if faults:
+        raise ParityError(
+            f"engine refused on {parity.pairs} held-out pairs: {'; '.join(faults)}",
+            "use engine.precision bfloat16, more engine.calibration_prompts, or, if the loss is "
+            "acceptable, a wider engine.parity",
+        )

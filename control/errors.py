@@ -1,0 +1,73 @@
+"""Every error that the library raises on purpose.
+
+    ControlError                 1
+      SpecError                  2   the bundle spec or a command-line value
+      DataError                  3   jobs, pairs, downloads
+      CheckpointError            4   a model directory, its tokenizer or its label tokens
+      ArtifactError              5   the artifact store
+      EngineError                6   building an engine; ParityError: built, but scores differ
+      RepositoryError            7   a Triton model repository
+      ServerError                8   starting or reaching tritonserver
+      ScoreError                 9   a scoring call
+      SweepError                10   perf_analyzer
+      MissingDependencyError    11   a package or binary that an extra would bring
+
+The number is the exit code of the command line. `hint` is the remedy, one sentence.
+"""
+
+from __future__ import annotations
+
+
+class ControlError(Exception):
+    """Base of all errors above: a message that names value and rule, and a remedy."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SpecError(ControlError):
+    exit_code = 2
+
+
+class DataError(ControlError):
+    exit_code = 3
+
+
+class CheckpointError(ControlError):
+    exit_code = 4
+
+
+class ArtifactError(ControlError):
+    exit_code = 5
+
+
+class EngineError(ControlError):
+    exit_code = 6
+
+
+class ParityError(EngineError):
+    """The engine was built but its scores leave the tolerance written in the spec."""
+
+
+class RepositoryError(ControlError):
+    exit_code = 7
+
+
+class ServerError(ControlError):
+    exit_code = 8
+
+
+class ScoreError(ControlError):
+    exit_code = 9
+
+
+class SweepError(ControlError):
+    exit_code = 10
+
+
+class MissingDependencyError(ControlError):
+    exit_code = 11

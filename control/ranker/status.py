@@ -1,0 +1,19 @@
+"""Per-item status of a scoring call: the values of the tensor `status` (design.md 5.2)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """Per-item outcome; scores are NaN from UNKNOWN_JOB on."""
+
+    OK = 0
+    TRUNCATED = 1
+    UNKNOWN_JOB = 2
+    EMPTY = 3
+    NOT_UTF8 = 4
+
+    @property
+    def scored(self) -> bool:
+        return self < Status.UNKNOWN_JOB

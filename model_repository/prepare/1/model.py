@@ -1,0 +1,52 @@
+"""Triton stage `prepare`: query and jobs -> token ids. Thin over control.ranker.prepare."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from control.errors import ControlError
+from control.ranker.prepare import open_preparer
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        parameters = json.loads(args["model_config"])["parameters"]
+        max_items = int(parameters["max_items"]["string_value"])
+        self._preparer = open_preparer(folder, max_items)
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            prepared = self._preparer.prepare(
+                _strings(request, "query")[0],
+                _strings(request, "job_id"),
+                _strings(request, "job_text"),
+            )
+        except ControlError as error:
+            text = f"{error.message}. Fix: {error.hint}"
+            failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=failure)
+        outputs = [
+            pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
+            for name in ("prefix_ids", "item_ids", "item_lengths", "status")
+        ]
+        return pb_utils.InferenceResponse(outputs)
+
+
+def _strings(request, name):
+    """The bytes of a request's tensor [1, N], or None for an optional tensor not sent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = tensor.as_numpy()
+    if values.shape[0] != 1:
+        raise ControlError(
+            f"{name} has shape {list(values.shape)}, one request holds one query",
+            "send the tensors with shape [1, N]",
+        )
+    return [bytes(value) for value in values[0]]

@@ -1,0 +1,30 @@
+"""Triton stage `ranker` on OpenVINO: token ids -> P(relevant). Thin over control.engine."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from control.engine.openvino_runtime import OpenVinoEngine
+from control.ranker.probability import probability
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        parameters = json.loads(args["model_config"])["parameters"]
+        threads = int(parameters["threads"]["string_value"])
+        self._engine = OpenVinoEngine(folder / "engine", threads)
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        prefix, ids, lengths = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
+            for name in ("prefix_ids", "item_ids", "item_lengths")
+        )
+        items = np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+        scores = probability(self._engine.logits(prefix, items)).astype(np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores[np.newaxis])])
