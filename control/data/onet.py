@@ -46,6 +46,16 @@ class Occupations:
     activity_titles: dict[str, str]
     rarity: dict[str, float]  # inverse document frequency over occupations, nats
 
+    def thinned(self, count: int) -> Occupations:
+        """At most `count` occupations, evenly spaced in code order so that every branch stays."""
+        total = len(self.occupations)
+        if count >= total:
+            return self
+        kept = tuple(self.occupations[index * total // count] for index in range(count))
+        return Occupations(
+            occupations=kept, activity_titles=self.activity_titles, rarity=self.rarity
+        )
+
 
 def read_occupations(path: Path) -> Occupations:
     """Read the table. Raises DataError when a column is missing or no row is left."""

@@ -14,7 +14,6 @@ import numpy as np
 from control.engine.openvino_export import (
     ITEMS_GRAPH,
     PREFIX_GRAPH,
-    CalibrationQuery,
     export_graphs,
     quantize,
     quantize_weights,
@@ -24,20 +23,11 @@ from control.engine.openvino_runtime import ENGINE_FILE, OpenVinoEngine
 from control.engine.parity import Parity, Tolerance, measure_parity, require_parity
 from control.evaluate.metrics import Listing
 from control.ranker.checkpoint import Checkpoint
+from control.ranker.corpus import EncodedQuery
 from control.ranker.probability import probability
-from control.ranker.prompt import Ids
 from control.ranker.reference import ReferenceScorer
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutQuery:
-    """One query's prefix ids, items' ids and grades: what parity is measured on."""
-
-    prefix: Ids
-    items: tuple[Ids, ...]
-    grades: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +42,8 @@ class OpenVinoSettings:
 def build_openvino(
     checkpoint: Checkpoint,
     settings: OpenVinoSettings,
-    calibration: Sequence[CalibrationQuery],
-    held_out: Sequence[HeldOutQuery],
+    calibration: Sequence[EncodedQuery],
+    held_out: Sequence[EncodedQuery],
     tolerance: Tolerance,
     target: Path,
     report: Report,
@@ -86,7 +76,7 @@ def build_openvino(
 
 
 def _compare(
-    checkpoint: Checkpoint, engine: OpenVinoEngine, held_out: Sequence[HeldOutQuery]
+    checkpoint: Checkpoint, engine: OpenVinoEngine, held_out: Sequence[EncodedQuery]
 ) -> Parity:
     reference = ReferenceScorer(checkpoint)
     prompts = [np.concatenate([one.prefix, item]) for one in held_out for item in one.items]

@@ -11,7 +11,6 @@ prefix, whose pass is paid once per query and stays in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from control.ranker.checkpoint import Checkpoint
+from control.ranker.corpus import EncodedQuery
 from control.ranker.decoder import causal_mask, label_row, last_hidden, run_blocks
-from control.ranker.prompt import Ids
 from control.ranker.reference import load_model
 
 PREFIX_GRAPH = "prefix.xml"
 ITEMS_GRAPH = "items.xml"
 ItemInputs = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationQuery:
-    """Real inputs for INT8 calibration: one query's prefix ids and some of its items' ids."""
-
-    prefix: Ids
-    items: tuple[Ids, ...]
 
 
 class _PrefixPass(nn.Module):
@@ -107,7 +98,7 @@ def quantize_weights(items_graph: Any) -> Any:
 
 
 def quantize(
-    items_graph: Any, prefix_graph: Any, queries: Sequence[CalibrationQuery], alpha: float
+    items_graph: Any, prefix_graph: Any, queries: Sequence[EncodedQuery], alpha: float
 ) -> Any:
     """INT8 weights and activations with SmoothQuant, calibrated on item passes alone.
 
@@ -131,7 +122,7 @@ def quantize(
 
 
 def calibration_inputs(
-    prefix_graph: Any, queries: Sequence[CalibrationQuery]
+    prefix_graph: Any, queries: Sequence[EncodedQuery]
 ) -> Iterable[ItemInputs]:
     """Inputs of the items graph for real queries and items, without padding rows."""
     prefix_pass = ov.Core().compile_model(prefix_graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from control.data.records import MAX_GRADE
 from control.errors import DataError
+from control.ranker.corpus import EncodedQuery
 from control.ranker.decoder import pad_rows, score_items
 from control.ranker.labels import Labels
-from control.ranker.prompt import Ids
 
 Progress = Callable[[int, int, float], None]
 STATE_FILE = "state.pt"
@@ -46,15 +47,6 @@ class TrainSettings:
     checkpoint_every: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One training query: prefix ids, and item ids with a soft target in [0, 1] each."""
-
-    prefix: Ids
-    items: tuple[Ids, ...]
-    targets: tuple[float, ...]
-
-
 def bernoulli_kl(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean KL(target || sigmoid(logit)) in nats. Shapes: [B], [B] -> scalar."""
     cross = functional.binary_cross_entropy_with_logits(logits, targets)
@@ -71,7 +63,7 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def draw_batches(examples: Sequence[Example], settings: TrainSettings) -> list[list[Example]]:
+def draw_batches(examples: Sequence[EncodedQuery], settings: TrainSettings) -> list[list[EncodedQuery]]:
     """The whole run's batches, from the seed alone: a resumed run sees what it would have seen.
 
     Within a query, items are drawn so that different targets meet: the training signal of a
@@ -80,7 +72,7 @@ def draw_batches(examples: Sequence[Example], settings: TrainSettings) -> list[l
     rng = random.Random(settings.seed)
     if not examples:
         raise DataError("no training pairs", "add pairs with split 'train'")
-    queue: list[Example] = []
+    queue: list[EncodedQuery] = []
     batches = []
     for _ in range(settings.steps):
         while len(queue) < settings.queries_per_step:
@@ -95,7 +87,7 @@ def draw_batches(examples: Sequence[Example], settings: TrainSettings) -> list[l
 def train(
     model: nn.Module,
     labels: Labels,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedQuery],
     settings: TrainSettings,
     work: Path,
     progress: Progress,
@@ -146,13 +138,13 @@ def train(
 
 
 def _step(
-    model: nn.Module, labels: Labels, batch: Sequence[Example], teacher: nn.Module | None = None
+    model: nn.Module, labels: Labels, batch: Sequence[EncodedQuery], teacher: nn.Module | None = None
 ) -> tuple[float, int]:
     """Forward and backward of one batch; returns its loss and the number of prompt tokens."""
     prefixes = pad_rows([example.prefix for example in batch])
     items = pad_rows([item for example in batch for item in example.items])
     prefix_of = torch.tensor([index for index, one in enumerate(batch) for _ in one.items])
-    targets = torch.tensor([target for example in batch for target in example.targets])
+    targets = torch.tensor([grade / MAX_GRADE for example in batch for grade in example.grades])
     # bfloat16 products keep off the float32 GEMM, several times slower on AVX-512 BF16 processors.
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if teacher is not None:
@@ -165,21 +157,23 @@ def _step(
     return float(loss.detach()), int(prefixes.lengths.sum() + items.lengths.sum())
 
 
-def _subset(example: Example, count: int, rng: random.Random) -> Example:
+def _subset(example: EncodedQuery, count: int, rng: random.Random) -> EncodedQuery:
     order = list(range(len(example.items)))
     rng.shuffle(order)
-    by_target: dict[float, list[int]] = {}
+    by_grade: dict[int, list[int]] = {}
     for index in order:
-        by_target.setdefault(example.targets[index], []).append(index)
+        by_grade.setdefault(example.grades[index], []).append(index)
     chosen: list[int] = []
     while len(chosen) < min(count, len(order)):
-        for group in by_target.values():
+        for group in by_grade.values():
             if group and len(chosen) < count:
                 chosen.append(group.pop())
-    return Example(
+    return EncodedQuery(
+        query=example.query,
         prefix=example.prefix,
         items=tuple(example.items[index] for index in chosen),
-        targets=tuple(example.targets[index] for index in chosen),
+        job_ids=tuple(example.job_ids[index] for index in chosen),
+        grades=tuple(example.grades[index] for index in chosen),
     )
 
 

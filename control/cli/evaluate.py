@@ -1,0 +1,97 @@
+"""`control evaluate`: the quality table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from control.cli.display import StepDisplay, print_json, print_table, show_plan
+from control.cli.options import (
+    artifacts_option,
+    dry_run_option,
+    json_option,
+    open_bundle,
+    spec_argument,
+)
+from control.evaluate.metrics import Interval
+from control.evaluate.table import QualityRow
+from control.pipeline.quality import NAMES, REFERENCE, measure_quality, plan_quality
+
+
+@click.command("evaluate")
+@spec_argument
+@click.option("--served", is_flag=True, help="score the engine row through a real server")
+@artifacts_option
+@dry_run_option
+@json_option
+def evaluate_command(
+    spec: Path, served: bool, artifacts: Path, dry_run: bool, as_json: bool
+) -> None:
+    """Measure NDCG@10, AUC (grade 4 against 0) and mean |dp| of every stage of SPEC.
+
+    Rows: BM25, base, fine-tuned, pruned, recovered, engine; on summaries, and on full texts for
+    evaluate.full_text_queries queries. Intervals are 95 % bootstrap intervals over queries,
+    differences are paired.
+
+    \b
+    Example:
+      control evaluate build/demo.yaml
+    """
+    bundle, store = open_bundle(spec, artifacts)
+    plan = plan_quality(bundle, served=served)
+    if dry_run:
+        for step in plan.rows.values():
+            show_plan(step, store, as_json=as_json)
+        return
+    display = StepDisplay()
+    try:
+        rows, few = measure_quality(bundle, plan, store, display)
+    finally:
+        display.close()
+    if as_json:
+        print_json(
+            {"rows": [row.as_dict() for row in rows], "full_text": [row.as_dict() for row in few]}
+        )
+        return
+    show_quality(rows, few)
+
+
+def show_quality(rows: list[QualityRow], few: list[QualityRow]) -> None:
+    """Both quality tables on stdout."""
+    reference = NAMES[REFERENCE]
+    title = f"quality on {rows[0].queries} unseen queries, {rows[0].pairs} pairs"
+    print_table(f"{title} (delta and |dp| against '{reference}')", _COLUMNS, _cells(rows))
+    if few:
+        print_table(
+            f"full text against summaries, {few[0].queries} queries, {few[0].pairs} pairs "
+            "(the models were trained on summaries)",
+            _COLUMNS,
+            _cells(few),
+        )
+
+
+_COLUMNS = ("row", "text", "parameters", "prompt tokens", "NDCG@10", "delta", "AUC 4 v 0", "|dp|")
+
+
+def _cells(rows: list[QualityRow]) -> list[list[str]]:
+    return [
+        [
+            row.name,
+            row.text,
+            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+            f"{row.prompt_tokens:.0f}" if row.prompt_tokens else "-",
+            _interval(row.ndcg10),
+            _interval(row.delta_ndcg10, signed=True),
+            _interval(row.auc),
+            f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+        ]
+        for row in rows
+    ]
+
+
+def _interval(interval: Interval | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return "-"
+    form = "+.3f" if signed else ".3f"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

@@ -1,0 +1,209 @@
+"""From a bundle spec to its steps: which artifact is made from which, with which settings.
+
+Pure wiring: what each step does stands in `control/pipeline/make.py` and below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from control.data.packaged import ONET_TASKS, SMOLLM2_135M
+from control.errors import DataError, SpecError
+from control.hashing import hash_file
+from control.pipeline import make
+from control.pipeline.steps import Step
+from control.spec import BundleSpec, JsonlData
+
+TRAINING = ("torch", "transformers")
+Row = Literal["bm25", "base", "finetuned", "pruned", "recovered", "engine", "served"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The steps of one spec."""
+
+    spec: BundleSpec
+
+    @cached_property
+    def data(self) -> Step:
+        data = self.spec.data
+        settings = data.settings()
+        if isinstance(data, JsonlData):
+            settings |= {name: _hash(getattr(data, name)) for name in ("jobs", "pairs")}
+            maker = partial(make.own_data, data)
+        else:
+            settings["table"] = _hash(data.table) if data.table else ONET_TASKS.identity
+            maker = partial(make.onet_data, data)
+        return Step(kind="data", title="labelled data", settings=settings, make=maker)
+
+    @cached_property
+    def base(self) -> Step:
+        source = self.spec.base.source
+        local = _local_checkpoint(source)
+        settings = {
+            "source": SMOLLM2_135M.identity if local is None else _hash_directory(local),
+            "prompt": self.spec.prompt.settings(),
+        }
+        return Step(
+            kind="base",
+            title="base model",
+            settings=settings,
+            make=partial(make.base_model, local, self.spec.prompt),
+            tools=() if local is not None else (*TRAINING, "gguf"),
+        )
+
+    @cached_property
+    def summaries(self) -> Step:
+        return Step(
+            kind="summaries",
+            title="summaries",
+            settings=self.spec.summarize.settings(),
+            inputs={"data": self.data, "checkpoint": self.base},
+            make=partial(make.summaries, self.spec.summarize),
+        )
+
+    @cached_property
+    def finetuned(self) -> Step:
+        return self.finetuned_with(None)
+
+    def finetuned_with(self, teacher: Path | None) -> Step:
+        """Fine-tuning of the base model; with a teacher checkpoint its p is the target."""
+        settings = self.spec.finetune.settings()
+        if teacher is not None:
+            settings["teacher"] = _hash_directory(teacher)
+        return Step(
+            kind="finetuned",
+            title="fine-tuning",
+            settings=settings,
+            inputs={"data": self.data, "summaries": self.summaries, "student": self.base},
+            make=partial(make.finetuned, self.spec.finetune, teacher),
+            tools=TRAINING,
+        )
+
+    @cached_property
+    def pruned(self) -> Step:
+        if self.spec.prune is None:
+            raise SpecError("the spec has no prune section", "add one, see build/demo.yaml")
+        return Step(
+            kind="pruned",
+            title="pruning",
+            settings=self.spec.prune.settings(),
+            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.finetuned},
+            make=partial(make.pruned, self.spec.prune),
+            tools=(*TRAINING, "scipy"),
+        )
+
+    @cached_property
+    def recovered(self) -> Step:
+        recover = self.spec.recover
+        if recover is None:
+            raise SpecError("the spec has no recover section", "add one, see build/demo.yaml")
+        inputs = {"data": self.data, "summaries": self.summaries, "student": self.pruned}
+        if recover.teacher == "finetuned":
+            inputs["teacher"] = self.finetuned
+        return Step(
+            kind="recovered",
+            title="recovery",
+            settings=recover.settings(),
+            inputs=inputs,
+            make=partial(make.finetuned, recover, None),
+            tools=TRAINING,
+        )
+
+    @property
+    def served(self) -> Step:
+        """The checkpoint that is served: the last one that the spec asks for."""
+        if self.spec.recover is not None:
+            return self.recovered
+        return self.pruned if self.spec.prune is not None else self.finetuned
+
+    @cached_property
+    def engine(self) -> Step:
+        return Step(
+            kind="engine",
+            title="engine",
+            settings=self.spec.engine.settings(),
+            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.served},
+            make=partial(make.engine, self.spec.engine),
+            tools=(*TRAINING, "openvino", "nncf"),
+            extra="local",
+        )
+
+    @cached_property
+    def repository(self) -> Step:
+        return Step(
+            kind="repository",
+            title="model repository",
+            settings=self.spec.repository.settings() | {"stages": make.stages_hash()},
+            inputs={
+                "engine": self.engine,
+                "summaries": self.summaries,
+                "checkpoint": self.served,
+            },
+            make=partial(make.repository, self.spec),
+        )
+
+    def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:
+        """The scores of one row of the quality table.
+
+        `full_queries` restricts the row to the few queries that are also scored on full texts;
+        `full_text` scores those texts instead of summaries.
+        """
+        evaluate = self.spec.evaluate
+        few = full_text or full_queries
+        settings: dict[str, Any] = {
+            "row": row,
+            "split": evaluate.split,
+            "seed": evaluate.seed,
+            "queries": evaluate.full_text_queries if few else evaluate.queries,
+            "full_text_tokens": evaluate.full_text_tokens if full_text else None,
+        }
+        inputs: dict[str, Step] = {"data": self.data, "summaries": self.summaries}
+        tools: tuple[str, ...] = ()
+        if row in ("base", "finetuned", "pruned", "recovered"):
+            inputs["checkpoint"] = getattr(self, row)
+            settings["dtype"] = evaluate.dtype
+            tools = TRAINING
+        elif row == "engine":
+            inputs |= {"checkpoint": self.served, "engine": self.engine}
+            tools = ("openvino",)
+        elif row == "served":
+            inputs |= {"checkpoint": self.served, "repository": self.repository}
+        return Step(
+            kind="scores",
+            title=f"scores: {row}" + (", full text" if full_text else ""),
+            settings=settings,
+            inputs=inputs,
+            make=partial(make.scores, settings),
+            tools=tools,
+        )
+
+
+def _local_checkpoint(source: str) -> Path | None:
+    """The directory of a local base model, None for the packaged one."""
+    if source == "smollm2-135m-instruct":
+        return None
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise SpecError(
+            f"base.source {source!r} is neither smollm2-135m-instruct nor a directory",
+            "give the path of a Hugging Face checkpoint",
+        )
+    return path
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
+
+
+def _hash_directory(path: Path) -> Mapping[str, str]:
+    names = ("config.json", "tokenizer.json")
+    files = [path / name for name in names if (path / name).is_file()]
+    return {file.name: hash_file(file) for file in [*files, *sorted(path.glob("*.safetensors"))]}

@@ -1,0 +1,414 @@
+"""What each step does with its inputs: read artifacts, call the library, write the draft.
+
+Heavy packages (torch, transformers, openvino) are imported by the step that needs them, so that
+planning and the client stay light.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from control.artifacts import Artifact, ArtifactStore
+from control.data.bm25 import Bm25
+from control.data.example_set import ExampleSettings, build_example_set
+from control.data.labelled import read_labelled, read_own_set, write_labelled
+from control.data.onet import read_occupations
+from control.data.packaged import ONET_TASKS, SMOLLM2_135M, fetch
+from control.errors import ArtifactError
+from control.hashing import hash_file, hash_value
+from control.pipeline.steps import Making
+from control.ranker.checkpoint import (
+    Checkpoint,
+    copy_ranker_files,
+    open_checkpoint,
+    write_ranker,
+)
+from control.ranker.corpus import (
+    EncodedQuery,
+    FullTextItems,
+    JobItems,
+    SummaryItems,
+    encode_pairs,
+    sample_queries,
+)
+from control.ranker.prompt import PromptTemplate
+from control.shipped import shipped
+from control.spec import (
+    BundleSpec,
+    EngineSpec,
+    JsonlData,
+    OnetData,
+    PromptSpec,
+    PruneSpec,
+    SummarizeSpec,
+    TrainSpec,
+)
+from control.store.summaries import SummaryStore
+from control.summarize.build_store import STORE_FOLDER, SummarySettings, build_store
+
+CHECKPOINT_FOLDER = "checkpoint"
+SCORES_FILE = "scores.jsonl"
+
+
+def onet_data(spec: OnetData, making: Making) -> None:
+    table = spec.table or fetch(ONET_TASKS, downloads(making.store))
+    occupations = read_occupations(table)
+    if spec.occupations is not None:
+        occupations = occupations.thinned(spec.occupations)
+    labelled = build_example_set(
+        occupations,
+        ExampleSettings(
+            seed=spec.seed,
+            postings_per_occupation=spec.postings_per_occupation,
+            queries_per_occupation=spec.queries_per_occupation,
+            candidates={
+                "train": spec.candidates.train,
+                "dev": spec.candidates.dev,
+                "test": spec.candidates.test,
+            },
+            test_share=spec.test_share,
+            dev_share=spec.dev_share,
+        ),
+    )
+    making.draft.figures.update(write_labelled(making.draft.path, labelled))
+    making.draft.figures["attribution"] = ONET_TASKS.attribution
+
+
+def own_data(spec: JsonlData, making: Making) -> None:
+    labelled = read_own_set(
+        spec.jobs, spec.pairs, test_share=spec.test_share, dev_share=spec.dev_share, seed=spec.seed
+    )
+    making.draft.figures.update(write_labelled(making.draft.path, labelled))
+
+
+def base_model(local: Path | None, prompt: PromptSpec, making: Making) -> None:
+    from control.ranker.base_model import import_directory, import_gguf
+
+    folder = making.draft.path / CHECKPOINT_FOLDER
+    folder.mkdir()
+    if local is None:
+        import_gguf(fetch(SMOLLM2_135M, downloads(making.store)), folder)
+    else:
+        import_directory(local, folder)
+    template = PromptTemplate(
+        prefix=prompt.prefix, closing=prompt.closing, yes=prompt.yes, no=prompt.no
+    )
+    checkpoint = write_ranker(
+        folder,
+        template,
+        max_item_tokens=prompt.max_item_tokens,
+        max_query_tokens=prompt.max_query_tokens,
+    )
+    making.draft.figures.update(
+        {
+            "family": checkpoint.geometry.family,
+            "blocks": checkpoint.geometry.blocks,
+            "ffn": checkpoint.geometry.ffn,
+            "labels": {"yes": checkpoint.labels.yes, "no": checkpoint.labels.no},
+            "prompt_hash": template.hash,
+            "tokenizer_hash": checkpoint.prompt.tokenizer_hash,
+        }
+    )
+
+
+def summaries(spec: SummarizeSpec, making: Making) -> None:
+    labelled = read_labelled(making.inputs["data"].path)
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    settings = SummarySettings(
+        method=spec.method,
+        budget_tokens=spec.budget_tokens,
+        tokenizer_hash=checkpoint.prompt.tokenizer_hash,
+    )
+    earlier = _earlier_store(making, settings)
+    trained_on = sorted({pair.job_id for pair in labelled.pairs["train"]})
+    figures = build_store(
+        labelled.jobs,
+        trained_on,
+        checkpoint.encoder(),
+        settings,
+        making.draft.path,
+        earlier.path if earlier else None,
+        lambda done, total: making.watcher.progress(done, total, "jobs"),
+    )
+    figures["earlier_store"] = earlier.key if earlier else None
+    making.draft.figures.update(figures)
+
+
+def finetuned(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
+    from control.ranker.reference import load_model
+    from control.train.sft import TrainSettings, train
+
+    student = checkpoint_of(making.inputs["student"])
+    teacher = None
+    if "teacher" in making.inputs:
+        teacher = load_model(checkpoint_of(making.inputs["teacher"]))
+    elif teacher_path is not None:
+        teacher = load_model(open_checkpoint(teacher_path))
+    queries = _queries(making, student, "train", None, 0)
+    model = load_model(student)
+    settings = TrainSettings(
+        steps=spec.steps,
+        queries_per_step=spec.queries_per_step,
+        items_per_query=spec.items_per_query,
+        learning_rate=spec.learning_rate,
+        warmup_steps=spec.warmup_steps,
+        weight_decay=spec.weight_decay,
+        seed=spec.seed,
+        checkpoint_every=spec.checkpoint_every,
+    )
+    figures = train(
+        model,
+        student.labels,
+        queries,
+        settings,
+        making.draft.work,
+        lambda step, steps, loss: making.watcher.progress(step, steps, f"KL {loss:.3f}"),
+        teacher,
+    )
+    _save(model, student, making)
+    making.draft.figures.update(figures)
+
+
+def pruned(spec: PruneSpec, making: Making) -> None:
+    from control.compress.structured import PruneSettings, prune_model
+    from control.ranker.reference import load_model
+
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    queries = _queries(making, checkpoint, "train", None, 0)
+    prompts = [np.concatenate([one.prefix, item]) for one in queries for item in one.items]
+    random.Random(spec.seed).shuffle(prompts)
+    model = load_model(checkpoint)
+    figures = prune_model(
+        model,
+        prompts[: spec.calibration_prompts],
+        PruneSettings(
+            ffn=spec.ffn,
+            blocks=spec.blocks,
+            method=spec.method,
+            damping=spec.damping,
+            neurons_per_round=spec.neurons_per_round,
+        ),
+        lambda block, blocks: making.watcher.progress(block, blocks, "blocks"),
+    )
+    _save(model, checkpoint, making)
+    making.draft.figures.update(figures)
+
+
+def engine(spec: EngineSpec, making: Making) -> None:
+    from control.engine.openvino_build import OpenVinoSettings, build_openvino
+    from control.engine.parity import Tolerance
+
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    calibration = _take(_queries(making, checkpoint, "train", None, 1), spec.calibration_prompts)
+    split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
+    held_out = _take(_queries(making, checkpoint, split, None, 1), spec.parity.pairs, per_query=16)
+    figures = build_openvino(
+        checkpoint,
+        OpenVinoSettings(
+            precision=spec.precision,
+            smooth_quant_alpha=spec.smooth_quant_alpha,
+            max_batch_items=spec.max_batch_items,
+        ),
+        calibration,
+        held_out,
+        Tolerance(
+            max_mean_abs_dp=spec.parity.max_mean_abs_dp,
+            max_abs_dp=spec.parity.max_abs_dp,
+            min_pair_order=spec.parity.min_pair_order,
+        ),
+        making.draft.path,
+        lambda note: making.watcher.progress(0, 0, note),
+    )
+    making.draft.figures.update(figures)
+
+
+def repository(spec: BundleSpec, making: Making) -> None:
+    from control.repo.generate import RepositorySettings, render_configs, write_repository
+
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    given = spec.repository
+    identity = {
+        "bundle": spec.name,
+        "engine": making.inputs["engine"].key,
+        "engine_target": spec.engine.target,
+        "precision": spec.engine.precision,
+        "checkpoint": making.inputs["checkpoint"].key,
+        "summaries": making.inputs["summaries"].key,
+        "prompt_hash": checkpoint.prompt.template.hash,
+        "tokenizer_hash": checkpoint.prompt.tokenizer_hash,
+        "max_item_tokens": str(checkpoint.prompt.max_item_tokens),
+        "max_query_tokens": str(checkpoint.prompt.max_query_tokens),
+    }
+    settings = RepositorySettings(
+        max_batch_size=given.max_batch_size,
+        max_queue_delay_us=given.max_queue_delay_us,
+        max_queue_size=given.max_queue_size,
+        queue_timeout_us=given.queue_timeout_us,
+        max_items=given.max_items,
+        threads=given.threads,
+    )
+    write_repository(
+        making.draft.path,
+        render_configs(settings, identity),
+        engine=making.inputs["engine"].path,
+        checkpoint=checkpoint.path,
+        store=making.inputs["summaries"].path / STORE_FOLDER,
+    )
+    making.draft.figures.update(identity)
+
+
+def scores(settings: Mapping[str, Any], making: Making) -> None:
+    """Score the evaluation pairs by the row's scorer: P(relevant), or BM25 scores."""
+    labelled = read_labelled(making.inputs["data"].path)
+    pairs = sample_queries(
+        labelled.pairs[settings["split"]], settings["queries"], settings["seed"]
+    )
+    row = settings["row"]
+    tokens = 0
+    if row == "bm25":
+        index = Bm25(labelled.jobs)
+        found = [index.scores(pair.query, [pair.job_id])[0] for pair in pairs]
+    elif row == "served":
+        found = _served_scores(pairs, making)
+    else:
+        checkpoint = checkpoint_of(making.inputs["checkpoint"])
+        with SummaryStore(making.inputs["summaries"].path / STORE_FOLDER) as store:
+            encoder = checkpoint.encoder(settings["full_text_tokens"])
+            items: JobItems = SummaryItems(encoder, store)
+            if settings["full_text_tokens"]:
+                items = FullTextItems(encoder, labelled.jobs)
+            queries = encode_pairs(pairs, encoder, items)
+        # encode_pairs groups by query; pairs must follow in the same order.
+        pairs = [pair for one in queries for pair in pairs if pair.query == one.query]
+        tokens = sum(len(one.prefix) + len(item) for one in queries for item in one.items)
+        if row == "engine":
+            found = _engine_scores(queries, making)
+        else:
+            found = _reference_scores(checkpoint, queries, settings["dtype"], making)
+    with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
+        for pair, score in zip(pairs, found, strict=True):
+            record = {"query": pair.query, "job_id": pair.job_id, "grade": pair.grade}
+            stream.write(json.dumps(record | {"score": score}, ensure_ascii=False) + "\n")
+    making.draft.figures.update({"pairs": len(pairs), "prompt_tokens": tokens})
+
+
+def checkpoint_of(artifact: Artifact) -> Checkpoint:
+    """The checkpoint inside an artifact of kind base, finetuned, pruned or recovered."""
+    return open_checkpoint(artifact.path / CHECKPOINT_FOLDER)
+
+
+def downloads(store: ArtifactStore) -> Path:
+    """Where packaged files are kept: `CONTROL_DOWNLOADS`, else inside the artifact store."""
+    named = os.environ.get("CONTROL_DOWNLOADS")
+    return Path(named) if named else store.root / "downloads"
+
+
+def stages_hash() -> str:
+    """Hash of the Triton stages' code, which is part of a repository."""
+    files = sorted(shipped("model_repository").glob("*/1/model.py"))
+    return hash_value({file.parent.parent.name: hash_file(file) for file in files})[:16]
+
+
+def _earlier_store(making: Making, settings: SummarySettings) -> Artifact | None:
+    """The newest readable store with the same settings."""
+    for artifact in making.store.all("summaries"):
+        same = artifact.manifest["settings"] == {
+            "method": settings.method,
+            "budget_tokens": settings.budget_tokens,
+        }
+        if not same:
+            continue
+        try:
+            with SummaryStore(artifact.path / STORE_FOLDER) as store:
+                if store.identity().get("tokenizer_hash") == settings.tokenizer_hash:
+                    return artifact
+        except ArtifactError:
+            continue
+    return None
+
+
+def _queries(
+    making: Making, checkpoint: Checkpoint, split: str, count: int | None, seed: int
+) -> list[EncodedQuery]:
+    """A split's queries on summaries, in an order that the seed decides."""
+    labelled = read_labelled(making.inputs["data"].path)
+    pairs = sample_queries(labelled.pairs[split], count, seed)  # type: ignore[index]
+    encoder = checkpoint.encoder()
+    with SummaryStore(making.inputs["summaries"].path / STORE_FOLDER) as store:
+        queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
+    random.Random(seed).shuffle(queries)
+    return queries
+
+
+def _take(queries: list[EncodedQuery], pairs: int, per_query: int = 4) -> list[EncodedQuery]:
+    """The first queries that together hold `pairs` items, at most `per_query` of each."""
+    taken: list[EncodedQuery] = []
+    left = pairs
+    for one in queries:
+        if left <= 0:
+            break
+        taken.append(one.head(min(per_query, left)))
+        left -= len(taken[-1].items)
+    return taken
+
+
+def _save(model: Any, source: Checkpoint, making: Making) -> None:
+    folder = making.draft.path / CHECKPOINT_FOLDER
+    model.save_pretrained(folder)
+    copy_ranker_files(source.path, folder)
+    open_checkpoint(folder)
+
+
+def _reference_scores(
+    checkpoint: Checkpoint, queries: list[EncodedQuery], dtype: Any, making: Making
+) -> list[float]:
+    from control.ranker.reference import ReferenceScorer
+
+    prompts = [np.concatenate([one.prefix, item]) for one in queries for item in one.items]
+    scorer = ReferenceScorer(checkpoint, dtype)
+    found = scorer.probabilities(
+        prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
+    )
+    return [float(score) for score in found]
+
+
+def _engine_scores(queries: list[EncodedQuery], making: Making) -> list[float]:
+    from control.engine.openvino_runtime import OpenVinoEngine
+    from control.ranker.probability import probability
+
+    loaded = OpenVinoEngine(making.inputs["engine"].path)
+    found: list[float] = []
+    for number, one in enumerate(queries, start=1):
+        found += probability(loaded.logits(one.prefix, one.items)).tolist()
+        making.watcher.progress(number, len(queries), "queries")
+    return found
+
+
+def _served_scores(pairs: list[Any], making: Making) -> list[float]:
+    from control.client.client import JobRef, RankClient
+    from control.data.records import group_by_query
+    from control.serve.server import Ports, Server
+
+    scored: dict[tuple[str, str], float] = {}
+    groups = group_by_query(pairs)
+    ports = Ports(grpc=0, http=0, metrics=0)
+    repository_path = making.inputs["repository"].path
+    with Server(repository_path, ports) as server, RankClient(server.url) as client:
+        for number, (query, group) in enumerate(groups.items(), start=1):
+            answer = client.score(query, [JobRef(job_id=pair.job_id) for pair in group])
+            for item in answer:
+                if not item.status.scored:
+                    raise ArtifactError(
+                        f"the server did not score job {item.job_id!r}: {item.status.name}",
+                        "run `control summarize` and `control repo` again",
+                    )
+                scored[query, item.job_id] = item.score
+            making.watcher.progress(number, len(groups), "queries over gRPC")
+    return [scored[pair.query, pair.job_id] for pair in pairs]

@@ -1,0 +1,84 @@
+"""The rows of a bundle's quality table: which stages are scored, on which texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from control.artifacts import ArtifactStore
+from control.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from control.pipeline.bundle import Bundle, Row
+from control.pipeline.make import CHECKPOINT_FOLDER, SCORES_FILE
+from control.pipeline.steps import Step, Watcher, run
+from control.ranker.weights import count_parameters
+
+NAMES: dict[Row, str] = {
+    "bm25": "BM25",
+    "base": "base, zero-shot",
+    "finetuned": "fine-tuned",
+    "pruned": "pruned, not recovered",
+    "recovered": "pruned + recovered",
+    "engine": "engine",
+    "served": "engine, served over gRPC",
+}
+REFERENCE: Row = "finetuned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityPlan:
+    """The steps of the table: rows on summaries, and rows on the few full-text queries."""
+
+    rows: dict[Row, Step]
+    few_rows: dict[tuple[Row, str], Step]
+
+
+def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
+    """The rows that a spec has. `served` scores through a server, else the engine in-process."""
+    rows: list[Row] = ["bm25", "base", "finetuned"]
+    if bundle.spec.prune is not None:
+        rows.append("pruned")
+    if bundle.spec.recover is not None:
+        rows.append("recovered")
+    rows.append("served" if served else "engine")
+    few: dict[tuple[Row, str], Step] = {}
+    if bundle.spec.evaluate.full_text_queries:
+        last: Row = rows[-2]
+        few = {
+            ("finetuned", "full"): bundle.scores("finetuned", full_text=True),
+            ("finetuned", "summary"): bundle.scores("finetuned", full_queries=True),
+            (last, "full"): bundle.scores(last, full_text=True),
+            (last, "summary"): bundle.scores(last, full_queries=True),
+        }
+    return QualityPlan(rows={row: bundle.scores(row) for row in rows}, few_rows=few)
+
+
+def measure_quality(
+    bundle: Bundle, plan: QualityPlan, store: ArtifactStore, watcher: Watcher
+) -> tuple[list[QualityRow], list[QualityRow]]:
+    """Score every row and compute the two tables (the second is empty without full texts)."""
+    evaluate = bundle.spec.evaluate
+    rows = [_scored(row, "summary", step, store, watcher) for row, step in plan.rows.items()]
+    few = [
+        _scored(row, text, step, store, watcher) for (row, text), step in plan.few_rows.items()
+    ]
+    main = quality_table(rows, NAMES[REFERENCE], evaluate.bootstrap, evaluate.seed)
+    if not few:
+        return main, []
+    return main, quality_table(few, NAMES[REFERENCE], evaluate.bootstrap, evaluate.seed)
+
+
+def _scored(row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watcher) -> ScoredRow:
+    artifact = run(step, store, watcher)
+    tokens = artifact.figures["prompt_tokens"]
+    parameters = None
+    if "checkpoint" in step.inputs:
+        before = step.inputs["checkpoint"]
+        folder = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
+        parameters = count_parameters(folder)["total"]
+    return ScoredRow(
+        name=NAMES[row],
+        text="full" if row == "bm25" else text,
+        listings=read_scores(artifact.path / SCORES_FILE),
+        parameters=parameters,
+        prompt_tokens=tokens / artifact.figures["pairs"] if tokens else None,
+        probabilistic=row != "bm25",
+    )
