@@ -294,7 +294,9 @@ def _explain(error: ValidationError, name: str) -> tuple[str, str]:
         elif fault["type"] != "value_error":
             text = f"{text} (got {fault['input']!r})"
         lines.append(f"{where}: {text}" if where else text)
-    return f"{name}: " + "; ".join(lines), hint or "correct the value; `control spec` shows all keys"
+    return f"{name}: " + "; ".join(
+        lines
+    ), hint or "correct the value; `control spec` shows all keys"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -30,7 +30,11 @@ from control.errors import DataError, ScoreError
 @click.option("--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL")
 @click.option("--top", type=int, default=0, help="show only the best N; 0: all")
 @click.option(
-    "--timeout", "timeout_s", type=float, default=DEFAULT_TIMEOUT_S, show_default=True,
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
     help="seconds for the whole call",
 )
 @json_option
@@ -115,7 +119,9 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise DataError(f"{name}:{number}: not JSON: {error}", "one object a line") from error
+                raise DataError(
+                    f"{name}:{number}: not JSON: {error}", "one object a line"
+                ) from error
         jobs.append(_job(value, name, number))
     return None, jobs
 

@@ -115,9 +115,7 @@ class RankClient:
         inputs = build_inputs(query, jobs)
         outputs = [triton.InferRequestedOutput(name) for name in ("score", "status")]
         reply = self._call(
-            lambda left: self._client.infer(
-                MODEL, inputs, outputs=outputs, client_timeout=left
-            ),
+            lambda left: self._client.infer(MODEL, inputs, outputs=outputs, client_timeout=left),
             deadline,
         )
         return reply.as_numpy("score")[0], reply.as_numpy("status")[0]

@@ -65,10 +65,7 @@ def prune_neurons(
         kept = _greedy(hessian, weights, keep, per_round)
     else:
         kept = _largest(gram, weights, keep)
-    if method == "magnitude":
-        fitted = weights[kept]
-    else:
-        fitted = refit(hessian, weights, kept)
+    fitted = weights[kept] if method == "magnitude" else refit(hessian, weights, kept)
     return Pruned(
         kept=kept, weights=fitted, relative_error=relative_error(gram, weights, kept, fitted)
     )
@@ -91,9 +88,7 @@ def relative_error(
     return float(np.sum(change * (gram @ change))) / total if total else 0.0
 
 
-def _greedy(
-    hessian: Matrix, weights: Matrix, keep: int, per_round: int
-) -> npt.NDArray[np.intp]:
+def _greedy(hessian: Matrix, weights: Matrix, keep: int, per_round: int) -> npt.NDArray[np.intp]:
     inverse = np.linalg.inv(hessian)
     current = weights.copy()
     alive = np.ones(len(weights), dtype=bool)

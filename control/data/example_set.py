@@ -14,7 +14,7 @@ from control.data.bm25 import Bm25
 from control.data.onet import Occupation, Occupations
 from control.data.postings import HeldOut, hold_out, posting
 from control.data.queries import Query, queries_for
-from control.data.records import SPLITS, Job, Pair, Split
+from control.data.records import SPLITS, Job, LabelledSet, Pair, Split
 from control.data.relevance import grade_of, relation
 
 RETRIEVED_SHARE = 0.375
@@ -31,14 +31,6 @@ class ExampleSettings:
     candidates: Mapping[Split, int]
     test_share: float
     dev_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledSet:
-    """Jobs by id, and pairs by split; pairs of one query stand together."""
-
-    jobs: dict[str, Job]
-    pairs: dict[Split, list[Pair]]
 
 
 def build_example_set(table: Occupations, settings: ExampleSettings) -> LabelledSet:

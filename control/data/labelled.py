@@ -7,8 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from control.data.example_set import LabelledSet
-from control.data.records import SPLITS, Job, Pair, Split, read_jobs, read_pairs, write_jsonl
+from control.data.records import (
+    SPLITS,
+    Job,
+    LabelledSet,
+    Pair,
+    Split,
+    read_jobs,
+    read_pairs,
+    write_jsonl,
+)
 from control.errors import DataError
 
 JOBS_FILE = "jobs.jsonl"

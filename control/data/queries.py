@@ -1,4 +1,4 @@
-"""Example queries: a title in a person's form, a work activity, two of them, or title + activity."""
+"""Example queries: a title in a person's form, a work activity, two of them, or both kinds."""
 
 from __future__ import annotations
 

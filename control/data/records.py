@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,6 +52,14 @@ class Pair(BaseModel):
     def target(self) -> float:
         """The soft target P(relevant): grade / 4 (paper, section on training; design.md 2)."""
         return self.grade / MAX_GRADE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """Jobs by id, and pairs by split; pairs of one query stand together."""
+
+    jobs: dict[str, Job]
+    pairs: dict[Split, list[Pair]]
 
 
 Record = TypeVar("Record", Job, Pair)

@@ -23,14 +23,14 @@ def phrases() -> dict[str, list[str]]:
 def singular(noun: str) -> str:
     """The singular of an English plural as occupation titles use it."""
     low = noun.lower()
+    if low.endswith("men"):
+        return noun[:-3] + "man"
     if low in _KEEP or low.endswith("ss") or not low.endswith("s"):
         return noun
     if low.endswith("ies"):
         return noun[:-3] + "y"
     if low.endswith(("sses", "ches", "shes", "xes")):
         return noun[:-2]
-    if low.endswith("men"):
-        return noun[:-3] + "man"
     return noun[:-1]
 
 

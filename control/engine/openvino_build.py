@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,14 +51,11 @@ def build_openvino(
 
     Raises ParityError when the scores on the held-out pairs leave the tolerance.
     """
-    logging.getLogger("nncf").setLevel(logging.WARNING)
     report("trace")
     prefix_graph, items_graph = export_graphs(checkpoint)
     if settings.precision == "int8":
         report("calibrate INT8")
-        items_graph = quantize(
-            items_graph, prefix_graph, calibration, settings.smooth_quant_alpha
-        )
+        items_graph = quantize(items_graph, prefix_graph, calibration, settings.smooth_quant_alpha)
     elif settings.precision == "int8-weights":
         items_graph = quantize_weights(items_graph)
     half = settings.precision != "float32"

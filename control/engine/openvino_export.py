@@ -10,6 +10,9 @@ prefix, whose pass is paid once per query and stays in bfloat16.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,9 @@ def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
     }
     with torch.no_grad():
         prefix_graph = ov.convert_model(
-            _PrefixPass(model), example_input={"ids": ids}, input=[("ids", ov.PartialShape([1, -1]))]
+            _PrefixPass(model),
+            example_input={"ids": ids},
+            input=[("ids", ov.PartialShape([1, -1]))],
         )
         items_graph = ov.convert_model(
             _ItemsPass(model, head),
@@ -94,7 +99,9 @@ def quantize_weights(items_graph: Any) -> Any:
     """INT8 weights per output channel; activations are quantised at run time."""
     import nncf
 
-    return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
 def quantize(
@@ -108,22 +115,23 @@ def quantize(
     import nncf
 
     inputs = list(calibration_inputs(prefix_graph, queries))
-    return nncf.quantize(
-        items_graph,
-        nncf.Dataset(inputs),
-        subset_size=len(inputs),
-        model_type=nncf.ModelType.TRANSFORMER,
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        ignored_scope=nncf.IgnoredScope(patterns=[".*down_proj.*"]),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
-        ),
-    )
+    nncf.set_log_level(logging.ERROR)
+    # NNCF draws its progress on stdout, which belongs to results.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(
+            items_graph,
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(patterns=[".*down_proj.*"]),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+            ),
+        )
 
 
-def calibration_inputs(
-    prefix_graph: Any, queries: Sequence[EncodedQuery]
-) -> Iterable[ItemInputs]:
+def calibration_inputs(prefix_graph: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
     """Inputs of the items graph for real queries and items, without padding rows."""
     prefix_pass = ov.Core().compile_model(prefix_graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for query in queries:
@@ -144,5 +152,3 @@ def save_graph(graph: Any, path: Path, *, half_weights: bool) -> None:
 def _name(graph: Any, name: str, output: str) -> None:
     graph.set_friendly_name(name)
     graph.output(0).get_tensor().set_names({output})
-
-

@@ -101,9 +101,7 @@ def ndcg_difference(
 
 def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
     """AUC with its interval over at most 300 resamples (each needs a sort of all pairs)."""
-    sampled = [
-        auc_top_against_zero([listings[index] for index in draw]) for draw in draws[:300]
-    ]
+    sampled = [auc_top_against_zero([listings[index] for index in draw]) for draw in draws[:300]]
     return _interval(auc_top_against_zero(listings), np.array(sampled))
 
 

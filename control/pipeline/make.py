@@ -267,9 +267,7 @@ def repository(spec: BundleSpec, making: Making) -> None:
 def scores(settings: Mapping[str, Any], making: Making) -> None:
     """Score the evaluation pairs by the row's scorer: P(relevant), or BM25 scores."""
     labelled = read_labelled(making.inputs["data"].path)
-    pairs = sample_queries(
-        labelled.pairs[settings["split"]], settings["queries"], settings["seed"]
-    )
+    pairs = sample_queries(labelled.pairs[settings["split"]], settings["queries"], settings["seed"])
     row = settings["row"]
     tokens = 0
     if row == "bm25":

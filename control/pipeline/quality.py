@@ -57,9 +57,7 @@ def measure_quality(
     """Score every row and compute the two tables (the second is empty without full texts)."""
     evaluate = bundle.spec.evaluate
     rows = [_scored(row, "summary", step, store, watcher) for row, step in plan.rows.items()]
-    few = [
-        _scored(row, text, step, store, watcher) for (row, text), step in plan.few_rows.items()
-    ]
+    few = [_scored(row, text, step, store, watcher) for (row, text), step in plan.few_rows.items()]
     main = quality_table(rows, NAMES[REFERENCE], evaluate.bootstrap, evaluate.seed)
     if not few:
         return main, []

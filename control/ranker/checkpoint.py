@@ -175,9 +175,7 @@ def open_prompt(path: Path) -> Prompt:
             f"{path}: label ids {written} in {RANKER_FILE}, tokenizer says {labels}",
             "import the checkpoint again",
         )
-    return Prompt(
-        path=path, template=template, labels=labels, tokenizer_hash=recorded, **limits
-    )
+    return Prompt(path=path, template=template, labels=labels, tokenizer_hash=recorded, **limits)
 
 
 def copy_ranker_files(source: Path, target: Path) -> None:

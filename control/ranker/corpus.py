@@ -92,9 +92,7 @@ def encode_pairs(
     return encoded
 
 
-def sample_queries(
-    pairs: Sequence[Pair], count: int | None, seed: int
-) -> list[Pair]:
+def sample_queries(pairs: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:
     """The pairs of `count` queries drawn by a seed (all when None), in their original order."""
     queries = list(group_by_query(pairs))
     if count is None or count >= len(queries):

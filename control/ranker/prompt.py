@@ -140,14 +140,10 @@ class PromptEncoder:
 
     def _literal(self, text: str) -> Ids:
         self._tokenizer.encode_special_tokens = False
-        return np.array(
-            self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32
-        )
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def _text(self, text: str) -> Ids:
         self._tokenizer.encode_special_tokens = True
         # A lone surrogate cannot be encoded as UTF-8; it can only come from a broken client.
         clean = text.encode("utf-8", "replace").decode("utf-8")
-        return np.array(
-            self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=np.int32
-        )
+        return np.array(self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=np.int32)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from control.errors import RepositoryError
+from control.hashing import hash_value
 from control.ranker.checkpoint import RANKER_FILE
 from control.repo.graph import check_ensemble
 from control.repo.pbtxt import (
@@ -94,7 +95,11 @@ def render_configs(
             ),
         ),
         max_batch_size=settings.max_batch_size,
-        parameters={**identity, "max_items": str(settings.max_items)},
+        parameters={
+            **identity,
+            "settings": hash_value(asdict(settings))[:16],
+            "max_items": str(settings.max_items),
+        },
     )
     return {"prepare": prepare, "ranker": ranker, ENSEMBLE: rank}
 

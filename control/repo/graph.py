@@ -35,9 +35,7 @@ def check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> 
 
 def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> list[str]:
     faults: list[str] = []
-    edges = {
-        tensor.name: _edge(tensor, f"input {tensor.name!r}") for tensor in ensemble.input
-    }
+    edges = {tensor.name: _edge(tensor, f"input {tensor.name!r}") for tensor in ensemble.input}
     used: set[str] = set()
     for step in ensemble.ensemble_scheduling.step:
         model = models.get(step.model_name)

@@ -42,7 +42,9 @@ def locate_tritonserver(work: Path) -> Installation:
             raise MissingDependencyError(
                 f"TRITONSERVER={named} is not an executable file", "correct or unset the variable"
             )
-        return Installation(binary=Path(named), origin="TRITONSERVER", environment=_interpreter_first())
+        return Installation(
+            binary=Path(named), origin="TRITONSERVER", environment=_interpreter_first()
+        )
     found = shutil.which("tritonserver") or (
         str(CONTAINER_BINARY) if CONTAINER_BINARY.exists() else None
     )

@@ -40,9 +40,7 @@ class SummaryStore:
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
         if not write and not (path / "data.mdb").is_file():
-            raise ArtifactError(
-                f"no summary store at {path}", "make it with `control summarize`"
-            )
+            raise ArtifactError(f"no summary store at {path}", "make it with `control summarize`")
         self._env = lmdb.open(
             str(path), map_size=MAP_SIZE, max_dbs=4, readonly=not write, lock=write, sync=write
         )

@@ -118,9 +118,7 @@ def summarize(job: Job, salience: Salience, budget: int, count_tokens: CountToke
     return Summary(text=text, tokens=count_tokens(text), source_tokens=source_tokens)
 
 
-def _cover(
-    words: list[set[str]], costs: list[int], salience: Salience, budget: int
-) -> list[int]:
+def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: int) -> list[int]:
     covered: set[str] = set()
     chosen: list[int] = []
     left = budget

@@ -63,7 +63,9 @@ def learning_rate_at(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def draw_batches(examples: Sequence[EncodedQuery], settings: TrainSettings) -> list[list[EncodedQuery]]:
+def draw_batches(
+    examples: Sequence[EncodedQuery], settings: TrainSettings
+) -> list[list[EncodedQuery]]:
     """The whole run's batches, from the seed alone: a resumed run sees what it would have seen.
 
     Within a query, items are drawn so that different targets meet: the training signal of a
@@ -107,7 +109,11 @@ def train(
         parameter.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        trained,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     first, losses = _resume(model, optimizer, settings, work)
     tokens, started = 0, time.monotonic()
@@ -138,7 +144,10 @@ def train(
 
 
 def _step(
-    model: nn.Module, labels: Labels, batch: Sequence[EncodedQuery], teacher: nn.Module | None = None
+    model: nn.Module,
+    labels: Labels,
+    batch: Sequence[EncodedQuery],
+    teacher: nn.Module | None = None,
 ) -> tuple[float, int]:
     """Forward and backward of one batch; returns its loss and the number of prompt tokens."""
     prefixes = pad_rows([example.prefix for example in batch])

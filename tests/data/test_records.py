@@ -1,0 +1,50 @@
+"""Reading jobs and pairs: errors name file, line and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from control.data.records import read_jobs, read_pairs
+from control.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"job_id": "a"}', "description"),
+        (b'{"job_id": "a", "description": "x", "titel": "y"}', "titel"),
+        (b'{"job_id": "", "description": "x"}', "job_id"),
+        (b"{", "not JSON"),
+        (b'{"job_id": "a\xff", "description": "x"}', "not UTF-8"),
+        (b'{"job_id": "' + b"x" * 501 + b'", "description": "x"}', "501 bytes"),
+    ],
+)
+def test_a_broken_job_is_named_by_line(tmp_path: Path, line: bytes, text: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(b'{"job_id": "ok", "description": "fine"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"jobs.jsonl:2") as caught:
+        read_jobs(path)
+    assert text in str(caught.value)
+
+
+def test_a_job_id_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"job_id": "a", "description": "x"}\n' * 2)
+    with pytest.raises(DataError, match="'a' appears twice"):
+        read_jobs(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n")
+    with pytest.raises(DataError, match="no jobs"):
+        read_jobs(path)
+
+
+def test_grades_stay_between_0_and_4(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"query": "q", "job_id": "a", "grade": 5}\n')
+    with pytest.raises(DataError, match="grade"):
+        read_pairs(path)

@@ -1,0 +1,87 @@
+"""The bundle spec: every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control.errors import SpecError
+from control.shipped import shipped
+from control.spec import load_spec, parse_spec
+
+DATA = {"source": "onet"}
+
+
+def broken(values: dict[str, Any]) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"name": "x", "data": DATA, **values}, Path())
+    return caught.value
+
+
+def test_the_shipped_spec_loads() -> None:
+    spec = load_spec(shipped("build/demo.yaml"))
+    assert spec.prune is not None
+    assert spec.recover is not None
+
+
+def test_an_unknown_key_names_the_nearest_known_one() -> None:
+    error = broken({"finetune": {"learnign_rate": 1.0}})
+    assert "finetune.learnign_rate" in error.message
+    assert "did you mean 'learning_rate'" in error.message
+    assert "steps" in error.hint
+
+
+def test_an_unknown_key_at_the_top_and_inside_data() -> None:
+    assert "did you mean 'engine'" in broken({"engin": {}}).message
+    error = broken({"data": {"source": "onet", "sed": 1}})
+    assert "did you mean 'seed'" in error.message
+
+
+def test_the_value_is_named() -> None:
+    assert "got -3" in broken({"finetune": {"steps": -3}}).message
+
+
+def test_a_width_that_is_no_multiple_of_64_names_its_neighbours() -> None:
+    message = broken({"prune": {"ffn": 1000}}).message
+    assert "1000" in message
+    assert "960 or 1024" in message
+
+
+def test_recover_without_prune_is_refused() -> None:
+    assert "needs a prune section" in broken({"recover": {}}).message
+
+
+def test_a_prompt_without_query_is_refused() -> None:
+    assert "{query}" in broken({"prompt": {"prefix": "hello"}}).message
+
+
+def test_all_faults_stand_in_one_message() -> None:
+    message = broken({"finetune": {"steps": 0}, "engin": {}}).message
+    assert "finetune.steps" in message
+    assert "engin" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"a: [", "not YAML"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "no mapping")],
+)
+def test_unreadable_files(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=text):
+        load_spec(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot read spec"):
+        load_spec(tmp_path / "none.yaml")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: x\ndata: {source: jsonl, jobs: j.jsonl, pairs: p.jsonl}\n")
+    spec = load_spec(path)
+    assert spec.data.source == "jsonl"
+    assert spec.data.jobs == tmp_path / "j.jsonl"
