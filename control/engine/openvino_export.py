@@ -10,8 +10,6 @@ prefix, whose pass is paid once per query and stays in bfloat16.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from control.ranker.checkpoint import Checkpoint
 from control.ranker.corpus import EncodedQuery
 from control.ranker.decoder import causal_mask, label_row, last_hidden, run_blocks
+from control.ranker.quiet import quiet
 from control.ranker.reference import load_model
 
 PREFIX_GRAPH = "prefix.xml"
@@ -75,7 +74,7 @@ def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
         "lengths": torch.tensor([7, 4]),
         "past": past,
     }
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         prefix_graph = ov.convert_model(
             _PrefixPass(model),
             example_input={"ids": ids},
@@ -100,7 +99,7 @@ def quantize_weights(items_graph: Any) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
@@ -117,7 +116,7 @@ def quantize(
     inputs = list(calibration_inputs(prefix_graph, queries))
     nncf.set_log_level(logging.ERROR)
     # NNCF draws its progress on stdout, which belongs to results.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         return nncf.quantize(
             items_graph,
             nncf.Dataset(inputs),

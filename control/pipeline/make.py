@@ -358,8 +358,11 @@ def _take(queries: list[EncodedQuery], pairs: int, per_query: int = 4) -> list[E
 
 
 def _save(model: Any, source: Checkpoint, making: Making) -> None:
+    from control.ranker.quiet import quiet
+
     folder = making.draft.path / CHECKPOINT_FOLDER
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     copy_ranker_files(source.path, folder)
     open_checkpoint(folder)
 

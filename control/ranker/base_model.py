@@ -11,6 +11,7 @@ from typing import Any
 
 from control.errors import CheckpointError
 from control.ranker.checkpoint import TOKENIZER_FILES, read_geometry
+from control.ranker.quiet import quiet
 
 
 def import_gguf(gguf: Path, target: Path) -> None:
@@ -22,15 +23,16 @@ def import_gguf(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    model.save_pretrained(target)
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    tokenizer.save_pretrained(target)
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(target)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer.save_pretrained(target)
 
 
 def import_directory(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from control.ranker.checkpoint import Checkpoint
 from control.ranker.decoder import label_row, pad_rows
 from control.ranker.probability import probability
 from control.ranker.prompt import Ids
+from control.ranker.quiet import quiet
 
 Precision = Literal["float32", "bfloat16"]
 Logits = npt.NDArray[np.float64]
@@ -30,13 +31,12 @@ def load_model(checkpoint: Checkpoint, precision: Precision = "float32") -> Any:
     Raises CheckpointError when the weights do not load.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint.path), dtype=getattr(torch, precision)
-        )
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(checkpoint.path), dtype=getattr(torch, precision)
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot load the weights of {checkpoint.path}: {error}", "import the checkpoint again"

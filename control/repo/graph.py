@@ -44,8 +44,8 @@ def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> list[st
             continue
         if model.max_batch_size < ensemble.max_batch_size:
             faults.append(
-                f"max_batch_size {ensemble.max_batch_size} is above {step.model_name!r}'s "
-                f"{model.max_batch_size}"
+                f"max_batch_size {ensemble.max_batch_size} is above that of "
+                f"{step.model_name!r} ({model.max_batch_size})"
             )
         faults += _input_faults(step, model, edges, used)
         faults += _output_faults(step, model, edges)

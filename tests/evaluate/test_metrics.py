@@ -1,0 +1,92 @@
+"""Metrics against hand-made numbers and scikit-learn's formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.evaluate.metrics import (
+    Listing,
+    auc_top_against_zero,
+    mean_abs_dp,
+    mean_ndcg,
+    ndcg_at_10,
+    ndcg_difference,
+    ndcg_interval,
+    pair_order_agreement,
+    resamples,
+)
+
+
+def listing(scores: list[float], grades: list[int]) -> Listing:
+    return Listing(scores=np.array(scores, float), grades=np.array(grades, float))
+
+
+def test_ndcg_by_hand() -> None:
+    found = ndcg_at_10(listing([0.2, 0.9, 0.5], [4, 0, 1]))
+    best = 15 + 1 / math.log2(3)
+    assert found == pytest.approx((1 / math.log2(3) + 15 / 2) / best)
+
+
+def test_ndcg_of_ties_does_not_depend_on_order() -> None:
+    a = ndcg_at_10(listing([0.5, 0.5, 0.5], [4, 0, 0]))
+    b = ndcg_at_10(listing([0.5, 0.5, 0.5], [0, 0, 4]))
+    assert a == pytest.approx(b)
+    assert a < 1
+
+
+def test_only_the_first_ten_count() -> None:
+    assert ndcg_at_10(listing([*range(20, 9, -1)], [0] * 10 + [4])) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4)), min_size=1, max_size=25))
+def test_ndcg_matches_scikit_learn(pairs: list[tuple[float, int]]) -> None:
+    from sklearn.metrics import ndcg_score
+
+    scores, grades = [p[0] for p in pairs], [p[1] for p in pairs]
+    found = ndcg_at_10(listing(scores, grades))
+    if not any(grades):
+        assert math.isnan(found)
+    elif len(pairs) > 1:
+        gains = [[2.0**grade - 1 for grade in grades]]
+        assert found == pytest.approx(ndcg_score(gains, [scores], k=10), abs=1e-9)
+
+
+def test_auc_counts_ties_half_and_ignores_middle_grades() -> None:
+    assert auc_top_against_zero([listing([0.9, 0.1, 0.5], [4, 0, 2])]) == 1.0
+    assert auc_top_against_zero([listing([0.5], [4]), listing([0.5, 0.1], [0, 0])]) == 0.75
+    assert math.isnan(auc_top_against_zero([listing([0.5], [4])]))
+
+
+def test_auc_matches_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    scores, grades = rng.integers(0, 20, 200) / 20, rng.choice([0, 4], 200)
+    found = auc_top_against_zero([listing(list(scores), list(grades))])
+    assert found == pytest.approx(roc_auc_score(grades == 4, scores))
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
+    rng = np.random.default_rng(1)
+    a = [listing(list(rng.random(12)), list(rng.integers(0, 5, 12))) for _ in range(60)]
+    b = [
+        Listing(scores=one.scores + rng.normal(scale=0.01, size=12), grades=one.grades) for one in a
+    ]
+    draws = resamples(60, 500, 0)
+    difference = ndcg_difference(a, b, draws)
+    single = ndcg_interval(a, draws)
+    assert difference.low <= 0 <= difference.high
+    assert difference.high - difference.low < 0.5 * (single.high - single.low)
+    assert single.value == pytest.approx(mean_ndcg(a))
+
+
+def test_dp_and_order() -> None:
+    a, b = [listing([0.9, 0.1, 0.12], [4, 0, 0])], [listing([0.1, 0.9, 0.12], [4, 0, 0])]
+    assert mean_abs_dp(a, b) == pytest.approx(1.6 / 3)
+    assert pair_order_agreement(a, a, 0.05) == 1
+    assert pair_order_agreement(a, b, 0.05) == 0

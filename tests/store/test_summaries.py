@@ -1,0 +1,49 @@
+"""The summary store on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from control.errors import ArtifactError
+from control.store.summaries import Entry, SummaryStore
+
+
+def entry(*ids: int) -> Entry:
+    return Entry(
+        summary="short", ids=np.array(ids, dtype=np.int32), summary_tokens=1, source_tokens=9
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    with SummaryStore(tmp_path, write=True) as store:
+        store.put(
+            {"a": ("k1", entry(1, 2)), "\u00e4/2": ("k2", entry(70_000)), "c": ("k1", entry(1, 2))}
+        )
+        store.set_identity({"tokenizer_hash": "t"})
+    with SummaryStore(tmp_path) as store:
+        assert len(store) == 3
+        assert sorted(store.job_ids()) == ["a", "c", "\u00e4/2"]
+        found = store.get("\u00e4/2")
+        assert found is not None
+        assert found.ids.tolist() == [70_000]
+        assert found.summary == "short"
+        ids = store.ids("c")
+        assert ids is not None
+        assert ids.tolist() == [1, 2]
+        assert store.identity() == {"tokenizer_hash": "t"}
+
+
+@pytest.mark.parametrize("job_id", ["", "unknown", "x" * 600, "\ud800"])
+def test_unknown_ids_are_none(tmp_path: Path, job_id: str) -> None:
+    with SummaryStore(tmp_path, write=True) as store:
+        store.put({"a": ("k1", entry(1))})
+    with SummaryStore(tmp_path) as store:
+        assert store.ids(job_id) is None
+
+
+def test_a_missing_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no summary store"):
+        SummaryStore(tmp_path / "none")

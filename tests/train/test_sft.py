@@ -1,0 +1,155 @@
+"""Training: the loss is the KL, it falls, and an interrupted run continues as if it had not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from control.errors import DataError
+from control.ranker.corpus import EncodedQuery
+from control.ranker.reference import load_model
+from control.train.sft import TrainSettings, bernoulli_kl, draw_batches, learning_rate_at, train
+
+
+def query(seed: int, items: int = 6) -> EncodedQuery:
+    rng = np.random.default_rng(seed)
+    return EncodedQuery(
+        query=f"q{seed}",
+        prefix=rng.integers(1, 900, 8).astype(np.int32),
+        items=tuple(rng.integers(1, 900, 20).astype(np.int32) for _ in range(items)),
+        job_ids=tuple(f"j{index}" for index in range(items)),
+        grades=tuple([4, 0, 2, 0, 0, 4][:items]),
+    )
+
+
+QUERIES = [query(seed) for seed in range(3)]
+
+
+def settings(**changes: Any) -> TrainSettings:
+    given: dict[str, Any] = {
+        "steps": 12,
+        "queries_per_step": 2,
+        "items_per_query": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+        "weight_decay": 0.0,
+        "seed": 0,
+        "checkpoint_every": 4,
+    }
+    return TrainSettings(**(given | changes))
+
+
+def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
+    targets = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    inside = torch.tensor([0.25, 0.5])
+    assert float(bernoulli_kl(torch.logit(inside), inside)) == pytest.approx(0, abs=1e-6)
+    logit, p = 0.3, 1 / (1 + math.exp(-0.3))
+    expected = np.mean(
+        [
+            sum(a * math.log(a / b) for a, b in ((t, p), (1 - t, 1 - p)) if a > 0)
+            for t in targets.tolist()
+        ]
+    )
+    found = float(bernoulli_kl(torch.full((4,), logit), targets))
+    assert found == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_batches_follow_the_seed_and_mix_grades() -> None:
+    batches = draw_batches(QUERIES, settings())
+    again = draw_batches(QUERIES, settings())
+    assert [[q.job_ids for q in b] for b in batches] == [[q.job_ids for q in b] for b in again]
+    for batch in batches:
+        for one in batch:
+            assert len(one.items) == 4
+            assert set(one.grades) == {0, 2, 4}
+    with pytest.raises(DataError, match="no training pairs"):
+        draw_batches([], settings())
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate_at(step, settings(steps=20)) for step in range(20)]
+    assert rates[0] == pytest.approx(1.5e-3)
+    assert max(rates) == pytest.approx(3e-3)
+    assert rates[-1] < 0.5e-3
+
+
+def test_it_learns_and_leaves_the_embedding_alone(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+    model = load_model(checkpoint)
+    before = model.get_input_embeddings().weight.clone()
+    figures = train(
+        model, checkpoint.labels, QUERIES, settings(steps=30), tmp_path, lambda *_: None
+    )
+    assert np.mean(figures["loss"][-5:]) < 0.6 * np.mean(figures["loss"][:5])
+    assert torch.equal(before, model.get_input_embeddings().weight)
+
+
+def test_an_interrupted_run_ends_like_an_undisturbed_one(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+    whole = load_model(checkpoint)
+    expected = train(whole, checkpoint.labels, QUERIES, settings(), tmp_path / "a", lambda *_: None)
+
+    def stop_at_six(step: int, _total: int, _loss: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            load_model(checkpoint),
+            checkpoint.labels,
+            QUERIES,
+            settings(),
+            tmp_path / "b",
+            stop_at_six,
+        )
+    resumed = load_model(checkpoint)
+    figures = train(
+        resumed, checkpoint.labels, QUERIES, settings(), tmp_path / "b", lambda *_: None
+    )
+    assert figures["resumed_at"] == 4
+    assert figures["loss"] == pytest.approx(expected["loss"], abs=2e-3)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+
+
+def test_state_of_other_settings_is_not_used(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+
+    def stop(step: int, _total: int, _loss: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(load_model(checkpoint), checkpoint.labels, QUERIES, settings(), tmp_path, stop)
+    figures = train(
+        load_model(checkpoint),
+        checkpoint.labels,
+        QUERIES,
+        settings(steps=6),
+        tmp_path,
+        lambda *_: None,
+    )
+    assert figures["resumed_at"] == 0
+
+
+def test_a_teacher_replaces_the_grades(make_checkpoint: Callable[..., Any], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    teacher = load_model(checkpoint)
+    figures = train(
+        load_model(checkpoint), checkpoint.labels, QUERIES, settings(steps=2), tmp_path, lambda *_: None,
+        teacher,
+    )  # fmt: skip
+    # The student starts as the teacher, so the first loss is (nearly) nothing.
+    assert figures["loss"][0] < 1e-4
