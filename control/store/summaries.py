@@ -22,7 +22,7 @@ from control.data.records import MAX_JOB_ID_BYTES
 from control.errors import ArtifactError
 from control.ranker.prompt import Ids
 
-MAP_SIZE = 1 << 40  # an upper bound of the address space; the file grows with its content
+MAP_SIZE = 1 << 36  # address space, not disk: the file grows with its content
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,311 @@
+"""The command line: fast help, cached second runs, clear errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control.cli.main import VERBS
+from control.cli.score import read_request
+from control.client.client import JobRef
+from control.errors import DataError
+from tests.conftest import Control, TinyBundle, write_own_data
+
+
+def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ") or "\nError: " in done.stderr
+    assert "\nFix: " in done.stderr
+    return done.stderr
+
+
+def changed(tiny: TinyBundle, tmp_path: Path, **changes: Any) -> Path:
+    """The tiny spec with other values, beside a copy of its data."""
+    values = yaml.safe_load(tiny.spec.read_text())
+    for name in ("jobs.jsonl", "pairs.jsonl"):
+        shutil.copy2(tiny.spec.parent / name, tmp_path / name)
+    path = tmp_path / "changed.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+def test_help_is_instant_and_lists_every_verb(control: Control) -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = control("--help")
+        times.append(time.monotonic() - started)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(control: Control, verb: str) -> None:
+    done = control(verb, "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+    assert f"control {verb}" in done.stdout
+
+
+def test_the_light_verbs_import_no_torch() -> None:
+    code = (
+        "import sys, control.cli.score, control.client.client, control.cli.steps, control.repo.generate\n"
+        "print([m for m in ('torch', 'transformers', 'openvino') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_base_install_asks_for_no_torch() -> None:
+    from importlib.metadata import requires
+
+    base = [one for one in requires("slmrank") or [] if "extra ==" not in one]
+    names = " ".join(base).lower()
+    assert "click" in names
+    assert not any(heavy in names for heavy in ("torch", "transformers", "openvino"))
+
+
+def test_an_unknown_verb_names_the_nearest(control: Control) -> None:
+    done = control("sumarize", "x.yaml")
+    assert done.returncode == 2
+    assert "Did you mean 'summarize'" in done.stderr
+
+
+def test_an_unknown_spec_key(control: Control, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: x\ndata: {source: onet}\nfinetun: {}\n")
+    assert "did you mean 'finetune'" in error_of(control("data", tmp_path / "s.yaml"), 2)
+
+
+def test_errors_as_json(control: Control, tmp_path: Path) -> None:
+    done = control("data", tmp_path / "none.yaml", "--json")
+    body = json.loads(done.stdout)["error"]
+    assert done.returncode == body["code"] == 2
+    assert "cannot read spec" in body["message"]
+    assert body["hint"]
+
+
+def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
+    done = control("repo", tiny.spec, "--artifacts", tmp_path / "a", "--dry-run", "--json")
+    plan = json.loads(done.stdout)["plan"]
+    assert [row["kind"] for row in plan][-1] == "repository"
+    assert {row["state"] for row in plan} == {"to be made"}
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_repository: Path) -> None:
+    started = time.monotonic()
+    done = control("repo", tiny.spec, "--artifacts", tiny.artifacts, "--json")
+    assert json.loads(done.stdout)["path"] == str(tiny_repository)
+    assert "made in" not in done.stderr
+    assert done.stderr.count("cached") >= 7
+    assert time.monotonic() - started < 10
+
+
+def test_one_changed_job_is_summarised_alone(
+    control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    spec = changed(tiny, tmp_path)
+    lines = (tmp_path / "jobs.jsonl").read_text().splitlines()
+    edited = json.loads(lines[7]) | {"description": "Something else entirely. " * 20}
+    (tmp_path / "jobs.jsonl").write_text("\n".join([*lines[:7], json.dumps(edited), *lines[8:]]))
+    done = control("summarize", spec, "--artifacts", tiny.artifacts, "--json")
+    figures = json.loads(done.stdout)["figures"]
+    assert (figures["computed"], figures["reused"]) == (1, 39)
+
+
+def test_labels_that_are_not_single_tokens(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    spec = changed(tiny, tmp_path, prompt={"yes": " Absolutely not", "max_item_tokens": 96})
+    text = error_of(control("import", spec, "--artifacts", tmp_path / "a"), 4)
+    assert "a label must be exactly one" in text
+    assert not list((tmp_path / "a" / "base").glob("*"))
+
+
+def test_invalid_utf8_in_jobs(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
+    spec = changed(tiny, tmp_path)
+    with (tmp_path / "jobs.jsonl").open("ab") as stream:
+        stream.write(b'{"job_id": "\xff"}\n')
+    text = error_of(control("data", spec, "--artifacts", tmp_path / "a"), 3)
+    assert "jobs.jsonl:41: not UTF-8" in text
+
+
+def test_an_artifact_folder_that_is_not_writable(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    text = error_of(control("data", tiny.spec, "--artifacts", tmp_path / "file" / "a"), 5)
+    assert "--artifacts" in text
+
+
+def test_an_engine_outside_the_tolerance_is_refused(
+    control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    engine = {"precision": "bfloat16", "parity": {"max_mean_abs_dp": 1e-9, "max_abs_dp": 1e-9}}
+    spec = changed(tiny, tmp_path, engine=engine)
+    before = set((tiny.artifacts / "engine").iterdir())
+    text = error_of(control("build", spec, "--artifacts", tiny.artifacts), 6)
+    assert "engine refused on" in text
+    assert set((tiny.artifacts / "engine").iterdir()) == before
+
+
+def test_a_killed_finetune_leaves_no_result_and_resumes(
+    tiny: TinyBundle, tiny_repository: Path, tmp_path: Path, control: Control
+) -> None:
+    finetune = {"steps": 400, "queries_per_step": 2, "items_per_query": 4, "checkpoint_every": 2}
+    spec = changed(tiny, tmp_path, finetune=finetune)
+    command = [str(Path(sys.executable).parent / "control"), "finetune", str(spec)]
+    process = subprocess.Popen([*command, "--artifacts", str(tiny.artifacts)])
+    deadline = time.monotonic() + 120
+    work = tiny.artifacts / "work"
+    while time.monotonic() < deadline and not list(work.glob("finetuned-*/state.pt")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = list(work.glob("finetuned-*/state.pt"))
+    assert saved
+    key = saved[0].parent.name.removeprefix("finetuned-")
+    assert tiny.store.find("finetuned", key) is None
+    done = control("finetune", spec, "--artifacts", tiny.artifacts, "--json")
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["resumed_at"] >= 2
+    assert len(figures["loss"]) == 400
+
+
+def test_a_teacher_is_taken_from_the_command_line(
+    control: Control, tiny: TinyBundle, tiny_repository: Path
+) -> None:
+    teacher = tiny.store.path("finetuned", tiny.bundle.finetuned.key) / "checkpoint"
+    done = control(
+        "finetune", tiny.spec, "--teacher", teacher, "--artifacts", tiny.artifacts, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["key"] != tiny.bundle.finetuned.key
+
+
+def test_the_pruned_model_is_an_ordinary_one(tiny: TinyBundle, tiny_repository: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny.store.path("recovered", tiny.bundle.recovered.key) / "checkpoint"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 128)
+
+
+def test_evaluate_prints_every_stage(
+    control: Control, tiny: TinyBundle, tiny_repository: Path
+) -> None:
+    done = control("evaluate", tiny.spec, "--artifacts", tiny.artifacts, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [
+        "BM25", "base, zero-shot", "fine-tuned", "pruned, not recovered", "pruned + recovered", "engine",
+    ]  # fmt: skip
+    assert rows["engine"]["mean_abs_dp"] == pytest.approx(
+        rows["pruned + recovered"]["mean_abs_dp"], abs=1e-3
+    )
+    assert rows["pruned + recovered"]["parameters"] < rows["fine-tuned"]["parameters"]
+    assert {row["text"] for row in result["full_text"]} == {"full", "summary"}
+    table = control("evaluate", tiny.spec, "--artifacts", tiny.artifacts).stdout
+    assert "NDCG@10" in table
+    assert "pruned + recovered" in table
+
+
+@pytest.mark.triton
+def test_score_from_flags_files_and_stdin(
+    control: Control, tiny_server: Any, tmp_path: Path
+) -> None:
+    url = ("--url", tiny_server.url)
+    done = control("score", "-q", "night nurse", "-j", "job-0", "-t", "Job: nurse", *url, "--json")
+    result = json.loads(done.stdout)
+    assert [item["status"] for item in result["items"]] == [0, 0]
+    assert result["served"]["engine"]
+    wanted = {item["index"]: item["score"] for item in result["items"]}
+    (tmp_path / "in.json").write_text(
+        json.dumps({"query": "night nurse", "jobs": ["job-0", {"job_text": "Job: nurse"}]})
+    )
+    again = json.loads(control("score", "-i", tmp_path / "in.json", *url, "--json").stdout)
+    found = {item["index"]: item["score"] for item in again["items"]}
+    assert found == pytest.approx(wanted, abs=1e-5)
+    table = control(
+        "score", "-q", "cook", "-i", "-", "--top", "2", *url, stdin="job-1\njob-4\njob-7\n"
+    )
+    assert table.returncode == 0
+    assert table.stdout.count("job-") == 2
+
+
+@pytest.mark.triton
+def test_a_missing_job_is_listed_and_fails_the_command(control: Control, tiny_server: Any) -> None:
+    done = control("score", "-q", "cook", "-j", "job-4", "-j", "gone", "--url", tiny_server.url)
+    assert "unknown job" in done.stdout
+    assert "1 of 2 jobs were not scored: gone (unknown job)" in error_of(done, 9)
+
+
+@pytest.mark.triton
+def test_bad_score_input(control: Control, tiny_server: Any) -> None:
+    url = ("--url", tiny_server.url)
+    assert "query is empty" in error_of(control("score", "-q", " ", "-j", "a", *url), 9)
+    assert "no query" in error_of(control("score", "-j", "a", *url), 9)
+    assert "no jobs" in error_of(control("score", "-q", "a", *url), 9)
+    body = json.dumps({"query": "x" * 2**20, "jobs": ["job-1"]})
+    assert "1048576 bytes" in error_of(control("score", "-i", "-", *url, stdin=body), 9)
+    done = control("score", "-q", "a", "-i", "-", *url, stdin=b"job-1\n\xff\n")
+    assert "not UTF-8: byte 6 is 0xff" in error_of(done, 3)
+
+
+def test_score_without_a_server(control: Control) -> None:
+    done = control("score", "-q", "a", "-j", "b", "--url", "127.0.0.1:1", "--timeout", "1")
+    assert "no answer from 127.0.0.1:1" in error_of(done, 9)
+
+
+@pytest.mark.parametrize(
+    ("raw", "query", "jobs"),
+    [
+        (b"a\n\n b \n", None, [JobRef(job_id="a"), JobRef(job_id="b")]),
+        (b'{"job_id": "a"}\n{"job_text": "t"}', None, [JobRef(job_id="a"), JobRef(text="t")]),
+        (b'{"query": "q", "jobs": ["a"]}', "q", [JobRef(job_id="a")]),
+        (b"", None, []),
+    ],
+)
+def test_request_formats(raw: bytes, query: str | None, jobs: list[JobRef]) -> None:
+    assert read_request(raw, "x") == (query, jobs)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b'{"job": "a"}', "is not a job"),
+        (b'a\n{"job_id": ', "x:2: not JSON"),
+        (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),
+    ],
+)
+def test_broken_requests_are_named(raw: bytes, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        read_request(raw, "x")
+
+
+def test_own_data_is_deterministic(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_own_data(tmp_path / name)
+    for file in ("jobs.jsonl", "pairs.jsonl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_spec_shows_defaults_and_schema(control: Control, tiny: TinyBundle) -> None:
+    shown = yaml.safe_load(control("spec", tiny.spec).stdout)
+    assert shown["finetune"]["learning_rate"] > 0
+    schema = json.loads(control("spec", "--schema").stdout)
+    assert "properties" in schema
