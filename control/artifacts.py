@@ -41,6 +41,11 @@ class Artifact:
         return figures
 
     @property
+    def digest(self) -> str:
+        """What is in it: a hash over the hashes of its files, 16 hex digits."""
+        return hash_value(self.manifest["files"])[:16]
+
+    @property
     def seconds(self) -> float:
         return float(self.manifest["seconds"])
 
@@ -86,16 +91,18 @@ class ArtifactStore:
         return self.root / kind / key
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact, or None. A directory without manifest does not count."""
-        path = self.path(kind, key)
-        if not (path / MANIFEST).is_file():
+        """The finished artifact, or None. A directory without a readable manifest does not
+        count, so that it is made again."""
+        try:
+            return read_artifact(self.path(kind, key))
+        except ArtifactError:
             return None
-        return read_artifact(path)
 
     def all(self, kind: str) -> list[Artifact]:
         """Every finished artifact of a kind, newest first."""
         manifests = sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}"), key=_mtime, reverse=True)
-        return [read_artifact(manifest.parent) for manifest in manifests]
+        found = [self.find(kind, manifest.parent.name) for manifest in manifests]
+        return [artifact for artifact in found if artifact is not None]
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
@@ -115,7 +122,8 @@ class ArtifactStore:
         final = self.path(kind, key)
         draft_path = final.with_name(f".{key}.{os.getpid()}.tmp")
         work = self.root / "work" / f"{kind}-{key}"
-        shutil.rmtree(draft_path, ignore_errors=True)
+        for abandoned in final.parent.glob(f".{key}.*.tmp"):
+            shutil.rmtree(abandoned, ignore_errors=True)
         _make_directory(draft_path)
         draft = Draft(path=draft_path, work=work)
         started = datetime.datetime.now(datetime.UTC)
@@ -133,8 +141,7 @@ class ArtifactStore:
                 "seconds": round((ended - started).total_seconds(), 3),
             }
             write_atomic(draft_path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            shutil.rmtree(final, ignore_errors=True)
-            draft_path.rename(final)
+            _replace(final, draft_path)
         except BaseException:
             shutil.rmtree(draft_path, ignore_errors=True)
             raise
@@ -149,6 +156,16 @@ def write_atomic(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.rename(path)
+
+
+def _replace(final: Path, draft: Path) -> None:
+    """Put a draft in its place. The old artifact leaves in one step, so a kill between the two
+    renames leaves no artifact rather than a broken one."""
+    old = draft.with_name(draft.name.replace(".tmp", ".old.tmp"))
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

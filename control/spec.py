@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from control.errors import SpecError
 
+PACKAGED_MODEL = "smollm2-135m-instruct"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +63,7 @@ class BaseSpec(_Section):
     """The model to start from."""
 
     source: str = Field(
-        "smollm2-135m-instruct",
+        PACKAGED_MODEL,
         description="`smollm2-135m-instruct`, or a local Llama/Qwen2/Qwen3 checkpoint directory",
     )
 
@@ -101,6 +103,14 @@ class TrainSpec(_Section):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     seed: int = Field(0, description="seed of batches")
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
+
+
+class FinetuneSpec(TrainSpec):
+    """Fine-tuning of the base model."""
+
+    teacher: Path | None = Field(
+        None, description="ranker checkpoint whose p is the target; unset: grade / 4"
+    )
 
 
 class RecoverSpec(TrainSpec):
@@ -221,7 +231,7 @@ class BundleSpec(_Section):
     base: BaseSpec = Field(default_factory=lambda: BaseSpec())
     prompt: PromptSpec = Field(default_factory=lambda: PromptSpec())
     summarize: SummarizeSpec = Field(default_factory=lambda: SummarizeSpec())
-    finetune: TrainSpec = Field(default_factory=lambda: TrainSpec())
+    finetune: FinetuneSpec = Field(default_factory=lambda: FinetuneSpec())
     prune: PruneSpec | None = None
     recover: RecoverSpec | None = None
     evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec())
@@ -276,6 +286,12 @@ def _resolve_paths(spec: BundleSpec, folder: Path) -> BundleSpec:
         )
     elif data.table is not None:
         changes["data"] = data.model_copy(update={"table": folder / data.table})
+    if spec.base.source != PACKAGED_MODEL:
+        source = str(folder / Path(spec.base.source).expanduser())
+        changes["base"] = spec.base.model_copy(update={"source": source})
+    if spec.finetune.teacher is not None:
+        teacher = folder / spec.finetune.teacher
+        changes["finetune"] = spec.finetune.model_copy(update={"teacher": teacher})
     return spec.model_copy(update=changes)
 
 

@@ -67,6 +67,25 @@ def test_a_folder_without_manifest_is_not_an_artifact(tmp_path: Path) -> None:
         read_artifact(tmp_path / "data" / "k1")
 
 
+def test_a_broken_manifest_is_made_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.create("data", "k1", {}):
+        pass
+    (tmp_path / "data" / "k1" / "manifest.json").write_text("{")
+    assert store.find("data", "k1") is None
+    assert store.all("data") == []
+    with store.create("data", "k1", {}) as draft:
+        (draft.path / "new").touch()
+    assert store.find("data", "k1") is not None
+
+
+def test_abandoned_drafts_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / "data" / ".k1.999.tmp").mkdir(parents=True)
+    with ArtifactStore(tmp_path).create("data", "k1", {}):
+        pass
+    assert [one.name for one in (tmp_path / "data").iterdir()] == ["k1"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -81,7 +81,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text("name: x\ndata: {source: jsonl, jobs: j.jsonl, pairs: p.jsonl}\n")
+    path.write_text(
+        "name: x\ndata: {source: jsonl, jobs: j.jsonl, pairs: p.jsonl}\n"
+        "base: {source: model}\nfinetune: {teacher: /abs/teacher}\n"
+    )
     spec = load_spec(path)
+    assert spec.base.source == str(tmp_path / "model")
+    assert spec.finetune.teacher == Path("/abs/teacher")
     assert spec.data.source == "jsonl"
     assert spec.data.jobs == tmp_path / "j.jsonl"

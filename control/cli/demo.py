@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from control.artifacts import Artifact, ArtifactStore, write_atomic
-from control.cli.display import StepDisplay, print_json, print_table, show_plan
+from control.cli.display import StepDisplay, json_text, print_json, print_table, show_plan
 from control.cli.evaluate import show_quality
 from control.cli.options import (
     PathType,
@@ -26,12 +27,13 @@ from control.client.client import ItemScore, JobRef, RankClient, rank_order
 from control.data.labelled import read_labelled
 from control.data.records import LabelledSet, Pair, group_by_query
 from control.evaluate.table import QualityRow
-from control.hashing import canonical_json
 from control.pipeline.bundle import Bundle
 from control.pipeline.quality import measure_quality, plan_quality
 from control.pipeline.steps import run
+from control.serve.locate import locate_tritonserver
 from control.serve.server import Ports, Server
 from control.shipped import shipped
+from control.sweep.binary import find_perf_analyzer
 from control.sweep.run import Running, run_sweep
 
 SHOWN_QUERIES = 3
@@ -56,13 +58,18 @@ def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: boo
     """
     started = time.monotonic()
     bundle, store = open_bundle(spec or shipped("build/demo.yaml"), artifacts)
+    quality = plan_quality(bundle, served=True)
     if dry_run:
-        show_plan(bundle.repository, store, as_json=as_json)
+        show_plan([bundle.repository, *quality.steps], store, as_json=as_json)
         return
+    # Better now than after ten minutes of training.
+    with tempfile.TemporaryDirectory() as work:
+        locate_tritonserver(Path(work))
+        find_perf_analyzer(Path(work))
     display = StepDisplay()
     with contextlib.closing(display):
         repository = run(bundle.repository, store, display)
-        rows, few = measure_quality(bundle, plan_quality(bundle, served=True), store, display)
+        rows, few = measure_quality(bundle, quality, store, display)
         labelled = read_labelled(run(bundle.data, store).path)
         plan, _ = prepare_sweep(bundle, store, display, Axes())
     with Server(repository.path, Ports(grpc=0, http=0, metrics=0)) as server:
@@ -84,7 +91,7 @@ def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: boo
     ]
     target = store.root / "reports" / f"{bundle.spec.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, canonical_json(report) + "\n")
+    write_atomic(target, json_text(report) + "\n")
     if as_json:
         print_json(report)
         return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -29,6 +31,7 @@ class StepDisplay:
         self._title = ""
         self._said = 0.0
         self._started = 0.0
+        self._told: set[str] = set()
         self.timings: list[tuple[str, float, bool]] = []
 
     def started(self, step: Step) -> None:
@@ -59,7 +62,8 @@ class StepDisplay:
     def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None:
         self.close()
         label = f"{step.kind} {artifact.key[:8]}"
-        if not any(title == step.title for title, _, _ in self.timings):
+        if f"{step.kind}/{artifact.key}" not in self._told:
+            self._told.add(f"{step.kind}/{artifact.key}")
             self.timings.append((step.title, artifact.seconds, cached))
             how = "cached" if cached else f"made in {artifact.seconds:.1f} s"
             self._line(f"{step.title:<34} {how:<18} {label}")
@@ -74,8 +78,9 @@ class StepDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_plan(step: Step, store: ArtifactStore, *, as_json: bool) -> None:
-    """What `run(step)` would do."""
+def show_plan(steps: Iterable[Step], store: ArtifactStore, *, as_json: bool) -> None:
+    """What running these steps would do."""
+    needed = {f"{one.kind}/{one.key}": one for step in steps for one in in_order(step)}
     rows = [
         {
             "step": one.title,
@@ -85,7 +90,7 @@ def show_plan(step: Step, store: ArtifactStore, *, as_json: bool) -> None:
             "path": str(store.path(one.kind, one.key)),
             "settings": dict(one.settings),
         }
-        for one in in_order(step)
+        for one in needed.values()
     ]
     if as_json:
         print_json({"plan": rows})
@@ -119,13 +124,31 @@ def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """A result for scripts, with the schema version."""
-    click.echo(json.dumps({"schema": 1, **value}, indent=2, ensure_ascii=False))
+    """A result for scripts on stdout."""
+    click.echo(json_text(value))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """JSON with the schema version. NaN, which JSON lacks, becomes null."""
+    clean = _without_nan({"schema": 1, **value})
+    return json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; numbers are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows if row[index])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")

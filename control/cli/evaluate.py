@@ -30,9 +30,9 @@ def evaluate_command(
 ) -> None:
     """Measure NDCG@10, AUC (grade 4 against 0) and mean |dp| of every stage of SPEC.
 
-    Rows: BM25, base, fine-tuned, pruned, recovered, engine; on summaries, and on full texts for
-    evaluate.full_text_queries queries. Intervals are 95 % bootstrap intervals over queries,
-    differences are paired.
+    Rows: BM25, base, fine-tuned, pruned, recovered, engine, on summaries. With
+    evaluate.full_text_queries, the fine-tuned model also on the full texts of that many queries.
+    Intervals are 95 % bootstrap intervals over queries, differences are paired.
 
     \b
     Example:
@@ -41,8 +41,7 @@ def evaluate_command(
     bundle, store = open_bundle(spec, artifacts)
     plan = plan_quality(bundle, served=served)
     if dry_run:
-        for step in plan.rows.values():
-            show_plan(step, store, as_json=as_json)
+        show_plan(plan.steps, store, as_json=as_json)
         return
     display = StepDisplay()
     try:
@@ -65,7 +64,7 @@ def show_quality(rows: list[QualityRow], few: list[QualityRow]) -> None:
     if few:
         print_table(
             f"full text against summaries, {few[0].queries} queries, {few[0].pairs} pairs "
-            "(the models were trained on summaries)",
+            "(the model was trained on summaries; delta and |dp| against the first row)",
             _COLUMNS,
             _cells(few),
         )

@@ -109,9 +109,12 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
         if isinstance(whole, dict) and "jobs" in whole:
             if not isinstance(whole["jobs"], list):
                 raise DataError(f"{name}: jobs is not a list", "give a list of ids or objects")
-            return whole.get("query"), [_job(one, name, 1) for one in whole["jobs"]]
+            query = whole.get("query")
+            if not isinstance(query, str | None):
+                raise DataError(f"{name}: query is not a string", "write it in quotes")
+            return query, [_job(one, name, 1) for one in whole["jobs"]]
     jobs = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         value: Any = line.strip()
@@ -129,12 +132,13 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
 def _job(value: Any, name: str, number: int) -> JobRef:
     if isinstance(value, str):
         return JobRef(job_id=value)
-    if not isinstance(value, dict) or not set(value) <= {"job_id", "job_text"}:
+    known = isinstance(value, dict) and set(value) <= {"job_id", "job_text"}
+    if not known or not all(isinstance(one, str | None) for one in value.values()):
         raise DataError(
             f"{name}:{number}: {json.dumps(value)[:80]} is not a job",
-            "a job is an id, or an object with job_id and/or job_text",
+            "a job is an id, or an object with job_id and/or job_text, both strings",
         )
-    return JobRef(job_id=str(value.get("job_id", "")), text=str(value.get("job_text", "")))
+    return JobRef(job_id=value.get("job_id") or "", text=value.get("job_text") or "")
 
 
 def _read(source: Path) -> bytes:

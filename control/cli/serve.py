@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -19,13 +20,15 @@ from control.repo.generate import check_repository
 from control.serve.server import START_TIMEOUT_S, Ports, Server
 from control.spec import load_spec
 
+PORT = click.IntRange(0, 65535)
+
 
 @click.command("serve")
 @click.argument("source", type=PathType)
-@click.option("--grpc-port", type=int, default=8001, show_default=True, help="0 picks a free port")
-@click.option("--http-port", type=int, default=8000, show_default=True, help="0 picks a free port")
+@click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free port")
+@click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port")
 @click.option(
-    "--metrics-port", type=int, default=8002, show_default=True, help="0 picks a free port"
+    "--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free port"
 )
 @click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option(
@@ -63,14 +66,19 @@ def serve_command(
         repository = source
         check_repository(repository)
         if dry_run:
-            click.echo(f"would serve {repository} on {address}:{grpc_port}")
+            where = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
+            if as_json:
+                print_json({"plan": where})
+            else:
+                click.echo(f"would serve {repository} on {address}:{grpc_port}")
             return
     else:
         bundle, store = Bundle(load_spec(source)), ArtifactStore(artifacts)
         if dry_run:
-            show_plan(bundle.repository, store, as_json=as_json)
+            show_plan([bundle.repository], store, as_json=as_json)
             return
-        repository = run(bundle.repository, store, display).path
+        with contextlib.closing(display):
+            repository = run(bundle.repository, store, display).path
     server = Server(
         repository, Ports(grpc=grpc_port, http=http_port, metrics=metrics_port), address=address
     )

@@ -36,7 +36,7 @@ def _verb(
         bundle, store = open_bundle(spec, artifacts)
         step = choose(bundle, **given)
         if dry_run:
-            show_plan(step, store, as_json=as_json)
+            show_plan([step], store, as_json=as_json)
             return
         display = StepDisplay()
         try:
@@ -75,7 +75,7 @@ summarize_command = _verb(
 
 
 def _finetune(bundle: Bundle, teacher: Path | None) -> Step:
-    return bundle.finetuned_with(teacher) if teacher is not None else bundle.finetuned
+    return (bundle.taught_by(teacher) if teacher is not None else bundle).finetuned
 
 
 finetune_command = _verb(

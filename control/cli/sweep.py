@@ -87,11 +87,12 @@ def sweep_command(
     """
     bundle, store = open_bundle(spec, artifacts)
     if dry_run and store.find(bundle.repository.kind, bundle.repository.key) is None:
-        show_plan(bundle.repository, store, as_json=as_json)
+        show_plan([bundle.repository], store, as_json=as_json)
         return
     display = StepDisplay()
     axes = Axes(items=items, tokens=tokens, concurrency=concurrency)
-    plan, server = prepare_sweep(bundle, store, display, axes, url)
+    with contextlib.closing(display):
+        plan, server = prepare_sweep(bundle, store, display, axes, url)
     if dry_run:
         pending = plan.pending(store)
         seconds = plan.estimate_s(store)

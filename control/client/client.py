@@ -140,7 +140,7 @@ class RankClient:
 
     def _explain(self, error: Any) -> ScoreError:
         status = str(error.status() or "")
-        text = str(error.message() or error)
+        text = str(error.message() or error).removeprefix(f"in ensemble '{MODEL}', ")
         if "UNAVAILABLE" in status:
             return ScoreError(
                 f"no answer from {self.url}: {text}",

@@ -69,7 +69,8 @@ def posting(
     shown = [task for index, task in enumerate(occupation.tasks) if index not in held_out.tasks]
     duties = rng.sample(shown, min(len(shown), rng.randint(8, MAX_DUTIES)))
     activities = sorted(frozenset(a for task in duties for a in task.activities))
-    named = [lower_first(table.activity_titles[name]) for name in rng.sample(activities, 2)]
+    chosen = rng.sample(activities, min(2, len(activities)))
+    named = [lower_first(table.activity_titles[name]) for name in chosen]
     role = rng.choice(words["role"]).format(activity_a=named[0], activity_b=named[-1])
     sections = [
         some("company", 4, 7),

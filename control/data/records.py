@@ -48,6 +48,13 @@ class Pair(BaseModel):
     grade: int = Field(ge=0, le=MAX_GRADE)
     split: Split | None = None
 
+    @field_validator("query")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is blank")
+        return value
+
     @property
     def target(self) -> float:
         """The soft target P(relevant): grade / 4 (paper, section on training; design.md 2)."""
@@ -109,7 +116,13 @@ def _read(path: Path, model: type[Record]) -> Iterator[Record]:
             continue
         try:
             value: Any = json.loads(line.decode("utf-8"))
+            # JSON can escape half a surrogate pair, which no UTF-8 file and no tokenizer can hold.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
             yield model.model_validate(value)
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path}:{number}: a text holds half a surrogate pair", "repair the escape"
+            ) from error
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}:{number}: not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})",

@@ -119,5 +119,7 @@ def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: flo
 
 
 def _interval(value: float, sampled: Vector) -> Interval:
+    if not np.isfinite(sampled).any():
+        return Interval(value=value, low=math.nan, high=math.nan)
     low, high = np.nanpercentile(sampled, [2.5, 97.5])
     return Interval(value=value, low=float(low), high=float(high))

@@ -54,13 +54,11 @@ class QualityRow:
 
 
 def quality_table(
-    rows: Sequence[ScoredRow], reference: str, bootstrap: int, seed: int
+    rows: Sequence[ScoredRow], reference: ScoredRow, bootstrap: int, seed: int
 ) -> list[QualityRow]:
-    """Metrics of rows over the same queries; `reference` names the row to compare with."""
-    base = next((row for row in rows if row.name == reference), None)
-    count = len(rows[0].listings)
-    draws = resamples(count, bootstrap, seed)
-    return [_row(row, base, draws) for row in rows]
+    """Metrics of rows over the same queries; `reference` is the row to compare with."""
+    draws = resamples(len(reference.listings), bootstrap, seed)
+    return [_row(row, reference, draws) for row in rows]
 
 
 def read_scores(path: Path) -> list[Listing]:
@@ -82,8 +80,8 @@ def read_scores(path: Path) -> list[Listing]:
     ]
 
 
-def _row(row: ScoredRow, base: ScoredRow | None, draws: Any) -> QualityRow:
-    compared = base is not None and base.name != row.name
+def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
+    compared = row is not base
     return QualityRow(
         name=row.name,
         text=row.text,
@@ -93,14 +91,10 @@ def _row(row: ScoredRow, base: ScoredRow | None, draws: Any) -> QualityRow:
         prompt_tokens=row.prompt_tokens,
         ndcg10=ndcg_interval(row.listings, draws),
         auc=auc_interval(row.listings, draws),
-        delta_ndcg10=(
-            ndcg_difference(row.listings, base.listings, draws)
-            if compared and base is not None
-            else None
-        ),
+        delta_ndcg10=(ndcg_difference(row.listings, base.listings, draws) if compared else None),
         mean_abs_dp=(
             mean_abs_dp(row.listings, base.listings)
-            if compared and base is not None and row.probabilistic and base.probabilistic
+            if compared and row.probabilistic and base.probabilistic
             else None
         ),
     )

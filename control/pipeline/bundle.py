@@ -16,7 +16,7 @@ from control.errors import DataError, SpecError
 from control.hashing import hash_file
 from control.pipeline import make
 from control.pipeline.steps import Step
-from control.spec import BundleSpec, JsonlData
+from control.spec import PACKAGED_MODEL, BundleSpec, JsonlData
 
 TRAINING = ("torch", "transformers")
 Row = Literal["bm25", "base", "finetuned", "pruned", "recovered", "engine", "served"]
@@ -68,10 +68,7 @@ class Bundle:
 
     @cached_property
     def finetuned(self) -> Step:
-        return self.finetuned_with(None)
-
-    def finetuned_with(self, teacher: Path | None) -> Step:
-        """Fine-tuning of the base model; with a teacher checkpoint its p is the target."""
+        teacher = self.spec.finetune.teacher
         settings = self.spec.finetune.settings()
         if teacher is not None:
             settings["teacher"] = _hash_directory(teacher)
@@ -114,6 +111,11 @@ class Bundle:
             tools=TRAINING,
         )
 
+    def taught_by(self, teacher: Path) -> Bundle:
+        """The same bundle with another teacher of the fine-tuning."""
+        finetune = self.spec.finetune.model_copy(update={"teacher": teacher})
+        return Bundle(self.spec.model_copy(update={"finetune": finetune}))
+
     @property
     def served(self) -> Step:
         """The checkpoint that is served: the last one that the spec asks for."""
@@ -138,7 +140,11 @@ class Bundle:
         return Step(
             kind="repository",
             title="model repository",
-            settings=self.spec.repository.settings() | {"stages": make.stages_hash()},
+            settings={
+                **self.spec.repository.settings(),
+                "name": self.spec.name,
+                "stages": make.stages_hash(),
+            },
             inputs={
                 "engine": self.engine,
                 "summaries": self.summaries,
@@ -175,7 +181,8 @@ class Bundle:
             inputs |= {"checkpoint": self.served, "repository": self.repository}
         return Step(
             kind="scores",
-            title=f"scores: {row}" + (", full text" if full_text else ""),
+            title=f"scores: {row}"
+            + (", full text" if full_text else ", few queries" if few else ""),
             settings=settings,
             inputs=inputs,
             make=partial(make.scores, settings),
@@ -185,12 +192,12 @@ class Bundle:
 
 def _local_checkpoint(source: str) -> Path | None:
     """The directory of a local base model, None for the packaged one."""
-    if source == "smollm2-135m-instruct":
+    if source == PACKAGED_MODEL:
         return None
-    path = Path(source).expanduser()
+    path = Path(source)
     if not path.is_dir():
         raise SpecError(
-            f"base.source {source!r} is neither smollm2-135m-instruct nor a directory",
+            f"base.source {source!r} is neither {PACKAGED_MODEL} nor a directory",
             "give the path of a Hugging Face checkpoint",
         )
     return path
@@ -204,6 +211,6 @@ def _hash(path: Path) -> str:
 
 
 def _hash_directory(path: Path) -> Mapping[str, str]:
-    names = ("config.json", "tokenizer.json")
+    names = ("config.json", "tokenizer.json", "ranker.json")
     files = [path / name for name in names if (path / name).is_file()]
     return {file.name: hash_file(file) for file in [*files, *sorted(path.glob("*.safetensors"))]}

@@ -21,7 +21,7 @@ from control.data.example_set import ExampleSettings, build_example_set
 from control.data.labelled import read_labelled, read_own_set, write_labelled
 from control.data.onet import read_occupations
 from control.data.packaged import ONET_TASKS, SMOLLM2_135M, fetch
-from control.errors import ArtifactError
+from control.errors import ArtifactError, CheckpointError, DataError
 from control.hashing import hash_file, hash_value
 from control.pipeline.steps import Making
 from control.ranker.checkpoint import (
@@ -150,7 +150,7 @@ def finetuned(spec: TrainSpec, teacher_path: Path | None, making: Making) -> Non
     if "teacher" in making.inputs:
         teacher = load_model(checkpoint_of(making.inputs["teacher"]))
     elif teacher_path is not None:
-        teacher = load_model(open_checkpoint(teacher_path))
+        teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student))
     queries = _queries(making, student, "train", None, 0)
     model = load_model(student)
     settings = TrainSettings(
@@ -268,6 +268,11 @@ def scores(settings: Mapping[str, Any], making: Making) -> None:
     """Score the evaluation pairs by the row's scorer: P(relevant), or BM25 scores."""
     labelled = read_labelled(making.inputs["data"].path)
     pairs = sample_queries(labelled.pairs[settings["split"]], settings["queries"], settings["seed"])
+    if not pairs:
+        raise DataError(
+            f"the data has no pairs in split {settings['split']!r}",
+            "choose another evaluate.split, or give pairs with that split",
+        )
     row = settings["row"]
     tokens = 0
     if row == "bm25":
@@ -378,6 +383,18 @@ def _reference_scores(
         prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
     )
     return [float(score) for score in found]
+
+
+def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """The teacher, when it reads the student's ids. Raises CheckpointError otherwise."""
+    for name in ("tokenizer_hash", "template", "labels"):
+        theirs, ours = getattr(teacher.prompt, name), getattr(student.prompt, name)
+        if theirs != ours:
+            raise CheckpointError(
+                f"teacher {teacher.path} has {name} {theirs}, the student has {ours}",
+                "use a teacher that was imported with the same tokenizer and prompt section",
+            )
+    return teacher
 
 
 def _engine_scores(queries: list[EncodedQuery], making: Making) -> list[float]:

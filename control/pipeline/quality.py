@@ -30,6 +30,10 @@ class QualityPlan:
     rows: dict[Row, Step]
     few_rows: dict[tuple[Row, str], Step]
 
+    @property
+    def steps(self) -> list[Step]:
+        return [*self.rows.values(), *self.few_rows.values()]
+
 
 def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
     """The rows that a spec has. `served` scores through a server, else the engine in-process."""
@@ -41,12 +45,9 @@ def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
     rows.append("served" if served else "engine")
     few: dict[tuple[Row, str], Step] = {}
     if bundle.spec.evaluate.full_text_queries:
-        last: Row = rows[-2]
         few = {
             ("finetuned", "full"): bundle.scores("finetuned", full_text=True),
             ("finetuned", "summary"): bundle.scores("finetuned", full_queries=True),
-            (last, "full"): bundle.scores(last, full_text=True),
-            (last, "summary"): bundle.scores(last, full_queries=True),
         }
     return QualityPlan(rows={row: bundle.scores(row) for row in rows}, few_rows=few)
 
@@ -58,10 +59,11 @@ def measure_quality(
     evaluate = bundle.spec.evaluate
     rows = [_scored(row, "summary", step, store, watcher) for row, step in plan.rows.items()]
     few = [_scored(row, text, step, store, watcher) for (row, text), step in plan.few_rows.items()]
-    main = quality_table(rows, NAMES[REFERENCE], evaluate.bootstrap, evaluate.seed)
+    reference = rows[list(plan.rows).index(REFERENCE)]
+    main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
     if not few:
         return main, []
-    return main, quality_table(few, NAMES[REFERENCE], evaluate.bootstrap, evaluate.seed)
+    return main, quality_table(few, few[0], evaluate.bootstrap, evaluate.seed)
 
 
 def _scored(row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watcher) -> ScoredRow:

@@ -104,17 +104,43 @@ def run(
 ) -> Artifact:
     """Make a step and whatever it needs; returns its artifact. `force` remakes the step itself."""
     told = watcher or Silent()
+    found = None if force else _find(step, store)
+    if found is not None:
+        # What it was made from may have been cleaned away; that is no reason to make it again.
+        for before in in_order(step)[:-1]:
+            earlier = store.find(before.kind, before.key)
+            if earlier is not None:
+                told.finished(before, earlier, cached=True)
+        told.finished(step, found, cached=True)
+        return found
     for before in in_order(step)[:-1]:
         _ensure(before, store, told, force=False)
     return _ensure(step, store, told, force=force)
 
 
+def _find(step: Step, store: ArtifactStore) -> Artifact | None:
+    """The step's artifact, unless one of its inputs was made again since with other content
+    (training is not reproducible to the bit)."""
+    found = store.find(step.kind, step.key)
+    if found is None:
+        return None
+    for name, before in step.inputs.items():
+        recorded = found.manifest["inputs"].get(name, {}).get("digest")
+        now = _find(before, store)
+        if now is None:
+            if store.find(before.kind, before.key) is not None:
+                return None
+        elif now.digest != recorded:
+            return None
+    return found
+
+
 def _ensure(step: Step, store: ArtifactStore, watcher: Watcher, *, force: bool) -> Artifact:
     key = step.key
-    found = None if force else store.find(step.kind, key)
+    found = None if force else _find(step, store)
     if found is None:
         with store.lock(step.kind, key):
-            found = None if force else store.find(step.kind, key)
+            found = None if force else _find(step, store)
             if found is None:
                 return _make(step, key, store, watcher)
     watcher.finished(step, found, cached=True)
@@ -129,7 +155,10 @@ def _make(step: Step, key: str, store: ArtifactStore, watcher: Watcher) -> Artif
         inputs[name] = artifact
     lineage = {
         "settings": dict(step.settings),
-        "inputs": {name: {"kind": one.kind, "key": one.key} for name, one in inputs.items()},
+        "inputs": {
+            name: {"kind": one.kind, "key": one.key, "digest": one.digest}
+            for name, one in inputs.items()
+        },
         "versions": step.versions,
     }
     watcher.started(step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from control.data.records import Job, Pair, group_by_query
-from control.errors import DataError
+from control.errors import DataError, ScoreError
 from control.ranker.prompt import Ids, Item, PromptEncoder, job_text
 
 
@@ -80,10 +80,14 @@ def encode_pairs(
         for pair in group:
             if pair.job_id not in known:
                 known[pair.job_id] = items.item(pair.job_id).ids
+        try:
+            prefix = encoder.prefix(query)
+        except ScoreError as error:
+            raise DataError(f"query {query[:60]!r}: {error.message}", error.hint) from error
         encoded.append(
             EncodedQuery(
                 query=query,
-                prefix=encoder.prefix(query),
+                prefix=prefix,
                 items=tuple(known[pair.job_id] for pair in group),
                 job_ids=tuple(pair.job_id for pair in group),
                 grades=tuple(pair.grade for pair in group),

@@ -61,7 +61,10 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
             f"{checkpoint} has no tokenizer.json",
             "save the checkpoint with a fast tokenizer (tokenizer.save_pretrained)",
         )
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(f"{path} does not load: {error}", "restore tokenizer.json") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -34,13 +34,20 @@ def load_model(checkpoint: Checkpoint, precision: Precision = "float32") -> Any:
 
     try:
         with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(checkpoint.path), dtype=getattr(torch, precision)
+            model: Any
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                str(checkpoint.path), dtype=getattr(torch, precision), output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot load the weights of {checkpoint.path}: {error}", "import the checkpoint again"
         ) from error
+    wrong = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(wrong)} weights, for example {wrong[0]}",
+            "save the whole model again; missing weights would be random",
+        )
     return model.eval()
 
 

@@ -79,7 +79,10 @@ class Server:
         Raises ServerError when a port is taken, a model fails to load (with the server's own log
         lines), the process ends, or the time runs out; nothing is left running then.
         """
-        check_repository(self.repository)
+        if ENSEMBLE not in check_repository(self.repository):
+            raise ServerError(
+                f"{self.repository} has no model {ENSEMBLE!r}", "make it with `control repo`"
+            )
         self.ports = Ports(
             grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
             http=claim_port(self.address, self._wanted.http, "--http-port"),

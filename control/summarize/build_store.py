@@ -45,10 +45,12 @@ def build_store(
 ) -> dict[str, Any]:
     """Write `store/` and `salience.json` into `target`; returns figures.
 
-    `earlier` is a folder that this function wrote with the same settings; its salience table is
-    kept and its unchanged entries are copied, so only changed jobs are computed. Without it the
-    table is fitted on the jobs named by `fit_on`.
+    `earlier` is a folder that this function wrote with the same settings. When at least half of the
+    jobs stand in it unchanged, its salience table is kept and those entries are copied, so only
+    changed jobs are computed. Otherwise the table is fitted on the jobs named by `fit_on`.
     """
+    if earlier is not None and not _mostly_unchanged(jobs, earlier):
+        earlier = None
     if earlier is not None:
         salience = load_salience(earlier / SALIENCE_FILE)
     else:
@@ -85,6 +87,7 @@ def build_store(
     made = [entry for _, entry in entries.values()]
     return {
         "jobs": len(jobs),
+        "salience": salience.hash,
         "computed": len(jobs) - reused,
         "reused": reused,
         "description_tokens_mean": round(statistics.mean(one.source_tokens for one in made), 1),
@@ -102,6 +105,17 @@ def summarize_entry(job: Job, salience: Salience, budget: int, encoder: PromptEn
         summary_tokens=summary.tokens,
         source_tokens=summary.source_tokens,
     )
+
+
+def _mostly_unchanged(jobs: Mapping[str, Job], earlier: Path) -> bool:
+    """Whether at least half of the jobs stand in an earlier store unchanged; another catalogue
+    deserves its own salience table."""
+    with SummaryStore(earlier / STORE_FOLDER) as store:
+        identity = store.identity()
+        known = sum(
+            store.by_content(content_key(job, identity)) is not None for job in jobs.values()
+        )
+    return 2 * known >= len(jobs)
 
 
 def content_key(job: Job, identity: Mapping[str, Any]) -> str:

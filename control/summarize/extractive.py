@@ -26,7 +26,7 @@ from control.hashing import hash_value
 
 CountTokens = Callable[[str], int]
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _BULLET = re.compile(r"^[\s\-*\u2022\u00b7\d.)]*(?=\w)")
 COST_EXPONENT = 0.7
 MIN_WORDS = 3
@@ -92,7 +92,7 @@ def sentences_of(text: str) -> list[str]:
     """Sentences and list entries of a description, without bullets, in order."""
     pieces = (_BULLET.sub("", piece).strip() for piece in _SENTENCE_END.split(text))
     kept = (piece for piece in pieces if not piece.endswith(":"))
-    return [piece for piece in kept if len(piece.split()) >= MIN_WORDS]
+    return [piece for piece in kept if len(words_of(piece)) >= MIN_WORDS]
 
 
 def summarize(job: Job, salience: Salience, budget: int, count_tokens: CountTokens) -> Summary:
@@ -140,11 +140,17 @@ def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: 
 
 def _cut_words(text: str, budget: int, count_tokens: CountTokens) -> str:
     words = text.split()
-    low, high = 0, min(len(words), budget)
+    if words and count_tokens(words[0]) > budget:
+        # One word above the budget: a script without spaces. Cut by characters.
+        words = list(words[0])
+        joint = ""
+    else:
+        joint = " "
+    low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        if count_tokens(" ".join(words[:middle])) <= budget:
+        if count_tokens(joint.join(words[:middle])) <= budget:
             low = middle
         else:
             high = middle - 1
-    return " ".join(words[:low])
+    return joint.join(words[:low])

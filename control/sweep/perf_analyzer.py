@@ -132,7 +132,10 @@ def _try_point(
     if status == UNSTABLE_STATUS:
         export.unlink(missing_ok=True)
         return None
-    measured = read_result(folder, point, settings.window_ms)
+    try:
+        measured = read_result(folder, point, settings.window_ms)
+    except SweepError as error:
+        raise SweepError(f"{error.message}\n{_tail(printed)}", error.hint) from error
     with gzip.open(folder / f"{EXPORT_FILE}.gz", "wb") as stream:
         stream.write(export.read_bytes())
     export.unlink()
@@ -153,7 +156,7 @@ def read_result(folder: Path, point: Point, window_ms: int) -> Measured:
     rate = len(latencies) / span_s
     rows = _rows(folder / CSV_FILE)
     if not rows:
-        raise SweepError(f"perf_analyzer wrote no row for {point.name}", "see its output file")
+        raise SweepError(f"perf_analyzer wrote no row for {point.name}", "see the tool's own lines")
     reported = float(rows[0]["Inferences/Second"])
     p50, p90, p95, p99 = (float(x) for x in np.percentile(latencies, [50, 90, 95, 99]))
     return Measured(
@@ -242,10 +245,13 @@ def _stages(folder: Path) -> dict[str, dict[str, float]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # The export copies string tensors byte for byte, length prefixes included, so it is
+        # neither UTF-8 nor free of control characters.
+        text = path.read_bytes().decode("utf-8", "replace")
+        loaded: dict[str, Any] = json.loads(text, strict=False)
     except (OSError, ValueError) as error:
         raise SweepError(
-            f"perf_analyzer left no readable export: {error}", "see its output file"
+            f"perf_analyzer left no readable export: {error}", "see the tool's own lines"
         ) from error
     return loaded
 

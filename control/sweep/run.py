@@ -39,8 +39,11 @@ class SweepPlan:
     identity: dict[str, str]
 
     def pending(self, store: ArtifactStore) -> list[int]:
-        """Indices of the points that have no result yet."""
-        return [index for index, key in enumerate(self.keys) if store.find(KIND, key) is None]
+        """Indices of the points that have no stable result yet."""
+        found = [store.find(KIND, key) for key in self.keys]
+        return [
+            index for index, one in enumerate(found) if one is None or not one.figures["stable"]
+        ]
 
     def estimate_s(self, store: ArtifactStore) -> float:
         """Seconds that the pending points take when each is stable after three windows."""

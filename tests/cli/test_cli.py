@@ -108,7 +108,7 @@ def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_reposit
     done = control("repo", tiny.spec, "--artifacts", tiny.artifacts, "--json")
     assert json.loads(done.stdout)["path"] == str(tiny_repository)
     assert "made in" not in done.stderr
-    assert done.stderr.count("cached") >= 7
+    assert done.stderr.count("cached") == 8
     assert time.monotonic() - started < 10
 
 
@@ -276,6 +276,8 @@ def test_score_without_a_server(control: Control) -> None:
         (b"a\n\n b \n", None, [JobRef(job_id="a"), JobRef(job_id="b")]),
         (b'{"job_id": "a"}\n{"job_text": "t"}', None, [JobRef(job_id="a"), JobRef(text="t")]),
         (b'{"query": "q", "jobs": ["a"]}', "q", [JobRef(job_id="a")]),
+        (b'{"job_id": "a", "job_text": null}', None, [JobRef(job_id="a")]),
+        ('{"job_text": "a\u2028b"}'.encode(), None, [JobRef(text="a\u2028b")]),
         (b"", None, []),
     ],
 )
@@ -287,6 +289,8 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[JobRef]) -> N
     ("raw", "text"),
     [
         (b'{"job": "a"}', "is not a job"),
+        (b'{"job_id": 5}', "is not a job"),
+        (b'{"query": 5, "jobs": ["a"]}', "query is not a string"),
         (b'a\n{"job_id": ', "x:2: not JSON"),
         (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),
     ],
@@ -294,6 +298,50 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[JobRef]) -> N
 def test_broken_requests_are_named(raw: bytes, text: str) -> None:
     with pytest.raises(DataError, match=text):
         read_request(raw, "x")
+
+
+def test_a_teacher_with_another_prompt_is_refused(
+    control: Control, tiny: TinyBundle, tiny_repository: Path, make_model: Any
+) -> None:
+    from control.ranker.checkpoint import write_ranker
+    from control.ranker.prompt import PromptTemplate
+
+    teacher = make_model("llama")
+    write_ranker(teacher, PromptTemplate(closing="Fit:"), max_item_tokens=96, max_query_tokens=96)
+    done = control("finetune", tiny.spec, "--teacher", teacher, "--artifacts", tiny.artifacts)
+    assert "has template" in error_of(done, 4)
+
+
+def test_a_split_without_pairs_is_named(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
+    spec = changed(tiny, tmp_path, evaluate={"split": "dev"})
+    lines = (tmp_path / "pairs.jsonl").read_text().replace('"dev"', '"train"')
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    text = error_of(control("evaluate", spec, "--artifacts", tmp_path / "a"), 3)
+    assert "no pairs in split 'dev'" in text
+
+
+def test_a_query_that_is_too_long_is_a_data_error(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    spec = changed(tiny, tmp_path)
+    with (tmp_path / "pairs.jsonl").open("a") as stream:
+        pair = {"query": "word " * 90, "job_id": "job-1", "grade": 1, "split": "train"}
+        stream.write(json.dumps(pair) + "\n")
+    text = error_of(control("finetune", spec, "--artifacts", tmp_path / "a"), 3)
+    assert "tokens, the limit is" in text
+
+
+def test_ports_outside_the_range_are_a_usage_error(control: Control, tiny: TinyBundle) -> None:
+    done = control("serve", tiny.spec, "--grpc-port", "70000")
+    assert done.returncode == 2
+    assert "70000" in done.stderr
+
+
+def test_evaluate_plans_as_one_document(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
+    done = control("evaluate", tiny.spec, "--artifacts", tmp_path, "--dry-run", "--json")
+    kinds = [row["kind"] for row in json.loads(done.stdout)["plan"]]
+    assert kinds.count("scores") == 8
+    assert kinds.count("finetuned") == 1
 
 
 def test_own_data_is_deterministic(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from control.data.bm25 import Bm25
+from control.data.bm25 import Bm25, words_of
 from control.data.records import Job
 
 JOBS = {
@@ -21,6 +21,11 @@ def test_the_formula() -> None:
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
     norm = 1.2 * (1 - 0.75 + 0.75 * 4 / 3)
     assert index.scores("nurses", ["b"]) == [pytest.approx(idf * 2 * 2.2 / (2 + norm))]
+
+
+def test_words_of_unspaced_scripts_are_pairs_of_characters() -> None:
+    assert words_of("\u6563\u6b65\u72d7 dogs") == ["\u6563\u6b65", "\u6b65\u72d7", "dog"]
+    assert words_of("na\u00efve M\u00fcller") == ["na\u00efve", "m\u00fcller"]
 
 
 def test_order_and_strangers() -> None:

@@ -16,6 +16,7 @@ from control.errors import DataError
         (b'{"job_id": "a"}', "description"),
         (b'{"job_id": "a", "description": "x", "titel": "y"}', "titel"),
         (b'{"job_id": "", "description": "x"}', "job_id"),
+        (b'{"job_id": "a", "description": "\\ud83d"}', "surrogate"),
         (b"{", "not JSON"),
         (b'{"job_id": "a\xff", "description": "x"}', "not UTF-8"),
         (b'{"job_id": "' + b"x" * 501 + b'", "description": "x"}', "501 bytes"),
@@ -41,6 +42,13 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(DataError, match="no jobs"):
         read_jobs(path)
+
+
+def test_a_blank_query_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"query": "  ", "job_id": "a", "grade": 1}\n')
+    with pytest.raises(DataError, match="is blank"):
+        read_pairs(path)
 
 
 def test_grades_stay_between_0_and_4(tmp_path: Path) -> None:

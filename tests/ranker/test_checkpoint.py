@@ -59,6 +59,26 @@ def test_labels_that_are_not_single_tokens_are_refused(make_model: Callable[...,
         write_ranker(make_model(), template, max_item_tokens=64, max_query_tokens=32)
 
 
+def test_missing_weights_are_refused_and_not_made_up(make_checkpoint: Callable[..., Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from control.ranker.reference import load_model
+
+    checkpoint = make_checkpoint()
+    path = checkpoint.path / "model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if ".layers.1." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 9 weights.*layers.1"):
+        load_model(checkpoint)
+
+
+def test_a_broken_tokenizer_is_named(make_checkpoint: Callable[..., Any]) -> None:
+    checkpoint = make_checkpoint()
+    (checkpoint.path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="does not load"):
+        open_checkpoint(checkpoint.path)
+
+
 def test_unknown_families_and_missing_parts(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

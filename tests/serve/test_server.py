@@ -124,6 +124,13 @@ def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) ->
     assert told["max_items"] == "1000"
 
 
+def test_a_repository_without_the_ensemble_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "config.pbtxt").write_text('name: "other" backend: "python"')
+    with pytest.raises(ServerError, match="has no model 'rank'"):
+        Server(tmp_path, FREE).start()
+
+
 def test_a_taken_port_is_named(tiny_repository: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -74,6 +74,15 @@ def test_sentences_lose_bullets_and_headings() -> None:
     assert sentences_of(text) == ["Weld steel beams.", "Bake fresh bread.", "Drive big trucks."]
 
 
+def test_text_without_spaces_is_summarised() -> None:
+    sentence = "\u6211\u4eec\u62db\u8058\u62a4\u58eb\u7167\u987e\u75c5\u4eba\u3002"
+    own = Job(job_id="a", description=sentence * 30)
+    salience = Salience(weights={}, unseen=1.0)
+    summary = summarize(own, salience, 20, len)
+    assert summary.text == sentence
+    assert summarize(own, salience, 5, len).text == sentence[:5]
+
+
 def test_nothing_to_fit_on_is_refused() -> None:
     with pytest.raises(DataError, match="no jobs"):
         fit_salience([])
@@ -96,6 +105,19 @@ def build(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., tuple[Path, d
         )
 
     return make
+
+
+def test_another_catalogue_gets_its_own_table(
+    build: Callable[..., tuple[Path, dict[str, object]]],
+) -> None:
+    first, figures = build("first", JOBS)
+    other = {
+        key: one.model_copy(update={"description": f"Quite another text {key}. " * 30})
+        for key, one in JOBS.items()
+    }
+    _, again = build("second", other, first)
+    assert again["salience"] != figures["salience"]
+    assert again["reused"] == 0
 
 
 def test_only_changed_jobs_are_computed(

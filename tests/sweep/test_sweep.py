@@ -120,6 +120,13 @@ def test_a_figure_that_disagrees_is_not_trusted(tmp_path: Path) -> None:
         assert measured.trusted is trusted
 
 
+def test_an_export_with_raw_length_prefixes_is_read(tmp_path: Path) -> None:
+    text = json.dumps(export([50, 150, 250], [0, 100, 200, 300]) | {"version": "@"})
+    (tmp_path / "profile.json").write_bytes(text.encode().replace(b"@", b"\x80\x00\x00\x07"))
+    (tmp_path / "latency.csv").write_text("Concurrency,Inferences/Second\n2,10\n")
+    assert read_result(tmp_path, POINT, 100).requests == 3
+
+
 def test_missing_rows_and_empty_windows_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no readable export"):
         read_result(tmp_path, POINT, 100)
@@ -135,13 +142,12 @@ def test_a_binary_that_does_not_start_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "perf_analyzer"
-    broken.write_text(
-        "#!/bin/sh\necho 'error while loading shared libraries: libx.so' >&2\nexit 127\n"
-    )
-    broken.chmod(0o755)
     monkeypatch.setenv("PERF_ANALYZER", str(broken))
-    with pytest.raises(MissingDependencyError, match=r"libx\.so"):
-        find_perf_analyzer(tmp_path)
+    for reason in ("cannot open libx.so", "libc.so.6: version GLIBC_2.38 not found"):
+        broken.write_text(f"#!/bin/sh\necho '{reason}' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        with pytest.raises(MissingDependencyError, match=reason):
+            find_perf_analyzer(tmp_path)
 
 
 @pytest.mark.perf
@@ -195,6 +201,17 @@ def test_a_plan_says_what_is_left(tiny: TinyBundle, tiny_repository: Path, tmp_p
     assert plan.pending(empty) == [0, 1, 2]
     assert plan.estimate_s(empty) > 0
     assert run_sweep(replace(plan, points=(), inputs=(), keys=()), empty, _no_server, _silent) == []
+
+
+def test_an_unstable_point_is_measured_again(
+    tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    plan, _ = prepare_sweep(tiny.bundle, tiny.store, StepDisplay(), Axes(items=(1, 2)))
+    store = ArtifactStore(tmp_path)
+    for key, stable in zip(plan.keys, (True, False), strict=True):
+        with store.create("point", key, {}) as draft:
+            draft.figures["stable"] = stable
+    assert plan.pending(store) == [1]
 
 
 def _no_server() -> Any:

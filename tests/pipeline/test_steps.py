@@ -1,0 +1,100 @@
+"""Steps: made once, in order, again only when what decides them changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from control.artifacts import ArtifactStore
+from control.errors import MissingDependencyError
+from control.pipeline.steps import Making, Step, in_order, run
+
+CALLS: list[str] = []
+
+
+def writes(name: str, content: Callable[[], str]) -> Callable[[Making], None]:
+    def make(making: Making) -> None:
+        CALLS.append(name)
+        (making.draft.path / "file").write_text(content())
+
+    return make
+
+
+def chain(content: Callable[[], str] = lambda: "same", setting: int = 1) -> Step:
+    first = Step(kind="first", title="1", settings={"s": setting}, make=writes("first", content))
+    middle = Step(
+        kind="middle", title="2", settings={}, make=writes("middle", lambda: "m"),
+        inputs={"first": first},
+    )  # fmt: skip
+    return Step(
+        kind="last", title="3", settings={}, make=writes("last", lambda: "l"),
+        inputs={"middle": middle, "first": first},
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _clear() -> None:
+    CALLS.clear()
+
+
+def test_inputs_first_and_once(tmp_path: Path) -> None:
+    step = chain()
+    assert [one.kind for one in in_order(step)] == ["first", "middle", "last"]
+    run(step, ArtifactStore(tmp_path))
+    assert CALLS == ["first", "middle", "last"]
+    run(step, ArtifactStore(tmp_path))
+    assert len(CALLS) == 3
+
+
+def test_a_changed_setting_makes_everything_behind_it_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    a, b = run(chain(), store), run(chain(setting=2), store)
+    assert a.key != b.key
+    assert CALLS == ["first", "middle", "last"] * 2
+
+
+def test_a_finished_target_does_not_need_its_inputs(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    run(chain(), store)
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(tmp_path / "middle")
+    run(chain(), store)
+    assert len(CALLS) == 3
+
+
+def test_an_input_with_new_content_makes_the_target_stale(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    step = chain()
+    run(step, store)
+    run(chain(lambda: "other").inputs["first"], store, force=True)
+    run(step, store)
+    # `middle` was made again with the same content, `last` reads `first` itself.
+    assert CALLS == ["first", "middle", "last", "first", "middle", "last"]
+
+
+def test_the_same_content_again_changes_nothing(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    step = chain()
+    run(step, store)
+    run(step.inputs["first"], store, force=True)
+    run(step, store)
+    assert CALLS == ["first", "middle", "last", "first"]
+
+
+def test_the_lineage_is_written_down(tmp_path: Path) -> None:
+    made = run(chain(), ArtifactStore(tmp_path))
+    assert made.manifest["inputs"]["middle"]["kind"] == "middle"
+    assert len(made.manifest["inputs"]["middle"]["digest"]) == 16
+
+
+def test_a_missing_tool_names_the_extra(tmp_path: Path) -> None:
+    step = Step(
+        kind="x", title="engine", settings={}, make=writes("x", str), tools=("no-such-tool",),
+        extra="local",
+    )  # fmt: skip
+    with pytest.raises(MissingDependencyError, match="no-such-tool") as caught:
+        run(step, ArtifactStore(tmp_path))
+    assert "slmrank[local]" in caught.value.hint

@@ -1,0 +1,113 @@
+"""The real base model: imported from its package, scored, pruned and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from control.artifacts import ArtifactStore
+from control.pipeline.bundle import Bundle
+from control.pipeline.make import checkpoint_of
+from control.pipeline.steps import run
+from control.ranker.checkpoint import Checkpoint
+from control.ranker.corpus import EncodedQuery
+from control.ranker.weights import count_parameters
+from control.shipped import shipped
+from control.spec import load_spec
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [
+    "Job: Registered Nurse\nGives medication and cares for patients on a hospital ward.\n",
+    "Job: Truck Driver\nDrives a heavy truck between warehouses and unloads goods.\n",
+    "Job: Data Analyst\nAnalyzes sales data and writes reports for management every week.\n",
+    "Job: Pastry Cook\nBakes bread and cakes before dawn in a hotel kitchen.\n",
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    root = tmp_path_factory.mktemp("smollm2")
+    bundle = Bundle(load_spec(shipped("build/demo.yaml")))
+    return checkpoint_of(run(bundle.base, ArtifactStore(root)))
+
+
+def queries(checkpoint: Checkpoint) -> list[EncodedQuery]:
+    encoder = checkpoint.encoder()
+    items = tuple(encoder.item(encoder.body(text)).ids for text in TEXTS)
+    return [
+        EncodedQuery(
+            query=query,
+            prefix=encoder.prefix(query),
+            items=items,
+            job_ids=("a", "b", "c", "d"),
+            grades=(4, 0, 0, 0),
+        )
+        for query in ("night nurse", "long haul driver in Reno", "bake cakes")
+    ]
+
+
+def test_it_is_a_plain_llama_checkpoint_that_speaks_english(smollm2: Checkpoint) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2.path, dtype=torch.float32)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+    assert 134e6 < count_parameters(smollm2.path)["total"] < 135e6
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.path)
+    text = "The nurse gave the patient some water and asked how she felt in the morning."
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss
+    # Broken rotary permutation or scales give perplexities in the thousands.
+    assert float(loss.exp()) < 80
+
+
+def test_its_own_tokenizer_is_the_one_we_serve(smollm2: Checkpoint) -> None:
+    from transformers import AutoTokenizer
+
+    ours = smollm2.encoder()
+    theirs = AutoTokenizer.from_pretrained(smollm2.path)
+    for text in TEXTS:
+        assert ours.body(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_path: Path) -> None:
+    from control.engine.openvino_build import OpenVinoSettings, build_openvino
+    from control.engine.parity import Tolerance
+
+    figures = build_openvino(
+        smollm2,
+        OpenVinoSettings(precision="bfloat16", smooth_quant_alpha=0.65, max_batch_items=32),
+        queries(smollm2),
+        queries(smollm2),
+        Tolerance(max_mean_abs_dp=0.02, max_abs_dp=0.06, min_pair_order=0.95),
+        tmp_path,
+        lambda _: None,
+    )
+    assert figures["parity"]["pairs"] == 12
+
+
+def test_pruning_removes_two_fifths_of_the_blocks(smollm2: Checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from control.compress.structured import PruneSettings, prune_model
+    from control.ranker.reference import load_model
+
+    model = load_model(smollm2)
+    prompts: list[Any] = [
+        np.concatenate([one.prefix, item]) for one in queries(smollm2) for item in one.items
+    ]
+    settings = PruneSettings(
+        ffn=1024, blocks=24, method="osscar", damping=0.01, neurons_per_round=128
+    )
+    figures = prune_model(model, prompts, settings, lambda *_: None)
+    assert figures["block_parameters_removed"] >= 0.35
+    assert figures["mean_relative_error"]["osscar"] < figures["mean_relative_error"]["magnitude"]
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded).__name__ == "LlamaForCausalLM"
+    assert sum(p.numel() for p in loaded.parameters()) == figures["parameters_after"]
