@@ -40,6 +40,10 @@ def person_title(title: str) -> str:
     head = _TAILS.sub("", title)
     parts = [part.strip() for part in head.split(",") if part.strip()]
     name = parts[0]
+    listed = [part.removeprefix("and ") for part in parts[1:] if part.startswith("and ")]
+    if listed and singular(name) == name:
+        # "Atmospheric, Earth, Marine, and Space Sciences Teachers": the noun stands at the end.
+        name = listed[0]
     left = name.split(" and ")[0]
     if left != name and singular(left) != left:
         name = left

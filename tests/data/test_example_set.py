@@ -121,6 +121,8 @@ def test_grades_ask_for_the_activities(related: int, done: int, asked: int, grad
         ("Dispatchers, Except Police, Fire, and Ambulance", "Dispatcher"),
         ("First-Line Supervisors of Correctional Officers", "First-Line Supervisor of Correctional Officers"),
         ("Couriers and Messengers", "Courier"),
+        ("Atmospheric, Earth, Marine, and Space Sciences Teachers, Postsecondary", "Space Sciences Teacher"),
+        ("Inspectors, Testers, Sorters, Samplers, and Weighers", "Inspector"),
         ("Software Developers", "Software Developer"),
     ],
 )  # fmt: skip
