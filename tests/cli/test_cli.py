@@ -112,6 +112,7 @@ def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_reposit
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_one_changed_job_is_summarised_alone(
     control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_an_artifact_folder_that_is_not_writable(
     assert "--artifacts" in text
 
 
+@pytest.mark.slow
 def test_an_engine_outside_the_tolerance_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_an_engine_outside_the_tolerance_is_refused(
     assert set((tiny.artifacts / "engine").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_killed_finetune_leaves_no_result_and_resumes(
     tiny: TinyBundle, tiny_repository: Path, tmp_path: Path, control: Control
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_killed_finetune_leaves_no_result_and_resumes(
     assert len(figures["loss"]) == 400
 
 
+@pytest.mark.slow
 def test_a_teacher_is_taken_from_the_command_line(
     control: Control, tiny: TinyBundle, tiny_repository: Path
 ) -> None:
@@ -203,6 +207,7 @@ def test_the_pruned_model_is_an_ordinary_one(tiny: TinyBundle, tiny_repository: 
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 128)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_every_stage(
     control: Control, tiny: TinyBundle, tiny_repository: Path
 ) -> None:
@@ -300,6 +305,7 @@ def test_broken_requests_are_named(raw: bytes, text: str) -> None:
         read_request(raw, "x")
 
 
+@pytest.mark.slow
 def test_a_teacher_with_another_prompt_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, make_model: Any
 ) -> None:
