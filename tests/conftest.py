@@ -200,7 +200,8 @@ def tiny(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
             "concurrency": [1],
             "window_ms": 400,
             "trials": 8,
-            "stability_percent": 60,
+            # Not a measurement: the tool must only come to an end on a busy machine.
+            "stability_percent": 400,
         },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(spec))
