@@ -1,4 +1,4 @@
-"""Canonical JSON and SHA-256: the identity of settings, files and texts."""
+"""Canonical JSON and SHA-256: the identity of settings and files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ def canonical_json(value: Any) -> str:
 def hash_value(value: Any) -> str:
     """SHA-256 (64 hex digits) of a JSON-representable value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """SHA-256 (64 hex digits) of a text's UTF-8 bytes."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -55,11 +55,6 @@ class Pair(BaseModel):
             raise ValueError("is blank")
         return value
 
-    @property
-    def target(self) -> float:
-        """The soft target P(relevant): grade / 4 (paper, section on training; design.md 2)."""
-        return self.grade / MAX_GRADE
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSet:

@@ -75,7 +75,7 @@ def _compare(
     checkpoint: Checkpoint, engine: OpenVinoEngine, held_out: Sequence[EncodedQuery]
 ) -> Parity:
     reference = ReferenceScorer(checkpoint)
-    prompts = [np.concatenate([one.prefix, item]) for one in held_out for item in one.items]
+    prompts = [prompt for one in held_out for prompt in one.prompts()]
     expected = iter(reference.probabilities(prompts).tolist())
     wanted, given = [], []
     for one in held_out:

@@ -63,16 +63,12 @@ class OpenVinoEngine:
             "ENABLE_HYPER_THREADING": True,
             "INFERENCE_PRECISION_HINT": "f32" if self.info.precision == "float32" else "bf16",
         }
+        items_settings = dict(settings)
         if self.info.precision == "int8-weights":
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 64
-        prefix_settings = {
-            name: value
-            for name, value in settings.items()
-            if name != "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-        }
+            items_settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 64
         try:
-            self._prefix = core.compile_model(path / "prefix.xml", "CPU", prefix_settings)
-            self._items = core.compile_model(path / "items.xml", "CPU", settings)
+            self._prefix = core.compile_model(path / "prefix.xml", "CPU", settings)
+            self._items = core.compile_model(path / "items.xml", "CPU", items_settings)
         except RuntimeError as error:
             raise EngineError(f"cannot load the engine at {path}: {error}", "rebuild it") from error
         self._prefixes: OrderedDict[bytes, Floats] = OrderedDict()

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from control.artifacts import Artifact, ArtifactStore
 from control.data.bm25 import Bm25
 from control.data.example_set import ExampleSettings, build_example_set
 from control.data.labelled import read_labelled, read_own_set, write_labelled
 from control.data.onet import read_occupations
 from control.data.packaged import ONET_TASKS, SMOLLM2_135M, fetch
+from control.data.records import Split
 from control.errors import ArtifactError, CheckpointError, DataError
 from control.hashing import hash_file, hash_value
 from control.pipeline.steps import Making
@@ -151,7 +150,7 @@ def finetuned(spec: TrainSpec, teacher_path: Path | None, making: Making) -> Non
         teacher = load_model(checkpoint_of(making.inputs["teacher"]))
     elif teacher_path is not None:
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student))
-    queries = _queries(making, student, "train", None, 0)
+    queries = _queries(making, student, "train", 0)
     model = load_model(student)
     settings = TrainSettings(
         steps=spec.steps,
@@ -181,8 +180,8 @@ def pruned(spec: PruneSpec, making: Making) -> None:
     from control.ranker.reference import load_model
 
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    queries = _queries(making, checkpoint, "train", None, 0)
-    prompts = [np.concatenate([one.prefix, item]) for one in queries for item in one.items]
+    queries = _queries(making, checkpoint, "train", 0)
+    prompts = [prompt for one in queries for prompt in one.prompts()]
     random.Random(spec.seed).shuffle(prompts)
     model = load_model(checkpoint)
     figures = prune_model(
@@ -206,9 +205,9 @@ def engine(spec: EngineSpec, making: Making) -> None:
     from control.engine.parity import Tolerance
 
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    calibration = _take(_queries(making, checkpoint, "train", None, 1), spec.calibration_prompts)
-    split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
-    held_out = _take(_queries(making, checkpoint, split, None, 1), spec.parity.pairs, per_query=16)
+    calibration = _take(_queries(making, checkpoint, "train", 1), spec.calibration_prompts)
+    split: Split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
+    held_out = _take(_queries(making, checkpoint, split, 1), spec.parity.pairs, per_query=16)
     figures = build_openvino(
         checkpoint,
         OpenVinoSettings(
@@ -337,15 +336,12 @@ def _earlier_store(making: Making, settings: SummarySettings) -> Artifact | None
     return None
 
 
-def _queries(
-    making: Making, checkpoint: Checkpoint, split: str, count: int | None, seed: int
-) -> list[EncodedQuery]:
+def _queries(making: Making, checkpoint: Checkpoint, split: Split, seed: int) -> list[EncodedQuery]:
     """A split's queries on summaries, in an order that the seed decides."""
     labelled = read_labelled(making.inputs["data"].path)
-    pairs = sample_queries(labelled.pairs[split], count, seed)  # type: ignore[index]
     encoder = checkpoint.encoder()
     with SummaryStore(making.inputs["summaries"].path / STORE_FOLDER) as store:
-        queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
+        queries = encode_pairs(labelled.pairs[split], encoder, SummaryItems(encoder, store))
     random.Random(seed).shuffle(queries)
     return queries
 
@@ -377,7 +373,7 @@ def _reference_scores(
 ) -> list[float]:
     from control.ranker.reference import ReferenceScorer
 
-    prompts = [np.concatenate([one.prefix, item]) for one in queries for item in one.items]
+    prompts = [prompt for one in queries for prompt in one.prompts()]
     scorer = ReferenceScorer(checkpoint, dtype)
     found = scorer.probabilities(
         prompts, lambda done, total: making.watcher.progress(done, total, "pairs")

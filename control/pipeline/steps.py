@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from control.artifacts import Artifact, ArtifactStore, Draft, artifact_key
@@ -62,7 +63,7 @@ class Step:
     extra: str = "train"
     version: int = 1
 
-    @property
+    @cached_property
     def key(self) -> str:
         return artifact_key(
             self.kind,
@@ -71,7 +72,7 @@ class Step:
             self.versions,
         )
 
-    @property
+    @cached_property
     def versions(self) -> dict[str, str]:
         """Raises MissingDependencyError when a needed distribution is not installed."""
         found = {"step": str(self.version)}

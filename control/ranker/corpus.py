@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from control.data.records import Job, Pair, group_by_query
 from control.errors import DataError, ScoreError
 from control.ranker.prompt import Ids, Item, PromptEncoder, job_text
@@ -31,6 +33,10 @@ class EncodedQuery:
     items: tuple[Ids, ...]
     job_ids: tuple[str, ...]
     grades: tuple[int, ...]
+
+    def prompts(self) -> list[Ids]:
+        """The whole prompt, prefix and item, of every item."""
+        return [np.concatenate([self.prefix, item]) for item in self.items]
 
     def head(self, count: int) -> EncodedQuery:
         """The first `count` items only."""
