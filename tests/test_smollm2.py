@@ -14,7 +14,7 @@ from control.pipeline.make import checkpoint_of
 from control.pipeline.steps import run
 from control.ranker.checkpoint import Checkpoint
 from control.ranker.corpus import EncodedQuery
-from control.ranker.weights import count_parameters
+from control.ranker.tensor_files import count_parameters
 from control.shipped import shipped
 from control.spec import load_spec
 

@@ -9,7 +9,7 @@ from control.evaluate.table import QualityRow, ScoredRow, quality_table, read_sc
 from control.pipeline.bundle import Bundle, Row
 from control.pipeline.make import CHECKPOINT_FOLDER, SCORES_FILE
 from control.pipeline.steps import Step, Watcher, run
-from control.ranker.weights import count_parameters
+from control.ranker.tensor_files import count_parameters
 
 NAMES: dict[Row, str] = {
     "bm25": "BM25",

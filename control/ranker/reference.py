@@ -63,7 +63,7 @@ class ReferenceScorer:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         found = np.zeros(len(prompts))
         done = 0
-        for batch in _batches(order, [len(prompt) for prompt in prompts]):
+        for batch in token_batches(order, [len(prompt) for prompt in prompts]):
             found[batch] = self._score([prompts[index] for index in batch])
             done += len(batch)
             if progress is not None:
@@ -86,7 +86,7 @@ class ReferenceScorer:
         return logits
 
 
-def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+def token_batches(order: list[int], lengths: list[int]) -> list[list[int]]:
     """Indices in batches of at most BATCH_TOKENS padded tokens; `order` ascends by length."""
     batches: list[list[int]] = []
     current: list[int] = []

@@ -13,7 +13,7 @@ from control.errors import CheckpointError
 from control.ranker.base_model import import_directory
 from control.ranker.checkpoint import open_checkpoint, write_ranker
 from control.ranker.prompt import PromptTemplate
-from control.ranker.weights import count_parameters
+from control.ranker.tensor_files import count_parameters
 
 
 def edit(path: Path, **changes: Any) -> None:
