@@ -136,7 +136,7 @@ class ArtifactStore:
                 "key": key,
                 **lineage,
                 "figures": draft.figures,
-                "files": _inventory(draft_path),
+                "files": inventory(draft_path),
                 "created": started.isoformat(timespec="seconds"),
                 "seconds": round((ended - started).total_seconds(), 3),
             }
@@ -168,7 +168,7 @@ def _replace(final: Path, draft: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+def inventory(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): {"sha256": hash_file(path), "bytes": path.stat().st_size}

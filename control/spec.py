@@ -105,6 +105,26 @@ class TrainSpec(_Section):
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
 
 
+class TrimSpec(_Section):
+    """Vocabulary trimming of the base model: embedding, head and tokenizer together."""
+
+    tokens: int = Field(
+        16384,
+        ge=512,
+        description="vocabulary rows kept, a multiple of 64: what jobs and training queries use, "
+        "then the tokenizer's own most frequent",
+    )
+
+    @model_validator(mode="after")
+    def _aligned(self) -> TrimSpec:
+        if self.tokens % 64:
+            below = self.tokens // 64 * 64
+            raise ValueError(
+                f"trim.tokens {self.tokens} is not a multiple of 64; use {below} or {below + 64}"
+            )
+        return self
+
+
 class FinetuneSpec(TrainSpec):
     """Fine-tuning of the base model."""
 
@@ -174,19 +194,127 @@ class ParitySpec(_Section):
     )
 
 
-class EngineSpec(_Section):
-    """The compiled ranker."""
+Target = Literal["openvino", "trtllm-engine", "trtllm-llmapi"]
 
-    target: Literal["openvino"] = Field("openvino", description="inference engine")
+
+class TrtllmSpec(_Section):
+    """TensorRT-LLM, for the targets trtllm-engine and trtllm-llmapi."""
+
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="type of the weights")
+    quantization: Literal["none", "fp8", "int8-sq"] = Field(
+        "none",
+        description="fp8: weights and activations, Ada or Hopper and newer; int8-sq: SmoothQuant "
+        "W8A8; both calibrated by nvidia-modelopt; trtllm-engine only",
+    )
+    calibration_prompts: int = Field(64, ge=8, description="prompts seen by the calibration")
+    version: str = Field("1.2.1", description="TensorRT-LLM version")
+    container: str = Field(
+        "26.07", pattern=r"^\d\d\.\d\d$", description="tag of NVIDIA's tritonserver container"
+    )
+    container_digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="digest of that container; unset: the tag, which can move",
+    )
+    image: str = Field(
+        "slmrank-gpu:0.1.0", description="serving image that you built from build/gpu.Dockerfile"
+    )
+    gpu: str = Field(
+        "NVIDIA-H200",
+        description="GPU product that the engine is built for, as in the node label "
+        "nvidia.com/gpu.product; an engine runs on no other",
+    )
+    max_batch_size: int = Field(
+        256, ge=1, le=4096, description="prompts that the engine schedules together"
+    )
+    max_num_tokens: int = Field(
+        16384, ge=64, description="packed prompt tokens in one iteration: the prefill limit"
+    )
+    tokens_per_block: Literal[16, 32, 64, 128] = Field(
+        32, description="KV-cache block; a shared prefix is reused in whole blocks"
+    )
+    gemm_plugin: Literal["auto", "fp8", "disable"] = Field(
+        "auto", description="GEMM plugin; fp8 goes with quantization fp8"
+    )
+    multiple_profiles: bool = Field(
+        True, description="several optimisation profiles: slower build, better kernels"
+    )
+    logits_dtype: Literal["float32", "float16"] = Field("float32", description="type of logits")
+    kv_cache_reuse: bool = Field(True, description="reuse the blocks of a shared query prefix")
+    kv_cache_fraction: float = Field(
+        0.25, gt=0, lt=1, description="share of free GPU memory for the KV cache"
+    )
+    engines: str = Field(
+        "/engines",
+        pattern=r"^/",
+        description="directory of engines where the server runs; the repository points into it",
+    )
+    ranker_instances: int = Field(
+        2, ge=1, le=64, description="fan-out processes of trtllm-engine; each takes one batch"
+    )
+    max_in_flight: int = Field(
+        256, ge=1, description="prompts that one fan-out process keeps in the engine"
+    )
+    full_template: bool = Field(
+        False, description="declare every tensor and parameter of the backend, not only those used"
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> TrtllmSpec:
+        if self.gemm_plugin == "fp8" and self.quantization != "fp8":
+            raise ValueError("trtllm.gemm_plugin fp8 needs quantization fp8; use auto")
+        return self
+
+
+class EngineSpec(_Section):
+    """The compiled ranker. `parity` holds for every target, `trtllm` for the two GPU targets, the
+    rest for openvino, so that one spec serves all targets."""
+
+    target: Target = Field("openvino", description="inference engine")
     precision: Literal["float32", "bfloat16", "int8-weights", "int8"] = Field(
         "int8",
-        description="int8: weights and activations by NNCF SmoothQuant, item passes only; "
-        "int8-weights: weights, activations quantised at run time",
+        description="openvino: int8: weights and activations by NNCF SmoothQuant, item passes "
+        "only; int8-weights: weights, activations quantised at run time",
     )
     calibration_prompts: int = Field(96, ge=8, description="items seen by INT8 calibration")
     smooth_quant_alpha: float = Field(0.65, ge=0, le=1, description="SmoothQuant strength")
     max_batch_items: int = Field(32, ge=1, le=512, description="items in one engine call")
     parity: ParitySpec = Field(default_factory=lambda: ParitySpec())
+    trtllm: TrtllmSpec = Field(default_factory=lambda: TrtllmSpec())
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the engine of this target: another target's settings do not."""
+        given = super().settings()
+        if self.target == "openvino":
+            return {name: value for name, value in given.items() if name != "trtllm"}
+        own = given["trtllm"]
+        for name in _SERVING_ONLY:
+            own.pop(name)
+        return {"target": self.target, "parity": given["parity"], "trtllm": own}
+
+    def serving_settings(self) -> dict[str, Any]:
+        """What decides the repository of a GPU target beside its engine."""
+        given = self.trtllm.settings()
+        return {name: given[name] for name in _SERVING_ONLY}
+
+    @model_validator(mode="after")
+    def _quantised(self) -> EngineSpec:
+        if self.target == "trtllm-llmapi" and self.trtllm.quantization != "none":
+            raise ValueError(
+                f"trtllm.quantization {self.trtllm.quantization} is for the target trtllm-engine; "
+                "trtllm-llmapi takes none"
+            )
+        return self
+
+
+_SERVING_ONLY = (
+    "kv_cache_reuse",
+    "kv_cache_fraction",
+    "engines",
+    "ranker_instances",
+    "max_in_flight",
+    "full_template",
+)
 
 
 class RepositorySpec(_Section):
@@ -224,12 +352,13 @@ class SweepSpec(_Section):
 
 
 class BundleSpec(_Section):
-    """A whole bundle. Leave `prune` and `recover` out to serve the fine-tuned model."""
+    """A whole bundle. Leave `trim`, `prune` and `recover` out to serve the fine-tuned model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="name in reports")
     data: OnetData | JsonlData = Field(discriminator="source")
     base: BaseSpec = Field(default_factory=lambda: BaseSpec())
     prompt: PromptSpec = Field(default_factory=lambda: PromptSpec())
+    trim: TrimSpec | None = None
     summarize: SummarizeSpec = Field(default_factory=lambda: SummarizeSpec())
     finetune: FinetuneSpec = Field(default_factory=lambda: FinetuneSpec())
     prune: PruneSpec | None = None

@@ -20,16 +20,18 @@ VERBS = {
     "spec": ("spec", "Show a spec with every default, or all keys with their documentation"),
     "data": ("steps", "Build or read the labelled job-search set"),
     "import": ("steps", "Bring a base model in as a ranker checkpoint"),
+    "trim": ("steps", "Trim the vocabulary to what the texts use"),
     "summarize": ("steps", "Summarise job descriptions into the summary store"),
     "finetune": ("steps", "Fine-tune the base model on labelled pairs"),
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer blocks"),
     "recover": ("steps", "Fine-tune the pruned model, taught by the unpruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
-    "build": ("steps", "Build the inference engine and check its scores"),
-    "repo": ("steps", "Generate the Triton model repository"),
+    "build": ("build", "Build the inference engine and check its scores"),
+    "repo": ("repo", "Generate the Triton model repository"),
     "serve": ("serve", "Run tritonserver over a repository"),
     "score": ("score", "Score jobs for a query over gRPC"),
     "sweep": ("sweep", "Measure throughput and latency with perf_analyzer"),
+    "doctor": ("doctor", "Say what this machine has against what each target needs"),
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from control.artifacts import ArtifactStore
 from control.pipeline.bundle import Bundle
-from control.spec import load_spec
+from control.spec import Target, load_spec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)
@@ -47,3 +47,11 @@ def dry_run_option(function: Decorated) -> Decorated:
 def open_bundle(spec: Path, artifacts: Path) -> tuple[Bundle, ArtifactStore]:
     """The spec's bundle and the artifact store."""
     return Bundle(load_spec(spec)), ArtifactStore(artifacts)
+
+
+def target_option(function: Decorated) -> Decorated:
+    return click.option(
+        "--target",
+        type=click.Choice(get_args(Target)),
+        help="engine target  [default: engine.target of the spec]",
+    )(function)

@@ -1,5 +1,5 @@
-"""The verbs that make one artifact each: data, import, summarize, finetune, prune, recover, build
-and repo. They differ only in the step that they run."""
+"""The verbs that make one artifact each, from data to the pruned and recovered model. They differ
+only in the step that they run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,14 @@ import_command = _verb(
     "import",
     "Bring the base model of SPEC in as a ranker checkpoint: a plain Hugging Face directory plus "
     "ranker.json with the prompt template, its label tokens and hashes.",
-    lambda bundle: bundle.base,
+    lambda bundle: bundle.imported,
+)
+
+trim_command = _verb(
+    "trim",
+    "Trim the vocabulary of the base model of SPEC: embedding, head and tokenizer together. Texts "
+    "that use only kept tokens score exactly as before; the figures say how many do.",
+    lambda bundle: bundle.trimmed,
 )
 
 summarize_command = _verb(
@@ -105,18 +112,4 @@ recover_command = _verb(
     "Fine-tune the pruned model of SPEC; the target is the unpruned fine-tuned model's p, or the "
     "grades with recover.teacher: labels.",
     lambda bundle: bundle.recovered,
-)
-
-build_command = _verb(
-    "build",
-    "Build the inference engine of SPEC. The engine's scores are compared with the float32 "
-    "reference on held-out pairs; outside engine.parity it is refused.",
-    lambda bundle: bundle.engine,
-)
-
-repo_command = _verb(
-    "repo",
-    "Generate the Triton model repository of SPEC: the ensemble rank = prepare -> ranker. Names, "
-    "data types and dims of the ensemble graph are checked before anything is written.",
-    lambda bundle: bundle.repository,
 )

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from control.engine.openvino_export import (
     ITEMS_GRAPH,
     PREFIX_GRAPH,
@@ -19,12 +17,9 @@ from control.engine.openvino_export import (
     save_graph,
 )
 from control.engine.openvino_runtime import ENGINE_FILE, OpenVinoEngine
-from control.engine.parity import Parity, Tolerance, measure_parity, require_parity
-from control.evaluate.metrics import Listing
+from control.engine.parity import Tolerance, compare_with_reference, require_parity
 from control.ranker.checkpoint import Checkpoint
 from control.ranker.corpus import EncodedQuery
-from control.ranker.probability import probability
-from control.ranker.reference import ReferenceScorer
 
 Report = Callable[[str], None]
 
@@ -65,23 +60,10 @@ def build_openvino(
     info["max_batch_items"] = settings.max_batch_items
     (target / ENGINE_FILE).write_text(json.dumps(info) + "\n")
     report("check parity")
-    parity = _compare(checkpoint, OpenVinoEngine(target), held_out)
+    engine = OpenVinoEngine(target)
+    parity = compare_with_reference(
+        checkpoint, lambda one: engine.logits(one.prefix, one.items), held_out
+    )
     require_parity(parity, tolerance)
     size = sum(path.stat().st_size for path in target.iterdir())
     return {"parity": asdict(parity), "tolerance": asdict(tolerance), "bytes": size}
-
-
-def _compare(
-    checkpoint: Checkpoint, engine: OpenVinoEngine, held_out: Sequence[EncodedQuery]
-) -> Parity:
-    reference = ReferenceScorer(checkpoint)
-    prompts = [prompt for one in held_out for prompt in one.prompts()]
-    expected = iter(reference.probabilities(prompts).tolist())
-    wanted, given = [], []
-    for one in held_out:
-        grades = np.array(one.grades, dtype=float)
-        scores = np.array([next(expected) for _ in one.items])
-        wanted.append(Listing(scores=scores, grades=grades))
-        logits = engine.logits(one.prefix, one.items).astype(float)
-        given.append(Listing(scores=probability(logits), grades=grades))
-    return measure_parity(wanted, given)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from control.errors import ParityError
 from control.evaluate.metrics import Listing, pair_order_agreement
+from control.ranker.checkpoint import Checkpoint
+from control.ranker.corpus import EncodedQuery
+from control.ranker.probability import probability
 
 ORDER_MARGIN = 0.05
 
@@ -30,6 +35,27 @@ class Parity:
     mean_abs_dp: float
     max_abs_dp: float
     pair_order: float
+
+
+def compare_with_reference(
+    checkpoint: Checkpoint,
+    logits: Callable[[EncodedQuery], npt.NDArray[np.floating[Any]]],
+    held_out: Sequence[EncodedQuery],
+) -> Parity:
+    """Score every held-out pair with transformers in float32 and with `logits`, which gives the
+    log-odds [N] of one query's items."""
+    from control.ranker.reference import ReferenceScorer
+
+    reference = ReferenceScorer(checkpoint)
+    prompts = [prompt for one in held_out for prompt in one.prompts()]
+    expected = iter(reference.probabilities(prompts).tolist())
+    wanted, given = [], []
+    for one in held_out:
+        grades = np.array(one.grades, dtype=float)
+        scores = np.array([next(expected) for _ in one.items])
+        wanted.append(Listing(scores=scores, grades=grades))
+        given.append(Listing(scores=probability(logits(one)), grades=grades))
+    return measure_parity(wanted, given)
 
 
 def measure_parity(reference: Sequence[Listing], engine: Sequence[Listing]) -> Parity:
@@ -57,6 +83,7 @@ def require_parity(parity: Parity, tolerance: Tolerance) -> None:
     if faults:
         raise ParityError(
             f"engine refused on {parity.pairs} held-out pairs: {'; '.join(faults)}",
-            "use engine.precision bfloat16, more engine.calibration_prompts, or, if the loss is "
+            "use a higher precision (openvino: engine.precision bfloat16; TensorRT-LLM: "
+            "engine.trtllm.quantization none), more calibration_prompts, or, if the loss is "
             "acceptable, a wider engine.parity",
         )

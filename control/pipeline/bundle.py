@@ -11,12 +11,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from control.data.packaged import ONET_TASKS, SMOLLM2_135M
+from control.engine.compatibility import load_compatibility
 from control.errors import DataError, SpecError
 from control.hashing import hash_file
-from control.pipeline import make
+from control.pipeline import make, make_engine
 from control.pipeline.steps import Step
-from control.spec import PACKAGED_MODEL, BundleSpec, JsonlData
+from control.spec import PACKAGED_MODEL, BundleSpec, EngineSpec, JsonlData, Target
 
 TRAINING = ("torch", "transformers")
 Row = Literal["bm25", "base", "finetuned", "pruned", "recovered", "engine", "served"]
@@ -41,7 +44,7 @@ class Bundle:
         return Step(kind="data", title="labelled data", settings=settings, make=maker)
 
     @cached_property
-    def base(self) -> Step:
+    def imported(self) -> Step:
         source = self.spec.base.source
         local = _local_checkpoint(source)
         settings = {
@@ -55,6 +58,25 @@ class Bundle:
             make=partial(make.base_model, local, self.spec.prompt),
             tools=() if local is not None else (*TRAINING, "gguf"),
         )
+
+    @cached_property
+    def trimmed(self) -> Step:
+        if self.spec.trim is None:
+            raise SpecError(
+                "the spec has no trim section", "add one, for example trim: {tokens: 16384}"
+            )
+        return Step(
+            kind="trimmed",
+            title="vocabulary trimming",
+            settings=self.spec.trim.settings(),
+            inputs={"data": self.data, "checkpoint": self.imported},
+            make=partial(make.trimmed, self.spec.trim),
+        )
+
+    @property
+    def base(self) -> Step:
+        """What everything starts from: the imported model, trimmed where the spec asks for it."""
+        return self.imported if self.spec.trim is None else self.trimmed
 
     @cached_property
     def summaries(self) -> Step:
@@ -116,6 +138,21 @@ class Bundle:
         finetune = self.spec.finetune.model_copy(update={"teacher": teacher})
         return Bundle(self.spec.model_copy(update={"finetune": finetune}))
 
+    def for_target(self, target: Target | None) -> Bundle:
+        """The same bundle for another engine target; the same one for None.
+
+        Raises SpecError when the spec's settings do not fit that target.
+        """
+        if target is None or target == self.spec.engine.target:
+            return self
+        given = {**self.spec.engine.model_dump(), "target": target}
+        try:
+            engine = EngineSpec.model_validate(given)
+        except ValidationError as error:
+            text = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+            raise SpecError(f"--target {target}: {text}", "change the spec") from error
+        return Bundle(self.spec.model_copy(update={"engine": engine}))
+
     @property
     def served(self) -> Step:
         """The checkpoint that is served: the last one that the spec asks for."""
@@ -125,32 +162,45 @@ class Bundle:
 
     @cached_property
     def engine(self) -> Step:
+        spec = self.spec.engine
+        tools: tuple[str, ...] = (*TRAINING, "openvino", "nncf")
+        extra = "local"
+        if spec.target != "openvino":
+            # A wrong pair is refused before anything is trained for it.
+            load_compatibility().container(spec.trtllm.container, spec.trtllm.version)
+            tools, extra = (*TRAINING, "safetensors"), "train"
+            if spec.trtllm.quantization != "none":
+                tools, extra = (*tools, "nvidia-modelopt"), "quantize"
         return Step(
             kind="engine",
             title="engine",
-            settings=self.spec.engine.settings(),
+            settings=spec.settings(),
             inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.served},
-            make=partial(make.engine, self.spec.engine),
-            tools=(*TRAINING, "openvino", "nncf"),
-            extra="local",
+            make=partial(make_engine.ENGINES[spec.target], self.spec),
+            tools=tools,
+            extra=extra,
         )
 
     @cached_property
     def repository(self) -> Step:
+        spec = self.spec.engine
+        settings: dict[str, Any] = {
+            **self.spec.repository.settings(),
+            "name": self.spec.name,
+            "stages": make_engine.stages_hash(spec.target),
+        }
+        if spec.target != "openvino":
+            settings["serving"] = spec.serving_settings()
         return Step(
             kind="repository",
             title="model repository",
-            settings={
-                **self.spec.repository.settings(),
-                "name": self.spec.name,
-                "stages": make.stages_hash(),
-            },
+            settings=settings,
             inputs={
                 "engine": self.engine,
                 "summaries": self.summaries,
                 "checkpoint": self.served,
             },
-            make=partial(make.repository, self.spec),
+            make=partial(make_engine.repository, self.spec),
         )
 
     def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:

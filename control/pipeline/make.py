@@ -21,7 +21,6 @@ from control.data.onet import read_occupations
 from control.data.packaged import ONET_TASKS, SMOLLM2_135M, fetch
 from control.data.records import Split
 from control.errors import ArtifactError, CheckpointError, DataError
-from control.hashing import hash_file, hash_value
 from control.pipeline.steps import Making
 from control.ranker.checkpoint import (
     Checkpoint,
@@ -37,17 +36,15 @@ from control.ranker.corpus import (
     encode_pairs,
     sample_queries,
 )
-from control.ranker.prompt import PromptTemplate
-from control.shipped import shipped
+from control.ranker.prompt import PromptTemplate, job_text
 from control.spec import (
-    BundleSpec,
-    EngineSpec,
     JsonlData,
     OnetData,
     PromptSpec,
     PruneSpec,
     SummarizeSpec,
     TrainSpec,
+    TrimSpec,
 )
 from control.store.summaries import SummaryStore
 from control.summarize.build_store import STORE_FOLDER, SummarySettings, build_store
@@ -117,6 +114,38 @@ def base_model(local: Path | None, prompt: PromptSpec, making: Making) -> None:
     )
 
 
+def trimmed(spec: TrimSpec, making: Making) -> None:
+    from control.compress.vocabulary import (
+        choose_tokens,
+        count_tokens,
+        read_vocabulary,
+        same_tokens_share,
+        trim_checkpoint,
+    )
+
+    labelled = read_labelled(making.inputs["data"].path)
+    before = checkpoint_of(making.inputs["checkpoint"])
+    template = before.prompt.template
+    jobs = [job_text(job, job.description) for job in labelled.jobs.values()]
+    known = [pair.query for split in ("train", "dev") for pair in labelled.pairs[split]]
+    counts = count_tokens(before.path, [*jobs, *known])
+    fixed = count_tokens(before.path, [template.prefix.replace("{query}", " "), template.closing])
+    always = [before.labels.yes, before.labels.no, *fixed]
+    kept = choose_tokens(read_vocabulary(before.path), counts, always, spec.tokens)
+    folder = making.draft.path / CHECKPOINT_FOLDER
+    figures = trim_checkpoint(before.path, folder, kept)
+    write_ranker(
+        folder,
+        template,
+        max_item_tokens=before.prompt.max_item_tokens,
+        max_query_tokens=before.prompt.max_query_tokens,
+    )
+    unseen = sorted({pair.query for pair in labelled.pairs["test"]})
+    figures["jobs_tokenised_alike"] = same_tokens_share(before.path, folder, jobs)
+    figures["test_queries_tokenised_alike"] = same_tokens_share(before.path, folder, unseen)
+    making.draft.figures.update(figures)
+
+
 def summaries(spec: SummarizeSpec, making: Making) -> None:
     labelled = read_labelled(making.inputs["data"].path)
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
@@ -150,7 +179,7 @@ def finetuned(spec: TrainSpec, teacher_path: Path | None, making: Making) -> Non
         teacher = load_model(checkpoint_of(making.inputs["teacher"]))
     elif teacher_path is not None:
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student))
-    queries = _queries(making, student, "train", 0)
+    queries = split_queries(making, student, "train", 0)
     model = load_model(student)
     settings = TrainSettings(
         steps=spec.steps,
@@ -180,7 +209,7 @@ def pruned(spec: PruneSpec, making: Making) -> None:
     from control.ranker.reference import load_model
 
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    queries = _queries(making, checkpoint, "train", 0)
+    queries = split_queries(making, checkpoint, "train", 0)
     prompts = [prompt for one in queries for prompt in one.prompts()]
     random.Random(spec.seed).shuffle(prompts)
     model = load_model(checkpoint)
@@ -198,69 +227,6 @@ def pruned(spec: PruneSpec, making: Making) -> None:
     )
     _save(model, checkpoint, making)
     making.draft.figures.update(figures)
-
-
-def engine(spec: EngineSpec, making: Making) -> None:
-    from control.engine.openvino_build import OpenVinoSettings, build_openvino
-    from control.engine.parity import Tolerance
-
-    checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    calibration = _take(_queries(making, checkpoint, "train", 1), spec.calibration_prompts)
-    split: Split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
-    held_out = _take(_queries(making, checkpoint, split, 1), spec.parity.pairs, per_query=16)
-    figures = build_openvino(
-        checkpoint,
-        OpenVinoSettings(
-            precision=spec.precision,
-            smooth_quant_alpha=spec.smooth_quant_alpha,
-            max_batch_items=spec.max_batch_items,
-        ),
-        calibration,
-        held_out,
-        Tolerance(
-            max_mean_abs_dp=spec.parity.max_mean_abs_dp,
-            max_abs_dp=spec.parity.max_abs_dp,
-            min_pair_order=spec.parity.min_pair_order,
-        ),
-        making.draft.path,
-        lambda note: making.watcher.progress(0, 0, note),
-    )
-    making.draft.figures.update(figures)
-
-
-def repository(spec: BundleSpec, making: Making) -> None:
-    from control.repo.generate import RepositorySettings, render_configs, write_repository
-
-    checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    given = spec.repository
-    identity = {
-        "bundle": spec.name,
-        "engine": making.inputs["engine"].key,
-        "engine_target": spec.engine.target,
-        "precision": spec.engine.precision,
-        "checkpoint": making.inputs["checkpoint"].key,
-        "summaries": making.inputs["summaries"].key,
-        "prompt_hash": checkpoint.prompt.template.hash,
-        "tokenizer_hash": checkpoint.prompt.tokenizer_hash,
-        "max_item_tokens": str(checkpoint.prompt.max_item_tokens),
-        "max_query_tokens": str(checkpoint.prompt.max_query_tokens),
-    }
-    settings = RepositorySettings(
-        max_batch_size=given.max_batch_size,
-        max_queue_delay_us=given.max_queue_delay_us,
-        max_queue_size=given.max_queue_size,
-        queue_timeout_us=given.queue_timeout_us,
-        max_items=given.max_items,
-        threads=given.threads,
-    )
-    write_repository(
-        making.draft.path,
-        render_configs(settings, identity),
-        engine=making.inputs["engine"].path,
-        checkpoint=checkpoint.path,
-        store=making.inputs["summaries"].path / STORE_FOLDER,
-    )
-    making.draft.figures.update(identity)
 
 
 def scores(settings: Mapping[str, Any], making: Making) -> None:
@@ -312,12 +278,6 @@ def downloads(store: ArtifactStore) -> Path:
     return Path(named) if named else store.root / "downloads"
 
 
-def stages_hash() -> str:
-    """Hash of the Triton stages' code, which is part of a repository."""
-    files = sorted(shipped("model_repository").glob("*/1/model.py"))
-    return hash_value({file.parent.parent.name: hash_file(file) for file in files})[:16]
-
-
 def _earlier_store(making: Making, settings: SummarySettings) -> Artifact | None:
     """The newest readable store with the same settings."""
     for artifact in making.store.all("summaries"):
@@ -336,7 +296,9 @@ def _earlier_store(making: Making, settings: SummarySettings) -> Artifact | None
     return None
 
 
-def _queries(making: Making, checkpoint: Checkpoint, split: Split, seed: int) -> list[EncodedQuery]:
+def split_queries(
+    making: Making, checkpoint: Checkpoint, split: Split, seed: int
+) -> list[EncodedQuery]:
     """A split's queries on summaries, in an order that the seed decides."""
     labelled = read_labelled(making.inputs["data"].path)
     encoder = checkpoint.encoder()
@@ -346,7 +308,7 @@ def _queries(making: Making, checkpoint: Checkpoint, split: Split, seed: int) ->
     return queries
 
 
-def _take(queries: list[EncodedQuery], pairs: int, per_query: int = 4) -> list[EncodedQuery]:
+def take_pairs(queries: list[EncodedQuery], pairs: int, per_query: int = 4) -> list[EncodedQuery]:
     """The first queries that together hold `pairs` items, at most `per_query` of each."""
     taken: list[EncodedQuery] = []
     left = pairs

@@ -109,6 +109,12 @@ class PromptEncoder:
                 "raise max_item_tokens",
             )
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that can leave this encoder."""
+        fixed = len(self._head) + len(self._tail)
+        return fixed + self._max_query_tokens + self.max_item_tokens
+
     def prefix(self, query: str) -> Ids:
         """Ids [P] of instruction and query.
 

@@ -33,6 +33,7 @@ from control.repo.pbtxt import (
     print_config,
     python_model,
 )
+from control.repo.rankers import RANKER, Ranker, stage_folder
 from control.shipped import shipped
 
 ENSEMBLE = "rank"
@@ -41,18 +42,17 @@ CONFIG = "config.pbtxt"
 
 @dataclass(frozen=True, kw_only=True)
 class RepositorySettings:
-    """Batching over requests, queue limits, request size and engine threads (0: all cores)."""
+    """Batching over requests, queue limits and request size."""
 
     max_batch_size: int
     max_queue_delay_us: int
     max_queue_size: int
     queue_timeout_us: int
     max_items: int
-    threads: int
 
 
 def render_configs(
-    settings: RepositorySettings, identity: Mapping[str, str]
+    settings: RepositorySettings, engine: Ranker, identity: Mapping[str, str]
 ) -> dict[str, ModelConfig]:
     """Model configurations by model name (pure). `identity` names engine, checkpoint, template and
     tokenizer; it stands in the ensemble's parameters, so that any client can read what answers."""
@@ -69,14 +69,6 @@ def render_configs(
         max_batch_size=settings.max_batch_size,
         queue=Queue(max_delay_us=0, max_size=settings.max_queue_size, timeout_us=queue.timeout_us),
         parameters={"max_items": str(settings.max_items)},
-    )
-    ranker = python_model(
-        "ranker",
-        inner,
-        (SCORE,),
-        max_batch_size=settings.max_batch_size,
-        queue=queue,
-        parameters={"threads": str(settings.threads)},
     )
     rank = ensemble(
         ENSEMBLE,
@@ -97,16 +89,18 @@ def render_configs(
         max_batch_size=settings.max_batch_size,
         parameters={
             **identity,
-            "settings": hash_value(asdict(settings))[:16],
+            "settings": hash_value([asdict(settings), asdict(engine)])[:16],
             "max_items": str(settings.max_items),
         },
     )
-    return {"prepare": prepare, "ranker": ranker, ENSEMBLE: rank}
+    behind = engine.models(settings.max_batch_size, queue)
+    return {"prepare": prepare, **behind, ENSEMBLE: rank}
 
 
 def write_repository(
     target: Path,
     configs: Mapping[str, ModelConfig],
+    ranker: Ranker,
     *,
     engine: Path,
     checkpoint: Path,
@@ -117,17 +111,19 @@ def write_repository(
         version = target / name / "1"
         version.mkdir(parents=True)
         (target / name / CONFIG).write_text(print_config(config))
-        stage = shipped("model_repository") / name / "1" / "model.py"
-        if name == ENSEMBLE:
+        if config.backend == "python":
+            stage = stage_folder(ranker.target) if name == RANKER else name
+            code = shipped("model_repository") / stage / "1" / "model.py"
+            shutil.copy2(code, version / "model.py")
+        else:
             # Triton wants a version folder, and some copy tools drop an empty one.
             (version / ".keep").touch()
-        else:
-            shutil.copy2(stage, version / "model.py")
     prepare = target / "prepare" / "1"
     for file in ("tokenizer.json", RANKER_FILE):
         shutil.copy2(checkpoint / file, prepare / file)
     link_tree(store, prepare / "store")
-    link_tree(engine, target / "ranker" / "1" / "engine")
+    for inside, source in ranker.links(engine).items():
+        link_tree(source, target / inside)
     check_repository(target)
 
 

@@ -6,7 +6,7 @@ field that does not exist or has the wrong type cannot get into a file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import text_format
@@ -20,12 +20,15 @@ ModelConfig = Any  # model_config_pb2.ModelConfig; the generated class carries n
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One input or output of a model: dims without the request batch dimension."""
+    """One input or output of a model: dims without the request batch dimension. `scalar`: dims [1]
+    on the wire, [] in the model. `ragged`: requests of unlike shapes may share a batch."""
 
     name: str
     dtype: str
     dims: tuple[int, ...]
     optional: bool = False
+    scalar: bool = False
+    ragged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def python_model(
     policy.max_queue_size = queue.max_size
     policy.default_timeout_microseconds = queue.timeout_us
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
-    _add_parameters(config, parameters)
+    add_parameters(config, parameters)
     return config
 
 
@@ -100,7 +103,7 @@ def ensemble(
         step = config.ensemble_scheduling.step.add(model_name=stage.model, model_version=-1)
         step.input_map.update(stage.inputs)
         step.output_map.update(stage.outputs)
-    _add_parameters(config, parameters)
+    add_parameters(config, parameters)
     return config
 
 
@@ -120,25 +123,32 @@ def parse_config(text: str, name: str = "config.pbtxt") -> ModelConfig:
         ) from error
 
 
+def add_tensor(tensors: Any, tensor: Tensor) -> None:
+    """Append to the `input` or `output` field of a configuration."""
+    added = tensors.add(
+        name=tensor.name,
+        data_type=model_config_pb2.DataType.Value(tensor.dtype),
+        dims=tensor.dims,
+    )
+    if tensor.optional:
+        added.optional = True
+    if tensor.ragged:
+        added.allow_ragged_batch = True
+    if tensor.scalar:
+        added.reshape.SetInParent()
+
+
 def _add_tensors(
     config: ModelConfig, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *, ragged: bool
 ) -> None:
     for tensor in inputs:
-        config.input.add(
-            name=tensor.name,
-            data_type=model_config_pb2.DataType.Value(tensor.dtype),
-            dims=tensor.dims,
-            optional=tensor.optional,
-            allow_ragged_batch=ragged and any(size < 0 for size in tensor.dims),
-        )
+        free = any(size < 0 for size in tensor.dims)
+        add_tensor(config.input, replace(tensor, ragged=ragged and free))
     for tensor in outputs:
-        config.output.add(
-            name=tensor.name,
-            data_type=model_config_pb2.DataType.Value(tensor.dtype),
-            dims=tensor.dims,
-        )
+        # Triton knows no optional outputs; an ensemble's may come from an optional input.
+        add_tensor(config.output, replace(tensor, optional=False))
 
 
-def _add_parameters(config: ModelConfig, parameters: dict[str, str]) -> None:
+def add_parameters(config: ModelConfig, parameters: dict[str, str]) -> None:
     for name, value in sorted(parameters.items()):
         config.parameters[name].string_value = value

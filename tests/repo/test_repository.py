@@ -13,6 +13,7 @@ from control.errors import RepositoryError
 from control.repo.generate import RepositorySettings, check_repository, render_configs
 from control.repo.graph import check_ensemble
 from control.repo.pbtxt import parse_config, print_config
+from control.repo.rankers import OpenVinoRanker
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = RepositorySettings(
@@ -21,13 +22,12 @@ SETTINGS = RepositorySettings(
     max_queue_size=256,
     queue_timeout_us=10_000_000,
     max_items=1000,
-    threads=2,
 )
 IDENTITY = {"engine": "e" * 16, "prompt_hash": "p" * 16, "tokenizer_hash": "t" * 16}
 
 
 def rendered() -> dict[str, Any]:
-    return render_configs(SETTINGS, IDENTITY)
+    return render_configs(SETTINGS, OpenVinoRanker(threads=2), IDENTITY)
 
 
 @pytest.mark.parametrize("name", ["prepare", "ranker", "rank"])

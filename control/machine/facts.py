@@ -1,0 +1,99 @@
+"""What this machine has, asked without importing or changing anything: GPUs, packages, tools.
+
+Every question that cannot be answered returns None or a reason; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+QUESTION_TIMEOUT_S = 20.0
+_QUERY = "name,compute_cap,driver_version,memory.total"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA GPU; `memory_mib` in MiB, `capability` such as 9.0."""
+
+    name: str
+    capability: str
+    driver: str
+    memory_mib: int
+
+    @property
+    def driver_major(self) -> int:
+        return int(self.driver.split(".")[0])
+
+
+def find_gpus() -> tuple[list[Gpu], str]:
+    """The NVIDIA GPUs, and the reason when there are none."""
+    answer, reason = ask(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])
+    if answer is None:
+        return [], reason
+    gpus = []
+    for line in answer.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 4 and fields[3].isdigit():
+            gpus.append(
+                Gpu(
+                    name=fields[0],
+                    capability=fields[1],
+                    driver=fields[2],
+                    memory_mib=int(fields[3]),
+                )
+            )
+    return gpus, "" if gpus else f"nvidia-smi names none: {answer.strip()[:80]!r}"
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution; its package is not imported."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def docker_version() -> tuple[str | None, str]:
+    """(version of the answering Docker engine, "") or (None, the reason)."""
+    answer, reason = ask(["docker", "version", "--format", "{{.Server.Version}}"])
+    if answer is not None and answer.strip():
+        return answer.strip(), ""
+    return None, reason or "docker names no server"
+
+
+def ask(command: list[str]) -> tuple[str | None, str]:
+    """(stdout, "") of a command that succeeds, or (None, the reason)."""
+    if shutil.which(command[0]) is None:
+        return None, f"{command[0]} not found"
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=QUESTION_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{command[0]}: {error}"
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        return None, f"{command[0]} failed: {said[-1] if said else done.returncode}"
+    return done.stdout, ""
+
+
+def cpu_features() -> frozenset[str] | None:
+    """The processor's flags, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return None

@@ -1,0 +1,72 @@
+"""Triton stage `ranker` on a TensorRT-LLM engine: every item is one call of the model
+`tensorrt_llm` with batch 1, which in-flight batching joins. Thin over control.ranker.fan_out."""
+
+import asyncio
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from control.errors import ControlError
+from control.ranker.fan_out import label_probability, whole_prompts
+from control.ranker.labels import Labels
+
+BACKEND_MODEL = "tensorrt_llm"
+# The backend answers with an error unless the first two are asked for as well.
+OUTPUTS = ["output_ids", "sequence_length", "generation_logits"]
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        given = json.loads(args["model_config"])["parameters"]
+        value = {name: one["string_value"] for name, one in given.items()}
+        self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
+        self._max_in_flight = int(value["max_in_flight"])
+
+    async def execute(self, requests):
+        limit = asyncio.Semaphore(self._max_in_flight)
+        return await asyncio.gather(*(self._answer(request, limit) for request in requests))
+
+    async def _answer(self, request, limit):
+        try:
+            prompts = whole_prompts(
+                *(
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
+                    for name in ("prefix_ids", "item_ids", "item_lengths")
+                )
+            )
+            scores = await asyncio.gather(*(self._score(prompt, limit) for prompt in prompts))
+        except ControlError as error:
+            text = f"{error.message}. Fix: {error.hint}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
+        except _BackendError as error:
+            return pb_utils.InferenceResponse(error=error.failure)
+        score = np.array(scores, dtype=np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("score", score[np.newaxis])])
+
+    async def _score(self, prompt, limit):
+        if len(prompt) == 0:
+            return np.nan
+        async with limit:
+            call = pb_utils.InferenceRequest(
+                model_name=BACKEND_MODEL,
+                requested_output_names=OUTPUTS,
+                inputs=[
+                    pb_utils.Tensor("input_ids", prompt[np.newaxis].astype(np.int32)),
+                    pb_utils.Tensor("input_lengths", np.array([[len(prompt)]], np.int32)),
+                    pb_utils.Tensor("request_output_len", np.array([[1]], np.int32)),
+                    pb_utils.Tensor("return_generation_logits", np.array([[True]])),
+                ],
+                preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            )
+            answer = await call.async_exec()
+        if answer.has_error():
+            raise _BackendError(answer.error())
+        logits = pb_utils.get_output_tensor_by_name(answer, "generation_logits")
+        return label_probability(logits.as_numpy(), self._labels)
+
+
+class _BackendError(Exception):
+    def __init__(self, failure):
+        super().__init__(failure.message())
+        self.failure = failure

@@ -1,0 +1,79 @@
+"""Triton stage `ranker` on `tensorrt_llm.LLM` (PyTorch backend): token ids -> P(relevant). Thin
+over control.ranker.fan_out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from tensorrt_llm import LLM, SamplingParams
+from tensorrt_llm.llmapi import KvCacheConfig
+
+from control.errors import ControlError
+from control.ranker.fan_out import label_probability, whole_prompts
+from control.ranker.labels import Labels
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        given = json.loads(args["model_config"])["parameters"]
+        value = {name: one["string_value"] for name, one in given.items()}
+        self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
+        self._llm = LLM(
+            model=str(folder / "model"),
+            skip_tokenizer_init=True,
+            gather_generation_logits=True,
+            max_batch_size=int(value["max_batch_size"]),
+            max_num_tokens=int(value["max_num_tokens"]),
+            max_seq_len=int(value["max_seq_len"]),
+            kv_cache_config=KvCacheConfig(
+                enable_block_reuse=value["kv_cache_reuse"] == "true",
+                free_gpu_memory_fraction=float(value["kv_cache_fraction"]),
+                tokens_per_block=int(value["tokens_per_block"]),
+            ),
+        )
+        # Without a tokenizer the end must be named; -1 ends nothing, max_tokens does.
+        self._sampling = SamplingParams(
+            max_tokens=1, end_id=-1, pad_id=0, return_generation_logits=True, detokenize=False
+        )
+
+    def execute(self, requests):
+        prompts, failures = [], {}
+        for index, request in enumerate(requests):
+            try:
+                prompts.append(_prompts(request))
+            except ControlError as error:
+                failures[index] = f"{error.message}. Fix: {error.hint}"
+                prompts.append([])
+        scores = iter(self._scores([one for some in prompts for one in some if len(one)]))
+        answers = []
+        for index, some in enumerate(prompts):
+            if index in failures:
+                error = pb_utils.TritonError(failures[index])
+                answers.append(pb_utils.InferenceResponse(error=error))
+                continue
+            found = [next(scores) if len(one) else np.nan for one in some]
+            score = np.array(found, dtype=np.float32)[np.newaxis]
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("score", score)]))
+        return answers
+
+    def finalize(self):
+        self._llm.shutdown()
+
+    def _scores(self, prompts):
+        """P(relevant) of every prompt of all requests, in one call: the engine batches them."""
+        if not prompts:
+            return []
+        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        found = self._llm.generate(inputs, self._sampling, use_tqdm=False)
+        return [
+            label_probability(one.outputs[0].generation_logits.float().cpu().numpy(), self._labels)
+            for one in found
+        ]
+
+
+def _prompts(request):
+    names = ("prefix_ids", "item_ids", "item_lengths")
+    tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in names)
+    return whole_prompts(*(tensor.as_numpy()[0] for tensor in tensors))
