@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from tritonclient import grpc as triton
 
 from control.errors import ServerError
 from control.repo.generate import ENSEMBLE, check_repository
+from control.repo.pbtxt import ModelConfig
+from control.repo.tensorrt_llm import BACKEND, ENGINE_PATH
 from control.serve.locate import locate_tritonserver
 
 START_TIMEOUT_S = 180.0
@@ -79,10 +81,12 @@ class Server:
         Raises ServerError when a port is taken, a model fails to load (with the server's own log
         lines), the process ends, or the time runs out; nothing is left running then.
         """
-        if ENSEMBLE not in check_repository(self.repository):
+        configs = check_repository(self.repository)
+        if ENSEMBLE not in configs:
             raise ServerError(
                 f"{self.repository} has no model {ENSEMBLE!r}", "make it with `control repo`"
             )
+        _require_engines(configs)
         self.ports = Ports(
             grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
             http=claim_port(self.address, self._wanted.http, "--http-port"),
@@ -186,6 +190,20 @@ class Server:
                 if waiting is not None:
                     waiting(passed)
                 time.sleep(0.2)
+
+
+def _require_engines(configs: Mapping[str, ModelConfig]) -> None:
+    """Better now than after the server tried: a compiled engine lies outside the repository."""
+    for config in configs.values():
+        if config.backend != BACKEND:
+            continue
+        engine = config.parameters[ENGINE_PATH].string_value
+        if not (Path(engine) / "rank0.engine").is_file():
+            raise ServerError(
+                f"the engine {engine} is not on this machine",
+                "compile it with `control build --engines DIR` where its GPU is, and mount DIR as "
+                f"{Path(engine).parent}",
+            )
 
 
 def claim_port(address: str, port: int, flag: str) -> int:
