@@ -13,8 +13,9 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # The container's own packages stay as they are: TensorRT-LLM is built against them.
 COPY dist/*.whl /tmp/wheels/
 RUN python3 -m pip freeze --exclude-editable \
-      | grep -E '^[A-Za-z0-9_.-]+==' > /tmp/constraints.txt \
-    && python3 -m pip install --no-cache-dir -c /tmp/constraints.txt /tmp/wheels/slmrank-*.whl \
+      | { grep -E '^[A-Za-z0-9_.-]+==' || true; } > /tmp/constraints.txt \
+    && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
+         -c /tmp/constraints.txt /tmp/wheels/slmrank-*.whl \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 
 # uid 1000 is the container's own user triton-server.
