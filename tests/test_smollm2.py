@@ -12,7 +12,7 @@ from control.artifacts import ArtifactStore
 from control.pipeline.bundle import Bundle
 from control.pipeline.make import checkpoint_of
 from control.pipeline.steps import run
-from control.ranker.checkpoint import Checkpoint
+from control.ranker.checkpoint import Checkpoint, copy_ranker_files, open_checkpoint
 from control.ranker.corpus import EncodedQuery
 from control.ranker.tensor_files import count_parameters
 from control.shipped import shipped
@@ -91,11 +91,16 @@ def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_
     assert figures["parity"]["pairs"] == 12
 
 
-def test_pruning_removes_two_fifths_of_the_blocks(smollm2: Checkpoint, tmp_path: Path) -> None:
+def test_pruning_removes_two_fifths_of_the_blocks_and_the_rest_can_be_emitted(
+    smollm2: Checkpoint, tmp_path: Path
+) -> None:
+    import torch
     from transformers import AutoModelForCausalLM
 
     from control.compress.structured import PruneSettings, prune_model
-    from control.ranker.reference import load_model
+    from control.engine.trtllm_checkpoint import emit_checkpoint
+    from control.engine.trtllm_reference import EmittedModel
+    from control.ranker.reference import ReferenceScorer, load_model
 
     model = load_model(smollm2)
     prompts: list[Any] = [
@@ -111,3 +116,17 @@ def test_pruning_removes_two_fifths_of_the_blocks(smollm2: Checkpoint, tmp_path:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded).__name__ == "LlamaForCausalLM"
     assert sum(p.numel() for p in loaded.parameters()) == figures["parameters_after"]
+
+    # The pruned model as a TensorRT-LLM checkpoint: its forward pass, from the emitted files.
+    copy_ranker_files(smollm2.path, tmp_path)
+    pruned = open_checkpoint(tmp_path)
+    emit_checkpoint(pruned, tmp_path / "trtllm", dtype="float32")
+    emitted = EmittedModel(tmp_path / "trtllm")
+    found = emitted.last_logits(prompts[:2])
+    with torch.no_grad():
+        for row, prompt in zip(found, prompts, strict=False):
+            wanted = loaded(torch.tensor(prompt[None].astype(np.int64))).logits[0, -1]
+            # Its logits reach 80: 1e-5 of that is float32's own noise over 24 blocks.
+            assert float((row - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    log_odds = emitted.label_logits(prompts, pruned.labels)
+    np.testing.assert_allclose(log_odds, ReferenceScorer(pruned).logits(prompts), atol=1e-5)
