@@ -13,24 +13,28 @@ from control.cli.options import (
     json_option,
     open_bundle,
     spec_argument,
+    target_option,
 )
 from control.evaluate.metrics import Interval
 from control.evaluate.table import QualityRow
 from control.pipeline.quality import NAMES, REFERENCE, measure_quality, plan_quality
+from control.spec import Target
 
 
 @click.command("evaluate")
 @spec_argument
+@target_option
 @click.option("--served", is_flag=True, help="score the engine row through a real server")
 @artifacts_option
 @dry_run_option
 @json_option
 def evaluate_command(
-    spec: Path, served: bool, artifacts: Path, dry_run: bool, as_json: bool
+    spec: Path, target: Target | None, served: bool, artifacts: Path, dry_run: bool, as_json: bool
 ) -> None:
     """Measure NDCG@10, AUC (grade 4 against 0) and mean |dp| of every stage of SPEC.
 
-    Rows: BM25, base, fine-tuned, pruned, recovered, engine, on summaries. With
+    Rows: BM25, base, fine-tuned, pruned, recovered, engine, on summaries; of a GPU target without
+    --served, the engine's weights with reference arithmetic. With
     evaluate.full_text_queries, the fine-tuned model also on the full texts of that many queries.
     Intervals are 95 % bootstrap intervals over queries, differences are paired.
 
@@ -39,6 +43,7 @@ def evaluate_command(
       control evaluate build/demo.yaml
     """
     bundle, store = open_bundle(spec, artifacts)
+    bundle = bundle.for_target(target)
     plan = plan_quality(bundle, served=served)
     if dry_run:
         show_plan(plan.steps, store, as_json=as_json)

@@ -21,13 +21,13 @@ from typing import Any
 
 from control.artifacts import inventory, write_atomic
 from control.engine.compatibility import load_compatibility
+from control.engine.scorer import EMITTED_FOLDER
 from control.engine.trtllm_checkpoint import read_trtllm_config
 from control.engine.trtllm_plan import BuildPlan, check_engine_config
 from control.errors import EngineError
 from control.machine.facts import Gpu, docker_version, find_gpus, installed_version
 
 PLAN_FILE = "plan.json"
-CHECKPOINT_FOLDER = "checkpoint"
 ENGINE_MANIFEST = "manifest.json"
 BUILD_TIMEOUT_S = 7200.0
 LOG_LINES = 15
@@ -44,7 +44,7 @@ class PlannedEngine:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / CHECKPOINT_FOLDER
+        return self.path / EMITTED_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def write_plan(path: Path, plan: BuildPlan, checkpoint_digest: str) -> str:
         "checkpoint_digest": checkpoint_digest,
         "plan_hash": plan.hash,
         "plan": plan.as_dict(),
-        "command": plan.command(CHECKPOINT_FOLDER, f"/engines/{tag}"),
+        "command": plan.command(EMITTED_FOLDER, f"/engines/{tag}"),
     }
     write_atomic(path / PLAN_FILE, json.dumps(content, indent=2) + "\n")
     return tag

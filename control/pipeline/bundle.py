@@ -179,6 +179,7 @@ class Bundle:
             make=partial(make_engine.ENGINES[spec.target], self.spec),
             tools=tools,
             extra=extra,
+            version=2,
         )
 
     @cached_property
@@ -226,7 +227,7 @@ class Bundle:
             tools = TRAINING
         elif row == "engine":
             inputs |= {"checkpoint": self.served, "engine": self.engine}
-            tools = ("openvino",)
+            tools = ("openvino",) if self.spec.engine.target == "openvino" else TRAINING
         elif row == "served":
             inputs |= {"checkpoint": self.served, "repository": self.repository}
         return Step(

@@ -257,7 +257,7 @@ def scores(settings: Mapping[str, Any], making: Making) -> None:
         pairs = [pair for one in queries for pair in pairs if pair.query == one.query]
         tokens = sum(len(one.prefix) + len(item) for one in queries for item in one.items)
         if row == "engine":
-            found = _engine_scores(queries, making)
+            found = _engine_scores(checkpoint, queries, making)
         else:
             found = _reference_scores(checkpoint, queries, settings["dtype"], making)
     with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
@@ -355,14 +355,17 @@ def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
     return teacher
 
 
-def _engine_scores(queries: list[EncodedQuery], making: Making) -> list[float]:
-    from control.engine.openvino_runtime import OpenVinoEngine
+def _engine_scores(
+    checkpoint: Checkpoint, queries: list[EncodedQuery], making: Making
+) -> list[float]:
+    from control.engine.scorer import open_scorer
     from control.ranker.probability import probability
 
-    loaded = OpenVinoEngine(making.inputs["engine"].path)
+    engine = making.inputs["engine"]
+    score = open_scorer(engine.figures["target"], engine.path, checkpoint)
     found: list[float] = []
     for number, one in enumerate(queries, start=1):
-        found += probability(loaded.logits(one.prefix, one.items)).tolist()
+        found += probability(score(one)).tolist()
         making.watcher.progress(number, len(queries), "queries")
     return found
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from control.data.records import Split
 from control.engine.parity import Tolerance, compare_with_reference, require_parity
-from control.engine.trtllm_build import CHECKPOINT_FOLDER as EMITTED_FOLDER
+from control.engine.scorer import EMITTED_FOLDER, MODEL_FOLDER, open_scorer
 from control.hashing import hash_file, hash_value
 from control.pipeline.make import checkpoint_of, split_queries, take_pairs
 from control.pipeline.steps import Making
@@ -23,7 +21,6 @@ from control.spec import BundleSpec, EngineSpec, Target
 from control.summarize.build_store import STORE_FOLDER
 
 JOB_FILE = "engine-build-job.yaml"
-MODEL_FOLDER = "model"
 Maker = Callable[[BundleSpec, Making], None]
 
 
@@ -56,7 +53,6 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
     from control.engine.trtllm_checkpoint import emit_checkpoint
     from control.engine.trtllm_plan import make_plan
     from control.engine.trtllm_quantize import emit_quantized
-    from control.engine.trtllm_reference import EmittedModel
 
     spec, given = bundle.engine, bundle.engine.trtllm
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
@@ -79,15 +75,7 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
             logits_dtype=given.logits_dtype,
             calibration=[prompt for one in queries for prompt in one.prompts()],
         )
-    making.watcher.progress(0, 0, "check parity")
-    model = EmittedModel(folder)
-    parity = compare_with_reference(
-        checkpoint,
-        lambda one: model.label_logits(one.prompts(), checkpoint.labels),
-        _held_out(making, checkpoint, spec),
-    )
-    tolerance = _tolerance(spec)
-    require_parity(parity, tolerance)
+    parity = _checked_parity("trtllm-engine", spec, checkpoint, making)
     tag = write_plan(making.draft.path, plan, hash_value(inventory(folder)))
     job = engine_job(
         plan, tag=tag, bundle=bundle.name, planned=tag, image=given.image, engines=given.engines
@@ -104,8 +92,7 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
             "trtllm": plan.trtllm,
             "quantization": given.quantization,
             "dtype": given.dtype,
-            "parity": asdict(parity),
-            "tolerance": asdict(tolerance),
+            **parity,
             **emitted.as_dict(),
         }
     )
@@ -120,20 +107,14 @@ def llmapi_engine(bundle: BundleSpec, making: Making) -> None:
     folder = making.draft.path / MODEL_FOLDER
     making.watcher.progress(0, 0, "export model")
     sizes = export_llmapi(checkpoint, folder, dtype=given.dtype)
-    making.watcher.progress(0, 0, "check parity")
-    parity = compare_with_reference(
-        checkpoint, _exported_logits(checkpoint, folder), _held_out(making, checkpoint, spec)
-    )
-    tolerance = _tolerance(spec)
-    require_parity(parity, tolerance)
+    parity = _checked_parity("trtllm-llmapi", spec, checkpoint, making)
     making.draft.figures.update(
         {
             "target": "trtllm-llmapi",
             "built": True,
             "dtype": given.dtype,
             "trtllm": given.version,
-            "parity": asdict(parity),
-            "tolerance": asdict(tolerance),
+            **parity,
             **sizes,
         }
     )
@@ -242,14 +223,13 @@ def _tolerance(spec: EngineSpec) -> Tolerance:
     )
 
 
-def _exported_logits(checkpoint: Checkpoint, folder: Any) -> Callable[[EncodedQuery], Any]:
-    """Scores of the exported directory, read as any transformers user would read it."""
-    from control.ranker.checkpoint import open_checkpoint
-    from control.ranker.reference import ReferenceScorer
-
-    scorer = ReferenceScorer(open_checkpoint(folder))
-
-    def logits(one: EncodedQuery) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return scorer.logits(one.prompts())
-
-    return logits
+def _checked_parity(
+    target: Target, spec: EngineSpec, checkpoint: Checkpoint, making: Making
+) -> dict[str, Any]:
+    """Figures of the parity gate. Raises ParityError when the tolerance is left."""
+    making.watcher.progress(0, 0, "check parity")
+    scorer = open_scorer(target, making.draft.path, checkpoint)
+    parity = compare_with_reference(checkpoint, scorer, _held_out(making, checkpoint, spec))
+    tolerance = _tolerance(spec)
+    require_parity(parity, tolerance)
+    return {"parity": asdict(parity), "tolerance": asdict(tolerance)}

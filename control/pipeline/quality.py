@@ -36,7 +36,8 @@ class QualityPlan:
 
 
 def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
-    """The rows that a spec has. `served` scores through a server, else the engine in-process."""
+    """The rows that a spec has. `served` scores through a server, else the engine in-process (of a
+    GPU target its weights, with reference arithmetic)."""
     rows: list[Row] = ["bm25", "base", "finetuned"]
     if bundle.spec.prune is not None:
         rows.append("pruned")
@@ -57,8 +58,15 @@ def measure_quality(
 ) -> tuple[list[QualityRow], list[QualityRow]]:
     """Score every row and compute the two tables (the second is empty without full texts)."""
     evaluate = bundle.spec.evaluate
-    rows = [_scored(row, "summary", step, store, watcher) for row, step in plan.rows.items()]
-    few = [_scored(row, text, step, store, watcher) for (row, text), step in plan.few_rows.items()]
+    names = dict(NAMES)
+    if bundle.spec.engine.target != "openvino":
+        names["engine"] = f"{bundle.spec.engine.target}, weights only"
+
+    def scored(row: Row, text: str, step: Step) -> ScoredRow:
+        return _scored(names[row], row, text, step, store, watcher)
+
+    rows = [scored(row, "summary", step) for row, step in plan.rows.items()]
+    few = [scored(row, text, step) for (row, text), step in plan.few_rows.items()]
     reference = rows[list(plan.rows).index(REFERENCE)]
     main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
     if not few:
@@ -66,7 +74,9 @@ def measure_quality(
     return main, quality_table(few, few[0], evaluate.bootstrap, evaluate.seed)
 
 
-def _scored(row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watcher) -> ScoredRow:
+def _scored(
+    name: str, row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watcher
+) -> ScoredRow:
     artifact = run(step, store, watcher)
     tokens = artifact.figures["prompt_tokens"]
     parameters = None
@@ -75,7 +85,7 @@ def _scored(row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watc
         folder = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
         parameters = count_parameters(folder)["total"]
     return ScoredRow(
-        name=NAMES[row],
+        name=name,
         text="full" if row == "bm25" else text,
         listings=read_scores(artifact.path / SCORES_FILE),
         parameters=parameters,

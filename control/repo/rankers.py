@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from control.engine.scorer import MODEL_FOLDER
 from control.ranker.labels import Labels
 from control.repo.pbtxt import (
     ITEM_IDS,
@@ -99,7 +100,7 @@ class LlmApiRanker:
         return {RANKER: _stage(max_batch_size, queue, parameters)}
 
     def links(self, engine: Path) -> dict[str, Path]:
-        return {f"{RANKER}/1/model": engine / "model"}
+        return {f"{RANKER}/1/model": engine / MODEL_FOLDER}
 
 
 Ranker = OpenVinoRanker | EngineRanker | LlmApiRanker

@@ -1,0 +1,77 @@
+"""The Job that builds an engine: golden file, and what Kubernetes would refuse or regret."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control.cli.main import VERBS
+from control.deploy.engine_job import engine_job, to_yaml
+from control.engine.trtllm_plan import BuildPlan
+from tests.engine.test_trtllm_plan import plan
+
+GOLDEN = Path(__file__).parent / "golden" / "engine-build-job.yaml"
+TAG = "0123456789ab"
+
+
+def job(given: BuildPlan | None = None) -> dict[str, Any]:
+    return engine_job(
+        given or plan(),
+        tag=TAG,
+        bundle="demo",
+        planned=TAG,
+        image="slmrank-gpu:0.1.0",
+        engines="/engines",
+    )
+
+
+def test_the_rendered_text_is_the_golden_one() -> None:
+    text = to_yaml(job())
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+    assert yaml.safe_load(text) == job()
+    assert "&id" not in text
+
+
+def test_it_runs_on_the_planned_gpu_only() -> None:
+    pod = job(plan(gpu="NVIDIA-L4"))["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-L4"}
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["nvidia.com/gpu"] == "1"
+    assert all(isinstance(one, str) for one in resources["limits"].values())
+
+
+def test_it_runs_restricted_and_cannot_write_its_input() -> None:
+    pod = job()["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts["bundles"]["readOnly"] is True
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    assert mounts["engines"]["mountPath"] == "/engines"
+
+
+def test_its_command_is_one_of_ours() -> None:
+    command = job()["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[0] == "control"
+    assert command[1] in VERBS
+    assert command[2:] == [f"/bundles/{TAG}", "--engines", "/engines", "--require-engine"]
+
+
+@pytest.mark.parametrize("name", ["metadata", "template"])
+def test_names_and_labels_carry_the_engine(name: str) -> None:
+    made = job()
+    labels = (made if name == "metadata" else made["spec"]["template"])["metadata"]["labels"]
+    assert labels["slmrank.io/engine"] == TAG
+    assert made["metadata"]["name"] == f"engine-build-{TAG}"
+    assert len(made["metadata"]["name"]) <= 63
