@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,12 +14,11 @@ import pytest
 
 from control.client.client import JobRef, RankClient
 from control.errors import ControlError
-from control.machine.facts import ask, docker_version
 from control.serve.server import claim_port
+from tests.build.docker_engine import DockerEngine, docker_engine
 from tests.conftest import ROOT
 
 DOCKERFILES = sorted((ROOT / "build").glob("*.Dockerfile"))
-BASE_VARIABLE = "SLMRANK_CPU_BASE_IMAGE"
 
 
 def instructions(path: Path) -> list[str]:
@@ -62,58 +60,47 @@ def test_the_build_context_is_the_wheel_alone() -> None:
     assert kept == ["*", "!dist/*.whl", "!constraints.txt"]
 
 
-def require_docker() -> str:
-    """The base image. Skips with the reason where the image cannot be built."""
-    version, reason = docker_version()
-    if version is None:
-        pytest.skip(f"no Docker engine answers: {reason}")
-    base = os.environ.get(BASE_VARIABLE, "python:3.11-slim-bookworm")
-    if ask(["docker", "image", "inspect", base])[0] is None:
-        answer, reason = ask(["docker", "pull", "-q", base])
-        if answer is None:
-            pytest.skip(f"{base} cannot be pulled ({reason}); name a local base in {BASE_VARIABLE}")
-    return base
-
-
 @pytest.mark.slow
 @pytest.mark.triton
 def test_the_cpu_image_serves_without_root_and_drains(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    base = require_docker()
-    context = tmp_path / "context"
-    (context / "dist").mkdir(parents=True)
-    shutil.copy2(ROOT / "constraints.txt", context)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", str(ROOT)]
-    subprocess.run(command, cwd=context, check=True, timeout=300)
-    image = f"slmrank-test-{uuid.uuid4().hex[:8]}"
-    build = ["docker", "build", "-q", "--network", "host", "--build-arg", f"BASE_IMAGE={base}"]
-    build += ["-f", str(ROOT / "build" / "cpu.Dockerfile"), "-t", image, str(context)]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    served = tmp_path / "served"
-    shutil.copytree(tiny_repository, served)
-    for path in [tmp_path, *served.rglob("*")]:
+    with docker_engine() as docker:
+        context = tmp_path / "context"
+        (context / "dist").mkdir(parents=True)
+        shutil.copy2(ROOT / "constraints.txt", context)
+        wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", str(ROOT)]
+        subprocess.run(wheel, cwd=context, check=True, timeout=300)
+        image = f"slmrank-test-{uuid.uuid4().hex[:8]}"
+        build = ["build", "-q", "--network", "host", "--build-arg", f"BASE_IMAGE={docker.base}"]
+        docker.run(*build, "-f", str(ROOT / "build" / "cpu.Dockerfile"), "-t", image, str(context))
+        try:
+            _serve_and_stop(docker, image, tiny_repository, tmp_path)
+        finally:
+            docker.run("rmi", "-f", image)
+
+
+def _serve_and_stop(docker: DockerEngine, image: str, repository: Path, folder: Path) -> None:
+    """As in a cluster: no root, no capabilities, nothing writable but /tmp."""
+    served = folder / "served"
+    shutil.copytree(repository, served)
+    for path in [*folder.parents[:2], folder, served, *served.rglob("*")]:
         path.chmod(0o755)
     ports = [claim_port("127.0.0.1", 0, "") for _ in range(3)]
-    run = ["docker", "run", "-d", "--network", "host", "--read-only", "--tmpfs", "/tmp:exec"]
+    run = ["run", "-d", "--network", "host", "--read-only", "--tmpfs", "/tmp:exec"]
     run += ["--cap-drop", "ALL", "--volume", f"{served}:/models:ro", image, "serve", "/models"]
     for flag, port in zip(("--grpc-port", "--http-port", "--metrics-port"), ports, strict=True):
         run += [flag, str(port)]
-    container = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
-    name = container.stdout.strip()
+    name = docker.run(*run).strip()
     try:
         with RankClient(f"127.0.0.1:{ports[0]}") as client:
             scores = _patiently(client)
         assert all(0 < score < 1 for score in scores)
-        answer, _ = ask(["docker", "exec", name, "id", "-u"])
-        assert answer == "1000\n"
-        subprocess.run(["docker", "stop", "-t", "30", name], check=True, timeout=60)
-        code, _ = ask(["docker", "inspect", "--format", "{{.State.ExitCode}}", name])
-        assert code == "0\n"
+        assert docker.run("exec", name, "id", "-u") == "1000\n"
+        docker.run("stop", "-t", "30", name)
+        assert docker.run("inspect", "--format", "{{.State.ExitCode}}", name) == "0\n"
     finally:
-        subprocess.run(["docker", "rm", "-f", name], check=False, timeout=60)
-        subprocess.run(["docker", "rmi", "-f", image], check=False, timeout=60)
+        docker.run("rm", "-f", name)
 
 
 def _patiently(client: RankClient) -> list[float]:
