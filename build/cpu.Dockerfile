@@ -1,5 +1,5 @@
 # Serving image for CPUs: tritonserver from nvidia-pytriton and OpenVINO, plus slmrank. No torch.
-#   python -m pip wheel --no-deps -w dist .
+#   rm -rf dist && python -m pip wheel --no-deps -w dist .
 #   docker build -f build/cpu.Dockerfile -t slmrank-cpu:0.1.0 .
 # Pin the base by digest in production: --build-arg BASE_IMAGE=...@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm

@@ -1,5 +1,5 @@
 # Serving and engine-building image for NVIDIA GPUs: NVIDIA's Triton with TensorRT-LLM, plus slmrank.
-#   python -m pip wheel --no-deps -w dist .
+#   rm -rf dist && python -m pip wheel --no-deps -w dist .
 #   docker build -f build/gpu.Dockerfile -t slmrank-gpu:0.1.0 .
 # Pin the base by digest in production: --build-arg BASE_IMAGE=...@sha256:...
 # The tag must be one that build/compatibility.yaml lists for TensorRT-LLM 1.2.1.

@@ -310,7 +310,6 @@ class EngineSpec(_Section):
 _SERVING_ONLY = (
     "kv_cache_reuse",
     "kv_cache_fraction",
-    "engines",
     "ranker_instances",
     "max_in_flight",
     "full_template",

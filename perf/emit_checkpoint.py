@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -150,7 +151,7 @@ def main() -> None:
             "runs": given.runs,
             "python": platform.python_version(),
             "versions": {tool: version(tool) for tool in tools},
-            "machine": "2 shared x86-64 cores, 24 GB",
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         }
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=2) + "\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -20,13 +22,13 @@ from control.cli.options import (
 )
 from control.engine.trtllm_build import (
     BuiltEngine,
-    NoBuilder,
     PlannedEngine,
     build_engine,
-    find_builder,
     find_engine,
     read_planned,
+    require_whole,
 )
+from control.engine.trtllm_builder import NoBuilder, find_builder
 from control.errors import EngineError
 from control.pipeline.make_engine import JOB_FILE
 from control.pipeline.steps import run
@@ -110,13 +112,20 @@ Outcome = BuiltEngine | NoBuilder
 
 
 def _compile(planned: PlannedEngine, engines: Path, *, docker: bool) -> Outcome:
+    require_whole(planned)
     found = find_engine(engines, planned.tag)
     if found is not None:
         return found
     builder = find_builder(planned.plan, docker=docker)
     if isinstance(builder, NoBuilder):
         return builder
+    # A Job is ended with SIGTERM; as an exception it also ends the build and clears its draft.
+    signal.signal(signal.SIGTERM, _interrupt)
     return build_engine(planned, engines, builder, lambda note: click.echo(note, err=True))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _require(outcome: Outcome, required: bool) -> None:

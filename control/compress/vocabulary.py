@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from control.artifacts import write_atomic
-from control.errors import CheckpointError
-from control.ranker.checkpoint import TOKENIZER_FILES, read_config
-from control.ranker.prompt import load_tokenizer
+from control.errors import CheckpointError, ScoreError
+from control.ranker.checkpoint import TOKENIZER_FILES, Checkpoint, read_config
+from control.ranker.prompt import Ids, PromptEncoder, load_tokenizer
 from control.ranker.tensor_files import NewTensor, Part, read_index, write_tensors
 
 ROW_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -50,7 +49,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = tokenizer["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
-    if kind != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+    if kind == "BPE" and (
+        model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    ):
+        kind = "BPE with marked word parts"
+    if kind != "BPE":
         raise CheckpointError(
             f"{folder}: the tokenizer is {kind}, only plain BPE can be trimmed",
             "leave the trim section out of the spec",
@@ -66,17 +69,21 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def choose_tokens(
     vocabulary: Vocabulary, used: Mapping[int, int], always: Iterable[int], size: int
 ) -> npt.NDArray[np.int64]:
-    """The ids to keep, ascending: exactly `size`, or all where the vocabulary has no more.
+    """The ids to keep, ascending: exactly `size`.
 
     `used` counts the texts' tokens: the frequent ones enter first. Raises CheckpointError when
-    `size` does not even hold what must be kept.
+    `size` does not even hold what must be kept, or is no less than the vocabulary.
     """
     ids, tokens = vocabulary.ids, vocabulary.tokens
     parts: dict[str, set[str]] = {}
     for first, second in vocabulary.merges:
         parts.setdefault(first + second, set()).update((first, second))
-    special = {int(one["id"]) for one in vocabulary.tokenizer.get("added_tokens", [])}
-    kept: set[int] = set(special)
+    if size >= len(set(ids.values()) | _special(vocabulary)):
+        raise CheckpointError(
+            f"trim.tokens {size} is not below the vocabulary, which has {len(ids)} tokens",
+            "leave the trim section out, or ask for fewer",
+        )
+    kept: set[int] = _special(vocabulary)
     for wanted in [*always, *_alphabet(vocabulary)]:
         kept |= _closure(wanted, kept, tokens, ids, parts)
     if len(kept) > size:
@@ -149,7 +156,9 @@ def trim_checkpoint(source: Path, target: Path, kept: npt.NDArray[np.int64]) -> 
         decoder = loaded.get("added_tokens_decoder")
         if decoder:
             loaded["added_tokens_decoder"] = {
-                str(new_ids[int(old)]): token for old, token in decoder.items()
+                str(new_ids[int(old)]): token
+                for old, token in decoder.items()
+                if int(old) in new_ids
             }
         _write_json(settings, loaded)
     generation = source / "generation_config.json"
@@ -172,26 +181,45 @@ def trim_checkpoint(source: Path, target: Path, kept: npt.NDArray[np.int64]) -> 
     }
 
 
-def count_tokens(folder: Path, texts: Iterable[str]) -> Counter[int]:
-    """How often each token id occurs in the texts."""
-    tokenizer = load_tokenizer(folder)
-    tokenizer.encode_special_tokens = True
-    counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
-    return counts
+def same_tokens_share(
+    before: Checkpoint,
+    after: Checkpoint,
+    encode: Callable[[PromptEncoder, str], Ids],
+    texts: Sequence[str],
+) -> float:
+    """Share of the texts that `encode` cuts into the same tokens with both; 1.0 for no texts. A
+    text that became too long counts as another."""
+
+    def tokens(checkpoint: Checkpoint) -> list[list[str | None] | None]:
+        tokenizer, encoder = load_tokenizer(checkpoint.path), checkpoint.encoder()
+        found: list[list[str | None] | None] = []
+        for text in texts:
+            try:
+                found.append([tokenizer.id_to_token(int(one)) for one in encode(encoder, text)])
+            except ScoreError:
+                found.append(None)
+        return found
+
+    pairs = list(zip(tokens(before), tokens(after), strict=True))
+    return sum(old == new for old, new in pairs) / len(pairs) if pairs else 1.0
 
 
-def same_tokens_share(before: Path, after: Path, texts: Sequence[str]) -> float:
-    """Share of the texts that both tokenizers cut into the same tokens; 1.0 for no texts."""
-    old, new = load_tokenizer(before), load_tokenizer(after)
-    old.encode_special_tokens = new.encode_special_tokens = True
-    same = sum(
-        old.encode(text, add_special_tokens=False).tokens
-        == new.encode(text, add_special_tokens=False).tokens
-        for text in texts
-    )
-    return same / len(texts) if texts else 1.0
+def _special(vocabulary: Vocabulary) -> set[int]:
+    """Ids that the tokenizer names beside its vocabulary: added tokens, those that the
+    post-processor puts around a text, and the padding."""
+    tokenizer = vocabulary.tokenizer
+    found = {int(one["id"]) for one in tokenizer.get("added_tokens", [])}
+    waiting = [tokenizer.get("post_processor") or {}]
+    while waiting:
+        processor = waiting.pop()
+        waiting += processor.get("processors", [])
+        for token in (processor.get("special_tokens") or {}).values():
+            found |= {int(one) for one in token["ids"]}
+        named = (processor.get(name) for name in ("sep", "cls"))
+        found |= {int(pair[1]) for pair in named if isinstance(pair, list)}
+    if tokenizer.get("padding"):
+        found.add(int(tokenizer["padding"]["pad_id"]))
+    return found
 
 
 def _alphabet(vocabulary: Vocabulary) -> list[int]:

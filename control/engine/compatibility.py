@@ -6,6 +6,7 @@ are looked up, never guessed, and a refusal names the pair to use.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,6 +18,7 @@ from control.shipped import shipped
 TABLE = "build/compatibility.yaml"
 FP8_CAPABILITY = (8, 9)
 LEAST_CAPABILITY = (8, 0)
+SMOOTHQUANT_END = (10, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,12 @@ class Compatibility:
 
     def capability(self, product: str) -> str:
         """Compute capability of a GPU product label, such as 9.0. Raises SpecError when unknown."""
-        known = [name for name in self.gpus if product == name or product.startswith(f"{name}-")]
+        known = [name for name in self.gpus if _covers(name, product)]
         if not known:
+            labels = ", ".join(name + "..." if name.endswith("-") else name for name in self.gpus)
             raise SpecError(
                 f"engine.trtllm.gpu {product!r} is not a known GPU product",
-                f"use a node's label nvidia.com/gpu.product; known: {', '.join(self.gpus)}",
+                f"use a node's whole label nvidia.com/gpu.product; known: {labels}",
             )
         return self.gpus[max(known, key=len)]
 
@@ -94,6 +97,19 @@ def load_compatibility() -> Compatibility:
         containers=tuple(Container(**row) for row in loaded["containers"]),
         gpus=dict(loaded["gpus"]),
     )
+
+
+def _covers(name: str, product: str) -> bool:
+    """Whether a table entry stands for a node label; `NVIDIA-H100-` needs the rest of the label,
+    because the Job selects nodes by the whole one."""
+    if name.endswith("-"):
+        return product.startswith(name) and product != name
+    return product == name or product.startswith(f"{name}-")
+
+
+def same_release(first: str, second: str) -> bool:
+    """Whether two versions are one release: 10.14.1.48.post1 is 10.14.1.48."""
+    return re.split(r"\.post|\+", first)[0] == re.split(r"\.post|\+", second)[0]
 
 
 def as_capability(text: str) -> tuple[int, int]:

@@ -1,5 +1,4 @@
-"""Run the build of a TensorRT-LLM engine where that is possible: on this machine's GPU, or through
-`docker run` in the planned container. Elsewhere there is no builder, only the reason.
+"""Compile a planned TensorRT-LLM engine, and keep it by its tag.
 
 A planned engine is a directory with `checkpoint/`, `plan.json` and `tag`; a built one is
 `<engines>/<tag>/` with `rank0.engine`, `config.json` and `manifest.json`, which is written last.
@@ -14,18 +13,18 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from control.artifacts import inventory, write_atomic
-from control.engine.compatibility import load_compatibility
 from control.engine.scorer import EMITTED_FOLDER
+from control.engine.trtllm_builder import Builder, Folders
 from control.engine.trtllm_checkpoint import read_trtllm_config
 from control.engine.trtllm_plan import BuildPlan, check_engine_config
 from control.errors import EngineError
-from control.machine.facts import Gpu, docker_version, find_gpus, installed_version
+from control.hashing import hash_value
 
 PLAN_FILE = "plan.json"
 ENGINE_MANIFEST = "manifest.json"
@@ -45,24 +44,6 @@ class PlannedEngine:
     @property
     def checkpoint(self) -> Path:
         return self.path / EMITTED_FOLDER
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoBuilder:
-    """No engine can be built here, and why."""
-
-    reason: str
-    fix: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Builder:
-    """Something that can build here: `how` for reports, `wrap` turns a command and the two folders
-    (checkpoint, output) into the argv to run; `facts` go into the manifest."""
-
-    how: str
-    wrap: Callable[[BuildPlan, Path, Path], list[str]]
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,46 +91,16 @@ def write_plan(path: Path, plan: BuildPlan, checkpoint_digest: str) -> str:
     return tag
 
 
-def find_builder(plan: BuildPlan, *, docker: bool) -> Builder | NoBuilder:
-    """What can build this plan here.
-
-    `docker` asks for the planned container instead of this environment. Raises EngineError when a
-    GPU and TensorRT-LLM are here but are not the planned ones: building would give an engine that
-    the planned server cannot load.
-    """
-    gpus, reason = find_gpus()
-    if not gpus:
-        return NoBuilder(
-            reason=f"no NVIDIA GPU: {reason}",
-            fix="run the Kubernetes Job, or `control build` on a machine with the planned GPU",
-        )
-    gpu = _matching(gpus, plan)
-    facts: dict[str, Any] = {"gpu": gpu.name, "capability": gpu.capability, "driver": gpu.driver}
-    if docker:
-        server, reason = docker_version()
-        if server is None:
-            return NoBuilder(reason=f"no Docker engine: {reason}", fix="install and start Docker")
-        facts |= {"image": plan.image, "docker": server}
-        return Builder(how=f"docker run {plan.image}", wrap=_docker_command, facts=facts)
-    version = installed_version("tensorrt-llm") or installed_version("tensorrt_llm")
-    if version is None or shutil.which("trtllm-build") is None:
-        return NoBuilder(
-            reason="tensorrt_llm is not installed here",
-            fix=f"run inside {plan.image}, or add --docker",
-        )
-    if version != plan.trtllm:
+def require_whole(planned: PlannedEngine) -> None:
+    """Compare the checkpoint's files with the plan's digest: a planned engine is copied by hand to
+    where its GPU is. Raises EngineError when they differ."""
+    loaded = json.loads((planned.path / PLAN_FILE).read_text(encoding="utf-8"))
+    if hash_value(inventory(planned.checkpoint)) != loaded["checkpoint_digest"]:
         raise EngineError(
-            f"TensorRT-LLM {version} is installed, the plan is for {plan.trtllm}",
-            f"run inside {plan.image}, or add --docker",
+            f"{planned.checkpoint} is not the checkpoint of {PLAN_FILE}: files are missing, cut "
+            "short or changed",
+            "copy the whole folder again",
         )
-    tensorrt = installed_version("tensorrt")
-    if tensorrt is not None and tensorrt != plan.tensorrt:
-        raise EngineError(
-            f"TensorRT {tensorrt} is installed, the plan is for {plan.tensorrt}",
-            f"run inside {plan.image}, or add --docker",
-        )
-    facts |= {"trtllm": version, "tensorrt": tensorrt}
-    return Builder(how=f"trtllm-build on {gpu.name}", wrap=_local_command, facts=facts)
 
 
 def build_engine(
@@ -169,17 +120,17 @@ def build_engine(
         found = find_engine(engines, planned.tag)
         if found is not None:
             return found
+        for abandoned in engines.glob(f".{planned.tag}.*.tmp"):
+            shutil.rmtree(abandoned, ignore_errors=True)
         draft = engines / f".{planned.tag}.{os.getpid()}.tmp"
-        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         log = engines / f"{planned.tag}.log"
         try:
             report(f"build with {builder.how}; log: {log}")
-            # trtllm-build keeps its kernel timings in the working directory; found again, they
-            # shorten the next build for the same version and GPU.
-            work = engines / ".timing" / f"{planned.plan.trtllm}-{planned.plan.capability}"
-            work.mkdir(parents=True, exist_ok=True)
-            _run(builder.wrap(planned.plan, planned.checkpoint, draft), log, work, timeout_s)
+            timings = engines / ".timings" / f"{planned.plan.trtllm}-{planned.plan.capability}"
+            timings.parent.mkdir(exist_ok=True)
+            folders = Folders(checkpoint=planned.checkpoint, output=draft, timings=timings)
+            _run(builder, builder.command(folders), log, draft.parent, timeout_s)
             config = _engine_config(draft)
             check_engine_config(config, planned.plan, read_trtllm_config(planned.checkpoint))
             manifest = {
@@ -217,52 +168,7 @@ def find_engine(engines: Path, tag: str) -> BuiltEngine | None:
     return BuiltEngine(path=path, tag=tag, cached=True, manifest=manifest)
 
 
-def _matching(gpus: Sequence[Gpu], plan: BuildPlan) -> Gpu:
-    for gpu in gpus:
-        if gpu.capability == plan.capability:
-            return gpu
-    here = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in gpus)
-    names = [name for name, one in load_compatibility().gpus.items() if one == gpus[0].capability]
-    raise EngineError(
-        f"the plan is for {plan.gpu} (compute capability {plan.capability}), here is {here}",
-        f"set engine.trtllm.gpu to this GPU's product label, such as {' or '.join(names[:3])}"
-        if names
-        else "build on a machine with the planned GPU",
-    )
-
-
-def _local_command(plan: BuildPlan, checkpoint: Path, output: Path) -> list[str]:
-    return plan.command(checkpoint.resolve(), output.resolve())
-
-
-def _docker_command(plan: BuildPlan, checkpoint: Path, output: Path) -> list[str]:
-    # As the caller's user, so that the files belong to them.
-    return [
-        "docker",
-        "run",
-        "--rm",
-        "--gpus",
-        "all",
-        "--network",
-        "none",
-        "--shm-size",
-        "2g",
-        "--user",
-        f"{os.getuid()}:{os.getgid()}",
-        "--env",
-        "HOME=/tmp",
-        "--volume",
-        f"{checkpoint.resolve()}:/checkpoint:ro",
-        "--volume",
-        f"{output.resolve()}:/output",
-        "--workdir",
-        "/tmp",
-        plan.image,
-        *plan.command("/checkpoint", "/output"),
-    ]
-
-
-def _run(command: list[str], log: Path, work: Path, timeout_s: float) -> None:
+def _run(builder: Builder, command: list[str], log: Path, work: Path, timeout_s: float) -> None:
     with log.open("wb") as stream:
         stream.write((" ".join(command) + "\n").encode())
         stream.flush()
@@ -273,6 +179,7 @@ def _run(command: list[str], log: Path, work: Path, timeout_s: float) -> None:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=work,
+                env={**os.environ, **builder.environment},
                 start_new_session=True,
             )
         except OSError as error:
@@ -280,6 +187,7 @@ def _run(command: list[str], log: Path, work: Path, timeout_s: float) -> None:
         try:
             status = process.wait(timeout_s)
         except BaseException as error:
+            builder.cancel()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -14,7 +14,7 @@ from typing import Any
 from control import __version__
 from control.errors import CheckpointError
 from control.ranker.checkpoint import SUPPORTED, Geometry
-from control.ranker.tensor_files import NewTensor, Part, StoredTensor
+from control.ranker.tensor_files import NewTensor, Part, StoredTensor, same_content
 
 EMBEDDING = "transformer.vocab_embedding.weight"
 HEAD = "lm_head.weight"
@@ -57,6 +57,12 @@ def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) ->
         if index[name].shape != shape:
             raise CheckpointError(*_wrong_shape(name, index[name].shape, shape))
     tied = bool(config.get("tie_word_embeddings", False))
+    embedding, head = index["model.embed_tokens.weight"], index.get("lm_head.weight")
+    if tied and head is not None and not same_content(embedding, head):
+        raise CheckpointError(
+            "config.json ties the head to the embedding, but a different lm_head.weight is stored",
+            "set tie_word_embeddings to false, or remove lm_head.weight",
+        )
     ignored = {"lm_head.weight"} if tied else set()
     unknown = [
         name
@@ -144,9 +150,9 @@ def trtllm_config(
         "num_key_value_heads": geometry.kv_heads,
         "head_size": geometry.head_dim,
         "vocab_size": geometry.vocab,
-        "max_position_embeddings": int(config["max_position_embeddings"]),
+        "max_position_embeddings": positions_of(config),
         "hidden_act": "silu",
-        "norm_epsilon": float(config["rms_norm_eps"]),
+        "norm_epsilon": float(_required(config, "rms_norm_eps")),
         "position_embedding_type": "rope_gpt_neox",
         "rotary_base": theta,
         "rotary_scaling": scaling,
@@ -164,6 +170,11 @@ def trtllm_config(
         # Read by the Qwen classes' attention; 8192 and no logn scaling are its converter's values.
         made |= {"qwen_type": geometry.family, "seq_length": 8192, "use_logn_attn": False}
     return made
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """max_position_embeddings. Raises CheckpointError when config.json has none."""
+    return int(_required(config, "max_position_embeddings"))
 
 
 def rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
@@ -228,6 +239,12 @@ def refuse_unsupported(geometry: Geometry, config: Mapping[str, Any]) -> None:
         )
 
 
+def _required(config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise CheckpointError(f"config.json has no {key}", "save config.json with the model again")
+    return config[key]
+
+
 def _biased(family: str, config: Mapping[str, Any]) -> frozenset[str]:
     """The linear layers of a block that have a bias."""
     if family == "qwen2":
@@ -249,5 +266,5 @@ def _wrong_shape(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) ->
     return (
         f"{name!r} has shape {list(actual)}, config.json says {list(wanted)}",
         "TensorRT-LLM needs one width for all blocks: prune uniformly (control prune does), and "
-        "save config.json with the model",
+        "save config.json with the model (num_key_value_heads and head_dim included)",
     )

@@ -16,6 +16,7 @@ from typing import Any
 from control.engine.compatibility import (
     FP8_CAPABILITY,
     LEAST_CAPABILITY,
+    SMOOTHQUANT_END,
     as_capability,
     load_compatibility,
 )
@@ -68,11 +69,17 @@ class BuildPlan:
             "--multiple_profiles": "enable" if self.multiple_profiles else "disable",
         }
 
-    def command(self, checkpoint: str | Path, output: str | Path) -> list[str]:
-        """The argv that builds the engine."""
+    def command(
+        self, checkpoint: str | Path, output: str | Path, timings: str | Path | None = None
+    ) -> list[str]:
+        """The argv that builds the engine; `timings` is a file of kernel timings that is read when
+        it exists and written at the end, which shortens the next build on the same GPU."""
         command = ["trtllm-build", "--checkpoint_dir", str(checkpoint), "--output_dir", str(output)]
         for flag, value in self.arguments().items():
             command += [flag, value] if value else [flag]
+        if timings is not None:
+            flags = ("--input_timing_cache", "--output_timing_cache")
+            command += [word for flag in flags for word in (flag, str(timings))]
         return command
 
     @property
@@ -89,32 +96,33 @@ class BuildPlan:
         return asdict(self)
 
 
-def make_plan(
-    spec: TrtllmSpec, geometry: Geometry, positions: int, longest_prompt: int
-) -> BuildPlan:
-    """The plan for a checkpoint whose prompts have at most `longest_prompt` tokens.
+def check_spec(spec: TrtllmSpec) -> None:
+    """What needs no model to be refused, before anything is trained for it.
 
-    `positions` is the model's max_position_embeddings. Raises SpecError for a wrong pair of
-    container and version, a GPU that cannot run it, or limits that contradict each other.
+    Raises SpecError for a wrong pair of container and version, an unknown GPU, or a quantisation
+    that the GPU lacks.
     """
     table = load_compatibility()
-    row = table.container(spec.container, spec.version)
+    table.container(spec.container, spec.version)
     capability = table.capability(spec.gpu)
-    if as_capability(capability) < LEAST_CAPABILITY:
+    parsed = as_capability(capability)
+    if parsed < LEAST_CAPABILITY:
         raise SpecError(f"{spec.gpu} has compute capability {capability}", "8.0 or newer is needed")
-    if spec.quantization == "fp8":
-        if as_capability(capability) < FP8_CAPABILITY:
-            raise SpecError(
-                f"quantization fp8 needs compute capability 8.9, {spec.gpu} has {capability}",
-                "use int8-sq there, or an L4, L40S, H100 or newer",
-            )
-        odd = {"hidden size": geometry.hidden, "neurons": geometry.ffn}
-        for name, width in odd.items():
-            if width % 16:
-                raise SpecError(
-                    f"quantization fp8 needs widths that are multiples of 16, {name} is {width}",
-                    "prune to a multiple of 64, or use int8-sq",
-                )
+    if spec.quantization == "fp8" and parsed < FP8_CAPABILITY:
+        raise SpecError(
+            f"quantization fp8 needs compute capability 8.9, {spec.gpu} has {capability}",
+            "use int8-sq there, or an L4, L40S, H100 or newer",
+        )
+    if spec.quantization == "int8-sq" and parsed >= SMOOTHQUANT_END:
+        raise SpecError(
+            f"quantization int8-sq ends below compute capability 10.0, {spec.gpu} has {capability}",
+            "use fp8 there",
+        )
+
+
+def check_limits(spec: TrtllmSpec, positions: int, longest_prompt: int) -> None:
+    """Raises SpecError when prompts of up to `longest_prompt` tokens do not fit the model's
+    `positions` or the scheduler."""
     if longest_prompt + 1 > positions:
         raise SpecError(
             f"the longest prompt has {longest_prompt} tokens, the model has {positions} positions",
@@ -126,9 +134,33 @@ def make_plan(
             f"({longest_prompt} tokens)",
             f"raise it to {longest_prompt} or more, or shorten the prompt limits",
         )
+
+
+def make_plan(
+    spec: TrtllmSpec, geometry: Geometry, positions: int, longest_prompt: int
+) -> BuildPlan:
+    """The plan for a checkpoint whose prompts have at most `longest_prompt` tokens.
+
+    `positions` is the model's max_position_embeddings. Raises SpecError as `check_spec` and
+    `check_limits`, and for widths that fp8 cannot have.
+    """
+    check_spec(spec)
+    check_limits(spec, positions, longest_prompt)
+    table = load_compatibility()
+    row = table.container(spec.container, spec.version)
+    if spec.quantization == "fp8":
+        for name, width in {"hidden size": geometry.hidden, "neurons": geometry.ffn}.items():
+            if width % 16:
+                raise SpecError(
+                    f"quantization fp8 needs widths that are multiples of 16, {name} is {width}",
+                    "prune to a multiple of 64, or use int8-sq",
+                )
+    # trtllm-build clips to what a full batch can hold and raises to one block, and writes that
+    # number into the engine's config; planned is what will be built.
+    most = spec.max_batch_size * (longest_prompt + 1)
     return BuildPlan(
         max_batch_size=spec.max_batch_size,
-        max_num_tokens=spec.max_num_tokens,
+        max_num_tokens=max(min(spec.max_num_tokens, most), spec.tokens_per_block),
         max_input_len=longest_prompt,
         max_seq_len=longest_prompt + 1,
         tokens_per_block=spec.tokens_per_block,
@@ -141,7 +173,7 @@ def make_plan(
         container=row.container,
         image=table.image_of(row.container, spec.container_digest),
         gpu=spec.gpu,
-        capability=capability,
+        capability=table.capability(spec.gpu),
     )
 
 

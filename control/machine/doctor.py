@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from control.engine.compatibility import as_capability, load_compatibility
+from control.engine.compatibility import load_compatibility, same_release
+from control.engine.trtllm_plan import check_spec
 from control.errors import ControlError
 from control.machine.facts import (
     Gpu,
@@ -209,6 +210,7 @@ def _trtllm(machine: Machine, target: Target, spec: TrtllmSpec) -> list[Finding]
     capability = ""
     try:
         capability = table.capability(spec.gpu)
+        check_spec(spec)
     except ControlError as error:
         report.add("planned GPU", False, error.message, error.hint)
     _gpu(report, machine, spec.gpu, capability, row.min_driver)
@@ -223,7 +225,8 @@ def _trtllm(machine: Machine, target: Target, spec: TrtllmSpec) -> list[Finding]
     for name, version in wanted.items():
         have = machine.versions.get(name)
         told = have or "not installed"
-        report.add(name, have == version, told, f"{version} is needed: {INSIDE}")
+        fits = have is not None and same_release(have, version)
+        report.add(name, fits, told, f"{version} is needed: {INSIDE}")
     if target == "trtllm-engine":
         report.add(
             "trtllm-build",
@@ -261,17 +264,15 @@ def _gpu(report: _Report, machine: Machine, planned: str, capability: str, min_d
         report.add("GPU", False, f"none: {machine.no_gpu}", fix)
         report.add("driver", "unknown", "no GPU", f"{min_driver} or newer is needed")
         return
-    gpu = machine.gpus[0]
-    told = f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory_mib / 1024:.0f} GiB"
-    same = not capability or as_capability(gpu.capability) == as_capability(capability)
+    fitting = [one for one in machine.gpus if not capability or one.capability == capability]
+    gpu = (fitting or list(machine.gpus))[0]
+    memory = f", {gpu.memory_mib / 1024:.0f} GiB" if gpu.memory_mib else ""
+    told = f"{gpu.name}, compute capability {gpu.capability}{memory}"
     fix = f"the plan is for {planned} ({capability}): set engine.trtllm.gpu to this GPU's product"
-    report.add("GPU", same, told, fix)
-    report.add(
-        "driver",
-        gpu.driver_major >= min_driver,
-        gpu.driver,
-        f"install driver {min_driver} or newer",
-    )
+    report.add("GPU", bool(fitting), told, fix)
+    fix = f"install driver {min_driver} or newer"
+    major = gpu.driver_major
+    report.add("driver", "unknown" if major is None else major >= min_driver, gpu.driver, fix)
 
 
 def _server(report: _Report, machine: Machine) -> None:

@@ -12,21 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUESTION_TIMEOUT_S = 20.0
-_QUERY = "name,compute_cap,driver_version,memory.total"
+_QUERY = "name,compute_cap,driver_version,memory.total,uuid"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One NVIDIA GPU; `memory_mib` in MiB, `capability` such as 9.0."""
+    """One NVIDIA GPU; `memory_mib` in MiB, `capability` such as 9.0; None where the driver does not
+    tell."""
 
     name: str
     capability: str
     driver: str
-    memory_mib: int
+    memory_mib: int | None
+    uuid: str
 
     @property
-    def driver_major(self) -> int:
-        return int(self.driver.split(".")[0])
+    def driver_major(self) -> int | None:
+        major = self.driver.split(".")[0]
+        return int(major) if major.isdigit() else None
 
 
 def find_gpus() -> tuple[list[Gpu], str]:
@@ -37,13 +40,15 @@ def find_gpus() -> tuple[list[Gpu], str]:
     gpus = []
     for line in answer.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and fields[3].isdigit():
+        if len(fields) == 5:
+            name, capability, driver, memory, uuid = fields
             gpus.append(
                 Gpu(
-                    name=fields[0],
-                    capability=fields[1],
-                    driver=fields[2],
-                    memory_mib=int(fields[3]),
+                    name=name,
+                    capability=capability,
+                    driver=driver,
+                    memory_mib=int(memory) if memory.isdigit() else None,
+                    uuid=uuid,
                 )
             )
     return gpus, "" if gpus else f"nvidia-smi names none: {answer.strip()[:80]!r}"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from control.data.packaged import ONET_TASKS, SMOLLM2_135M
-from control.engine.compatibility import load_compatibility
+from control.engine.trtllm_plan import check_spec
 from control.errors import DataError, SpecError
 from control.hashing import hash_file
 from control.pipeline import make, make_engine
@@ -166,15 +166,17 @@ class Bundle:
         tools: tuple[str, ...] = (*TRAINING, "openvino", "nncf")
         extra = "local"
         if spec.target != "openvino":
-            # A wrong pair is refused before anything is trained for it.
-            load_compatibility().container(spec.trtllm.container, spec.trtllm.version)
+            check_spec(spec.trtllm)
             tools, extra = (*TRAINING, "safetensors"), "train"
             if spec.trtllm.quantization != "none":
                 tools, extra = (*tools, "nvidia-modelopt"), "quantize"
+        settings = spec.settings()
+        if spec.target == "trtllm-engine":
+            settings["name"] = self.spec.name  # it stands in the Job's labels
         return Step(
             kind="engine",
             title="engine",
-            settings=spec.settings(),
+            settings=settings,
             inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.served},
             make=partial(make_engine.ENGINES[spec.target], self.spec),
             tools=tools,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from control.ranker.corpus import (
     encode_pairs,
     sample_queries,
 )
-from control.ranker.prompt import PromptTemplate, job_text
+from control.ranker.prompt import PromptEncoder, PromptTemplate, job_text
 from control.spec import (
     JsonlData,
     OnetData,
@@ -50,6 +51,7 @@ from control.store.summaries import SummaryStore
 from control.summarize.build_store import STORE_FOLDER, SummarySettings, build_store
 
 CHECKPOINT_FOLDER = "checkpoint"
+TRAINED: tuple[Split, ...] = ("train", "dev")
 SCORES_FILE = "scores.jsonl"
 
 
@@ -117,7 +119,6 @@ def base_model(local: Path | None, prompt: PromptSpec, making: Making) -> None:
 def trimmed(spec: TrimSpec, making: Making) -> None:
     from control.compress.vocabulary import (
         choose_tokens,
-        count_tokens,
         read_vocabulary,
         same_tokens_share,
         trim_checkpoint,
@@ -125,24 +126,30 @@ def trimmed(spec: TrimSpec, making: Making) -> None:
 
     labelled = read_labelled(making.inputs["data"].path)
     before = checkpoint_of(making.inputs["checkpoint"])
-    template = before.prompt.template
+    encoder = before.encoder()
     jobs = [job_text(job, job.description) for job in labelled.jobs.values()]
-    known = [pair.query for split in ("train", "dev") for pair in labelled.pairs[split]]
-    counts = count_tokens(before.path, [*jobs, *known])
-    fixed = count_tokens(before.path, [template.prefix.replace("{query}", " "), template.closing])
-    always = [before.labels.yes, before.labels.no, *fixed]
+    known = sorted({pair.query for split in TRAINED for pair in labelled.pairs[split]})
+    # Counted as they are served: a query gets a leading space and the template's tail.
+    counts: Counter[int] = Counter()
+    for job in jobs:
+        counts.update(encoder.body(job).tolist())
+    for query in known:
+        counts.update(encoder.prefix(query).tolist())
+    always = [before.labels.yes, before.labels.no, *encoder.fixed_ids.tolist()]
     kept = choose_tokens(read_vocabulary(before.path), counts, always, spec.tokens)
     folder = making.draft.path / CHECKPOINT_FOLDER
     figures = trim_checkpoint(before.path, folder, kept)
-    write_ranker(
+    after = write_ranker(
         folder,
-        template,
+        before.prompt.template,
         max_item_tokens=before.prompt.max_item_tokens,
         max_query_tokens=before.prompt.max_query_tokens,
     )
     unseen = sorted({pair.query for pair in labelled.pairs["test"]})
-    figures["jobs_tokenised_alike"] = same_tokens_share(before.path, folder, jobs)
-    figures["test_queries_tokenised_alike"] = same_tokens_share(before.path, folder, unseen)
+    figures["jobs_tokenised_alike"] = same_tokens_share(before, after, PromptEncoder.body, jobs)
+    for name, queries in (("known", known), ("test", unseen)):
+        share = same_tokens_share(before, after, PromptEncoder.prefix, queries)
+        figures[f"{name}_queries_tokenised_alike"] = share
     making.draft.figures.update(figures)
 
 

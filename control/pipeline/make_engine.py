@@ -51,12 +51,13 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
     from control.deploy.engine_job import engine_job, to_yaml
     from control.engine.trtllm_build import write_plan
     from control.engine.trtllm_checkpoint import emit_checkpoint
+    from control.engine.trtllm_layout import positions_of
     from control.engine.trtllm_plan import make_plan
     from control.engine.trtllm_quantize import emit_quantized
 
     spec, given = bundle.engine, bundle.engine.trtllm
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    positions = int(read_config(checkpoint.path)["max_position_embeddings"])
+    positions = positions_of(read_config(checkpoint.path))
     longest = checkpoint.encoder().max_prompt_tokens
     plan = make_plan(given, checkpoint.geometry, positions, longest)
     folder = making.draft.path / EMITTED_FOLDER
@@ -101,9 +102,13 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
 def llmapi_engine(bundle: BundleSpec, making: Making) -> None:
     """The model directory that `tensorrt_llm.LLM` loads; there is nothing to compile."""
     from control.engine.llmapi_export import export_llmapi
+    from control.engine.trtllm_layout import positions_of
+    from control.engine.trtllm_plan import check_limits
 
     spec, given = bundle.engine, bundle.engine.trtllm
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    positions = positions_of(read_config(checkpoint.path))
+    check_limits(given, positions, checkpoint.encoder().max_prompt_tokens)
     folder = making.draft.path / MODEL_FOLDER
     making.watcher.progress(0, 0, "export model")
     sizes = export_llmapi(checkpoint, folder, dtype=given.dtype)

@@ -110,6 +110,12 @@ class PromptEncoder:
             )
 
     @property
+    def fixed_ids(self) -> Ids:
+        """Ids of the template's own wording: before the query, after it, and the closing question,
+        end to end."""
+        return np.concatenate([self._head, self._tail, self._closing])
+
+    @property
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that can leave this encoder."""
         fixed = len(self._head) + len(self._tail)

@@ -104,6 +104,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("its header is cut short")
             entries: dict[str, Any] = json.loads(stream.read(length))
         start = 8 + length
+        unknown = {entry["dtype"] for entry in entries.values() if "dtype" in entry} - set(BYTES_OF)
+        if unknown:
+            raise ValueError(f"it holds tensors of type {', '.join(sorted(unknown))}")
         found = {
             name: StoredTensor(
                 name=name,
@@ -122,7 +125,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"it has {size} bytes, its header asks for {start + end}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}", "copy or save the model again"
+            f"{path} is not a usable safetensors file: {error}", "copy or save the model again"
         ) from error
     return found
 
@@ -166,6 +169,14 @@ def write_tensors(path: Path, tensors: Sequence[NewTensor], dtype: str | None = 
         temporary.unlink(missing_ok=True)
 
 
+def same_content(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors are equal to the bit."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    pieces = zip(_pieces(Part(tensor=first)), _pieces(Part(tensor=second)), strict=True)
+    return all(bool((a == b).all()) for a, b in pieces)
+
+
 def as_float32(raw: Raw, dtype: str) -> npt.NDArray[np.float32]:
     """Little-endian bytes of F32, F16 or BF16 values as float32 (exact)."""
     if dtype == "F32":
@@ -204,6 +215,11 @@ def _runs(part: Part) -> Iterator[tuple[int, int]]:
     if part.rows is None:
         yield 0, part.tensor.shape[0]
         return
+    if len(part.rows) and not 0 <= part.rows.min() <= part.rows.max() < part.tensor.shape[0]:
+        raise CheckpointError(
+            f"row {part.rows.max()} is asked for, {part.tensor.name!r} has {part.tensor.shape[0]}",
+            "resize the embedding to the tokenizer and save the model again",
+        )
     breaks = np.flatnonzero(np.diff(part.rows) != 1) + 1
     for run in np.split(part.rows, breaks):
         if len(run):

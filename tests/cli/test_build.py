@@ -57,6 +57,14 @@ def test_without_a_gpu_everything_but_the_engine_is_made(
     compiled = control("build", moved, "--require-engine")
     assert compiled.returncode == 6
     assert "no NVIDIA GPU" in compiled.stderr
+    weights = moved / "checkpoint" / "rank0.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    damaged = control("build", moved)
+    assert damaged.returncode == 6
+    assert "copy the whole folder again" in damaged.stderr
+    assert "verified" not in damaged.stdout
+    weights.write_bytes(content)
     dry = control("build", moved, "--engines", "/engines", "--dry-run")
     assert f"would build /engines/{answer['tag']}" in dry.stdout
     assert "trtllm-build --checkpoint_dir" in dry.stdout
@@ -70,6 +78,10 @@ def test_the_llm_api_has_nothing_to_compile(control: Control, tiny: TinyBundle) 
     assert done.returncode == 0, done.stderr
     assert "nothing to compile" in done.stdout
     assert "not loaded by TensorRT-LLM here" in done.stdout
+    small = changed(tiny, "small", max_num_tokens=64)
+    refused = control("build", small, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts)
+    assert refused.returncode == 2
+    assert "max_num_tokens 64 is below the longest prompt" in refused.stderr
     repo = control("repo", tiny.spec, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts)
     assert repo.returncode == 0, repo.stderr
 
@@ -83,6 +95,10 @@ def test_wrong_pairs_are_refused_before_any_work(
         assert done.returncode == 2
         assert "container 26.01 holds TensorRT-LLM 1.1.0, not 1.2.1" in done.stderr
         assert "use version 1.2.1 with container 26.04" in done.stderr
+    path = changed(tiny, "gpu", gpu="NVIDIA-RTX-4090")
+    done = control("build", path, "--dry-run", "--artifacts", tmp_path / "none")
+    assert done.returncode == 2
+    assert "'NVIDIA-RTX-4090' is not a known GPU product" in done.stderr
     assert not (tmp_path / "none").exists()
     assert control("doctor", path).returncode == 11
 

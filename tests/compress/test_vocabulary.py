@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from control.compress.vocabulary import (
     choose_tokens,
-    count_tokens,
     read_vocabulary,
     same_tokens_share,
     trim_checkpoint,
@@ -30,7 +30,7 @@ from control.pipeline.bundle import Bundle
 from control.pipeline.make import checkpoint_of
 from control.pipeline.steps import run
 from control.ranker.checkpoint import Checkpoint, open_checkpoint, write_ranker
-from control.ranker.prompt import load_tokenizer
+from control.ranker.prompt import PromptEncoder, PromptTemplate, load_tokenizer
 from control.ranker.reference import ReferenceScorer
 from control.spec import load_spec
 from tests.conftest import FAMILIES, TinyBundle
@@ -41,16 +41,22 @@ WORDS = sorted(
 TEXTS = [" ".join(random.Random(seed).sample(WORDS, 30)) for seed in range(20)]
 
 
+def counted(folder: Path, texts: list[str]) -> Counter[int]:
+    tokenizer = load_tokenizer(folder)
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
+    return counts
+
+
 def trimmed(checkpoint: Checkpoint, target: Path, texts: list[str], size: int) -> Checkpoint:
     """`checkpoint` trimmed to what `texts` use, as the pipeline does it."""
-    template = checkpoint.prompt.template
-    fixed = count_tokens(
-        checkpoint.path, [template.prefix.replace("{query}", " "), template.closing]
-    )
+    fixed = checkpoint.encoder().fixed_ids.tolist()
     always = [checkpoint.labels.yes, checkpoint.labels.no, *fixed]
-    counts = count_tokens(checkpoint.path, texts)
+    counts = counted(checkpoint.path, texts)
     kept = choose_tokens(read_vocabulary(checkpoint.path), counts, always, size)
     trim_checkpoint(checkpoint.path, target, kept)
+    template = checkpoint.prompt.template
     return write_ranker(target, template, max_item_tokens=96, max_query_tokens=48)
 
 
@@ -62,7 +68,7 @@ def test_texts_inside_the_kept_set_score_the_same(
     before = make_checkpoint(family, tie_word_embeddings=tied, seed=3)
     after = trimmed(before, tmp_path / "after", TEXTS[:10], 704)
     assert after.geometry.vocab == 704
-    assert same_tokens_share(before.path, after.path, TEXTS[:10]) == 1.0
+    assert same_tokens_share(before, after, PromptEncoder.body, TEXTS[:10]) == 1.0
 
     def logits(checkpoint: Checkpoint) -> Any:
         encoder = checkpoint.encoder()
@@ -71,6 +77,25 @@ def test_texts_inside_the_kept_set_score_the_same(
         return ReferenceScorer(checkpoint).logits(prompts)
 
     np.testing.assert_array_equal(logits(before), logits(after))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["<search>{query}</search>\n", "[search={query}]:", "Q {query} done\n"]
+)
+def test_the_template_keeps_its_tokens(
+    make_checkpoint: Callable[..., Checkpoint], tmp_path: Path, prefix: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(make_checkpoint("llama").path, source)
+    template = PromptTemplate(prefix=prefix, closing="A match for the search:")
+    before = write_ranker(source, template, max_item_tokens=96, max_query_tokens=48)
+    after = trimmed(before, tmp_path / "after", TEXTS[:1], 512)
+    assert same_tokens_share(before, after, PromptEncoder.prefix, ["a"]) == 1.0
+    names = [
+        [load_tokenizer(one.path).id_to_token(int(i)) for i in one.encoder().fixed_ids]
+        for one in (before, after)
+    ]
+    assert names[0] == names[1]
 
 
 def test_other_texts_still_tokenise_without_loss(
@@ -83,7 +108,8 @@ def test_other_texts_still_tokenise_without_loss(
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert max(ids) < 512
         assert tokenizer.decode(ids) == text
-    assert same_tokens_share(before.path, after.path, TEXTS) < 1.0
+    assert same_tokens_share(before, after, PromptEncoder.body, TEXTS) < 1.0
+    assert same_tokens_share(before, after, PromptEncoder.prefix, [TEXTS[5][:30]]) < 1.0
 
 
 @settings(max_examples=40)
@@ -96,7 +122,7 @@ def test_whatever_uses_only_kept_tokens_tokenises_alike(
     tokenizer_folder: Path, words: list[str], size: int, corpus: int
 ) -> None:
     vocabulary = read_vocabulary(tokenizer_folder)
-    kept = choose_tokens(vocabulary, count_tokens(tokenizer_folder, [TEXTS[corpus]]), [], size)
+    kept = choose_tokens(vocabulary, counted(tokenizer_folder, [TEXTS[corpus]]), [], size)
     assert len(kept) == size
     old = load_tokenizer(tokenizer_folder)
     new = Tokenizer.from_str(json.dumps(trim_tokenizer(vocabulary, kept)))
@@ -139,11 +165,26 @@ def test_special_tokens_keep_their_meaning(tmp_path: Path) -> None:
     )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     vocabulary = read_vocabulary(tmp_path)
-    kept = choose_tokens(vocabulary, count_tokens(tmp_path, TEXTS[:1]), [], 384)
+    kept = choose_tokens(vocabulary, counted(tmp_path, TEXTS[:1]), [], 384)
     new = Tokenizer.from_str(json.dumps(trim_tokenizer(vocabulary, kept)))
     assert new.get_vocab_size() == 384
     assert new.encode(TEXTS[0]).tokens == tokenizer.encode(TEXTS[0]).tokens
     assert new.encode("<|late|>").tokens == ["<s>", "<|late|>", "<|late|>"]
+
+
+def test_a_token_without_an_embedding_row_is_refused(
+    make_checkpoint: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(make_checkpoint("llama").path, source)
+    path = source / "tokenizer.json"
+    loaded = json.loads(path.read_text())
+    late = {**loaded["added_tokens"][0], "id": 960, "content": "<|late|>"}
+    loaded["added_tokens"].append(late)
+    path.write_text(json.dumps(loaded))
+    kept = choose_tokens(read_vocabulary(source), {}, [], 512)
+    with pytest.raises(CheckpointError, match="row 960 is asked for"):
+        trim_checkpoint(source, tmp_path / "after", kept)
 
 
 def test_ids_in_the_configs_follow(
@@ -181,6 +222,8 @@ def test_too_few_tokens_and_other_tokenizers_are_refused(
         choose_tokens(read_vocabulary(checkpoint.path), {}, [], 128)
     assert "128 is too small" in str(caught.value)
     assert "at least 320" in caught.value.hint
+    with pytest.raises(CheckpointError, match="is not below the vocabulary"):
+        choose_tokens(read_vocabulary(checkpoint.path), {}, [], 960)
     other = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="is WordLevel, only plain BPE"):

@@ -59,7 +59,7 @@ def difference(checkpoint: Checkpoint, target: Path, dtype: str = "float32") -> 
     kv_heads=st.integers(1, 3),
     groups=st.integers(1, 3),
     head_dim=st.sampled_from([8, 16, 24]),
-    hidden=st.sampled_from([32, 48, 72]),
+    per_head=st.sampled_from([6, 16, 22]),
     ffn=st.integers(5, 150),
     blocks=st.integers(1, 3),
     tied=st.booleans(),
@@ -72,15 +72,15 @@ def test_any_geometry_computes_what_transformers_computes(
     kv_heads: int,
     groups: int,
     head_dim: int,
-    hidden: int,
+    per_head: int,
     ffn: int,
     blocks: int,
     tied: bool,
     seed: int,
 ) -> None:
     heads = kv_heads * groups
-    if family == "qwen2":  # its transformers class has no head_dim of its own
-        hidden = heads * head_dim
+    # transformers wants the hidden size to be a multiple of the heads; Qwen2 has no own head_dim.
+    hidden = heads * (head_dim if family == "qwen2" else per_head)
     checkpoint = make_checkpoint(
         family,
         num_attention_heads=heads,
@@ -311,6 +311,8 @@ def test_blocks_of_different_width_are_refused(copied: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"attention_bias": True}, "no output bias"),
+        ({"rms_norm_eps": None}, "config.json has no rms_norm_eps"),
+        ({"max_position_embeddings": None}, "no max_position_embeddings"),
         ({"model_type": "gemma"}, "gemma model; supported: llama, qwen2, qwen3"),
     ],
 )
@@ -334,7 +336,24 @@ def test_missing_extra_and_broken_tensors_are_refused(copied: Path) -> None:
     assert "lacks 1 tensors" in str(refusal(copied))
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    assert "not a whole safetensors file" in str(refusal(copied))
+    assert "not a usable safetensors file" in str(refusal(copied))
+
+
+def test_a_tied_model_with_another_head_beside_is_refused(copied: Path) -> None:
+    def add_head(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    edit_weights(copied, add_head)
+    emit_checkpoint(open_checkpoint(copied), copied.parent / "fine", dtype="float32")
+    edit_weights(copied, lambda tensors: tensors["lm_head.weight"].mul_(2))
+    assert "a different lm_head.weight is stored" in str(refusal(copied))
+
+
+def test_other_number_types_are_refused(copied: Path) -> None:
+    edit_weights(
+        copied, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64).double()})
+    )
+    assert "tensors of type F64" in str(refusal(copied))
 
 
 def test_wrong_label_tokens_are_refused(copied: Path) -> None:

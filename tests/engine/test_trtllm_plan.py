@@ -5,15 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from control.engine.compatibility import load_compatibility
+from control.artifacts import inventory
+from control.engine.compatibility import load_compatibility, same_release
 from control.engine.trtllm_plan import BuildPlan, check_engine_config, make_plan
 from control.errors import EngineError, SpecError
+from control.hashing import hash_value
 from control.ranker.checkpoint import Geometry
 from control.spec import TrtllmSpec
 from tests.conftest import ROOT
@@ -103,9 +110,15 @@ def test_the_key_is_stable_and_follows_the_checkpoint() -> None:
         ({"container": "27.01"}, "not in build/compatibility.yaml", "26.04"),
         ({"version": "1.3.0"}, "'1.3.0' is not supported", "version 1.2.1 with container 26.04"),
         ({"version": "1.1.0", "container": "26.01"}, "'1.1.0' is not supported", "version 1.2.1"),
+        ({"gpu": "NVIDIA-H100"}, "'NVIDIA-H100' is not a known GPU", "NVIDIA-H100-..."),
+        ({"gpu": "NVIDIA-B200", "quantization": "int8-sq"}, "ends below", "use fp8"),
         ({"gpu": "NVIDIA-H2000"}, "'NVIDIA-H2000' is not a known GPU", "NVIDIA-H200"),
         ({"gpu": "Tesla"}, "not a known GPU product", "nvidia.com/gpu.product"),
-        ({"quantization": "fp8", "gpu": "NVIDIA-A100"}, "needs compute capability 8.9", "int8-sq"),
+        (
+            {"quantization": "fp8", "gpu": "NVIDIA-A100-SXM4-80GB"},
+            "needs compute capability 8.9",
+            "int8-sq",
+        ),
         ({"max_num_tokens": 200}, "below the longest prompt (235 tokens)", "raise it to 235"),
     ],
 )
@@ -131,7 +144,8 @@ def test_product_labels_with_variants_are_known() -> None:
     assert table.capability("NVIDIA-A100-SXM4-80GB") == "8.0"
     assert table.capability("NVIDIA-H100-80GB-HBM3") == "9.0"
     assert table.capability("NVIDIA-L40S") == "8.9"
-    assert table.capability("NVIDIA-A10") == "8.6"
+    assert table.capability("NVIDIA-A10") == table.capability("NVIDIA-A10G") == "8.6"
+    assert table.capability("NVIDIA-L4-SHARED") == "8.9"
 
 
 def test_the_table_is_ordered_and_names_each_container_once() -> None:
@@ -222,10 +236,11 @@ def test_every_departure_from_the_plan_is_named(path: str, value: Any) -> None:
 
 
 FAKE_SMI = """#!/bin/sh
-echo "NVIDIA H200, {capability}, 580.65.06, 143771"
+echo "NVIDIA A100-SXM4-80GB, 8.0, 580.65.06, 81920, GPU-other"
+echo "NVIDIA H200, {capability}, 580.65.06, 143771, GPU-planned"
 """
 FAKE_BUILD = """#!{python}
-import json, sys, pathlib
+import json, os, sys, pathlib
 arguments = sys.argv[1:]
 if arguments[:1] == ["version"]:
     print("28.0.1"); sys.exit(0)
@@ -233,18 +248,28 @@ if "run" in arguments:
     volumes = [arguments[i + 1] for i, one in enumerate(arguments) if one == "--volume"]
     places = {{inside: outside for outside, inside in (v.split(":")[:2] for v in volumes)}}
     pathlib.Path({log!r}).write_text(json.dumps(arguments))
-    arguments = [places.get(one, one) for one in arguments[arguments.index("trtllm-build") + 1 :]]
+    def outside(word):
+        inside = "/" + word.split("/")[1] if word.startswith("/") else ""
+        return places[inside] + word[len(inside):] if inside in places else word
+    arguments = [outside(one) for one in arguments[arguments.index("trtllm-build") + 1 :]]
+    value = lambda flag: arguments[arguments.index(flag) + 1]
 {body}
 value = lambda flag: arguments[arguments.index(flag) + 1]
 output = pathlib.Path(value("--output_dir"))
 config = json.loads(pathlib.Path({config!r}).read_text())
 checkpoint = json.loads((pathlib.Path(value("--checkpoint_dir")) / "config.json").read_text())
 config["pretrained_config"] = checkpoint
+build = config["build_config"]
 for flag in ("max_input_len", "max_seq_len", "max_batch_size", "max_num_tokens"):
-    config["build_config"][flag] = int(value("--" + flag))
+    build[flag] = int(value("--" + flag))
+# The real one clips to what a full batch can hold.
+build["max_num_tokens"] = min(build["max_num_tokens"], build["max_batch_size"] * build["max_seq_len"])
+config["seen"] = os.environ.get("CUDA_VISIBLE_DEVICES")
 (output / "config.json").write_text(json.dumps(config))
 (output / "rank0.engine").write_bytes(b"engine")
-pathlib.Path("model.cache").write_text("timings")
+timings = pathlib.Path(value("--output_timing_cache"))
+assert value("--input_timing_cache") == str(timings)
+timings.write_text(str(int(timings.read_text()) + 1) if timings.exists() else "1")
 """
 
 
@@ -266,7 +291,7 @@ class FakeGpuMachine:
         self.tool("docker")
         self.versions = {"tensorrt-llm": "1.2.1", "tensorrt": "10.14.1.48"}
         monkeypatch.setattr(
-            "control.engine.trtllm_build.installed_version", lambda name: self.versions.get(name)
+            "control.engine.trtllm_builder.installed_version", lambda name: self.versions.get(name)
         )
 
     def gpu(self, capability: str) -> None:
@@ -303,12 +328,13 @@ def planned(make_checkpoint: Callable[..., Any], tmp_path: Path) -> Any:
     folder = tmp_path / "planned"
     emit_checkpoint(checkpoint, folder / "checkpoint", dtype="bfloat16")
     given = make_plan(TrtllmSpec(), checkpoint.geometry, positions=512, longest_prompt=235)
-    write_plan(folder, given, "d" * 64)
+    write_plan(folder, given, hash_value(inventory(folder / "checkpoint")))
     return read_planned(folder)
 
 
 def build(planned: Any, engines: Path, *, docker: bool = False, timeout_s: float = 60.0) -> Any:
-    from control.engine.trtllm_build import Builder, build_engine, find_builder
+    from control.engine.trtllm_build import build_engine
+    from control.engine.trtllm_builder import Builder, find_builder
 
     builder = find_builder(planned.plan, docker=docker)
     assert isinstance(builder, Builder), builder
@@ -325,9 +351,19 @@ def test_a_build_is_checked_kept_by_tag_and_found_again(
     assert manifest["built_with"]["capability"] == "9.0"
     assert manifest["plan_hash"] == planned.plan.hash
     assert set(manifest["files"]) == {"config.json", "rank0.engine"}
-    assert (engines / ".timing" / "1.2.1-9.0" / "model.cache").is_file()
+    config = json.loads((built.path / "config.json").read_text())
+    assert config["seen"] == "GPU-planned", "the other GPU of the machine was visible"
+    timings = engines / ".timings" / "1.2.1-9.0"
+    assert timings.read_text() == "1"
     machine.tool("trtllm-build", "sys.exit('must not run again')")
     assert build(planned, engines).cached
+    machine.tool("trtllm-build")
+    shutil.rmtree(built.path)
+    abandoned = engines / f".{planned.tag}.1.tmp"
+    abandoned.mkdir()
+    assert not build(planned, engines).cached
+    assert timings.read_text() == "2", "the kernel timings were not found again"
+    assert not abandoned.exists()
     (built.path / "rank0.engine").write_bytes(b"cut")
     with pytest.raises(EngineError, match="not a whole engine"):
         build(planned, engines)
@@ -345,6 +381,7 @@ def test_docker_runs_the_planned_image_without_network(
     assert arguments[image + 1 : image + 4] == ["trtllm-build", "--checkpoint_dir", "/checkpoint"]
     assert arguments[arguments.index("--network") + 1] == "none"
     assert f"{planned.checkpoint.resolve()}:/checkpoint:ro" in arguments
+    assert arguments[arguments.index("--gpus") + 1] == "device=GPU-planned"
     assert built.manifest["built_with"]["image"] == planned.plan.image
 
 
@@ -373,33 +410,96 @@ def test_a_failed_build_keeps_nothing_and_says_why(
     assert (engines / f"{planned.tag}.log").is_file()
 
 
-def test_another_gpu_or_version_than_planned_is_refused(
-    planned: Any, machine: FakeGpuMachine, tmp_path: Path
+def reason(planned: Any, *, docker: bool = False) -> str:
+    from control.engine.trtllm_builder import NoBuilder, find_builder
+
+    found = find_builder(planned.plan, docker=docker)
+    assert isinstance(found, NoBuilder)
+    assert found.fix
+    return found.reason
+
+
+def test_another_gpu_or_version_than_planned_builds_nothing(
+    planned: Any, machine: FakeGpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.gpu("8.9")
-    with pytest.raises(EngineError, match=r"compute capability 9\.0\), here is NVIDIA H200 \(8\.9"):
-        build(planned, tmp_path)
+    assert "(compute capability 9.0), here is NVIDIA A100" in reason(planned)
     machine.gpu("9.0")
     machine.versions["tensorrt-llm"] = "1.1.0"
-    with pytest.raises(EngineError, match=r"1\.1\.0 is installed, the plan is for 1\.2\.1"):
-        build(planned, tmp_path)
+    assert "TensorRT-LLM 1.1.0 is here, the plan is for 1.2.1" in reason(planned)
     machine.versions |= {"tensorrt-llm": "1.2.1", "tensorrt": "10.13.3.9"}
-    with pytest.raises(EngineError, match=r"TensorRT 10\.13\.3\.9 is installed"):
-        build(planned, tmp_path)
+    assert "TensorRT 10.13.3.9 is here" in reason(planned)
+    machine.versions["tensorrt"] = "10.14.1.48.post1"
+    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.01")
+    assert reason(planned) == "container 26.01 is here, the plan is for 26.07"
 
 
 def test_where_nothing_can_build_there_is_a_reason(planned: Any, machine: FakeGpuMachine) -> None:
-    from control.engine.trtllm_build import NoBuilder, find_builder
-
     machine.versions.clear()
-    found = find_builder(planned.plan, docker=False)
-    assert isinstance(found, NoBuilder)
-    assert "tensorrt_llm is not installed" in found.reason
-    assert "--docker" in found.fix
+    assert "tensorrt_llm is not installed" in reason(planned)
     machine.remove("nvidia-smi")
-    found = find_builder(planned.plan, docker=True)
-    assert isinstance(found, NoBuilder)
-    assert "nvidia-smi not found" in found.reason
+    assert "nvidia-smi not found" in reason(planned, docker=True)
+
+
+def test_releases_are_compared_without_their_builds() -> None:
+    assert same_release("10.14.1.48.post1", "10.14.1.48")
+    assert same_release("1.2.1+cu131", "1.2.1")
+    assert not same_release("1.2.10", "1.2.1")
+
+
+def test_the_plan_holds_what_a_full_batch_can_use() -> None:
+    assert plan(max_batch_size=32).max_num_tokens == 32 * 236
+    assert plan(max_batch_size=256).max_num_tokens == 16384
+    spec = TrtllmSpec(max_batch_size=1, tokens_per_block=128)
+    small = make_plan(spec, GEOMETRY, positions=512, longest_prompt=70)
+    assert small.max_num_tokens == 128
+
+
+def test_a_damaged_copy_is_not_built(planned: Any) -> None:
+    from control.engine.trtllm_build import require_whole
+
+    require_whole(planned)
+    weights = planned.checkpoint / "rank0.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(EngineError, match="changed"):
+        require_whole(planned)
+    weights.unlink()
+    with pytest.raises(EngineError, match="missing"):
+        require_whole(planned)
+
+
+BUILDING = """
+import sys
+from control.engine import trtllm_builder
+trtllm_builder.installed_version = {"tensorrt-llm": "1.2.1"}.get
+from control.cli.main import main
+sys.argv = ["control", "build", sys.argv[1], "--engines", sys.argv[2]]
+main()
+"""
+
+
+def test_a_terminated_build_ends_its_compiler_and_leaves_nothing(
+    planned: Any, machine: FakeGpuMachine, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "compiler.pid"
+    body = (
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\nimport time; time.sleep(99)"
+    )
+    machine.tool("trtllm-build", body)
+    engines = tmp_path / "engines"
+    command = [sys.executable, "-c", BUILDING, str(planned.path), str(engines)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(200):
+            if pid_file.exists() and pid_file.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
+    assert not list(engines.glob(".*.tmp"))
+    assert not (engines / planned.tag).exists()
 
 
 def test_an_edited_plan_is_refused(planned: Any) -> None:

@@ -18,7 +18,8 @@ import yaml
 
 from control.client.client import JobRef, RankClient
 from control.engine.compatibility import load_compatibility
-from control.engine.trtllm_build import Builder, build_engine, find_builder, read_planned
+from control.engine.trtllm_build import build_engine, read_planned
+from control.engine.trtllm_builder import Builder, find_builder
 from control.engine.trtllm_reference import EmittedModel
 from control.machine.facts import find_gpus, installed_version
 from control.pipeline.bundle import Bundle

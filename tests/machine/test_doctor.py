@@ -14,7 +14,9 @@ from control.machine.facts import Gpu, ask, find_gpus
 from control.spec import TrtllmSpec
 from tests.conftest import ROOT, Control
 
-H200 = Gpu(name="NVIDIA H200", capability="9.0", driver="580.65.06", memory_mib=143771)
+H200 = Gpu(
+    name="NVIDIA H200", capability="9.0", driver="580.65.06", memory_mib=143771, uuid="GPU-1"
+)
 LOCAL = Machine(
     system="Linux",
     architecture="x86_64",
@@ -123,6 +125,11 @@ def test_a_wrong_pair_and_an_unknown_gpu_in_the_spec_are_found() -> None:
     assert "1.1.0, not 1.2.1" in found["container and version"].found
     assert "26.04" in found["container and version"].fix
     assert "planned GPU" in wrong(findings(GPU, "trtllm-engine", gpu="Voodoo"))
+    found = findings(GPU, "trtllm-engine", gpu="NVIDIA-A100-PCIE-40GB", quantization="fp8")
+    assert "needs compute capability 8.9" in found["planned GPU"].found
+    other = dataclasses.replace(H200, name="NVIDIA A100", capability="8.0")
+    mixed = dataclasses.replace(GPU, gpus=(other, H200))
+    assert not wrong(findings(mixed, "trtllm-engine"))
     assert wrong(findings(GPU, "trtllm-engine", quantization="fp8")) == {"nvidia-modelopt"}
 
 
@@ -131,6 +138,9 @@ def test_unknown_is_not_wrong() -> None:
     found = findings(machine, "openvino")
     assert found["INT8 instructions"].state == found["memory"].state == "unknown"
     assert not wrong(found)
+    mute = dataclasses.replace(H200, driver="[N/A]", memory_mib=None)
+    found = findings(dataclasses.replace(GPU, gpus=(mute,)), "trtllm-engine")
+    assert found["driver"].state == "unknown"
     outside = dataclasses.replace(GPU, container=None)
     assert findings(outside, "trtllm-engine")["running in"].state == "unknown"
 
@@ -148,13 +158,14 @@ def test_nvidia_smi_is_read_and_its_failure_explained(
     tool = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     tool.write_text(
-        "#!/bin/sh\necho 'NVIDIA L4, 8.9, 570.1, 23034'\necho 'NVIDIA L4, 8.9, 570.1, 23034'\n"
+        "#!/bin/sh\necho 'NVIDIA L4, 8.9, 570.1, 23034, GPU-1'\necho 'NVIDIA L4, 8.9, [N/A], [N/A], GPU-2'\n"
     )
     tool.chmod(0o755)
     gpus, reason = find_gpus()
-    assert [(one.name, one.capability, one.driver_major) for one in gpus] == [
-        ("NVIDIA L4", "8.9", 570)
-    ] * 2
+    assert [(one.name, one.driver_major, one.memory_mib) for one in gpus] == [
+        ("NVIDIA L4", 570, 23034),
+        ("NVIDIA L4", None, None),
+    ]
     assert reason == ""
     tool.write_text("#!/bin/sh\necho 'Driver/library version mismatch' >&2\nexit 18\n")
     assert find_gpus() == ([], "nvidia-smi failed: Driver/library version mismatch")

@@ -39,41 +39,55 @@ class TritonPythonModel:
         )
 
     def execute(self, requests):
-        prompts, failures = [], {}
+        prompts, failures = {}, {}
         for index, request in enumerate(requests):
             try:
-                prompts.append(_prompts(request))
+                prompts[index] = _prompts(request)
             except ControlError as error:
                 failures[index] = f"{error.message}. Fix: {error.hint}"
-                prompts.append([])
-        scores = iter(self._scores([one for some in prompts for one in some if len(one)]))
-        answers = []
-        for index, some in enumerate(prompts):
-            if index in failures:
-                error = pb_utils.TritonError(failures[index])
-                answers.append(pb_utils.InferenceResponse(error=error))
-                continue
-            found = [next(scores) if len(one) else np.nan for one in some]
-            score = np.array(found, dtype=np.float32)[np.newaxis]
-            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("score", score)]))
-        return answers
+        try:
+            scores = self._scores(prompts)
+        except Exception:
+            # One prompt that the engine refuses must not fail the requests that it was joined with.
+            scores = {}
+            for index, some in prompts.items():
+                try:
+                    scores |= self._scores({index: some})
+                except Exception as error:
+                    failures[index] = f"TensorRT-LLM: {error}"
+        return [
+            _refused(failures[index]) if index in failures else _answered(scores[index])
+            for index in range(len(requests))
+        ]
 
     def finalize(self):
         self._llm.shutdown()
 
     def _scores(self, prompts):
-        """P(relevant) of every prompt of all requests, in one call: the engine batches them."""
-        if not prompts:
-            return []
-        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
-        found = self._llm.generate(inputs, self._sampling, use_tqdm=False)
-        return [
+        """P(relevant) of every prompt by request, in one call: the engine batches them."""
+        flat = [one for some in prompts.values() for one in some if len(one)]
+        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in flat]
+        made = self._llm.generate(inputs, self._sampling, use_tqdm=False) if inputs else []
+        found = iter(
             label_probability(one.outputs[0].generation_logits.float().cpu().numpy(), self._labels)
-            for one in found
-        ]
+            for one in made
+        )
+        return {
+            index: [next(found) if len(one) else np.nan for one in some]
+            for index, some in prompts.items()
+        }
 
 
 def _prompts(request):
     names = ("prefix_ids", "item_ids", "item_lengths")
     tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in names)
     return whole_prompts(*(tensor.as_numpy()[0] for tensor in tensors))
+
+
+def _answered(scores):
+    score = np.array(scores, dtype=np.float32)[np.newaxis]
+    return pb_utils.InferenceResponse([pb_utils.Tensor("score", score)])
+
+
+def _refused(text):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
