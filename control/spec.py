@@ -327,26 +327,64 @@ class RepositorySpec(_Section):
     )
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
+    instances: int = Field(
+        1, ge=1, le=64, description="processes of the CPU engine, each with its own threads"
+    )
+
+
+class SloSpec(_Section):
+    """The service-level objective, and how exactly its rate is searched."""
+
+    latency_ms: float = Field(500, gt=0, description="limit of the request latency")
+    percentile: Literal[95, 99] = Field(95, description="which percentile must stay below it")
+    requests: int = Field(
+        80, ge=20, description="requests behind one percentile; windows are widened to hold them"
+    )
+    confirmations: int = Field(3, ge=1, le=9, description="runs that must hold at the found rate")
+    precision: float = Field(
+        0.1, gt=0.01, lt=1, description="width of the final bracket, share of the rate"
+    )
 
 
 class SweepSpec(_Section):
-    """Load points: items per request x tokens per item x concurrency."""
+    """Load points: items per request x tokens per item x query tokens x load."""
 
     items: list[int] = Field(default_factory=lambda: [1, 8], min_length=1)
-    tokens: list[int] = Field(default_factory=lambda: [32, 96], min_length=1)
-    concurrency: list[int] = Field(default_factory=lambda: [1, 2], min_length=1)
+    tokens: list[int] = Field(
+        default_factory=lambda: [32, 96],
+        min_length=1,
+        description="tokens per item, closing question included; not used with texts: store",
+    )
+    query_tokens: list[int] = Field(
+        default_factory=list, description="tokens per query; empty: real queries as they are"
+    )
+    concurrency: list[int] = Field(
+        default_factory=lambda: [1, 2], description="closed loop: requests in flight"
+    )
+    rates: list[float] = Field(
+        default_factory=list, description="open loop: requests per second, Poisson arrivals"
+    )
+    texts: Literal["text", "store"] = Field(
+        "text",
+        description="text: job texts cut to exact lengths; store: job ids, looked up as in service",
+    )
     window_ms: int = Field(2000, ge=200, description="measurement window of perf_analyzer (-p)")
     trials: int = Field(6, ge=3, description="windows tried before a point counts as unstable")
     stability_percent: float = Field(15, gt=0, description="allowed spread of three windows (-s)")
     requests: int = Field(24, ge=2, description="distinct requests in the input pool of a point")
-    seed: int = Field(0, description="seed of the pool")
+    seed: int = Field(0, description="seed of the pool and of the arrivals")
+    slo: SloSpec = Field(default_factory=lambda: SloSpec())
 
     @model_validator(mode="after")
     def _positive(self) -> SweepSpec:
-        for name in ("items", "tokens", "concurrency"):
+        for name in ("items", "tokens", "query_tokens", "concurrency"):
             for value in getattr(self, name):
                 if value < 1:
                     raise ValueError(f"sweep.{name} holds {value}, values start at 1")
+        if any(rate <= 0 for rate in self.rates):
+            raise ValueError(f"sweep.rates holds {min(self.rates)}, rates are above 0")
+        if not self.concurrency and not self.rates:
+            raise ValueError("sweep needs a load: fill concurrency or rates")
         return self
 
 
@@ -379,8 +417,16 @@ class BundleSpec(_Section):
 def load_spec(path: Path) -> BundleSpec:
     """Read a spec file. Relative paths inside become relative to the file.
 
-    Raises SpecError that names the key, the rule and, for an unknown key, the nearest known one.
+    A file with the key `extends: other.yaml` is an overlay: its keys replace those of the other
+    file, whose folder its paths then belong to. Raises SpecError that names the key, the rule and,
+    for an unknown key, the nearest known one.
     """
+    loaded, folder = _read(path, ())
+    return parse_spec(loaded, folder, str(path))
+
+
+def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
+    """The mapping of a spec file with what it extends, and the folder of its paths."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -393,7 +439,26 @@ def load_spec(path: Path) -> BundleSpec:
         raise SpecError(f"{path} is not YAML: {error}", "check the indentation") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
-    return parse_spec(loaded, path.parent, str(path))
+    base = loaded.pop("extends", None)
+    if base is None:
+        return loaded, path.parent
+    if str(path.resolve()) in seen:
+        raise SpecError(f"{path} extends itself", "remove the key extends")
+    below, folder = _read(path.parent / str(base), (*seen, str(path.resolve())))
+    return _merged(below, loaded), folder
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the keys of `above`, section by section; null removes a key."""
+    made = dict(below)
+    for key, value in above.items():
+        if value is None:
+            made.pop(key, None)
+        elif isinstance(value, dict) and isinstance(made.get(key), dict):
+            made[key] = _merged(made[key], value)
+        else:
+            made[key] = value
+    return made
 
 
 def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:

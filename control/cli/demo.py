@@ -22,7 +22,7 @@ from control.cli.options import (
     json_option,
     open_bundle,
 )
-from control.cli.sweep import Axes, announce, prepare_sweep, show_points
+from control.cli.sweep import Axes, announce, prepare_sweep, running, show_points
 from control.client.client import ItemScore, JobRef, RankClient, rank_order
 from control.data.labelled import read_labelled
 from control.data.records import LabelledSet, Pair, group_by_query
@@ -34,6 +34,7 @@ from control.serve.locate import locate_tritonserver
 from control.serve.server import Ports, Server
 from control.shipped import shipped
 from control.sweep.binary import find_perf_analyzer
+from control.sweep.record import record_path, update_record
 from control.sweep.run import Running, run_sweep
 
 SHOWN_QUERIES = 3
@@ -80,8 +81,12 @@ def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: boo
                 for query, pairs in example_queries(labelled).items()
             ]
         sweep_started = time.monotonic()
-        points = run_sweep(plan, store, lambda: _same(server), announce)
+        swept = run_sweep(plan, store, lambda: _same(server), announce)
+        points = swept.points
         sweep_s = time.monotonic() - sweep_started
+    update_record(
+        record_path(store.root, plan.identity), plan.identity, points=points, drift=swept.drift
+    )
     wall_s = time.monotonic() - started
     times = [*display.timings, ("sweep", sum(one.seconds for one in points), sweep_s < 1)]
     report = _report(bundle, store, times, wall_s, rows, few, points)
@@ -212,4 +217,4 @@ def _item(item: ItemScore, labelled: LabelledSet, query: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _same(server: Server) -> Iterator[Running]:
-    yield server
+    yield running(server)

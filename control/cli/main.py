@@ -31,6 +31,10 @@ VERBS = {
     "serve": ("serve", "Run tritonserver over a repository"),
     "score": ("score", "Score jobs for a query over gRPC"),
     "sweep": ("sweep", "Measure throughput and latency with perf_analyzer"),
+    "slo": ("sweep", "Find the highest rate that keeps a latency objective"),
+    "tune": ("tune", "Search the repository's settings for the best rate at the objective"),
+    "report": ("report", "Draw what was measured, or compare two measurements"),
+    "capacity": ("capacity", "Turn the rate at the objective into replicas"),
     "doctor": ("doctor", "Say what this machine has against what each target needs"),
 }
 

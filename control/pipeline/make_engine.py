@@ -179,7 +179,7 @@ def stages_hash(target: Target) -> str:
 def _ranker(spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any]) -> Ranker:
     given = spec.engine.trtllm
     if spec.engine.target == "openvino":
-        return OpenVinoRanker(threads=spec.repository.threads)
+        return OpenVinoRanker(threads=spec.repository.threads, instances=spec.repository.instances)
     if spec.engine.target == "trtllm-llmapi":
         return LlmApiRanker(
             labels=checkpoint.labels,

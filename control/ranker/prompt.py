@@ -99,7 +99,7 @@ class PromptEncoder:
         self._head = self._literal(head)
         self._tail = self._literal(after)
         self._closing = self._literal(template.closing)
-        self._max_query_tokens = max_query_tokens
+        self.max_query_tokens = max_query_tokens
         self.max_item_tokens = max_item_tokens
         self.max_body_tokens = max_item_tokens - len(self._closing)
         if self.max_body_tokens < 1:
@@ -119,7 +119,7 @@ class PromptEncoder:
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that can leave this encoder."""
         fixed = len(self._head) + len(self._tail)
-        return fixed + self._max_query_tokens + self.max_item_tokens
+        return fixed + self.max_query_tokens + self.max_item_tokens
 
     def prefix(self, query: str) -> Ids:
         """Ids [P] of instruction and query.
@@ -134,9 +134,9 @@ class PromptEncoder:
         if not query.strip():
             raise ScoreError("query is empty", "give at least one word")
         ids = self._text(self._lead + " ".join(query.split()))
-        if len(ids) > self._max_query_tokens:
+        if len(ids) > self.max_query_tokens:
             raise ScoreError(
-                f"query has {len(ids)} tokens, the limit is {self._max_query_tokens}",
+                f"query has {len(ids)} tokens, the limit is {self.max_query_tokens}",
                 "shorten the query or raise prompt.max_query_tokens in the spec",
             )
         return np.concatenate([self._head, ids, self._tail])

@@ -28,13 +28,15 @@ RANKER = "ranker"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVinoRanker:
-    """The embedded CPU engine; `threads` 0 takes all cores."""
+    """The embedded CPU engine; `threads` 0 takes all cores, in each of `instances` processes."""
 
     threads: int
+    instances: int = 1
     target: Target = "openvino"
 
     def models(self, max_batch_size: int, queue: Queue) -> dict[str, ModelConfig]:
-        return {RANKER: _stage(max_batch_size, queue, {"threads": str(self.threads)})}
+        parameters = {"threads": str(self.threads)}
+        return {RANKER: _stage(max_batch_size, queue, parameters, self.instances)}
 
     def links(self, engine: Path) -> dict[str, Path]:
         """Folders to put into the repository: path inside it -> where it lies now."""

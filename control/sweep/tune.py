@@ -1,0 +1,84 @@
+"""Search the settings that a repository exposes for the most items/s at the objective.
+
+Coordinate descent from the spec's own settings: one axis after the other, the best value stays.
+Every candidate is a repository of its own, searched on its own server, so every number is a kept
+artifact and the search resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Settings = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Settings that were tried, and the items/s of one instance at the objective, summed over the
+    cells; None where a cell met it at no rate."""
+
+    settings: Settings
+    items_per_s: float | None
+    low: float | None
+    high: float | None
+
+    def beats(self, other: Candidate) -> bool:
+        """By the median and not within the other's spread: noise is no reason to change."""
+        if self.items_per_s is None:
+            return False
+        if other.items_per_s is None or other.high is None:
+            return True
+        return self.items_per_s > other.high
+
+
+def descend(
+    start: Settings,
+    axes: Mapping[str, Sequence[int]],
+    measure: Callable[[Settings], Candidate],
+) -> Iterator[Candidate]:
+    """Yield candidates as they are measured; the first is `start` (pure but for `measure`)."""
+    best = measure(start)
+    yield best
+    for name, values in axes.items():
+        for value in values:
+            if value == best.settings.get(name):
+                continue
+            tried = measure({**best.settings, name: value})
+            yield tried
+            if tried.beats(best):
+                best = tried
+
+
+def winner(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate that `descend` ended with."""
+    best = candidates[0]
+    for one in candidates[1:]:
+        if one.beats(best):
+            best = one
+    return best
+
+
+def default_axes(cores: int, given: Settings) -> dict[str, list[int]]:
+    """What is tried on a machine with this many cores."""
+    threads = sorted({1, max(1, cores // 2), cores})
+    axes = {
+        "instances": [1, *([2] if cores > 1 else [])],
+        "threads": threads,
+        "max_queue_delay_us": [0, 500, 5000],
+        "max_batch_size": [1, 8, 32],
+    }
+    return {name: values for name, values in axes.items() if name in given}
+
+
+def overlay(base: str, best: Settings, evidence: Mapping[str, Any]) -> str:
+    """The text of a spec overlay with the winner; the evidence stands in comments."""
+    lines = [
+        "# Written by `control tune`; use it like any other spec.",
+        *(f"# {name}: {value}" for name, value in evidence.items()),
+        f"extends: {base}",
+        "repository:",
+        *(f"  {name}: {value}" for name, value in sorted(best.items())),
+    ]
+    return "\n".join(lines) + "\n"
