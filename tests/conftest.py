@@ -202,6 +202,7 @@ def tiny(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
             "trials": 8,
             # Not a measurement: the tool must only come to an end on a busy machine.
             "stability_percent": 400,
+            "slo": {"requests": 20, "confirmations": 1, "precision": 0.9},
         },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(spec))

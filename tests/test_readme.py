@@ -39,7 +39,7 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
         words += ["--url", url]
     elif verb not in ("spec", "--help"):
         words += ["--artifacts", str(tiny.artifacts)]
-    if verb == "sweep" and "--items" in words:
+    if verb in ("sweep", "slo") and "--items" in words:
         words[words.index("--items") + 1] = "2"
         words[words.index("--tokens") + 1] = "24"
     return words

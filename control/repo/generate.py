@@ -38,9 +38,9 @@ from control.shipped import shipped
 
 ENSEMBLE = "rank"
 CONFIG = "config.pbtxt"
-# Without any delay the batcher of Triton 2.51 sometimes misses a request until it looks again, 500 ms
-# later: 41 of 10,900 requests, one after the other (tiny model, 5 starts); 7 of 12,500 with 500 us in
-# ranker alone, 1 of 12,500 with 200 us here as well.
+# Without any delay the batcher of Triton 2.51 sometimes misses a request until it looks again, 500
+# ms later: 41 of 10,900 requests, one after the other (tiny model, 5 starts); 7 of 12,500 with 500
+# us in ranker alone, 1 of 12,500 with 200 us here as well.
 PREPARE_DELAY_US = 200
 
 
