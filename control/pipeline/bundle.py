@@ -204,7 +204,7 @@ class Bundle:
                 "checkpoint": self.served,
             },
             make=partial(make_engine.repository, self.spec),
-            version=2,
+            version=3,
         )
 
     def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:

@@ -148,6 +148,7 @@ def repository(spec: BundleSpec, making: Making) -> None:
         "max_item_tokens": str(checkpoint.prompt.max_item_tokens),
         "max_query_tokens": str(checkpoint.prompt.max_query_tokens),
     }
+    identity["stages"] = stages_hash(spec.engine.target)
     if spec.engine.target == "trtllm-engine":
         identity["engine_tag"] = engine.figures["tag"]
     settings = RepositorySettings(

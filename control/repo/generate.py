@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from control.errors import RepositoryError
@@ -59,7 +59,9 @@ def render_configs(
     settings: RepositorySettings, engine: Ranker, identity: Mapping[str, str]
 ) -> dict[str, ModelConfig]:
     """Model configurations by model name (pure). `identity` names engine, checkpoint, template and
-    tokenizer; it stands in the ensemble's parameters, so that any client can read what answers."""
+    tokenizer; it stands in the ensemble's parameters, so that any client can read what answers.
+    `settings` there is a hash over every other configuration: a sweep knows by it what it measured.
+    """
     queue = Queue(
         max_delay_us=settings.max_queue_delay_us,
         max_size=settings.max_queue_size,
@@ -74,6 +76,7 @@ def render_configs(
         queue=replace(queue, max_delay_us=PREPARE_DELAY_US),
         parameters={"max_items": str(settings.max_items)},
     )
+    inside = {"prepare": prepare, **engine.models(settings.max_batch_size, queue)}
     rank = ensemble(
         ENSEMBLE,
         (QUERY, JOB_ID, JOB_TEXT),
@@ -93,12 +96,11 @@ def render_configs(
         max_batch_size=settings.max_batch_size,
         parameters={
             **identity,
-            "settings": hash_value([asdict(settings), asdict(engine)])[:16],
+            "settings": hash_value([print_config(one) for one in inside.values()])[:16],
             "max_items": str(settings.max_items),
         },
     )
-    behind = engine.models(settings.max_batch_size, queue)
-    return {"prepare": prepare, **behind, ENSEMBLE: rank}
+    return {**inside, ENSEMBLE: rank}
 
 
 def write_repository(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def test_the_rendered_text_is_the_golden_one(name: str) -> None:
         path.write_text(text)
     assert text == path.read_text()
     assert print_config(parse_config(text)) == text
+
+
+def test_the_identity_follows_every_setting() -> None:
+    def identity(**changes: Any) -> str:
+        made = render_configs(replace(SETTINGS, **changes), OpenVinoRanker(threads=2), IDENTITY)
+        value: str = made["rank"].parameters["settings"].string_value
+        return value
+
+    others = [{"max_queue_delay_us": 1}, {"max_items": 5}, {"max_queue_size": 9}]
+    assert len({identity(), *(identity(**one) for one in others)}) == 4
+    threads = render_configs(SETTINGS, OpenVinoRanker(threads=3), IDENTITY)["rank"].parameters
+    assert threads["settings"].string_value != identity()
 
 
 def test_our_own_ensemble_passes() -> None:
