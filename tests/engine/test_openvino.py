@@ -105,6 +105,7 @@ def test_lower_precision_builds_and_stays_near(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_and_names_every_limit(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert len(stable_points(record())) == 9, "the unstable point has no place in a plot"
 
 
+@pytest.mark.slow
 def test_every_plot_is_drawn_and_repeats_to_the_byte() -> None:
     first, second = draw(record()), draw(record())
     assert set(first) == {"latency-throughput", "items-per-second", "stage-times", "pareto"}
@@ -168,6 +169,7 @@ def test_the_page_stands_alone_and_tells_everything(tmp_path: Path) -> None:
         assert "0.98 of its rate" in text
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written(tmp_path: Path, control: Control) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(json.dumps(record()))

@@ -489,6 +489,7 @@ def test_stored_summaries_and_query_lengths_are_swept(
     assert (Path(point["path"]) / "metrics.txt").is_file()
 
 
+@pytest.mark.triton
 def test_no_server_and_an_unready_model_are_errors(tiny_server: Any) -> None:
     with pytest.raises(SweepError, match="no Triton answers"):
         require_ready("127.0.0.1:1")
@@ -502,6 +503,7 @@ def test_a_wrong_url_is_an_error(control: Control, tiny: TinyBundle, tiny_reposi
     assert "127.0.0.1:1" in done.stderr
 
 
+@pytest.mark.triton
 def test_a_tool_that_fails_beside_a_healthy_server_gives_a_failed_point(
     tiny: TinyBundle, tiny_server: Any, tmp_path: Path
 ) -> None:
@@ -524,6 +526,7 @@ class _Known:
         self.url = url
 
 
+@pytest.mark.triton
 def test_the_first_run_is_thrown_away(
     tiny: TinyBundle, tiny_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
