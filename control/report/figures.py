@@ -201,7 +201,7 @@ def _pareto(record: Record, axes: Any) -> bool:
         [p["items_per_s"] for p in front],
         marker="o",
         color="#228833",
-        label="no point is faster and earlier",
+        label="beaten by none in both",
     )
     for number, p in enumerate(front, start=1):
         axes.annotate(
@@ -219,8 +219,13 @@ def _pareto(record: Record, axes: Any) -> bool:
     )
     axes.plot([], [], " ", label=key)
     axes.set(xlabel="p95 latency (ms)", ylabel="throughput (items/s)", title="Pareto front")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    waits = [p["p95_ms"] for p in points]
+    if max(waits) > 20 * min(waits):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    # Room for the number above the highest point.
+    axes.set_ylim(bottom=0, top=1.1 * max(p["items_per_s"] for p in points))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
