@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
 from control.artifacts import Artifact
 from control.cli.display import StepDisplay, print_json, show_artifact, show_plan
+from control.cli.interrupt import interrupt_on_sigterm
 from control.cli.options import (
     PathType,
     artifacts_option,
@@ -120,12 +119,8 @@ def _compile(planned: PlannedEngine, engines: Path, *, docker: bool) -> Outcome:
     if isinstance(builder, NoBuilder):
         return builder
     # A Job is ended with SIGTERM; as an exception it also ends the build and clears its draft.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     return build_engine(planned, engines, builder, lambda note: click.echo(note, err=True))
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _require(outcome: Outcome, required: bool) -> None:

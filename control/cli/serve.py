@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from control.artifacts import ArtifactStore
 from control.cli.display import StepDisplay, print_json, show_plan
+from control.cli.interrupt import interrupt_on_sigterm
 from control.cli.options import PathType, artifacts_option, dry_run_option, json_option
 from control.errors import ServerError
 from control.pipeline.bundle import Bundle
@@ -82,7 +81,7 @@ def serve_command(
     server = Server(
         repository, Ports(grpc=grpc_port, http=http_port, metrics=metrics_port), address=address
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         server.start(start_timeout_s)
         ready = {"ready": True, "grpc": server.url, "http": f"{address}:{server.ports.http}"}
@@ -100,7 +99,3 @@ def serve_command(
         click.echo("stopping", err=True)
     finally:
         server.stop()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

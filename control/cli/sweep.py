@@ -234,7 +234,6 @@ def slo_command(
     display = StepDisplay()
     with contextlib.closing(display):
         plan, server = prepare_sweep(bundle, store, display, axes, url, metrics_url)
-    plan = replace(plan, settings=replace(plan.settings, min_requests=given.requests))
     if dry_run:
         names = [[point.cell] for point in plan.points]
         if as_json:
@@ -242,9 +241,7 @@ def slo_command(
         else:
             print_table(f"would search p{percent} <= {limit_ms:g} ms for", ["cell"], names)
         return
-    cells, points = search_slo(bundle, plan, store, server, limit_ms, percent)
-    path = record_path(store.root, plan.identity)
-    update_record(path, plan.identity, points=points, slo=cells)
+    cells, path = search_slo(bundle, plan, store, server, limit_ms, percent)
     if as_json:
         told = {"served": plan.identity, "slo": [one.as_dict() for one in cells]}
         print_json({**told, "record": str(path)})
@@ -260,10 +257,11 @@ def search_slo(
     server: ServerMaker,
     limit_ms: float,
     percentile: int,
-) -> tuple[list[SloCell], list[Artifact]]:
-    """Search every cell of the plan on one server; also gives the points that were measured, but
-    for confirmation runs."""
+) -> tuple[list[SloCell], Path]:
+    """Search every cell of the plan on one server, and write cells and measured points, but for
+    confirmation runs, into the record; returns the cells and the record's path."""
     given = bundle.spec.sweep.slo
+    plan = replace(plan, settings=replace(plan.settings, min_requests=given.requests))
     with tempfile.TemporaryDirectory(prefix="slmrank-slo-") as work, server() as running:
         bench = Bench(store, find_perf_analyzer(Path(work)), running)
         bench.warm_up(plan, 0)
@@ -282,7 +280,9 @@ def search_slo(
             for index, cell in enumerate(plan.points)
         ]
     first = [one for one in bench.seen if not one.manifest["settings"]["point"]["repeat"]]
-    return cells, first
+    path = record_path(store.root, plan.identity)
+    update_record(path, plan.identity, points=first, slo=cells)
+    return cells, path
 
 
 def prepare_sweep(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,7 +20,7 @@ from control.cli.options import (
 from control.cli.sweep import Axes, prepare_sweep, search_slo
 from control.errors import SweepError
 from control.pipeline.bundle import Bundle
-from control.sweep.record import FOLDER, record_path, update_record
+from control.sweep.record import FOLDER
 from control.sweep.tune import Candidate, Settings, default_axes, descend, overlay, winner
 
 EXPOSED = ("instances", "threads", "max_queue_delay_us", "max_batch_size")
@@ -73,10 +72,7 @@ def tune_command(
             axes = Axes(concurrency=(1,), rates=())
             plan, server = prepare_sweep(tried, store, display, axes)
         slo = tried.spec.sweep.slo
-        plan = replace(plan, settings=replace(plan.settings, min_requests=slo.requests))
-        cells, points = search_slo(tried, plan, store, server, slo.latency_ms, slo.percentile)
-        path = record_path(store.root, plan.identity)
-        update_record(path, plan.identity, points=points, slo=cells)
+        cells, _ = search_slo(tried, plan, store, server, slo.latency_ms, slo.percentile)
         medians = [one.items_per_s for one in cells]
         ranges = [one.items_per_s_range for one in cells if one.items_per_s_range is not None]
         if any(one is None for one in medians):

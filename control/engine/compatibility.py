@@ -15,6 +15,8 @@ import yaml
 from control.errors import SpecError
 from control.shipped import shipped
 
+# nvidia-modelopt that TensorRT-LLM 1.2.1 pins; later ones removed the exporter.
+MODELOPT = "0.37.0"
 TABLE = "build/compatibility.yaml"
 FP8_CAPABILITY = (8, 9)
 LEAST_CAPABILITY = (8, 0)

@@ -40,6 +40,7 @@ class PlannedEngine:
     path: Path
     plan: BuildPlan
     tag: str
+    checkpoint_digest: str
 
     @property
     def checkpoint(self) -> Path:
@@ -61,8 +62,9 @@ def read_planned(path: Path) -> PlannedEngine:
     try:
         loaded = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
         plan = BuildPlan(**loaded["plan"])
-        planned = PlannedEngine(path=path, plan=plan, tag=loaded["tag"])
-        wanted = plan.tag(loaded["checkpoint_digest"])
+        digest = loaded["checkpoint_digest"]
+        planned = PlannedEngine(path=path, plan=plan, tag=loaded["tag"], checkpoint_digest=digest)
+        wanted = plan.tag(digest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(
             f"{path} holds no planned engine: {error}",
@@ -94,8 +96,7 @@ def write_plan(path: Path, plan: BuildPlan, checkpoint_digest: str) -> str:
 def require_whole(planned: PlannedEngine) -> None:
     """Compare the checkpoint's files with the plan's digest: a planned engine is copied by hand to
     where its GPU is. Raises EngineError when they differ."""
-    loaded = json.loads((planned.path / PLAN_FILE).read_text(encoding="utf-8"))
-    if hash_value(inventory(planned.checkpoint)) != loaded["checkpoint_digest"]:
+    if hash_value(inventory(planned.checkpoint)) != planned.checkpoint_digest:
         raise EngineError(
             f"{planned.checkpoint} is not the checkpoint of {PLAN_FILE}: files are missing, cut "
             "short or changed",

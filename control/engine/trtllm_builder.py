@@ -73,7 +73,7 @@ def find_builder(plan: BuildPlan, *, docker: bool) -> Builder | NoBuilder:
 
 def _local_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder | NoBuilder:
     fix = f"run inside {plan.image}, or add --docker"
-    version = installed_version("tensorrt-llm") or installed_version("tensorrt_llm")
+    version = installed_version("tensorrt-llm")
     if version is None or shutil.which("trtllm-build") is None:
         return NoBuilder(reason="tensorrt_llm is not installed", fix=fix)
     tensorrt = installed_version("tensorrt")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from control.artifacts import write_atomic
+from control.engine.compatibility import MODELOPT
 from control.engine.trtllm_checkpoint import (
     CONFIG,
     STORED,
@@ -32,7 +33,6 @@ from control.ranker.quiet import quiet
 from control.ranker.reference import load_model
 from control.ranker.tensor_files import read_header, read_index
 
-MODELOPT = "0.37.0"
 _STORED_WEIGHT = {"fp8": "F8_E4M3", "int8-sq": "I8"}
 _SCALES = (".weights_scaling_factor", ".activation_scaling_factor", ".prequant_scaling_factor")
 

@@ -59,7 +59,6 @@ class EmittedModel:
 
     def __init__(self, folder: Path) -> None:
         config = read_trtllm_config(folder)
-        self._config = config
         self._tensors: dict[str, Tensor] = load_file(str(folder / WEIGHTS))
         self._heads = int(config["num_attention_heads"])
         self._kv_heads = int(config["num_key_value_heads"])
@@ -72,10 +71,6 @@ class EmittedModel:
             for block in range(int(config["num_hidden_layers"]))
         ]
         self._embedding, self._head = self._float(EMBEDDING), self._float(HEAD)
-
-    @property
-    def vocab(self) -> int:
-        return int(self._config["vocab_size"])
 
     @torch.no_grad()
     def last_logits(self, prompts: Sequence[Ids]) -> Tensor:

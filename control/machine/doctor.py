@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from control.engine.compatibility import load_compatibility, same_release
+from control.engine.compatibility import MODELOPT, load_compatibility, same_release
 from control.engine.trtllm_plan import check_spec
 from control.errors import ControlError
 from control.machine.facts import (
@@ -25,6 +25,7 @@ from control.machine.facts import (
     docker_version,
     find_gpus,
     installed_version,
+    memory_gib,
 )
 from control.serve.locate import locate_tritonserver
 from control.spec import Target, TrtllmSpec
@@ -45,7 +46,6 @@ PACKAGES = (
 BACKEND_FOLDER = Path("/opt/tritonserver/backends/tensorrtllm")
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 INSIDE = "run inside the container above"
-MODELOPT = "0.37.0"
 LOCAL_DISK_GIB, GPU_DISK_GIB, LOCAL_MEMORY_GIB = 5, 40, 6
 
 
@@ -101,7 +101,7 @@ def look(folder: Path) -> Machine:
         python=sys.version_info[:2],
         versions={name: version for name, version in versions.items() if version},
         cpu=cpu_features(),
-        memory_gib=_memory_gib(),
+        memory_gib=memory_gib(),
         disk_gib=shutil.disk_usage(existing).free / 2**30,
         tritonserver=server,
         tritonserver_fault=server_fault,
@@ -308,10 +308,3 @@ def _located(
             return find_perf_analyzer(Path(work)).version, None
         except ControlError as error:
             return None, (error.message, error.hint)
-
-
-def _memory_gib() -> float | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (OSError, ValueError):
-        return None

@@ -6,6 +6,7 @@ Every question that cannot be answered returns None or a reason; nothing here ra
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -102,3 +103,11 @@ def cpu_features() -> frozenset[str] | None:
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return None
+
+
+def memory_gib() -> float | None:
+    """The machine's memory in GiB, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (OSError, ValueError):
+        return None

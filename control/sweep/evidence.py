@@ -15,7 +15,7 @@ import grpc
 from tritonclient import grpc as triton
 
 from control.errors import SweepError
-from control.machine.facts import find_gpus
+from control.machine.facts import find_gpus, memory_gib
 
 TIMEOUT_S = 10.0
 STAGES = ("prepare", "ranker", "tensorrt_llm")
@@ -97,18 +97,23 @@ def scrape_metrics(url: str | None) -> str | None:
 
 
 def host_facts() -> dict[str, Any]:
-    """The machine that measures: processor, cores, memory, load, kernel, GPUs."""
+    """The machine that measures: processor, cores, memory, kernel, GPUs; asked once a sweep."""
     gpus, _ = find_gpus()
+    memory = memory_gib()
     return {
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_average": [round(one, 2) for one in os.getloadavg()],
+        "memory_gib": None if memory is None else round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "gpus": [asdict(gpu) for gpu in gpus],
     }
+
+
+def load_average() -> list[float]:
+    """What else the machine did over 1, 5 and 15 minutes; asked at every point."""
+    return [round(one, 2) for one in os.getloadavg()]
 
 
 def _processor() -> str:

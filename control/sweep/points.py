@@ -12,6 +12,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from control.data.records import Job
@@ -69,7 +70,7 @@ class PointInput:
     max_item_tokens: int
     mean_query_tokens: float
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return hash_value(self.data)[:16]
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from control.sweep.evidence import (
     METRICS_FILE,
     host_facts,
     joined_requests,
+    load_average,
     read_counts,
     require_ready,
     scrape_metrics,
@@ -54,7 +56,7 @@ class SweepPlan:
     identity: dict[str, str]
     tool: str
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """The identity of each point's measurement: engine, tool, settings and input."""
         settings = {**asdict(self.settings), "perf_analyzer": self.tool}
@@ -157,7 +159,7 @@ class Bench:
             "settings": {**asdict(plan.settings), "point": asdict(point)},
             "inputs": {"served": plan.identity, "data": given.hash},
             "versions": {"perf_analyzer": self.analyzer.version},
-            "host": {**self._host, "load_average": host_facts()["load_average"]},
+            "host": {**self._host, "load_average": load_average()},
         }
         with self.store.create(KIND, key, lineage) as draft:
             try:
