@@ -11,6 +11,8 @@
       ScoreError                 9   a scoring call
       SweepError                10   perf_analyzer
       MissingDependencyError    11   a package or binary that an extra would bring
+      DeployError               12   manifests and clusters; the verbs that change a cluster end
+                                     with 1 refused, 2 rolled back, 3 failed instead
 
 The number is the exit code of the command line. `hint` is the remedy, one sentence.
 """
@@ -71,3 +73,25 @@ class SweepError(ControlError):
 
 class MissingDependencyError(ControlError):
     exit_code = 11
+
+
+class DeployError(ControlError):
+    exit_code = 12
+
+
+class Refused(DeployError):
+    """Nothing in the cluster was changed."""
+
+    exit_code = 1
+
+
+class RolledBack(DeployError):
+    """The new release failed; the one before it serves."""
+
+    exit_code = 2
+
+
+class DeployFailed(DeployError):
+    """The new release failed and nothing was put back."""
+
+    exit_code = 3

@@ -11,28 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from control.deploy_spec import DeploySpec
 from control.errors import SpecError
+from control.section import Section
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def settings(self) -> dict[str, Any]:
-        """The section as plain JSON values: part of an artifact's key."""
-        return self.model_dump(mode="json")
-
-
-class CandidateSpec(_Section):
+class CandidateSpec(Section):
     train: int = Field(8, ge=2, description="jobs judged per training query")
     dev: int = Field(16, ge=2, description="jobs judged per development query")
     test: int = Field(16, ge=2, description="jobs judged per test query")
 
 
-class OnetData(_Section):
+class OnetData(Section):
     """The example job-search set, built from the O*NET tables."""
 
     source: Literal["onet"]
@@ -48,7 +42,7 @@ class OnetData(_Section):
     )
 
 
-class JsonlData(_Section):
+class JsonlData(Section):
     """Your own jobs and judged pairs."""
 
     source: Literal["jsonl"]
@@ -59,7 +53,7 @@ class JsonlData(_Section):
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
 
 
-class BaseSpec(_Section):
+class BaseSpec(Section):
     """The model to start from."""
 
     source: str = Field(
@@ -68,7 +62,7 @@ class BaseSpec(_Section):
     )
 
 
-class PromptSpec(_Section):
+class PromptSpec(Section):
     """The fixed wording; query and job text are tokenised apart from it."""
 
     prefix: str = Field(
@@ -85,14 +79,14 @@ class PromptSpec(_Section):
     )
 
 
-class SummarizeSpec(_Section):
+class SummarizeSpec(Section):
     """Query-independent summaries of job descriptions."""
 
     method: Literal["extractive"] = Field("extractive", description="how summaries are made")
     budget_tokens: int = Field(56, ge=8, le=2048, description="longest summary of a description")
 
 
-class TrainSpec(_Section):
+class TrainSpec(Section):
     """One fine-tuning run: KL to the soft target on the two label logits."""
 
     steps: int = Field(64, ge=1, description="optimizer steps")
@@ -105,7 +99,7 @@ class TrainSpec(_Section):
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
 
 
-class TrimSpec(_Section):
+class TrimSpec(Section):
     """Vocabulary trimming of the base model: embedding, head and tokenizer together."""
 
     tokens: int = Field(
@@ -141,7 +135,7 @@ class RecoverSpec(TrainSpec):
     )
 
 
-class PruneSpec(_Section):
+class PruneSpec(Section):
     """Structured pruning: OSSCAR on MLP neurons, then late blocks are removed."""
 
     ffn: int = Field(1024, ge=64, description="MLP neurons kept per block; a multiple of 64")
@@ -164,7 +158,7 @@ class PruneSpec(_Section):
         return self
 
 
-class EvaluateSpec(_Section):
+class EvaluateSpec(Section):
     """Quality on held-out queries."""
 
     split: Literal["dev", "test"] = Field("test", description="which pairs")
@@ -180,7 +174,7 @@ class EvaluateSpec(_Section):
     seed: int = Field(0, description="seed of sample and bootstrap")
 
 
-class ParitySpec(_Section):
+class ParitySpec(Section):
     """What an engine must satisfy against the float32 reference on held-out pairs."""
 
     pairs: int = Field(128, ge=8, description="pairs compared")
@@ -197,7 +191,7 @@ class ParitySpec(_Section):
 Target = Literal["openvino", "trtllm-engine", "trtllm-llmapi"]
 
 
-class TrtllmSpec(_Section):
+class TrtllmSpec(Section):
     """TensorRT-LLM, for the targets trtllm-engine and trtllm-llmapi."""
 
     dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="type of the weights")
@@ -266,7 +260,7 @@ class TrtllmSpec(_Section):
         return self
 
 
-class EngineSpec(_Section):
+class EngineSpec(Section):
     """The compiled ranker. `parity` holds for every target, `trtllm` for the two GPU targets, the
     rest for openvino, so that one spec serves all targets."""
 
@@ -316,14 +310,19 @@ _SERVING_ONLY = (
 )
 
 
-class RepositorySpec(_Section):
+class RepositorySpec(Section):
     """The Triton model repository."""
 
     max_batch_size: int = Field(32, ge=1, description="requests joined in one execution")
     max_queue_delay_us: int = Field(500, ge=0, description="wait for requests to join")
-    max_queue_size: int = Field(256, ge=1, description="queued requests; above: refused at once")
-    queue_timeout_us: int = Field(
-        10_000_000, ge=1, description="longest wait in the queue; above: refused"
+    max_queue_size: int = Field(
+        64, ge=1, description="requests waiting in one stage; above: refused at once"
+    )
+    queue_timeout_us: int | None = Field(
+        None,
+        ge=1,
+        description="longest wait in one stage; above: refused; unset: sweep.slo.latency_ms, "
+        "because a request that waited so long cannot meet the objective any more",
     )
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
@@ -332,7 +331,7 @@ class RepositorySpec(_Section):
     )
 
 
-class SloSpec(_Section):
+class SloSpec(Section):
     """The service-level objective, and how exactly its rate is searched."""
 
     latency_ms: float = Field(500, gt=0, description="limit of the request latency")
@@ -346,7 +345,7 @@ class SloSpec(_Section):
     )
 
 
-class SweepSpec(_Section):
+class SweepSpec(Section):
     """Load points: items per request x tokens per item x query tokens x load."""
 
     items: list[int] = Field(default_factory=lambda: [1, 8], min_length=1)
@@ -388,7 +387,7 @@ class SweepSpec(_Section):
         return self
 
 
-class BundleSpec(_Section):
+class BundleSpec(Section):
     """A whole bundle. Leave `trim`, `prune` and `recover` out to serve the fine-tuned model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="name in reports")
@@ -404,6 +403,13 @@ class BundleSpec(_Section):
     engine: EngineSpec = Field(default_factory=lambda: EngineSpec())
     repository: RepositorySpec = Field(default_factory=lambda: RepositorySpec())
     sweep: SweepSpec = Field(default_factory=lambda: SweepSpec())
+    deploy: DeploySpec = Field(default_factory=lambda: DeploySpec())
+
+    @property
+    def queue_timeout_us(self) -> int:
+        """Longest wait in one stage of the repository, in microseconds."""
+        own = self.repository.queue_timeout_us
+        return own if own is not None else round(self.sweep.slo.latency_ms * 1000)
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleSpec:

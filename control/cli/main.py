@@ -35,6 +35,10 @@ VERBS = {
     "tune": ("tune", "Search the repository's settings for the best rate at the objective"),
     "report": ("report", "Draw what was measured, or compare two measurements"),
     "capacity": ("capacity", "Turn the rate at the objective into replicas"),
+    "autoscale": ("autoscale", "Try autoscaling policies on traffic before a cluster does"),
+    "deploy": ("deploy", "Render, check and roll out Kubernetes manifests"),
+    "verify": ("verify", "Compare a repository's files with its manifest"),
+    "smoke": ("smoke", "Compare a running server with its known answers"),
     "doctor": ("doctor", "Say what this machine has against what each target needs"),
 }
 

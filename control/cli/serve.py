@@ -16,7 +16,7 @@ from control.errors import ServerError
 from control.pipeline.bundle import Bundle
 from control.pipeline.steps import run
 from control.repo.generate import check_repository
-from control.serve.server import START_TIMEOUT_S, Ports, Server
+from control.serve.server import DRAIN_S, START_TIMEOUT_S, Ports, Server
 from control.spec import load_spec
 
 PORT = click.IntRange(0, 65535)
@@ -38,6 +38,14 @@ PORT = click.IntRange(0, 65535)
     show_default=True,
     help="seconds until the ensemble must be ready",
 )
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.IntRange(0, 3600),
+    default=DRAIN_S,
+    show_default=True,
+    help="seconds that running requests get after SIGTERM",
+)
 @artifacts_option
 @dry_run_option
 @json_option
@@ -48,6 +56,7 @@ def serve_command(
     metrics_port: int,
     address: str,
     start_timeout_s: float,
+    drain_s: int,
     artifacts: Path,
     dry_run: bool,
     as_json: bool,
@@ -78,9 +87,8 @@ def serve_command(
             return
         with contextlib.closing(display):
             repository = run(bundle.repository, store, display).path
-    server = Server(
-        repository, Ports(grpc=grpc_port, http=http_port, metrics=metrics_port), address=address
-    )
+    ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
+    server = Server(repository, ports, address=address, drain_s=drain_s)
     interrupt_on_sigterm()
     try:
         server.start(start_timeout_s)

@@ -10,28 +10,39 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
+from control.deploy.pod import bundle_volume, pod_security, restricted
 from control.engine.trtllm_plan import BuildPlan
 
 BUNDLES = "/bundles"
-USER = 1000
 DEADLINE_S = 7200
 
 
 def engine_job(
-    plan: BuildPlan, *, tag: str, bundle: str, planned: str, image: str, engines: str
+    plan: BuildPlan,
+    *,
+    tag: str,
+    bundle: str,
+    planned: str,
+    image: str,
+    engines: str,
+    namespace: str | None = None,
+    bundles_claim: str = "bundles",
+    engines_claim: str = "engines",
+    pull_secret: str | None = None,
 ) -> dict[str, Any]:
-    """A `batch/v1` Job. `planned` is the planned engine's directory name below the claim `bundles`,
-    `engines` where the claim `engines` is mounted."""
+    """A `batch/v1` Job. `planned` is the planned engine's directory name below the claim of
+    bundles, `engines` where the claim of engines is mounted."""
     labels = {
         "app.kubernetes.io/name": "slmrank",
+        "app.kubernetes.io/instance": bundle,
         "app.kubernetes.io/component": "engine-build",
         "app.kubernetes.io/managed-by": "slmrank",
         "slmrank.io/bundle": bundle,
         "slmrank.io/engine": tag,
     }
     source = str(PurePosixPath(BUNDLES) / planned)
+    # Requests equal limits: a build that shares its GPU times its kernels wrongly.
+    resources = {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"}
     container = {
         "name": "build",
         "image": image,
@@ -39,15 +50,9 @@ def engine_job(
         "command": ["control", "build", source, "--engines", engines, "--require-engine"],
         "env": [{"name": "HOME", "value": "/tmp"}],
         "workingDir": "/tmp",
-        # Requests equal limits: a build that shares its GPU times its kernels wrongly.
-        "resources": {
-            "requests": {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"},
-            "limits": {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": restricted(read_only_root=False),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
             {"name": "engines", "mountPath": engines},
@@ -58,35 +63,32 @@ def engine_job(
     pod = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "nodeSelector": {"nvidia.com/gpu.product": plan.gpu},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [container],
         "volumes": [
-            {
-                "name": "bundles",
-                "persistentVolumeClaim": {"claimName": "bundles", "readOnly": True},
-            },
-            {"name": "engines", "persistentVolumeClaim": {"claimName": "engines"}},
+            bundle_volume(bundles_claim),
+            {"name": "engines", "persistentVolumeClaim": {"claimName": engines_claim}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
         ],
     }
+    if pull_secret is not None:
+        pod["imagePullSecrets"] = [{"name": pull_secret}]
     annotations = {
         "slmrank.io/plan-hash": plan.hash,
         "slmrank.io/tensorrt-llm": plan.trtllm,
         "slmrank.io/container": plan.container,
     }
+    metadata: dict[str, Any] = {"name": f"engine-build-{tag}"}
+    if namespace is not None:
+        metadata["namespace"] = namespace
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": f"engine-build-{tag}", "labels": labels, "annotations": annotations},
+        "metadata": {**metadata, "labels": labels, "annotations": annotations},
         "spec": {
             "backoffLimit": 1,
             "activeDeadlineSeconds": DEADLINE_S,
@@ -94,15 +96,3 @@ def engine_job(
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes repeated values out instead of naming them: people read these files."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def to_yaml(manifest: dict[str, Any]) -> str:
-    """One deterministic document."""
-    return yaml.dump(manifest, Dumper=_Plain, sort_keys=True, default_flow_style=False, width=100)

@@ -7,7 +7,6 @@ Needs only openvino and numpy; this is what runs inside the server.
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from control.errors import EngineError, MissingDependencyError
+from control.machine.facts import usable_cores
 from control.ranker.prompt import Ids
 
 ENGINE_FILE = "engine.json"
@@ -58,7 +58,7 @@ class OpenVinoEngine:
         self.info = read_engine_info(path)
         core = ov.Core()
         settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
             "NUM_STREAMS": 1,
             "ENABLE_HYPER_THREADING": True,
             "INFERENCE_PRECISION_HINT": "f32" if self.info.precision == "float32" else "bf16",

@@ -6,6 +6,7 @@ Every question that cannot be answered returns None or a reason; nothing here ra
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import shutil
 import subprocess
@@ -102,6 +103,31 @@ def cpu_features() -> frozenset[str] | None:
     for line in lines:
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
+    return None
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may keep busy: those of its affinity, or fewer under a CPU limit.
+
+    A container sees every core of its node; one thread on each under a limit of two is throttled
+    for most of every period.
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota = _quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """The CPU limit in cores, from cgroup v2 or v1, or None."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((cgroup / name).read_text() for name in names).split()
+            quota, period = words[0], int(words[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota not in ("max", "-1") and period > 0:
+            return int(quota) / period
+        return None
     return None
 
 

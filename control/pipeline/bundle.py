@@ -181,7 +181,7 @@ class Bundle:
             make=partial(make_engine.ENGINES[spec.target], self.spec),
             tools=tools,
             extra=extra,
-            version=2,
+            version=3,
         )
 
     @cached_property
@@ -189,6 +189,7 @@ class Bundle:
         spec = self.spec.engine
         settings: dict[str, Any] = {
             **self.spec.repository.settings(),
+            "queue_timeout_us": self.spec.queue_timeout_us,
             "name": self.spec.name,
             "stages": make_engine.stages_hash(spec.target),
         }
@@ -204,7 +205,7 @@ class Bundle:
                 "checkpoint": self.served,
             },
             make=partial(make_engine.repository, self.spec),
-            version=3,
+            version=4,
         )
 
     def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:

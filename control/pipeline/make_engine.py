@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from control.client.known_answers import KNOWN_FILE, KnownAnswer, choose_known, known_json
 from control.data.records import Split
 from control.engine.parity import Tolerance, compare_with_reference, require_parity
 from control.engine.scorer import EMITTED_FOLDER, MODEL_FOLDER, open_scorer
@@ -14,12 +15,14 @@ from control.pipeline.make import checkpoint_of, split_queries, take_pairs
 from control.pipeline.steps import Making
 from control.ranker.checkpoint import Checkpoint, read_config
 from control.ranker.corpus import EncodedQuery
+from control.ranker.probability import probability
 from control.repo.generate import RepositorySettings, render_configs, write_repository
 from control.repo.rankers import EngineRanker, LlmApiRanker, OpenVinoRanker, Ranker, stage_folder
 from control.shipped import shipped
 from control.spec import BundleSpec, EngineSpec, Target
 from control.summarize.build_store import STORE_FOLDER
 
+KNOWN_QUERIES = 4
 JOB_FILE = "engine-build-job.yaml"
 Maker = Callable[[BundleSpec, Making], None]
 
@@ -43,12 +46,14 @@ def openvino_engine(bundle: BundleSpec, making: Making) -> None:
         lambda note: making.watcher.progress(0, 0, note),
     )
     making.draft.figures.update({"target": "openvino", "built": True, **figures})
+    _note_known("openvino", spec, checkpoint, making)
 
 
 def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
     """Checkpoint, plan and Job manifest; the engine itself is built where the GPU is."""
     from control.artifacts import inventory
-    from control.deploy.engine_job import engine_job, to_yaml
+    from control.deploy.engine_job import engine_job
+    from control.deploy.yaml_text import to_yaml
     from control.engine.trtllm_build import write_plan
     from control.engine.trtllm_checkpoint import emit_checkpoint
     from control.engine.trtllm_layout import positions_of
@@ -97,6 +102,7 @@ def trtllm_engine(bundle: BundleSpec, making: Making) -> None:
             **emitted.as_dict(),
         }
     )
+    _note_known("trtllm-engine", spec, checkpoint, making)
 
 
 def llmapi_engine(bundle: BundleSpec, making: Making) -> None:
@@ -123,6 +129,7 @@ def llmapi_engine(bundle: BundleSpec, making: Making) -> None:
             **sizes,
         }
     )
+    _note_known("trtllm-llmapi", spec, checkpoint, making)
 
 
 ENGINES: Mapping[Target, Maker] = {
@@ -155,7 +162,7 @@ def repository(spec: BundleSpec, making: Making) -> None:
         max_batch_size=given.max_batch_size,
         max_queue_delay_us=given.max_queue_delay_us,
         max_queue_size=given.max_queue_size,
-        queue_timeout_us=given.queue_timeout_us,
+        queue_timeout_us=spec.queue_timeout_us,
         max_items=given.max_items,
     )
     ranker = _ranker(spec, checkpoint, engine.figures)
@@ -167,6 +174,8 @@ def repository(spec: BundleSpec, making: Making) -> None:
         checkpoint=checkpoint.path,
         store=making.inputs["summaries"].path / STORE_FOLDER,
     )
+    known = [KnownAnswer(**one) for one in engine.figures["known_answers"]]
+    (making.draft.path / KNOWN_FILE).write_text(known_json(known), encoding="utf-8")
     making.draft.figures.update(identity)
 
 
@@ -219,6 +228,17 @@ def _held_out(making: Making, checkpoint: Checkpoint, spec: EngineSpec) -> list[
     split: Split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
     queries = split_queries(making, checkpoint, split, 1)
     return take_pairs(queries, spec.parity.pairs, per_query=16)
+
+
+def _note_known(target: Target, spec: EngineSpec, checkpoint: Checkpoint, making: Making) -> None:
+    """Write down what this engine answers, for whoever serves it."""
+    scorer = open_scorer(target, making.draft.path, checkpoint)
+    scored = [
+        (one.query, job_id, float(p))
+        for one in _held_out(making, checkpoint, spec)[:KNOWN_QUERIES]
+        for job_id, p in zip(one.job_ids, probability(scorer(one)), strict=True)
+    ]
+    making.draft.figures["known_answers"] = [asdict(one) for one in choose_known(scored)]
 
 
 def _tolerance(spec: EngineSpec) -> Tolerance:

@@ -61,7 +61,8 @@ def draw(record: Record) -> dict[str, bytes]:
     return found
 
 
-def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:
+def headless_pyplot() -> Any:
+    """matplotlib's pyplot without a display. Raises MissingDependencyError when it is missing."""
     try:
         import matplotlib
     except ImportError as error:
@@ -71,6 +72,11 @@ def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:
+    pyplot = headless_pyplot()
     figure, axes = pyplot.subplots(figsize=SIZE_IN, dpi=DPI, layout="constrained")
     try:
         if not plot(record, axes):

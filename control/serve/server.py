@@ -26,7 +26,9 @@ from control.repo.tensorrt_llm import BACKEND, ENGINE_PATH
 from control.serve.locate import locate_tritonserver
 
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 20
+# How long running requests may take after SIGTERM, and how much longer the process may.
+DRAIN_S = 10
+STOP_MARGIN_S = 10
 LOG_LINES = 20
 _FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
 
@@ -44,9 +46,15 @@ class Server:
     """A tritonserver child process. Use as a context manager, or `start` and `stop`."""
 
     def __init__(
-        self, repository: Path, ports: Ports | None = None, *, address: str = "127.0.0.1"
+        self,
+        repository: Path,
+        ports: Ports | None = None,
+        *,
+        address: str = "127.0.0.1",
+        drain_s: int = DRAIN_S,
     ) -> None:
         self.repository = repository
+        self.drain_s = drain_s
         self.address = address
         self._wanted = ports or Ports()
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,15 +109,16 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop the server: SIGTERM drains requests, SIGKILL after STOP_TIMEOUT_S seconds."""
+        """Stop the server: SIGTERM, then up to `drain_s` for running requests; SIGKILL when it is
+        still there STOP_MARGIN_S later."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
                 try:
-                    self._process.wait(STOP_TIMEOUT_S)
+                    self._process.wait(self.drain_s + STOP_MARGIN_S)
                 except subprocess.TimeoutExpired:
                     self._process.kill()
-                    self._process.wait(STOP_TIMEOUT_S)
+                    self._process.wait(STOP_MARGIN_S)
             self._process = None
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
@@ -147,7 +156,7 @@ class Server:
             "--metrics-port",
             str(self.ports.metrics),
             "--exit-timeout-secs",
-            "10",
+            str(self.drain_s),
             "--exit-on-error=true",
             "--metrics-config=summary_latencies=true",
             # Two servers on one machine must not share the Python backend's memory regions.

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from control.cli.main import VERBS
-from control.deploy.engine_job import engine_job, to_yaml
+from control.deploy.engine_job import engine_job
+from control.deploy.yaml_text import to_yaml
 from control.engine.trtllm_plan import BuildPlan
 from tests.engine.test_trtllm_plan import plan
 

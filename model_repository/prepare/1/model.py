@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from control.errors import ControlError
 from control.ranker.prepare import open_preparer
+from control.ranker.status import Status
 
 
 class TritonPythonModel:
@@ -16,6 +17,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         max_items = int(parameters["max_items"]["string_value"])
         self._preparer = open_preparer(folder, max_items)
+        self._counted = _Counters()
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -31,11 +33,35 @@ class TritonPythonModel:
             text = f"{error.message}. Fix: {error.hint}"
             failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
+        self._counted.add(prepared)
         outputs = [
             pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
             for name in ("prefix_ids", "item_ids", "item_lengths", "status")
         ]
         return pb_utils.InferenceResponse(outputs)
+
+
+class _Counters:
+    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs."""
+
+    def __init__(self):
+        # Triton forgets a family that nobody holds.
+        self._families = [
+            pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+            for name, text in (
+                ("slmrank_items_total", "Jobs asked for, by status"),
+                ("slmrank_item_tokens_total", "Tokens of the jobs that are scored"),
+            )
+        ]
+        items, tokens = self._families
+        self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
+        self._tokens = tokens.Metric(labels={})
+
+    def add(self, prepared):
+        values, counts = np.unique(prepared.status, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist()):
+            self._items[Status(value)].increment(count)
+        self._tokens.increment(int(prepared.item_lengths.sum()))
 
 
 def _strings(request, name):

@@ -1,0 +1,171 @@
+"""The HorizontalPodAutoscaler's algorithm (autoscaling/v2), as a value that can be stepped.
+
+A port of what kube-controller-manager does with a metric of type Pods or with a total: ratio to the
+target with a tolerance, pending pods counted as idle, stabilisation windows, then policies per
+period. Source: kubernetes/pkg/controller/podautoscaler (horizontal.go, replica_calculator.go) of
+1.36. Times are seconds on any clock that only moves forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TOLERANCE = 0.1
+SYNC_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """At most `value` pods, or percent, in any `period_s` seconds."""
+
+    kind: Literal["Pods", "Percent"]
+    value: int
+    period_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """One direction: stabilisation window and policies; `select` is Max, Min or Disabled."""
+
+    stabilization_s: float
+    policies: tuple[Policy, ...]
+    select: Literal["Max", "Min", "Disabled"] = "Max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behavior:
+    """Both directions; the defaults are those of Kubernetes."""
+
+    up: Rules = Rules(
+        stabilization_s=0,
+        policies=(
+            Policy(kind="Percent", value=100, period_s=15),
+            Policy(kind="Pods", value=4, period_s=15),
+        ),
+    )
+    down: Rules = Rules(
+        stabilization_s=300, policies=(Policy(kind="Percent", value=100, period_s=15),)
+    )
+
+
+def parse_behavior(given: Mapping[str, Any]) -> Behavior:
+    """`spec.behavior` of a manifest; what is left out is Kubernetes' default."""
+    default = Behavior()
+    return Behavior(
+        up=_rules(given.get("scaleUp"), default.up),
+        down=_rules(given.get("scaleDown"), default.down),
+    )
+
+
+def _rules(given: Mapping[str, Any] | None, default: Rules) -> Rules:
+    if given is None:
+        return default
+    policies = tuple(
+        Policy(kind=one["type"], value=one["value"], period_s=one["periodSeconds"])
+        for one in given.get("policies", ())
+    )
+    return Rules(
+        stabilization_s=given.get("stabilizationWindowSeconds", default.stabilization_s),
+        policies=policies or default.policies,
+        select=given.get("selectPolicy", "Max"),
+    )
+
+
+def propose(
+    total: float, target: float, *, current: int, ready: int, tolerance: float = TOLERANCE
+) -> int:
+    """Replicas for a metric whose values over the `ready` pods sum to `total`, with `target` for
+    the average of one pod. The others (`current` - `ready`) are Pending: they count as idle when
+    the answer is to add, and not at all when it is to remove."""
+    if ready <= 0:
+        return current
+    ratio = total / ready / target
+    if current > ready and ratio > 1:
+        again = total / current / target
+        if abs(again - 1) <= tolerance or again < 1:
+            return current
+        return math.ceil(_rounded(again * current))
+    if abs(ratio - 1) <= tolerance:
+        return current
+    return math.ceil(_rounded(ratio * ready))
+
+
+@dataclass(kw_only=True)
+class Autoscaler:
+    """State of one HPA between two syncs."""
+
+    minimum: int
+    maximum: int
+    behavior: Behavior = field(default_factory=Behavior)
+    _recommended: list[tuple[float, int]] = field(default_factory=list)
+    _added: list[tuple[float, int]] = field(default_factory=list)
+    _removed: list[tuple[float, int]] = field(default_factory=list)
+
+    def step(self, now: float, current: int, proposals: Sequence[int]) -> int:
+        """The size after this sync: the largest proposal, stabilised, limited by the policies and
+        the bounds."""
+        wanted = max(proposals, default=current)
+        if current < self.minimum:
+            wanted = self.minimum
+        elif current > self.maximum:
+            wanted = self.maximum
+        else:
+            wanted = self._limited(now, current, self._stabilised(now, current, wanted))
+        change = wanted - current
+        if change > 0:
+            self._added = [*_recent(self._added, now, self._longest()), (now, change)]
+        elif change < 0:
+            self._removed = [*_recent(self._removed, now, self._longest()), (now, -change)]
+        return wanted
+
+    def _stabilised(self, now: float, current: int, wanted: int) -> int:
+        """Up goes by the smallest answer of its window, down by the largest of its own."""
+        up, down = self.behavior.up.stabilization_s, self.behavior.down.stabilization_s
+        least = min([wanted, *(size for at, size in self._recommended if at > now - up)])
+        most = max([wanted, *(size for at, size in self._recommended if at > now - down)])
+        kept = max(up, down)
+        self._recommended = [one for one in self._recommended if one[0] > now - kept]
+        self._recommended.append((now, wanted))
+        return min(max(current, least), most)
+
+    def _limited(self, now: float, current: int, wanted: int) -> int:
+        if wanted > current:
+            limit = self._limit(now, current, self.behavior.up, up=True)
+            return min(wanted, self.maximum, max(limit, current))
+        if wanted < current:
+            limit = self._limit(now, current, self.behavior.down, up=False)
+            return max(wanted, self.minimum, min(limit, current))
+        return current
+
+    def _limit(self, now: float, current: int, rules: Rules, *, up: bool) -> int:
+        if rules.select == "Disabled":
+            return current
+        limits = []
+        for policy in rules.policies:
+            added = sum(size for at, size in self._added if at > now - policy.period_s)
+            removed = sum(size for at, size in self._removed if at > now - policy.period_s)
+            start = current - added + removed
+            if policy.kind == "Pods":
+                limits.append(start + policy.value if up else start - policy.value)
+            elif up:
+                limits.append(math.ceil(_rounded(start * (1 + policy.value / 100))))
+            else:
+                limits.append(math.floor(_rounded(start * (1 - policy.value / 100))))
+        # Max is the largest change: upwards the largest limit, downwards the smallest.
+        return max(limits) if (rules.select == "Max") == up else min(limits)
+
+    def _longest(self) -> float:
+        policies = (*self.behavior.up.policies, *self.behavior.down.policies)
+        return max(policy.period_s for policy in policies)
+
+
+def _recent(events: Sequence[tuple[float, int]], now: float, longest: float) -> list[Any]:
+    return [one for one in events if one[0] > now - longest]
+
+
+def _rounded(value: float) -> float:
+    # 3.0000000001 pods are 3 pods.
+    return round(value, 9)

@@ -1,0 +1,70 @@
+"""The same pods under KServe: a runtime that carries them, and a service that uses it."""
+
+from __future__ import annotations
+
+import copy
+
+from control.deploy.naming import Object, made, selector
+from control.deploy.release import Release
+from control.deploy.workload import deployment
+
+
+def serving_runtime(release: Release) -> Object:
+    """The container and volumes of the Deployment. KServe wants the name `kserve-container`, and
+    has no init containers here, so the server verifies its files before it starts."""
+    pod = copy.deepcopy(deployment(release)["spec"]["template"]["spec"])
+    (container,) = pod["containers"]
+    container["name"] = "kserve-container"
+    verify = pod["initContainers"][0]["command"]
+    container["command"] = [
+        "sh",
+        "-c",
+        f"{' '.join(verify)} && exec {' '.join(container['command'])}",
+    ]
+    container["ports"] = [{**port, "name": "h2c"} for port in container["ports"][:1]]
+    container["readinessProbe"]["httpGet"]["port"] = 8000
+    container["livenessProbe"]["httpGet"]["port"] = 8000
+    kept = ("nodeSelector", "tolerations", "imagePullSecrets", "volumes")
+    return made(
+        release,
+        "serving.kserve.io/v1alpha1",
+        "ServingRuntime",
+        release.object_name,
+        component="kserve",
+        spec={
+            "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
+            "protocolVersions": ["grpc-v2", "v2"],
+            "multiModel": False,
+            "containers": [container],
+            **{name: pod[name] for name in kept if name in pod},
+        },
+    )
+
+
+def inference_service(release: Release) -> Object:
+    """Runs the runtime in KServe's raw deployment mode, with replicas as planned."""
+    scaling = release.deploy.scaling
+    service = made(
+        release,
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+        release.object_name,
+        component="kserve",
+        annotations={"serving.kserve.io/deploymentMode": "RawDeployment"},
+        spec={
+            "predictor": {
+                "minReplicas": scaling.min_replicas,
+                "maxReplicas": scaling.max_replicas,
+                "labels": selector(release),
+                "serviceAccountName": release.object_name,
+                "securityContext": deployment(release)["spec"]["template"]["spec"][
+                    "securityContext"
+                ],
+                "model": {
+                    "modelFormat": {"name": "slmrank"},
+                    "runtime": release.object_name,
+                },
+            }
+        },
+    )
+    return service
