@@ -93,6 +93,11 @@ class RolloutSpec(Section):
         0, ge=0, description="GPUs that stay free beside max_replicas, for a surge"
     )
     allow_downtime: bool = Field(False, description="accept that recreate serves nothing meanwhile")
+    startup_s: int | None = Field(
+        None,
+        ge=10,
+        description="longest start of a pod; unset: from the engine's size, at least 600",
+    )
     pre_stop_s: int = Field(
         10, ge=0, le=300, description="a pod goes on serving so long after it is taken out"
     )

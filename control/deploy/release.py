@@ -8,6 +8,7 @@ capacity) with the section `deploy` of the spec. It is plain data, kept beside t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,20 @@ class CapacityFacts(Section):
     source: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which deployment of a cluster: a bundle's stable or canary one in a namespace."""
+
+    namespace: str
+    bundle: str
+    track: Track = "stable"
+
+    @property
+    def object_name(self) -> str:
+        """Name of Deployment, Services, HPA and the rest; stable over engines."""
+        return f"slmrank-{self.bundle}" + ("-canary" if self.track == "canary" else "")
+
+
 class Release(Section):
     """Everything that decides the manifests."""
 
@@ -130,9 +145,12 @@ class Release(Section):
         return "surge" if not self.on_gpu or given.spare_gpus > 0 else "in-place"
 
     @property
+    def place(self) -> Place:
+        return Place(namespace=self.deploy.namespace, bundle=self.name, track=self.track)
+
+    @property
     def object_name(self) -> str:
-        """Name of Deployment, Services, HPA and the rest; stable over engines."""
-        return f"slmrank-{self.name}" + ("-canary" if self.track == "canary" else "")
+        return self.place.object_name
 
     @property
     def image(self) -> str:

@@ -13,7 +13,7 @@ DISK_BYTES_PER_S = 50 * MIB
 LEAST_STARTUP_S = 600
 PROBE_PERIOD_S = 10
 # Pulling the image and verifying the files come before the startup probe, inside the deadline.
-BEFORE_STARTUP_S = 300
+MOST_BEFORE_STARTUP_S = 300
 GRACE_MARGIN_S = 5
 SHM_GPU_MIB, SHM_CPU_MIB = 1024, 256
 
@@ -24,15 +24,19 @@ def loaded_bytes(release: Release) -> int:
 
 
 def startup_budget_s(release: Release) -> int:
-    """Until the startup probe gives up: twice the time to read the engine from a slow disk and two
-    minutes, never under ten minutes. A probe that kills a slow load starts it again from zero."""
-    needed = 120 + 2 * loaded_bytes(release) / DISK_BYTES_PER_S
-    return max(LEAST_STARTUP_S, math.ceil(needed / PROBE_PERIOD_S) * PROBE_PERIOD_S)
+    """Until the startup probe gives up: the spec's, else twice the time to read the engine from a
+    slow disk and two minutes, never under ten minutes. A probe that kills a slow load starts it
+    again from zero."""
+    needed: float | None = release.deploy.rollout.startup_s
+    if needed is None:
+        needed = max(LEAST_STARTUP_S, 120 + 2 * loaded_bytes(release) / DISK_BYTES_PER_S)
+    return math.ceil(needed / PROBE_PERIOD_S) * PROBE_PERIOD_S
 
 
 def progress_deadline_s(release: Release) -> int:
     """Above the startup budget, or a rollout fails while its pods may still start."""
-    return startup_budget_s(release) + BEFORE_STARTUP_S
+    budget = startup_budget_s(release)
+    return budget + min(budget, MOST_BEFORE_STARTUP_S)
 
 
 def drain_s(release: Release) -> int:

@@ -59,7 +59,7 @@ class _Counters:
 
     def add(self, prepared):
         values, counts = np.unique(prepared.status, return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist()):
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             self._items[Status(value)].increment(count)
         self._tokens.increment(int(prepared.item_lengths.sum()))
 

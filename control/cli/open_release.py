@@ -1,0 +1,60 @@
+"""The release that a command line names: by a spec, a release.yaml, or the folder of one."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from control.artifacts import ArtifactStore
+from control.cli.display import StepDisplay
+from control.deploy.release import (
+    RELEASE_FILE,
+    Place,
+    Release,
+    Track,
+    is_release,
+    load_release,
+    make_release,
+)
+from control.errors import DeployError
+from control.pipeline.bundle import Bundle
+from control.pipeline.steps import run
+from control.spec import Target, load_spec
+
+
+def open_place(source: Path, track: Track) -> Place:
+    """Where a spec or a release is deployed; nothing is made for that."""
+    source = source / RELEASE_FILE if source.is_dir() else source
+    if is_release(source):
+        return load_release(source).place
+    spec = load_spec(source)
+    return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)
+
+
+def open_release(
+    source: Path,
+    artifacts: Path,
+    target: Target | None = None,
+    record: Path | None = None,
+    track: Track = "stable",
+) -> Release:
+    """The release of a spec (its repository is made when missing), or the one in a file."""
+    if source.is_dir():
+        source = source / RELEASE_FILE
+    if is_release(source):
+        if target is not None or record is not None or track != "stable":
+            raise click.UsageError("--target, --capacity and --track are for a spec")
+        return load_release(source)
+    bundle = Bundle(load_spec(source)).for_target(target)
+    store = ArtifactStore(artifacts)
+    display = StepDisplay()
+    with contextlib.closing(display):
+        repository = run(bundle.repository, store, display)
+    engine = store.find(bundle.engine.kind, bundle.engine.key)
+    if engine is None:
+        raise DeployError(
+            f"the engine of {source} is no longer in {artifacts}", "run `control build` again"
+        )
+    return make_release(bundle.spec, repository, engine, record=record, track=track)
