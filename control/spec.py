@@ -321,8 +321,8 @@ class RepositorySpec(Section):
     queue_timeout_us: int | None = Field(
         None,
         ge=1,
-        description="longest wait in one stage; above: refused; unset: sweep.slo.latency_ms, "
-        "because a request that waited so long cannot meet the objective any more",
+        description="longest wait in one stage; above: refused; unset: twice sweep.slo.latency_ms, "
+        "because nobody waits for a request that is so far beyond the objective",
     )
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
@@ -409,7 +409,7 @@ class BundleSpec(Section):
     def queue_timeout_us(self) -> int:
         """Longest wait in one stage of the repository, in microseconds."""
         own = self.repository.queue_timeout_us
-        return own if own is not None else round(self.sweep.slo.latency_ms * 1000)
+        return own if own is not None else round(2 * self.sweep.slo.latency_ms * 1000)
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleSpec:

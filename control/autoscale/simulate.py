@@ -35,6 +35,7 @@ class Situation:
     jitter: float
     cold_start_s: float
     queue: int
+    queue_timeout_s: float
     target_share: float
     pending: int
     floor: int
@@ -211,7 +212,7 @@ def _run(
 ) -> Outcome:
     limits = Limits(queue=NO_LIMIT, timeout_s=PATIENCE_S)
     if sheds:
-        limits = Limits(queue=situation.queue, timeout_s=situation.limit_s)
+        limits = Limits(queue=situation.queue, timeout_s=situation.queue_timeout_s)
     first = float(trace.rates[: max(1, len(trace.rates) // 100)].mean())
     return run_fleet(
         arrivals,

@@ -5,6 +5,8 @@ The autoscaler's metrics exist only through these rules, so both come from one p
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from control.deploy.naming import INSTANCE, NAME, Object, made, selector
@@ -177,7 +179,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
     # 60 items/s and 30 items/s; the other bundle must not be counted.
     steps = [(SCRAPE_S * 60, pods[0], ours), (SCRAPE_S * 30, pods[1], ours)]
     other = {**ours, "app_kubernetes_io_instance": "other"}
-    late = round(release.latency_ms * 1000 * 2)
+    late_s = math.ceil(2 * release.latency_ms / 1000) + 1
     series = [
         *(
             _series("slmrank_items_total", {**own, "pod": pod, "status": "ok"}, f"0+{step}x80")
@@ -199,7 +201,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
         _series(
             "nv_inference_request_summary_us",
             {**ours, "pod": pods[0], "model": "rank", "quantile": f"0.{release.percentile}"},
-            f"{late}x80",
+            f"{late_s * 1_000_000}x80",
         ),
         _series(
             "nv_inference_request_success",
@@ -220,9 +222,12 @@ def rule_tests(release: Release) -> dict[str, Any]:
     expected = [
         (ITEMS_METRIC, [sample(ITEMS_METRIC, pods[0], 60), sample(ITEMS_METRIC, pods[1], 30)]),
         (PENDING_METRIC, [sample(PENDING_METRIC, pods[0], 5)]),
-        (P_METRIC, [sample(P_METRIC, pods[0], late / 1e6)]),
+        (P_METRIC, [sample(P_METRIC, pods[0], late_s)]),
         (REFUSED_METRIC, [sample(REFUSED_METRIC, pods[0], 0.1)]),
     ]
+    alerts = {rule["alert"]: rule for rule in rule_groups(release)[1]["rules"]}
+    first = {**at, "pod": pods[0]}
+    above = target_items_per_s(release) * 1.5 < 45
     ours_only = f'namespace="{release.deploy.namespace}",pod=~"{release.object_name}-.*"'
     return {
         "rule_files": ["rules.yaml"],
@@ -240,19 +245,22 @@ def rule_tests(release: Release) -> dict[str, Any]:
                     for metric, samples in expected
                 ],
                 "alert_rule_test": [
-                    _fires("SlmrankLatencyAboveObjective", True),
-                    _fires("SlmrankRefusesRequests", True),
-                    _fires("SlmrankUnknownJobs", True),
-                    _fires("SlmrankAutoscalerBlind", False),
+                    _fires(alerts["SlmrankLatencyAboveObjective"], first, _duration(late_s)),
+                    _fires(alerts["SlmrankRefusesRequests"], first, "10%"),
+                    _fires(alerts["SlmrankUnknownJobs"], {}, "25%"),
+                    _silent("SlmrankAutoscalerBlind"),
+                    _fires(alerts["SlmrankAboveTargetForLong"], {}, "45")
+                    if above
+                    else _silent("SlmrankAboveTargetForLong"),
                 ],
             },
             {
                 "interval": f"{SCRAPE_S}s",
                 "input_series": [_series("up", {**ours, "pod": pods[0]}, "1x80")],
                 "alert_rule_test": [
-                    _fires("SlmrankLatencyAboveObjective", False),
-                    _fires("SlmrankRefusesRequests", False),
-                    _fires("SlmrankAutoscalerBlind", True),
+                    _silent("SlmrankLatencyAboveObjective"),
+                    _silent("SlmrankRefusesRequests"),
+                    _fires(alerts["SlmrankAutoscalerBlind"], {}, ""),
                 ],
             },
         ],
@@ -280,5 +288,21 @@ def _selector(metric: str, given: dict[str, str]) -> str:
     return f"{metric}{{{inside}}}"
 
 
-def _fires(alert: str, fires: bool) -> dict[str, Any]:
-    return {"alertname": alert, "eval_time": "18m", "fires": fires}
+def _fires(rule: dict[str, Any], labels: dict[str, str], value: str) -> dict[str, Any]:
+    """An alert that must fire, with its templates filled in."""
+    texts = dict(rule["annotations"])
+    for name, text in texts.items():
+        filled = re.sub(r"\{\{ \$value[^}]*\}\}", value, text)
+        texts[name] = filled.replace("{{ $labels.pod }}", labels.get("pod", ""))
+    expected = {"exp_labels": {**labels, **rule["labels"]}, "exp_annotations": texts}
+    return {"alertname": rule["alert"], "eval_time": "18m", "exp_alerts": [expected]}
+
+
+def _silent(alert: str) -> dict[str, Any]:
+    return {"alertname": alert, "eval_time": "18m", "exp_alerts": []}
+
+
+def _duration(seconds: int) -> str:
+    """As Prometheus' humanizeDuration writes whole seconds below an hour."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"

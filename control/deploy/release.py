@@ -109,6 +109,8 @@ class Release(Section):
     repository: RepositoryFacts
     known_answers: list[KnownFact]
     capacity: CapacityFacts
+    max_queue_size: int = Field(64, ge=1, description="waiting requests of one stage of a replica")
+    queue_timeout_us: int = Field(1_000_000, ge=1, description="longest wait in one stage")
     deploy: DeploySpec
 
     @model_validator(mode="after")
@@ -202,6 +204,8 @@ def make_release(
         },
         "known_answers": [one.settings() for one in known],
         "capacity": _capacity(spec, served, record).settings(),
+        "max_queue_size": spec.repository.max_queue_size,
+        "queue_timeout_us": spec.queue_timeout_us,
         "deploy": spec.deploy.settings(),
     }
     return _validated(given, "the spec")
@@ -298,10 +302,11 @@ def _capacity(spec: BundleSpec, served: Mapping[str, str], record: Path | None) 
         )
     # The slowest kind of request that was measured: which kind comes is not ours to choose.
     cell = min(cells, key=lambda one: one["items_per_s_range"][0])
-    kind = f"{cell['items']} x {cell['tokens'] or 'stored'} tokens"
+    jobs = f"{cell['items']} jobs of {cell['tokens']} tokens"
+    kind = jobs if cell["tokens"] else f"{cell['items']} stored jobs"
     return CapacityFacts(
         items_per_s=round(cell["items_per_s_range"][0], 2),
-        source=f"measured: {kind}, p{slo.percentile} <= {slo.latency_ms:g} ms, record "
+        source=f"measured: {kind} a request, p{slo.percentile} <= {slo.latency_ms:g} ms, record "
         + hash_value(measured)[:TAG_LENGTH],
     )
 

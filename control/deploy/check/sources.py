@@ -113,13 +113,14 @@ def _add(document: Any, where: str, read: Read, *, asked: bool, group: str) -> N
         for index, item in enumerate(sequence(content["items"])):
             _add(item, f"{where}[{index}]", read, asked=asked, group=group)
         return
-    if "apiVersion" in content and "kind" in content:
+    if isinstance(content.get("apiVersion"), str) and isinstance(content.get("kind"), str):
         read.objects.append(Located(source=where, content=content, group=group))
         return
     if not asked and not ({"apiVersion", "kind"} & set(content)):
         read.skipped.append(f"{where} (no Kubernetes object)")
         return
-    missing = " and ".join(name for name in ("apiVersion", "kind") if name not in content)
+    fields = ("apiVersion", "kind")
+    missing = " and ".join(name for name in fields if not isinstance(content.get(name), str))
     read.findings.append(
         Finding(
             rule="not-an-object",

