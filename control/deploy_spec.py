@@ -99,7 +99,7 @@ class RolloutSpec(Section):
         description="longest start of a pod; unset: from the engine's size, at least 600",
     )
     pre_stop_s: int = Field(
-        10, ge=0, le=300, description="a pod goes on serving so long after it is taken out"
+        10, ge=1, le=300, description="a pod goes on serving so long after it is taken out"
     )
     drain_s: int = Field(
         20, ge=1, le=3600, description="then running requests get so long to finish"

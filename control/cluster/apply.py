@@ -28,6 +28,7 @@ from control.deploy.smoke_job import DEADLINE_S, smoke_job
 from control.errors import ControlError, DeployError, DeployFailed, Refused, RolledBack
 
 REMOVAL_S = 60.0
+UNSCHEDULABLE_S = 600.0
 # After the cluster's own deadline: it tells of it within seconds.
 DEADLINE_MARGIN_S = 5.0
 NAMESPACE = ("v1", "Namespace")
@@ -266,23 +267,30 @@ class Deployer:
         self._wait_job(job, limit_s)
 
     def _wait_job(self, job: Object, limit_s: float) -> None:
-        """Until a Job is complete. Raises DeployFailed with what its pods said."""
+        """Until a Job is complete; what keeps its pod is told. Raises DeployFailed with what its
+        pods said, also when none finds a place for UNSCHEDULABLE_S: building an engine needs a GPU
+        beside those that serve."""
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-        started, told = self.clock(), False
+        started = placed = self.clock()
+        told = ""
+        self.told(f"waiting for Job {name}, at most {limit_s:g} s")
         while True:
             found = self.cluster.get("batch/v1", "Job", namespace, name)
             states = job_states(found or {})
             if "Complete" in states:
                 return
+            pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
+            troubles = explain_pods(pods)
+            why = troubles[-1].line() if troubles else "see kubectl logs"
+            if troubles and why != told:
+                told = why
+                self.told(f"{self.clock() - started:4.0f} s  {why}")
+            if not any(one.state == "Pending" for one in troubles):
+                placed = self.clock()
             late = self.clock() - started > limit_s + DEADLINE_MARGIN_S
-            if "Failed" in states or late:
-                pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
-                troubles = explain_pods(pods)
-                why = troubles[-1].line() if troubles else "see kubectl logs"
+            stuck = self.clock() - placed > UNSCHEDULABLE_S
+            if "Failed" in states or late or stuck:
                 raise DeployFailed(f"Job {name} failed: {why}", _first_fix(troubles))
-            if not told:
-                told = True
-                self.told(f"waiting for Job {name}, at most {limit_s:g} s")
             self.sleep(self.poll_s)
 
     def _put_back(
