@@ -30,6 +30,8 @@ MODEL = "rank"
 DEFAULT_TIMEOUT_S = 30.0
 FIRST_PAUSE_S = 0.05
 LARGEST_PAUSE_S = 2.0
+# What Triton says when a queue is full, and when a request waited longer than its queue's timeout.
+_OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +143,16 @@ class RankClient:
     def _explain(self, error: Any) -> ScoreError:
         status = str(error.status() or "")
         text = str(error.message() or error).removeprefix(f"in ensemble '{MODEL}', ")
+        if any(sign in text for sign in _OVERLOAD):
+            told = text.rpartition("] ")[2]
+            return ScoreError(
+                f"{self.url} is overloaded and refused the request: {told}",
+                "send fewer requests at a time, or add replicas",
+            )
         if "UNAVAILABLE" in status:
             return ScoreError(
                 f"no answer from {self.url}: {text}",
-                "start the server with `control serve`, or check the url; when it is overloaded, "
-                "send fewer requests at a time",
+                "start the server with `control serve`, or check the url",
             )
         if "DEADLINE" in status or "Deadline" in text:
             return ScoreError(

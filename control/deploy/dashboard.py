@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from control.deploy.monitoring import P_METRIC, REFUSED_METRIC
+from control.deploy.monitoring import FAILED_METRIC, P_METRIC
 from control.deploy.release import Release
 from control.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from control.deploy.sizing import target_items_per_s
@@ -33,7 +33,7 @@ def dashboard(release: Release) -> dict[str, Any]:
             {f"{PENDING_METRIC}{{{pods}}}": "{{pod}}"},
             release.deploy.scaling.pending,
         ),
-        _panel("Refused", "percentunit", {f"{REFUSED_METRIC}{{{pods}}}": "{{pod}}"}, 0.01),
+        _panel("Refused or failed", "percentunit", {f"{FAILED_METRIC}{{{pods}}}": "{{pod}}"}, 0.01),
         _panel(
             "Replicas",
             "short",

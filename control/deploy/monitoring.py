@@ -17,7 +17,7 @@ from control.deploy.sizing import target_items_per_s
 SCRAPE_S = 15
 WINDOW = "1m"
 P_METRIC = "slmrank_request_latency_seconds"
-REFUSED_METRIC = "slmrank_refused_ratio"
+FAILED_METRIC = "slmrank_failed_ratio"
 
 
 def pod_monitor(release: Release) -> Object:
@@ -48,9 +48,10 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     by_pod = "sum by (namespace, pod)"
     name = release.object_name
     pods = f'namespace="{release.deploy.namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]+"'
-    refused = f'nv_inference_request_failure{{{ours},model="rank",reason="REJECTED"}}'
+    # A full queue shows as OTHER of the ensemble (REJECTED stands for the queue timeout of a stage
+    # only), and Triton 2.51 counts each failed request of an ensemble twice: an upper bound.
+    failed = f'nv_inference_request_failure{{{ours},model="rank",reason!="CANCELED"}}'
     answered = f'nv_inference_request_success{{{ours},model="rank"}}'
-    failed = f'nv_inference_request_failure{{{ours},model="rank"}}'
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
     all_items = f"slmrank_items_total{{{ours}}}"
     recorded = [
@@ -69,8 +70,8 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             f'{{{ours},model="rank",quantile="{quantile}"}}) / 1e6',
         ),
         (
-            REFUSED_METRIC,
-            f"{by_pod} (rate({refused}[{WINDOW}])) / clamp_min("
+            FAILED_METRIC,
+            f"{by_pod} (rate({failed}[{WINDOW}])) / clamp_min("
             f"{by_pod} (rate({answered}[{WINDOW}])) + {by_pod} (rate({failed}[{WINDOW}])), 1e-9)",
         ),
     ]
@@ -88,12 +89,13 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "Is the deployment at maxReplicas? Raise it, or the floor (control autoscale).",
         ),
         _alert(
-            "SlmrankRefusesRequests",
-            f"{REFUSED_METRIC}{{{pods}}} > 0.01",
+            "SlmrankRequestsFail",
+            f"{FAILED_METRIC}{{{pods}}} > 0.01",
             "2m",
             "page",
-            "{{ $labels.pod }} refuses {{ $value | humanizePercentage }} of its requests",
-            "The queues are full: more load than replicas. Raise the floor or maxReplicas.",
+            "{{ $labels.pod }} refuses or fails up to {{ $value | humanizePercentage }} of its "
+            "requests",
+            "Full queues mean more load than replicas: raise the floor or maxReplicas.",
         ),
         _alert(
             "SlmrankUnknownJobs",
@@ -210,7 +212,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
         ),
         _series(
             "nv_inference_request_failure",
-            {**ours, "pod": pods[0], "model": "rank", "reason": "REJECTED"},
+            {**ours, "pod": pods[0], "model": "rank", "reason": "OTHER"},
             f"0+{SCRAPE_S}x80",
         ),
     ]
@@ -223,7 +225,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
         (ITEMS_METRIC, [sample(ITEMS_METRIC, pods[0], 60), sample(ITEMS_METRIC, pods[1], 30)]),
         (PENDING_METRIC, [sample(PENDING_METRIC, pods[0], 5)]),
         (P_METRIC, [sample(P_METRIC, pods[0], late_s)]),
-        (REFUSED_METRIC, [sample(REFUSED_METRIC, pods[0], 0.1)]),
+        (FAILED_METRIC, [sample(FAILED_METRIC, pods[0], 0.1)]),
     ]
     alerts = {rule["alert"]: rule for rule in rule_groups(release)[1]["rules"]}
     first = {**at, "pod": pods[0]}
@@ -246,7 +248,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
                 ],
                 "alert_rule_test": [
                     _fires(alerts["SlmrankLatencyAboveObjective"], first, _duration(late_s)),
-                    _fires(alerts["SlmrankRefusesRequests"], first, "10%"),
+                    _fires(alerts["SlmrankRequestsFail"], first, "10%"),
                     _fires(alerts["SlmrankUnknownJobs"], {}, "25%"),
                     _silent("SlmrankAutoscalerBlind"),
                     _fires(alerts["SlmrankAboveTargetForLong"], {}, "45")
@@ -259,7 +261,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
                 "input_series": [_series("up", {**ours, "pod": pods[0]}, "1x80")],
                 "alert_rule_test": [
                     _silent("SlmrankLatencyAboveObjective"),
-                    _silent("SlmrankRefusesRequests"),
+                    _silent("SlmrankRequestsFail"),
                     _fires(alerts["SlmrankAutoscalerBlind"], {}, ""),
                 ],
             },

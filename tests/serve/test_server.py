@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from tritonclient import grpc as triton
 
-from control.client.client import JobRef, RankClient
+from control.client.client import JobRef, RankClient, build_inputs
 from control.data.labelled import read_labelled
 from control.errors import MissingDependencyError, ScoreError, ServerError
 from control.pipeline.make import checkpoint_of
@@ -23,6 +24,8 @@ from control.pipeline.steps import run
 from control.ranker.corpus import SummaryItems
 from control.ranker.reference import ReferenceScorer
 from control.ranker.status import Status
+from control.repo.generate import check_repository
+from control.repo.pbtxt import print_config
 from control.serve.locate import locate_tritonserver
 from control.serve.server import Ports, Server, claim_port, fault_lines
 from control.store.summaries import SummaryStore
@@ -231,6 +234,81 @@ def test_serve_stops_cleanly_on_sigterm(
         assert process.wait(30) == 0
     with pytest.raises(ScoreError, match="no answer"):
         RankClient(url, timeout_s=0.5).describe()
+
+
+def overloaded(repository: Path, folder: Path, *, size: int, timeout_us: int) -> Path:
+    """The repository with other limits of its queues."""
+    target = folder / "repository"
+    shutil.copytree(repository, target)
+    for name in ("prepare", "ranker"):
+        config = check_repository(target)[name]
+        policy = config.dynamic_batching.default_queue_policy
+        policy.max_queue_size, policy.default_timeout_microseconds = size, timeout_us
+        (target / name / "config.pbtxt").write_text(print_config(config))
+    return target
+
+
+def flood(url: str, requests: int) -> list[tuple[float, str]]:
+    """(end, answer) of requests with 900 jobs each, sent at once, without repeats."""
+    jobs = [
+        JobRef(text=f"Job: nurse {number} works with care day and night") for number in range(900)
+    ]
+    ended: list[tuple[float, str]] = []
+
+    def ask() -> None:
+        with triton.InferenceServerClient(url) as client:
+            try:
+                client.infer("rank", build_inputs("nurse shift", jobs), client_timeout=60)
+                ended.append((time.monotonic(), "ok"))
+            except triton.InferenceServerException as error:
+                ended.append((time.monotonic(), f"{error.status()} {error.message()}"))
+
+    threads = [threading.Thread(target=ask) for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(ended)
+
+
+def test_a_full_queue_refuses_at_once_with_a_clear_status(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    repository = overloaded(tiny_repository, tmp_path, size=2, timeout_us=30_000_000)
+    with Server(repository, FREE) as server:
+        flood(server.url, 1)
+        ended = flood(server.url, 16)
+        refused = [text for _, text in ended if text != "ok"]
+        assert refused
+        assert len(refused) < 16
+        assert all("UNAVAILABLE" in one and "Exceeds maximum queue size" in one for one in refused)
+        # Refusals do not wait for the work that is done meanwhile.
+        assert [text for _, text in ended][: len(refused)] == refused
+        held = threading.Thread(target=flood, args=(server.url, 16))
+        held.start()
+        told = []
+        with RankClient(server.url) as client:
+            client.describe()
+            while held.is_alive():
+                try:
+                    client.score("nurse", [JobRef(job_id="job-1")], timeout_s=0.05)
+                except ScoreError as error:
+                    told.append(f"{error.message} {error.hint}")
+        held.join()
+        assert any("is overloaded" in one and "add replicas" in one for one in told)
+        # Nothing is left behind: the next request is answered.
+        assert flood(server.url, 1)[0][1] == "ok"
+
+
+def test_what_waits_too_long_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
+    repository = overloaded(tiny_repository, tmp_path, size=64, timeout_us=100_000)
+    with Server(repository, FREE) as server:
+        flood(server.url, 1)
+        answers = [text for _, text in flood(server.url, 24)]
+        assert "ok" in answers
+        refused = [one for one in answers if one != "ok"]
+        assert refused
+        assert all("UNAVAILABLE" in one and "timeout expired" in one for one in refused)
 
 
 def test_fault_lines_prefer_faults() -> None:
