@@ -7,13 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from control.client.client import RankClient
+from tests.cluster.api_server import ApiServer
 from tests.conftest import ROOT, Control, TinyBundle
+from tests.deploy.releases import CPU_IMAGE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKE_TARGETS = {"demo", "test", "test-fast", "check", "clean"}
@@ -26,10 +30,29 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
+CLUSTER = ("plan", "apply", "status", "rollback", "delete")
+
+
+def deployable(tiny: TinyBundle) -> Path:
+    """The tiny spec with what a deployment needs."""
+    path = tiny.spec.with_name("deployable.yaml")
+    deploy = {
+        "image": CPU_IMAGE,
+        "scaling": {"items_per_s": 50},
+        "rollout": {"startup_s": 10},
+    }
+    path.write_text(yaml.safe_dump({"extends": tiny.spec.name, "deploy": deploy}))
+    return path
+
+
 def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
     """A `control` line for the tiny bundle and the test server."""
     words = shlex.split(line)[1:]
     known = {"build/demo.yaml": str(tiny.spec)}
+    if words[0] == "deploy" and words[1] != "check":
+        known = {"build/demo.yaml": str(deployable(tiny)), "k8s": str(tiny.artifacts / "k8s")}
+    if words[0] == "autoscale":
+        words += ["--hours", "0.2"]
     jobs = {"29-1141.00-1": "job-0", "35-3011.00-1": "job-4"}
     words = [known.get(word, jobs.get(word, word)) for word in words]
     verb = words[0]
@@ -37,12 +60,16 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
         words += ["--spec", str(tiny.spec)]
     if verb == "score":
         words += ["--url", url]
-    elif verb not in ("spec", "--help"):
+    elif verb not in ("spec", "--help") and words[1] not in ("check", "status", *CLUSTER[3:]):
         words += ["--artifacts", str(tiny.artifacts)]
     if verb in ("sweep", "slo") and "--items" in words:
         words[words.index("--items") + 1] = "2"
         words[words.index("--tokens") + 1] = "24"
     return words
+
+
+def of_a_cluster(line: str) -> bool:
+    return line.startswith("control deploy ") and line.split()[2] in CLUSTER
 
 
 def test_there_are_commands_and_few_lines() -> None:
@@ -65,7 +92,12 @@ def test_make_lines_name_real_targets(line: str) -> None:
 @pytest.mark.triton
 @pytest.mark.perf
 @pytest.mark.parametrize(
-    "line", [one for one in commands() if one.startswith("control") and " serve " not in one]
+    "line",
+    [
+        one
+        for one in commands()
+        if one.startswith("control") and " serve " not in one and not of_a_cluster(one)
+    ],
 )
 def test_control_lines_run(
     line: str, control: Control, tiny: TinyBundle, tiny_server: Any, tiny_repository: Path
@@ -73,6 +105,27 @@ def test_control_lines_run(
     done = control(*adapt(line, tiny, tiny_server.url), stdin="job-1\njob-2\n")
     assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert done.stdout
+
+
+@pytest.mark.triton
+def test_the_lines_for_a_cluster_run_one_after_the_other(
+    control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    lines = [line for line in commands() if of_a_cluster(line)]
+    assert [line.split()[2] for line in lines] == list(CLUSTER)
+    stop = threading.Event()
+    with ApiServer() as server:
+        server.run_in_background(stop)
+        environment = {"KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig"))}
+        try:
+            for line in lines:
+                if "rollback" in line:
+                    control(*adapt(lines[1], tiny, ""), environment=environment)
+                done = control(*adapt(line, tiny, ""), environment=environment)
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+                assert done.stdout
+        finally:
+            stop.set()
 
 
 @pytest.mark.triton

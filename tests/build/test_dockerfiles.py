@@ -91,11 +91,18 @@ def _serve_and_stop(docker: DockerEngine, image: str, repository: Path, folder: 
     run += ["--cap-drop", "ALL", "--volume", f"{served}:/models:ro", image, "serve", "/models"]
     for flag, port in zip(("--grpc-port", "--http-port", "--metrics-port"), ports, strict=True):
         run += [flag, str(port)]
+    # As the pod's init container does, without a network.
+    verify = ["run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"]
+    verify += ["--cap-drop", "ALL", "--volume", f"{served}:/models:ro", image, "verify", "/models"]
+    assert "as generated" in docker.run(*verify)
     name = docker.run(*run).strip()
     try:
         with RankClient(f"127.0.0.1:{ports[0]}") as client:
             scores = _patiently(client)
         assert all(0 < score < 1 for score in scores)
+        # As the pod's startup probe does.
+        smoke = ["control", "smoke", "--url", f"127.0.0.1:{ports[0]}", "--known", "/models"]
+        assert "all within" in docker.run("exec", name, *smoke)
         assert docker.run("exec", name, "id", "-u") == "1000\n"
         docker.run("stop", "-t", "30", name)
         assert docker.run("inspect", "--format", "{{.State.ExitCode}}", name) == "0\n"
