@@ -102,7 +102,8 @@ def run_fleet(
     turn = 0
     next_sync = SYNC_S
     next_ready = float("inf")
-    times, works, found = arrivals.tolist(), services.tolist(), latencies
+    # A last moment without a request, so that the autoscaler goes on to the end.
+    times, works, found = [*arrivals.tolist(), seconds], services.tolist(), latencies
     limit, timeout = limits.queue, limits.timeout_s
     for number, now in enumerate(times):
         while next_sync <= now:
@@ -118,6 +119,8 @@ def run_fleet(
             ready = [pod for pod in pods if pod.ready_at <= now]
             sizes.append((next_ready, len(pods), len(ready)))
             next_ready = min((pod.ready_at for pod in pods if pod.ready_at > now), default=1e18)
+        if number == len(works):
+            break
         turn = (turn + 1) % len(ready)
         pod = ready[turn]
         waiting = pod.waiting

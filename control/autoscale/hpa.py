@@ -116,13 +116,18 @@ class Autoscaler:
             wanted = self._limited(now, current, self._stabilised(now, current, wanted))
         change = wanted - current
         if change > 0:
-            self._added = [*_recent(self._added, now, self._longest()), (now, change)]
+            longest = _longest(self.behavior.up)
+            self._added = [*_recent(self._added, now, longest), (now, change)]
         elif change < 0:
-            self._removed = [*_recent(self._removed, now, self._longest()), (now, -change)]
+            longest = _longest(self.behavior.down)
+            self._removed = [*_recent(self._removed, now, longest), (now, -change)]
         return wanted
 
     def _stabilised(self, now: float, current: int, wanted: int) -> int:
-        """Up goes by the smallest answer of its window, down by the largest of its own."""
+        """Up goes by the smallest answer of its window, down by the largest of its own. The size
+        that was found counts as the first answer."""
+        if not self._recommended:
+            self._recommended.append((now, current))
         up, down = self.behavior.up.stabilization_s, self.behavior.down.stabilization_s
         least = min([wanted, *(size for at, size in self._recommended if at > now - up)])
         most = max([wanted, *(size for at, size in self._recommended if at > now - down)])
@@ -157,9 +162,10 @@ class Autoscaler:
         # Max is the largest change: upwards the largest limit, downwards the smallest.
         return max(limits) if (rules.select == "Max") == up else min(limits)
 
-    def _longest(self) -> float:
-        policies = (*self.behavior.up.policies, *self.behavior.down.policies)
-        return max(policy.period_s for policy in policies)
+
+def _longest(rules: Rules) -> float:
+    """Changes of a direction are forgotten after its longest period."""
+    return max((policy.period_s for policy in rules.policies), default=0.0)
 
 
 def _recent(events: Sequence[tuple[float, int]], now: float, longest: float) -> list[Any]:

@@ -83,7 +83,7 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool
         )
 
     horizon = situation.cold_start_s + 30
-    floor = max(low, situation.floor)
+    floor = situation.floor
     compared: dict[str, tuple[int, bool, Sizing]] = {
         "reactive": (low, False, reactive(low)),
         "reactive + shedding": (low, True, reactive(low)),

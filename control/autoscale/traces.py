@@ -114,7 +114,7 @@ def _noise(steps: int, seed: int) -> Floats:
 
 def _read(path: Path) -> Floats:
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}", "give a CSV file") from error
@@ -136,5 +136,18 @@ def _read(path: Path) -> Floats:
         rates.append(rate)
     if len(seconds) < 2:
         raise DataError(f"{path} holds {len(seconds)} rows", "at least two are needed")
-    grid = np.arange(seconds[0], seconds[-1], STEP_S)
-    return np.interp(grid, seconds, rates)
+    # The mean of every step, from the integral: a spike between two steps counts.
+    grid = np.arange(seconds[0], seconds[-1] + STEP_S / 2, STEP_S)
+    areas = np.diff(seconds) * (np.array(rates[1:]) + np.array(rates[:-1])) / 2
+    integral = np.concatenate([[0.0], np.cumsum(areas)])
+    means: Floats = np.diff(_integral_at(grid, np.array(seconds), np.array(rates), integral))
+    return np.maximum(means / STEP_S, 0.0) if len(means) else np.array([rates[0]])
+
+
+def _integral_at(times: Floats, seconds: Floats, rates: Floats, integral: Floats) -> Floats:
+    """The integral of the piecewise linear load up to each time."""
+    place = np.clip(np.searchsorted(seconds, times, side="right") - 1, 0, len(seconds) - 2)
+    inside = np.minimum(times, seconds[-1]) - seconds[place]
+    slope = (rates[place + 1] - rates[place]) / (seconds[place + 1] - seconds[place])
+    made: Floats = integral[place] + inside * (rates[place] + slope * inside / 2)
+    return made

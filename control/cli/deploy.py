@@ -21,6 +21,12 @@ class _Deploy(click.Group):
     """Exit codes of these verbs: 0 done, 1 refused and nothing changed, 2 rolled back, 3 failed. So
     whatever stops one before it changes something is a refusal, also a wrong flag."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise Refused(error.format_message(), "see control deploy --help") from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

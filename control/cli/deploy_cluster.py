@@ -274,6 +274,7 @@ def delete_command(
     Example:
       control deploy delete build/demo.yaml --yes
     """
+    interrupt_on_sigterm()
     removed = _deployer(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
     if as_json:
         print_json({"deleted": yes, "objects": removed})
@@ -282,4 +283,6 @@ def delete_command(
             click.echo(f"{'deleted' if yes else 'would delete'} {one}")
         click.echo(f"{len(removed)} objects; claims and namespace stay")
     if removed and not yes:
+        if as_json:
+            raise click.exceptions.Exit(Refused.exit_code)
         raise Refused("nothing was deleted", "repeat it with --yes")

@@ -7,11 +7,14 @@ typed models drop fields that they do not know.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from control.deploy.naming import MANAGER, Object
 from control.errors import DeployError, MissingDependencyError
@@ -134,6 +137,11 @@ class Cluster:
         path = place.path(metadata.get("namespace", ""), metadata["name"])
         return self._request("patch", path, body=given, **params)
 
+    def create(self, given: Object) -> Object:
+        """Create an object that must not exist yet. Raises ApiError with reason AlreadyExists."""
+        place = self.require_kind(given)
+        return self._request("post", place.path(given["metadata"].get("namespace", "")), body=given)
+
     def delete(
         self, given: Object, *, propagation: str = "Background", dry_run: bool = False
     ) -> bool:
@@ -224,20 +232,20 @@ def connect(
             "talking to a cluster needs the package kubernetes", "pip install 'slmrank[k8s]'"
         ) from error
     configuration = client.Configuration()
+    given = os.environ.get("KUBECONFIG")
+    default = Path.home() / ".kube" / "config"
+    named = kubeconfig is not None or context is not None or bool(given) or default.is_file()
     try:
-        try:
+        if named:
             config.load_kube_config(
                 config_file=str(kubeconfig) if kubeconfig else None,
                 context=context,
                 client_configuration=configuration,
             )
-        except config.ConfigException:
-            if kubeconfig is not None or context is not None:
-                raise
+        else:
             config.load_incluster_config(client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        asked = kubeconfig is not None or context is not None
-        told = _one_line(str(error)) if asked else "no kubeconfig, and this is not a pod"
+    except (config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+        told = _one_line(str(error)) if named else "no kubeconfig, and this is not a pod"
         raise DeployError(
             f"no cluster is configured: {told}",
             "set KUBECONFIG, or give --kubeconfig and --context",
@@ -260,7 +268,9 @@ def _passing(error: Exception, status: Any) -> bool:
     """Whether a second try can help: overload, restarts and broken connections."""
     if isinstance(status, int):
         return status in _AGAIN
-    return "MaxRetryError" in type(error).__name__ or isinstance(error, OSError)
+    # urllib3 hands a broken connection on as it is for methods that it would not repeat itself.
+    module = type(error).__module__
+    return isinstance(error, OSError) or module.startswith(("urllib3", "http.client"))
 
 
 def _body_of(error: Exception) -> dict[str, Any]:

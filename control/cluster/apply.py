@@ -3,6 +3,7 @@ pods, ask for known answers, and put the earlier release back when one of these 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control.cluster.api import ApiError, Cluster
-from control.cluster.explain import Trouble, explain_pods
+from control.cluster.explain import UNSCHEDULABLE, Trouble, explain_pods
 from control.cluster.plan import Planned, check_release, job_states, plan_objects
 from control.cluster.records import (
     KEPT,
     Record,
+    State,
     find_record,
     list_records,
     set_state,
     write_record,
 )
-from control.cluster.rollout import Standing, judge, newest_set, pods_of
-from control.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, TRACK, Object
+from control.cluster.rollout import Standing, judge, newest_set, pods_of, timed_out
+from control.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, RELEASE, TRACK, Object
 from control.deploy.release import Place, Release
 from control.deploy.render import identity, render
 from control.deploy.smoke_job import DEADLINE_S, smoke_job
@@ -85,30 +87,27 @@ class Deployer:
         try:
             planned = plan_objects(self.cluster, objects, force=self.force_conflicts)
             records = list_records(self.cluster, release.place)
-            self._require_free(records, release)
+            self._require_free(records, release.place)
         except BaseException:
             if made is not None:
                 self.cluster.delete(made)
                 self.told(f"removed the empty namespace {release.deploy.namespace} again")
             raise
+        known = [one for one in planned if one.change != "skip"]
+        contents = [one.content for one in known if not _built(one.content, records, release)]
         for one in planned:
             self.told(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
-        known = [one for one in planned if one.change != "skip"]
         revision = 1 + max((one.revision for one in records), default=0)
-        contents = [one.content for one in known]
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
         try:
             self._bring(release, contents)
             self._smoke(release, revision)
-        except KeyboardInterrupt:
-            set_state(self.cluster, record, "failed", release.place)
-            raise DeployFailed(
-                "interrupted; the cluster goes on with the rollout",
-                "`control deploy status` shows it, `control deploy rollback` puts the earlier back",
-            ) from None
         except ControlError as error:
-            set_state(self.cluster, record, "failed", release.place)
-            self._put_back(release, records, revision, error)
+            self._note(record, "failed", release.place)
+            self._put_back(release, records, error)
+        except BaseException as error:
+            self._note(record, "failed", release.place)
+            raise _interrupted(error) from error
         removed = self._conclude(release, contents, record, records)
         return {
             "release": release.hash,
@@ -126,11 +125,14 @@ class Deployer:
         Raises Refused when there is none, DeployFailed when it does not come up.
         """
         records = list_records(self.cluster, place)
-        current = next((one for one in records if one.state != "failed"), None)
-        newest = records[0] if records else None
-        skip = newest.revision if newest is not None and newest is current else None
+        self._require_free(records, place)
+        live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
+        notes = ((live or {}).get("metadata") or {}).get("annotations") or {}
+        running = notes.get(RELEASE)
+        # The newest good one that is not what runs now.
+        others = [one for one in records if revision is not None or one.release != running]
         try:
-            target = find_record(records, revision, skip)
+            target = find_record(others, revision)
         except DeployError as error:
             raise Refused(error.message, error.hint) from error
         self.told(f"back to revision {target.revision}: engine {target.engine}")
@@ -142,48 +144,86 @@ class Deployer:
             raise DeployFailed(
                 f"revision {target.revision} could not be put back: {error.message}", error.hint
             ) from error
+        except BaseException as error:
+            raise _interrupted(error) from error
         for one in records:
             if one.revision > target.revision and one.state != "failed":
-                set_state(self.cluster, one, "failed", place)
-        if target.state != "deployed":
-            set_state(self.cluster, target, "deployed", place)
+                self._note(one, "failed", place)
+        self._note(target, "deployed", place)
         return {"revision": target.revision, "release": target.release, "engine": target.engine}
 
-    def wait(self, namespace: str, name: str) -> Standing:
-        """Until a Deployment's new pods are available; events are told as they come.
+    def wait(
+        self, namespace: str, name: str, release: str | None = None, stale: str | None = None
+    ) -> Standing:
+        """Until a Deployment's new pods are available; events are told as they come. `release` is
+        whose Deployment it must still be, `stale` what `timed_out` said before the change.
 
         Raises DeployFailed with what keeps its pods, when its deadline has passed since the last
-        progress: the controller counts like that, and may itself be gone.
+        progress: the controller counts like that, and may itself be gone. An API server that does
+        not answer for a while is waited for as long.
         """
         started = progressed = self.clock()
         told = ""
+        deadline = 600.0
+        deployment: Object | None = None
+        sets: list[Object] = []
+        events: list[Object] = []
         while True:
-            deployment = self.cluster.get("apps/v1", "Deployment", namespace, name)
-            if deployment is None:
-                raise DeployFailed(f"Deployment {name} is gone", "somebody deleted it meanwhile")
-            sets = self.cluster.list("apps/v1", "ReplicaSet", namespace)
-            standing = judge(deployment, sets)
-            events = self._tell_events(namespace, name)
+            try:
+                deployment = self.cluster.get("apps/v1", "Deployment", namespace, name)
+                sets = self.cluster.list("apps/v1", "ReplicaSet", namespace)
+                standing = self._judge(deployment, sets, name, release, stale)
+                events = self._tell_events(namespace, name)
+            except ApiError as error:
+                if error.status in (401, 403):
+                    raise
+                standing = Standing(state="waiting", text=error.message)
             if standing.text != told:
                 told, progressed = standing.text, self.clock()
                 self.told(f"{self.clock() - started:4.0f} s  {told}")
             if standing.state == "arrived":
                 return standing
-            deadline = deployment["spec"].get("progressDeadlineSeconds", 600) + DEADLINE_MARGIN_S
-            late = self.clock() - progressed > deadline
+            if deployment is not None:
+                deadline = deployment["spec"].get("progressDeadlineSeconds", 600)
+            late = self.clock() - progressed > deadline + DEADLINE_MARGIN_S
             if standing.state == "failed" or late:
-                why = (
-                    standing.text if standing.state == "failed" else f"not there in {deadline:g} s"
-                )
-                raise self._explained(why, deployment, sets, events)
+                why = f"not there in {deadline:g} s: {told}" if late else told
+                raise self._explained(why, namespace, deployment, sets, events)
             self.sleep(self.poll_s)
+
+    def _judge(
+        self,
+        deployment: Object | None,
+        sets: Sequence[Object],
+        name: str,
+        release: str | None,
+        stale: str | None,
+    ) -> Standing:
+        if deployment is None:
+            raise DeployFailed(f"Deployment {name} is gone", "somebody deleted it meanwhile")
+        found = (deployment["metadata"].get("annotations") or {}).get(RELEASE)
+        if release is not None and found != release:
+            raise Overtaken(
+                f"Deployment {name} is of release {found} now, not of {release}",
+                "somebody else deployed meanwhile; see `control deploy status`",
+            )
+        return judge(deployment, sets, stale=stale)
 
     def delete(self, place: Place, *, dry_run: bool = False) -> list[str]:
         """Remove everything of a bundle and track but claims and the namespace; returns what."""
-        removed = []
-        for given in self.owned(place):
-            self.cluster.delete(given, dry_run=dry_run)
-            removed.append(f"{given['kind']} {given['metadata']['name']}")
+        removed: list[str] = []
+        owned = self.owned(place)
+        try:
+            for given in owned:
+                self.cluster.delete(given, dry_run=dry_run)
+                removed.append(f"{given['kind']} {given['metadata']['name']}")
+        except (ControlError, KeyboardInterrupt) as error:
+            if not removed or dry_run:
+                raise
+            told = error.message if isinstance(error, ControlError) else "interrupted"
+            raise DeployFailed(
+                f"{told}; deleted so far: {', '.join(removed)}", "repeat the command"
+            ) from error
         return removed
 
     def owned(self, place: Place) -> list[Object]:
@@ -196,13 +236,20 @@ class Deployer:
             if (one["metadata"].get("labels") or {}).get(TRACK, "stable") == place.track
         ]
 
-    def _require_free(self, records: Sequence[Record], release: Release) -> None:
+    def _note(self, record: Record, state: State, place: Place) -> None:
+        """Change the state of a record; what happened does not depend on it."""
+        try:
+            set_state(self.cluster, record, state, place)
+        except ControlError as error:
+            self.told(f"the record of revision {record.revision} stays as it is: {error.message}")
+
+    def _require_free(self, records: Sequence[Record], place: Place) -> None:
         """Two deployments at once would wait for each other's pods."""
         if not records or records[0].state != "applying" or self.take_over:
             return
         age = datetime.datetime.now(datetime.UTC) - records[0].when
         raise Refused(
-            f"revision {records[0].revision} of {release.object_name} is being applied since "
+            f"revision {records[0].revision} of {place.object_name} is being applied since "
             f"{age.total_seconds():.0f} s",
             "wait for it; if whoever applied it is gone, use --take-over",
         )
@@ -233,12 +280,14 @@ class Deployer:
         """Apply in order; the Job that builds the engine ends before the Deployment changes."""
         namespace, name = release.deploy.namespace, release.object_name
         self._tell_events(namespace, name)
+        live = self.cluster.get("apps/v1", "Deployment", namespace, name)
+        stale = timed_out(live) if live is not None else None
         for given in objects:
             if given["kind"] == "Job":
                 self._run_job(given, given["spec"]["activeDeadlineSeconds"])
             else:
                 self.cluster.apply(given, force=self.force_conflicts)
-        self.wait(namespace, name)
+        self.wait(namespace, name, release.hash, stale)
 
     def _smoke(self, release: Release, revision: int) -> None:
         if self.skip_smoke:
@@ -275,31 +324,43 @@ class Deployer:
         told = ""
         self.told(f"waiting for Job {name}, at most {limit_s:g} s")
         while True:
-            found = self.cluster.get("batch/v1", "Job", namespace, name)
-            states = job_states(found or {})
+            try:
+                found = self.cluster.get("batch/v1", "Job", namespace, name)
+                pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
+            except ApiError as error:
+                if error.status in (401, 403) or self.clock() - started > limit_s:
+                    raise
+                self.sleep(self.poll_s)
+                continue
+            if found is None:
+                raise DeployFailed(f"Job {name} is gone", "somebody deleted it meanwhile")
+            states = job_states(found)
             if "Complete" in states:
                 return
-            pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
             troubles = explain_pods(pods)
             why = troubles[-1].line() if troubles else "see kubectl logs"
             if troubles and why != told:
                 told = why
                 self.told(f"{self.clock() - started:4.0f} s  {why}")
-            if not any(one.state == "Pending" for one in troubles):
+            if not any(one.state == UNSCHEDULABLE for one in troubles):
                 placed = self.clock()
             late = self.clock() - started > limit_s + DEADLINE_MARGIN_S
             stuck = self.clock() - placed > UNSCHEDULABLE_S
             if "Failed" in states or late or stuck:
+                if "Failed" not in states:
+                    self.cluster.delete(job)
                 raise DeployFailed(f"Job {name} failed: {why}", _first_fix(troubles))
             self.sleep(self.poll_s)
 
-    def _put_back(
-        self, release: Release, records: Sequence[Record], revision: int, error: ControlError
-    ) -> None:
+    def _put_back(self, release: Release, records: Sequence[Record], error: ControlError) -> None:
         """Put the last good release back and raise what tells of it."""
         self.told(f"failed: {error.message}")
+        if isinstance(error, Overtaken):
+            raise error
+        # The very release that just failed is no way back.
+        others = [one for one in records if one.release != release.hash]
         try:
-            target = find_record(records, None, revision)
+            target = find_record(others, None)
         except DeployError:
             raise DeployFailed(
                 f"{error.message}\nThere is no earlier release to go back to; its objects stay for "
@@ -315,18 +376,22 @@ class Deployer:
                 f"{second.message}",
                 second.hint,
             ) from second
+        except BaseException as second:
+            raise _interrupted(second) from second
         raise RolledBack(
             f"{error.message}\nRevision {target.revision} (engine {target.engine}) serves again",
             error.hint,
         ) from error
 
     def _restore(self, place: Place, target: Record) -> None:
+        live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
+        stale = timed_out(live) if live is not None else None
         for given in target.objects:
             if given["kind"] in ("Namespace", "PersistentVolumeClaim", "Job"):
                 continue
             # Taken back by force: the manager that is in the way is ours, of a moment ago.
             self.cluster.apply(given, force=True)
-        self.wait(place.namespace, place.object_name)
+        self.wait(place.namespace, place.object_name, target.release, stale)
 
     def _conclude(
         self,
@@ -368,7 +433,11 @@ class Deployer:
         """New events of the Deployment, its ReplicaSets and pods; returns all of them."""
         first = not self._seen_events
         found = []
-        for event in self.cluster.list("v1", "Event", namespace):
+        try:
+            listed = self.cluster.list("v1", "Event", namespace)
+        except ApiError:
+            return []  # events explain; a rollout does not depend on them
+        for event in listed:
             about = event.get("involvedObject") or {}
             if not _belongs(str(about.get("name", "")), name):
                 continue
@@ -386,16 +455,42 @@ class Deployer:
     def _explained(
         self,
         why: str,
-        deployment: Object,
+        namespace: str,
+        deployment: Object | None,
         sets: Sequence[Object],
         events: Sequence[Object],
     ) -> DeployFailed:
-        new = newest_set(deployment, sets)
-        namespace = deployment["metadata"]["namespace"]
-        pods = pods_of(new, self.cluster.list("v1", "Pod", namespace)) if new else []
-        troubles = explain_pods(pods, events)
+        new = newest_set(deployment, sets) if deployment is not None else None
+        troubles: list[Trouble] = []
+        if new is not None:
+            with contextlib.suppress(ApiError):
+                pods = pods_of(new, self.cluster.list("v1", "Pod", namespace))
+                troubles = explain_pods(pods, events)
         told = "".join(f"\n  {one.name}: {one.state}: {one.message}" for one in troubles)
         return DeployFailed(f"the rollout did not arrive: {why}{told}", _first_fix(troubles))
+
+
+class Overtaken(DeployFailed):
+    """Somebody else changed the Deployment while it was waited for: nothing is put back over it."""
+
+
+def _interrupted(error: BaseException) -> DeployFailed:
+    why = (
+        "interrupted"
+        if isinstance(error, KeyboardInterrupt)
+        else f"{type(error).__name__}: {error}"
+    )
+    return DeployFailed(
+        f"{why}; the cluster goes on with what it was told last",
+        "`control deploy status` shows it, `control deploy rollback` puts the earlier back",
+    )
+
+
+def _built(given: Object, records: Sequence[Record], release: Release) -> bool:
+    """Whether an object is the Job of an engine that served before: it needs a GPU only to find
+    that there is nothing to do."""
+    served = any(one.state == "deployed" and one.engine == release.engine.tag for one in records)
+    return given["kind"] == "Job" and served
 
 
 def _belongs(about: str, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from control.deploy.naming import Object
 
+UNSCHEDULABLE = "Pending, no node"
 _LAST_LINES = 6
 _BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _BAD_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -108,7 +109,10 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             message = str(condition.get("message", "no message"))
             return Trouble(
-                name=name, state="Pending", message=message, fix=unschedulable_fix(message)
+                name=name,
+                state=UNSCHEDULABLE,
+                message=message,
+                fix=unschedulable_fix(message),
             )
     for container in _container_states(status):
         trouble = _container_trouble(name, container)

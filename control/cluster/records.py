@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import yaml
 
-from control.cluster.api import Cluster
+from control.cluster.api import ApiError, Cluster
 from control.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME, TRACK, Object
 from control.deploy.release import Place, Release
 from control.deploy.yaml_text import to_documents
-from control.errors import DeployError
+from control.errors import DeployError, Refused
 
 COMPONENT_NAME = "release"
 STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
@@ -76,7 +76,10 @@ def write_record(
     revision: int,
     state: State,
 ) -> Record:
-    """Write or update the record of one deployment."""
+    """Write the record of one deployment, which is also the lock against a second one.
+
+    Raises Refused when another apply has just taken the same revision.
+    """
     now = datetime.datetime.now(datetime.UTC)
     record = Record(
         name=f"{release.object_name}-release-{revision}",
@@ -87,24 +90,32 @@ def write_record(
         engine=release.engine.tag,
         objects=tuple(objects),
     )
-    _apply(cluster, record, release.place)
+    try:
+        cluster.create(_content(record, release.place))
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        raise Refused(
+            f"revision {revision} of {release.object_name} is being applied by somebody else",
+            "wait for it, and repeat this",
+        ) from error
     return record
 
 
 def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> None:
     """Change the state of a record."""
     changed = replace(record, state=state)
-    _apply(cluster, changed, place)
+    cluster.apply(_content(changed, place), force=True)
 
 
-def find_record(records: Sequence[Record], revision: int | None, skip: int | None) -> Record:
-    """The record of a revision; without one the newest that was deployed and is not `skip`.
+def find_record(records: Sequence[Record], revision: int | None) -> Record:
+    """The record of a revision; without one the newest that was deployed.
 
     Raises DeployError when there is none.
     """
     known = ", ".join(f"{one.revision} ({one.state})" for one in records) or "none"
     for one in records:
-        if revision is None and one.state == "deployed" and one.revision != skip:
+        if revision is None and one.state == "deployed":
             return one
         if revision is not None and one.revision == revision:
             return one
@@ -112,8 +123,8 @@ def find_record(records: Sequence[Record], revision: int | None, skip: int | Non
     raise DeployError(f"there is no record of {wanted}", f"records: {known}")
 
 
-def _apply(cluster: Cluster, record: Record, place: Place) -> None:
-    content: dict[str, Any] = {
+def _content(record: Record, place: Place) -> dict[str, Any]:
+    return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
@@ -132,4 +143,3 @@ def _apply(cluster: Cluster, record: Record, place: Place) -> None:
             "objects.yaml": to_documents(record.objects),
         },
     }
-    cluster.apply(content, force=True)

@@ -25,8 +25,19 @@ class Standing:
     new_set: str | None = None
 
 
-def judge(deployment: Object, replica_sets: Sequence[Object]) -> Standing:
-    """Judge a rollout. `replica_sets` are those of the Deployment."""
+def timed_out(deployment: Object) -> str | None:
+    """When the controller gave the rollout up, None when it did not."""
+    for condition in (deployment.get("status") or {}).get("conditions") or []:
+        if condition.get("reason") == "ProgressDeadlineExceeded":
+            return str(condition.get("lastUpdateTime") or condition.get("lastTransitionTime"))
+    return None
+
+
+def judge(
+    deployment: Object, replica_sets: Sequence[Object], *, stale: str | None = None
+) -> Standing:
+    """Judge a rollout. `replica_sets` are those of the Deployment; `stale` is a `timed_out` from
+    before the change, which the controller leaves there until there is progress."""
     metadata, spec = deployment["metadata"], deployment["spec"]
     status: Mapping[str, Any] = deployment.get("status") or {}
     if status.get("observedGeneration", 0) < metadata.get("generation", 0):
@@ -35,13 +46,17 @@ def judge(deployment: Object, replica_sets: Sequence[Object]) -> Standing:
     name = new["metadata"]["name"] if new else None
     for condition in status.get("conditions") or []:
         kind, reason = condition.get("type"), condition.get("reason")
-        if kind == "Progressing" and reason == "ProgressDeadlineExceeded":
+        given_up = kind == "Progressing" and reason == "ProgressDeadlineExceeded"
+        if given_up and (stale is None or timed_out(deployment) != stale):
             return Standing(state="failed", text=condition.get("message") or reason, new_set=name)
     if new is None:
         return Standing(state="waiting", text="there is no ReplicaSet of this template yet")
     wanted = spec.get("replicas", 1)
     updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
     available = (new.get("status") or {}).get("availableReplicas", 0)
+    if wanted == 0:
+        text = "the Deployment is scaled to 0, and the autoscaler leaves that alone"
+        return Standing(state="failed", text=text, new_set=name)
     if updated < wanted:
         text = f"{updated} of {wanted} pods are of the new release"
     elif all_pods > updated:

@@ -9,7 +9,7 @@ from control.cluster.api import Cluster
 from control.cluster.explain import Trouble, explain_autoscaler, explain_pods, is_ready
 from control.cluster.records import list_records
 from control.cluster.rollout import judge
-from control.deploy.naming import ENGINE, INSTANCE, MANAGED_BY, MANAGER, TRACK
+from control.deploy.naming import COMPONENT, ENGINE, INSTANCE, MANAGED_BY, MANAGER, TRACK
 from control.deploy.release import Place
 
 
@@ -57,9 +57,19 @@ def read_status(cluster: Cluster, place: Place) -> Status:
             troubles=[],
             records=history,
         )
-    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track}
+    labels = {
+        MANAGED_BY: MANAGER,
+        INSTANCE: place.bundle,
+        TRACK: place.track,
+        COMPONENT: "serve",
+    }
     standing = judge(deployment, cluster.list("apps/v1", "ReplicaSet", namespace, labels))
-    pods = cluster.list("v1", "Pod", namespace, labels)
+    pods = [
+        # Evicted pods stay until they are collected; others have taken their place.
+        pod
+        for pod in cluster.list("v1", "Pod", namespace, labels)
+        if (pod.get("status") or {}).get("phase") != "Failed"
+    ]
     events = cluster.list("v1", "Event", namespace)
     scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", namespace, object_name)
     troubles = explain_pods(pods, events)

@@ -92,7 +92,6 @@ def engine_job(
         "spec": {
             "backoffLimit": 1,
             "activeDeadlineSeconds": DEADLINE_S,
-            "ttlSecondsAfterFinished": 86400,
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }

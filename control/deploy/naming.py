@@ -22,6 +22,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 BUNDLE = "slmrank.io/bundle"
 ENGINE = "slmrank.io/engine"
 TRACK = "slmrank.io/track"
+RELEASE = "slmrank.io/release"
 
 
 def selector(release: Release) -> dict[str, str]:

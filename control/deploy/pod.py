@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from control.deploy.release import Release
+
 USER = 1000
+PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
 def pod_security() -> dict[str, Any]:
@@ -33,3 +36,19 @@ def bundle_volume(claim: str, image: str | None = None) -> dict[str, Any]:
     if image is not None:
         return {"name": "bundles", "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
     return {"name": "bundles", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+
+
+def placement(release: Release) -> dict[str, Any]:
+    """Which nodes: those with the engine's GPU. On another the pod cannot be scheduled, instead of
+    crashing there."""
+    nodes = dict(release.deploy.placement.node_selector)
+    chosen: dict[str, Any] = {}
+    if release.gpu_product is not None:
+        nodes[PRODUCT_LABEL] = release.gpu_product
+    if nodes:
+        chosen["nodeSelector"] = nodes
+    if release.on_gpu:
+        chosen["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+    return chosen

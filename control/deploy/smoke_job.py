@@ -12,10 +12,11 @@ from control.deploy.naming import (
     made,
     manifest_name,
 )
-from control.deploy.pod import pod_security, restricted
+from control.deploy.pod import placement, pod_security, restricted
 from control.deploy.release import Release
 
-DEADLINE_S = 120
+# With the pull of the image, should the node not have it.
+DEADLINE_S = 900
 
 
 def smoke_job(release: Release, name: str) -> Object:
@@ -55,6 +56,8 @@ def smoke_job(release: Release, name: str) -> Object:
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         ],
     }
+    # Where the pods of the release are, the image is; it takes no GPU there.
+    pod |= placement(release)
     if release.deploy.image_pull_secret is not None:
         pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
     return made(

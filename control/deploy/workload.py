@@ -12,6 +12,7 @@ from control.deploy.naming import (
     HTTP,
     MANIFEST,
     METRICS,
+    RELEASE,
     TMP,
     Object,
     engine_path,
@@ -22,7 +23,7 @@ from control.deploy.naming import (
     repository_path,
     selector,
 )
-from control.deploy.pod import bundle_volume, pod_security, restricted
+from control.deploy.pod import bundle_volume, placement, pod_security, restricted
 from control.deploy.release import Release
 from control.deploy.sizing import (
     PROBE_PERIOD_S,
@@ -37,7 +38,6 @@ from control.engine.trtllm_plan import BuildPlan
 from control.repo.generate import ENSEMBLE
 
 SPARE_GPUS = "slmrank.io/spare-gpus"
-PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
 def manifest_config(release: Release) -> Object:
@@ -84,6 +84,7 @@ def deployment(release: Release) -> Object:
             "rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)},
         }
     annotations = {
+        RELEASE: release.hash,
         "slmrank.io/capacity": f"{release.capacity.items_per_s:g} items/s per replica",
         "slmrank.io/capacity-source": release.capacity.source,
         "slmrank.io/objective": f"p{release.percentile} <= {release.latency_ms:g} ms",
@@ -118,11 +119,6 @@ def deployment(release: Release) -> Object:
 
 
 def _pod(release: Release) -> Object:
-    placement = release.deploy.placement
-    nodes = dict(placement.node_selector)
-    if release.gpu_product is not None:
-        # On another GPU the pod cannot be scheduled, instead of crashing there.
-        nodes[PRODUCT_LABEL] = release.gpu_product
     pod: Object = {
         "serviceAccountName": release.object_name,
         "automountServiceAccountToken": False,
@@ -140,15 +136,10 @@ def _pod(release: Release) -> Object:
             }
         ],
         "volumes": _volumes(release),
+        **placement(release),
     }
-    if nodes:
-        pod["nodeSelector"] = nodes
-    if release.on_gpu:
-        pod["tolerations"] = [
-            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-        ]
-    if placement.priority_class is not None:
-        pod["priorityClassName"] = placement.priority_class
+    if release.deploy.placement.priority_class is not None:
+        pod["priorityClassName"] = release.deploy.placement.priority_class
     if release.deploy.image_pull_secret is not None:
         pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
     return pod

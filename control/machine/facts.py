@@ -122,12 +122,11 @@ def _quota(cgroup: Path) -> float | None:
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             words = " ".join((cgroup / name).read_text() for name in names).split()
-            quota, period = words[0], int(words[1])
-        except (OSError, ValueError, IndexError):
+            if words[0] in ("max", "-1"):
+                return None
+            return int(words[0]) / int(words[1])
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
             continue
-        if quota not in ("max", "-1") and period > 0:
-            return int(quota) / period
-        return None
     return None
 
 

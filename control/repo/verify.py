@@ -55,7 +55,7 @@ def verify_repository(repository: Path, expected: Expected, progress: Progress) 
     """Compare every file with its size and SHA-256; returns the bytes read.
 
     Raises RepositoryError that lists what is missing or different. Files beside them are accepted
-    outside the model folders only: a model folder more would be loaded.
+    in the top folder only: a model or a version more would be loaded.
     """
     if not repository.is_dir():
         raise RepositoryError(
@@ -75,11 +75,14 @@ def verify_repository(repository: Path, expected: Expected, progress: Progress) 
             wrong.append(f"{name}: other content")
         done += int(file["bytes"])
         progress(number, len(expected.files), name)
-    models = {name.split("/")[0] for name in expected.files if "/" in name}
     wrong += [
-        f"{folder.name}/: not part of it"
-        for folder in sorted(repository.iterdir())
-        if folder.is_dir() and folder.name not in models
+        f"{name}: not part of it"
+        for name in sorted(
+            str(path.relative_to(repository))
+            for path in repository.glob("*/**/*")
+            if path.is_file()
+        )
+        if name not in expected.files
     ]
     if wrong:
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""

@@ -78,6 +78,12 @@ def test_defaults_double_or_add_four_and_shrink_after_five_minutes() -> None:
     assert (now, size) == (360, 7)
 
 
+def test_the_size_that_is_found_holds_for_the_first_window() -> None:
+    scaler = Autoscaler(minimum=1, maximum=9)
+    assert [scaler.step(at, 5, [2]) for at in (0, 150, 299)] == [5, 5, 5]
+    assert scaler.step(300, 5, [2]) == 2
+
+
 def test_percent_policies_and_min_and_disabled() -> None:
     half = Policy(kind="Percent", value=50, period_s=60)
     slow = Behavior(

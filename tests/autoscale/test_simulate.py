@@ -123,6 +123,13 @@ def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
     assert np.nanmax(outcome.latencies) <= 0.1 * (4 + 2)
 
 
+def test_the_autoscaler_goes_on_after_the_last_request() -> None:
+    rates = np.concatenate([np.full(360, 160.0), np.zeros(3 * 360)])
+    results, _ = compare(situation(floor=1), Trace(name="quiet", rates=rates), quiet)
+    # One hour at ten replicas and three at few: not forty hours.
+    assert by_name(results)["reactive"].replica_hours < 16
+
+
 def test_bursts_are_a_matter_of_floor_and_shedding() -> None:
     trace = make_trace("burst", load=160, burst=4, hours=1, seed=0)
     results, _ = compare(situation(floor=18), trace, quiet)
@@ -184,8 +191,13 @@ def test_a_csv_is_a_trace_and_bad_rows_are_named(tmp_path: Path) -> None:
     path.write_text("seconds,items_per_s\n0,10\n100,20\n200,20\n")
     trace = read_trace(path)
     assert trace.name == "monday"
-    assert trace.rates[0] == 10
-    assert trace.rates[5] == 15
+    # Means of ten seconds each.
+    assert trace.rates[0] == pytest.approx(10.5)
+    assert trace.rates[5] == pytest.approx(15.5)
+    spikes = "".join(f"{n},{1000 if n % 10 in (3, 4, 5) else 10}\n" for n in range(101))
+    path.write_text("\ufeffseconds,items_per_s\n" + spikes, encoding="utf-8")
+    assert read_trace(path).rates.mean() == pytest.approx(307, abs=1)
+    path.write_text("seconds,items_per_s\n0,10\n100,20\n200,20\n")
     assert trace.history is None
     for text, told in (
         ("seconds,items_per_s\n0,10\n5,x\n", ":3: no numbers"),

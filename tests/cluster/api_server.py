@@ -216,7 +216,7 @@ class ApiServer:
 
     def _inject(self, method: str, path: str) -> None:
         for fault in self.faults:
-            if fault["count"] > 0 and fault["method"] == method and fault["path"] in path:
+            if fault["count"] > 0 and fault["method"] in (method, "*") and fault["path"] in path:
                 fault["count"] -= 1
                 raise Refusal(fault["code"], "InternalError", fault["message"])
 
@@ -239,6 +239,12 @@ class ApiServer:
         kind = next((k for k, (p, _) in self.kinds[api_version].items() if p == rest[0]), None)
         if kind is None:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        if len(rest) == 1 and method == "POST":
+            content = json.loads(body)
+            key = (api_version, kind, namespace, content["metadata"]["name"])
+            if key in self.objects:
+                raise Refusal(409, "AlreadyExists", f'{key[1].lower()}s "{key[3]}" already exists')
+            return self._apply(key, content, "create", force=True, dry="dryRun" in query)
         if len(rest) == 1:
             return self._list(api_version, kind, namespace, query)
         key = (api_version, kind, namespace, rest[1])

@@ -97,13 +97,15 @@ class ControlPlane:
         # Admission adds a taint that only a kubelet's heartbeats would take away.
         self.request("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": taints}}, merge)
 
-    def add_volume(self, name: str, claim: str, namespace: str) -> None:
-        """A volume that is bound to a claim."""
+    def add_volume(
+        self, name: str, claim: str, namespace: str, folder: Path = Path("/tmp")
+    ) -> None:
+        """A volume that is bound to a claim; with a real node it is this folder."""
         spec = {
             "capacity": {"storage": "1Ti"},
             "accessModes": ["ReadWriteMany"],
             "persistentVolumeReclaimPolicy": "Retain",
-            "hostPath": {"path": "/tmp"},
+            "hostPath": {"path": str(folder)},
             "claimRef": {"namespace": namespace, "name": claim},
         }
         volume = {"apiVersion": "v1", "kind": "PersistentVolume", "spec": spec}

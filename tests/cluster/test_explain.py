@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from control.cluster.explain import explain_autoscaler, explain_pods, unschedulable_fix
+from control.cluster.explain import (
+    UNSCHEDULABLE,
+    explain_autoscaler,
+    explain_pods,
+    unschedulable_fix,
+)
 from control.cluster.rollout import judge
 
 
@@ -40,7 +45,7 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
 def test_the_schedulers_reasons_have_fixes(message: str, fix: str) -> None:
     condition = {"type": "PodScheduled", "status": "False", "message": message}
     (trouble,) = explain_pods([pod(phase="Pending", conditions=[condition])])
-    assert trouble.state == "Pending"
+    assert trouble.state == UNSCHEDULABLE
     assert trouble.message == message
     assert fix in trouble.fix
     assert trouble.fix == unschedulable_fix(message)

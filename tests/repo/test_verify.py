@@ -55,10 +55,14 @@ def flip(path: Path) -> None:
         (lambda path: (path / "prepare/1/ranker.json").unlink(), "ranker.json: missing"),
         (lambda path: cut(path / "ranker/1/engine/items.bin"), "bytes instead of"),
         (lambda path: flip(path / "ranker/1/engine/items.bin"), "other content"),
-        (lambda path: (path / "extra/1").mkdir(parents=True), "extra/: not part of it"),
+        (lambda path: shutil.copytree(path / "ranker", path / "extra"), "extra/config.pbtxt: not"),
+        (
+            lambda path: shutil.copytree(path / "ranker/1", path / "ranker/2"),
+            "ranker/2/model.py: no",
+        ),
         (lambda path: shutil.rmtree(path / "ranker"), "and [0-9]+ more|missing"),
     ],
-    ids=["missing", "cut", "flipped", "extra", "folder"],
+    ids=["missing", "cut", "flipped", "model", "version", "folder"],
 )
 def test_any_damage_is_named(damage: Callable[[Path], Any], told: str, copied: Path) -> None:
     damage(copied)
