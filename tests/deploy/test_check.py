@@ -226,8 +226,7 @@ def test_our_own_output_raises_no_alarm(release: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     read = read_manifests([tmp_path])
     found = check(read.objects, versions=VERSIONS, crds=load_crds(), read=read.findings)
-    # Image volumes are newer than the oldest version.
-    assert [one for one in found.errors if "1.29" not in one.message] == []
+    assert found.errors == []
     assert found.objects >= 16
     assert found.advice == []
 
@@ -257,9 +256,12 @@ def test_unknown_kinds_fail_until_their_crd_is_given(tmp_path: Path, control: Co
 
 def test_a_field_of_newer_clusters_is_told_for_the_older_ones() -> None:
     image = {"storage": {"bundle_image": f"bundle@sha256:{'d' * 64}"}}
-    found = checked(render_base(releases.cpu(deploy=image)), versions=VERSIONS).errors
-    assert [one.rule for one in found] == ["unknown-field"]
-    assert "1.29 to 1.30" in found[0].message
+    objects = render_base(releases.cpu(deploy=image))
+    found = checked(objects, versions=VERSIONS)
+    assert found.errors == []
+    assert [one.rule for one in found.advice] == ["unknown-field"]
+    assert "in Kubernetes 1.29 to 1.30" in found.advice[0].message
+    assert [one.rule for one in checked(objects, versions=["1.29"]).errors] == ["unknown-field"]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,189 @@ def test_no_value_anywhere_makes_the_rules_crash(data: st.DataObject) -> None:
         if key not in ("apiVersion", "kind"):
             content[key] = copy.deepcopy(data.draw(JUNK))
     checked(objects, house=True)
+
+
+def edit(change: Plant) -> set[str]:
+    """Rules that find a change of a CPU release."""
+    objects = copy.deepcopy(render_base(releases.cpu()))
+    change(objects)
+    return {one.rule for one in checked(objects).errors}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        (
+            "missing-volume",
+            lambda o: serve(o).update(volumeDevices=[{"name": "x", "devicePath": "/x"}]),
+        ),
+        ("duplicate-volume", lambda o: pod(o)["volumes"].append({"name": "tmp", "emptyDir": {}})),
+        (
+            "volume-sources",
+            lambda o: pod(o)["volumes"][-1].update(hostPath={"path": "/x"}),
+        ),
+        ("probe-port", lambda o: set_in(serve(o), "readinessProbe.httpGet.port", "8000")),
+        (
+            "probe-port",
+            lambda o: set_in(serve(o), "livenessProbe.httpGet.port", "other"),
+        ),
+        (
+            "init-probe",
+            lambda o: pod(o)["initContainers"][0].update(
+                livenessProbe={"exec": {"command": ["a"]}}
+            ),
+        ),
+        (
+            "rollout-amount",
+            lambda o: set_in(find(o, "Deployment"), "spec.strategy.rollingUpdate.maxSurge", "one"),
+        ),
+        (
+            "rollout-stuck",
+            lambda o: set_in(
+                find(o, "Deployment"),
+                "spec.strategy.rollingUpdate",
+                {"maxSurge": "0%", "maxUnavailable": "00%"},
+            ),
+        ),
+        ("name", lambda o: set_in(find(o, "Service"), "metadata.namespace", "My_NS")),
+        (
+            "label",
+            lambda o: set_in(find(o, "Deployment"), "spec.template.metadata.labels.a", "b c"),
+        ),
+        (
+            "quantity",
+            lambda o: set_in(
+                find(o, "HorizontalPodAutoscaler")["spec"]["metrics"][0],
+                "pods.target.averageValue",
+                "24 items",
+            ),
+        ),
+        (
+            "quantity",
+            lambda o: set_in(
+                find(o, "PersistentVolumeClaim"), "spec.resources.requests.storage", "20GB"
+            ),
+        ),
+    ],
+)
+def test_more_defects_that_servers_refuse(rule: str, change: Plant) -> None:
+    assert rule in edit(change)
+
+
+DAEMON = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {a: b}}
+  updateStrategy: {rollingUpdate: {maxSurge: 1}}
+  template:
+    metadata: {labels: {a: b}}
+    spec: {containers: [{name: a, image: b}]}
+"""
+
+
+def test_a_daemon_set_surges_or_is_unavailable_but_not_both() -> None:
+    read = Read()
+    read_text(DAEMON, "daemon", read)
+    found = check(read.objects, versions=VERSIONS[-1:], crds=load_crds())
+    assert {one.rule for one in found.errors} == {"rollout-both"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # As kubectl reads them: merged keys may be replaced, dates and times are texts, nulls nothing.
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n"
+        "  - &base {name: one, image: busybox}\n  - {<<: *base, name: two}\n",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, annotations: {at: 2024-01-31}}\n"
+        "data: {opening: 12:30, day: 2024-01-01}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  restartPolicy: null\n"
+        "  containers: [{name: a, image: b, args: [-p, 22:22], livenessProbe: {exec: null, "
+        "tcpSocket: {port: 1}, successThreshold: null}}]\n  volumes:\n"
+        "  - {name: a, configMap: {name: x, defaultMode: 0o644}}\n",
+        "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: a}\n"
+        "spec: {minAvailable: 1, maxUnavailable: null, selector: {}}\n",
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleList\nitems:\n"
+        "- {metadata: {name: a}, rules: []}\n",
+        "apiVersion: authorization.k8s.io/v1\nkind: SelfSubjectAccessReview\n"
+        "spec: {resourceAttributes: {verb: get}}\n",
+        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: a}\nspec:\n"
+        "  selector: {matchLabels: {a: b}}\n  updateStrategy: {type: OnDelete, rollingUpdate: {}}\n"
+        "  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: b}]}}\n",
+        "apiVersion: resource.k8s.io/v1\nkind: DeviceClass\nmetadata: {name: gpu}\nspec: {}\n",
+    ],
+    ids=["merge", "dates", "nulls", "budget", "typed-list", "review", "on-delete", "newer"],
+)
+def test_what_kubectl_accepts_is_no_defect(text: str) -> None:
+    read = Read()
+    read_text(text, "file", read)
+    found = check(read.objects, versions=VERSIONS, crds=load_crds(), read=read.findings)
+    assert found.objects >= 1
+    assert found.errors == []
+
+
+def test_booleans_that_should_be_texts_are_found() -> None:
+    read = Read()
+    text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {flag: y}\n"
+    read_text(text, "file", read)
+    found = check(read.objects, versions=VERSIONS[-1:], crds=load_crds())
+    assert [one.rule for one in found.errors] == ["schema"]
+
+
+def test_kinds_of_other_groups_are_not_taken_for_native_ones(tmp_path: Path) -> None:
+    """A Job of another group has other rules, and an OpenAPI schema is not quite a JSON Schema."""
+    crd = {
+        "kind": "CustomResourceDefinition",
+        "spec": {
+            "group": "batch.volcano.sh",
+            "names": {"kind": "Job"},
+            "versions": [
+                {
+                    "name": "v1alpha1",
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "properties": {
+                                "spec": {
+                                    "type": "object",
+                                    "properties": {
+                                        "queue": {"type": "string", "nullable": True},
+                                        "min": {
+                                            "type": "integer",
+                                            "minimum": 0,
+                                            "exclusiveMinimum": True,
+                                        },
+                                        "name": {"type": "string", "pattern": "^[\\p{L}]+\\z"},
+                                        "template": {
+                                            "type": "object",
+                                            "x-kubernetes-preserve-unknown-fields": True,
+                                        },
+                                    },
+                                }
+                            },
+                        }
+                    },
+                }
+            ],
+        },
+    }
+    path = tmp_path / "crd.yaml"
+    path.write_text(yaml.safe_dump(crd))
+    crds = load_crds([path])
+
+    def found(spec: Object) -> list[str]:
+        job = {
+            "apiVersion": "batch.volcano.sh/v1alpha1",
+            "kind": "Job",
+            "metadata": {"name": "a"},
+            "spec": spec,
+        }
+        return [one.rule for one in checked([job], crds=crds).errors]
+
+    assert found({"queue": None, "min": 1, "name": "x", "template": {"spec": {"a": 1}}}) == []
+    assert found({"min": 0}) == ["schema"]
+    assert found({"completelyUnknown": 1}) == ["unknown-field"]
 
 
 def test_cross_object_defects_are_found() -> None:

@@ -20,6 +20,14 @@ _UNITS = "Ki, Mi, Gi, Ti or k, M, G, T, or m for thousandths"
 # Names that are paths of roles and the like: anything but / and %.
 _PATH_NAMED = ("rbac.authorization.k8s.io/",)
 _LABEL_NAMED = {"Namespace"}
+# Fields with amounts beside `resources`, by kind.
+_AMOUNTS = {
+    "HorizontalPodAutoscaler": ("averageValue", "value"),
+    "ResourceQuota": ("hard",),
+    "PersistentVolume": ("capacity",),
+    "LimitRange": ("max", "min", "default", "defaultRequest", "maxLimitRequestRatio"),
+    "RuntimeClass": ("podFixed",),
+}
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 _RESTARTS = {
@@ -36,13 +44,13 @@ def object_defects(given: Located) -> Iterator[Finding]:
     """Defects outside the pod template."""
     yield from _names(given)
     yield from _quantities(given, given.content, "")
-    if given.kind == "Service":
+    if given.native == "Service":
         yield from _service_ports(given)
-    elif given.kind == "PodDisruptionBudget":
+    elif given.native == "PodDisruptionBudget":
         yield from _budget(given)
-    elif given.kind == "HorizontalPodAutoscaler":
+    elif given.native == "HorizontalPodAutoscaler":
         yield from _autoscaler(given)
-    elif given.kind in ("Deployment", "StatefulSet", "DaemonSet"):
+    elif given.native in ("Deployment", "StatefulSet", "DaemonSet"):
         yield from _strategy(given)
 
 
@@ -60,12 +68,11 @@ def pod_defects(pod: PodSpec) -> Iterator[Finding]:
                 f"{count} containers are named {name}",
                 "give each its own name",
             )
-    declared = {
-        str(port.get("name"))
-        for _, container in pod.containers()
-        for port in map(mapping, sequence(container.get("ports")))
-        if port.get("name")
-    }
+    yield from _volumes(pod)
+    if "labels" in pod.metadata and pod.path:
+        for key, value in pod.labels.items():
+            where = f"{pod.path}.metadata.labels"
+            yield from _label(pod.owner, where, str(key), value, check_value=True)
     for path, container in pod.containers():
         name = str(container.get("name", ""))
         if not _LABEL.fullmatch(name) or len(name) > 63:
@@ -79,19 +86,50 @@ def pod_defects(pod: PodSpec) -> Iterator[Finding]:
         yield from _container_ports(pod, path, container)
         yield from _mounts(pod, path, container)
         yield from _resources(pod, path, container)
+        declared = {
+            str(port.get("name"))
+            for port in map(mapping, sequence(container.get("ports")))
+            if port.get("name")
+        }
+        sidecar = container.get("restartPolicy") == "Always"
         for field in _PROBES:
-            if isinstance(container.get(field), dict):
+            if (
+                isinstance(container.get(field), dict)
+                and ".initContainers[" in path
+                and not sidecar
+            ):
+                yield _finding(
+                    pod.owner,
+                    f"{path}.{field}",
+                    "init-probe",
+                    "an init container that ends has no probes",
+                    "remove it, or make it a sidecar with restartPolicy: Always",
+                )
+            elif isinstance(container.get(field), dict):
                 yield from _probe(pod, f"{path}.{field}", field, container[field], declared)
 
 
 def _names(given: Located) -> Iterator[Finding]:
     name = given.name
     generated = given.metadata.get("generateName")
-    if not name and not generated:
+    nameless = given.api_group.startswith(("authentication.", "authorization."))
+    namespace = given.metadata.get("namespace")
+    if isinstance(namespace, str) and not (_LABEL.fullmatch(namespace) and len(namespace) <= 63):
+        yield _finding(
+            given,
+            "metadata.namespace",
+            "name",
+            f"{namespace!r} is no DNS label",
+            "use lower-case letters, digits and '-', at most 63, no '-' at the ends",
+        )
+    if not name and not generated and not nameless:
         yield _finding(given, "metadata.name", "name", "is missing", "give the object a name")
     elif name and not given.api_version.startswith(_PATH_NAMED):
-        if given.kind == "Service":
+        if given.native == "Service":
             good, rule = _SERVICE.fullmatch(name) and len(name) <= 63, "start with a letter; "
+        elif given.native == "CronJob":
+            # Eleven characters are added to the names of its Jobs.
+            good, rule = _SUBDOMAIN.fullmatch(name) and len(name) <= 52, "at most 52 characters; "
         elif given.kind in _LABEL_NAMED:
             good, rule = _LABEL.fullmatch(name) and len(name) <= 63, ""
         else:
@@ -151,7 +189,7 @@ def _quantities(given: Located, value: Any, path: str) -> Iterator[Finding]:
                     yield from _quantity(given, f"{below}.{kind}.{resource}", amount)
         if name == "emptyDir" and isinstance(inner, dict) and "sizeLimit" in inner:
             yield from _quantity(given, f"{below}.sizeLimit", inner["sizeLimit"])
-        if name in ("averageValue",) or (name == "hard" and given.kind == "ResourceQuota"):
+        if name in _AMOUNTS.get(given.kind, ()):
             amounts = inner if isinstance(inner, dict) else {"": inner}
             for resource, amount in amounts.items():
                 yield from _quantity(given, f"{below}.{resource}".rstrip("."), amount)
@@ -183,7 +221,7 @@ def _service_ports(given: Located) -> Iterator[Finding]:
             "several ports and one has no name",
             "name every port",
         )
-    pairs = Counter((one.get("port"), one.get("protocol", "TCP")) for one in ports)
+    pairs = Counter((str(one.get("port")), str(one.get("protocol", "TCP"))) for one in ports)
     for (number, protocol), count in pairs.items():
         if count > 1:
             yield _finding(
@@ -193,22 +231,22 @@ def _service_ports(given: Located) -> Iterator[Finding]:
                 f"{protocol} port {number} stands twice",
                 "keep one of them",
             )
-    for number, one in enumerate(ports):
+    for place, one in enumerate(ports):
         name = one.get("name")
         if name and (not _LABEL.fullmatch(str(name)) or len(str(name)) > 63):
             yield _finding(
                 given,
-                f"spec.ports[{number}].name",
+                f"spec.ports[{place}].name",
                 "port-name",
                 f"{name!r} is no DNS label",
                 "use lower-case letters, digits and '-'",
             )
-        yield from _port_number(given, f"spec.ports[{number}].port", one.get("port"))
+        yield from _port_number(given, f"spec.ports[{place}].port", one.get("port"))
         target = one.get("targetPort")
         if isinstance(target, str):
-            yield from _port_name(given, f"spec.ports[{number}].targetPort", target)
+            yield from _port_name(given, f"spec.ports[{place}].targetPort", target)
         else:
-            yield from _port_number(given, f"spec.ports[{number}].targetPort", target)
+            yield from _port_number(given, f"spec.ports[{place}].targetPort", target)
 
 
 def _budget(given: Located) -> Iterator[Finding]:
@@ -238,7 +276,7 @@ def _strategy(given: Located) -> Iterator[Finding]:
     field = "strategy" if given.kind == "Deployment" else "updateStrategy"
     strategy = mapping(given.spec.get(field))
     rolling = strategy.get("rollingUpdate")
-    if rolling is not None and strategy.get("type") in ("Recreate", "OnDelete"):
+    if rolling is not None and strategy.get("type") == "Recreate":
         yield _finding(
             given,
             f"spec.{field}",
@@ -249,23 +287,72 @@ def _strategy(given: Located) -> Iterator[Finding]:
         return
     limits = mapping(rolling)
     # Unset is 25 % for a Deployment, 1 and 0 for a DaemonSet.
-    deployment = given.kind == "Deployment"
+    deployment = given.native == "Deployment"
     surge = limits.get("maxSurge", "25%" if deployment else 0)
     down = limits.get("maxUnavailable", "25%" if deployment else 1)
-    if given.kind != "StatefulSet" and _zero(surge) and _zero(down):
+    where = f"spec.{field}.rollingUpdate"
+    for name, value in (("maxSurge", surge), ("maxUnavailable", down)):
+        if not re.fullmatch(r"\d+|\d{1,3}%", str(value)):
+            yield _finding(
+                given,
+                f"{where}.{name}",
+                "rollout-amount",
+                f"{value!r} is neither a number of pods nor a percentage",
+                "write 1 or 25%",
+            )
+    if given.native == "StatefulSet":
+        if "maxUnavailable" in limits and _zero(down):
+            yield _finding(
+                given,
+                f"{where}.maxUnavailable",
+                "rollout-stuck",
+                "0 replaces no pod",
+                "set it to 1",
+            )
+        return
+    if _zero(surge) and _zero(down):
         yield _finding(
             given,
-            f"spec.{field}.rollingUpdate",
+            where,
             "rollout-stuck",
             "maxSurge and maxUnavailable are both 0: no pod can ever be replaced",
             "set one of them to 1",
+        )
+    elif given.native == "DaemonSet" and not _zero(surge) and not _zero(down):
+        yield _finding(
+            given,
+            where,
+            "rollout-both",
+            "a DaemonSet may surge or be unavailable, not both (maxUnavailable is 1 unless set)",
+            "set one of them to 0",
         )
 
 
 def _selector(pod: PodSpec) -> Iterator[Finding]:
     given = pod.owner
     selector = given.spec.get("selector")
-    if given.kind not in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"):
+    if given.native == "ReplicationController":
+        if isinstance(selector, dict) and not selector.items() <= pod.labels.items():
+            yield _finding(
+                given,
+                "spec.selector",
+                "selector",
+                f"{selector} does not match the labels of the template, {pod.labels}",
+                "give both the same labels",
+            )
+        return
+    if given.native == "Job":
+        manual = given.spec.get("manualSelector") is True
+        if manual and isinstance(selector, dict) and not matches(selector, pod.labels):
+            yield _finding(
+                given,
+                "spec.selector",
+                "selector",
+                f"{_shown(selector)} does not match the labels of the template, {pod.labels}",
+                "give both the same labels",
+            )
+        return
+    if given.native not in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"):
         return
     if not isinstance(selector, dict) or not selector:
         yield _finding(
@@ -286,7 +373,7 @@ def _selector(pod: PodSpec) -> Iterator[Finding]:
 
 
 def _restart_policy(pod: PodSpec) -> Iterator[Finding]:
-    allowed = _RESTARTS.get(pod.owner.kind)
+    allowed = _RESTARTS.get(pod.owner.native)
     given = pod.spec.get("restartPolicy", "Always")
     if allowed is not None and given not in allowed:
         yield _finding(
@@ -296,6 +383,34 @@ def _restart_policy(pod: PodSpec) -> Iterator[Finding]:
             f"{given} is not possible in a {pod.owner.kind}",
             f"use {' or '.join(allowed)}",
         )
+
+
+def _volumes(pod: PodSpec) -> Iterator[Finding]:
+    volumes = [mapping(one) for one in sequence(pod.spec.get("volumes"))]
+    where = f"{pod.path}.spec.volumes"
+    for name, count in Counter(str(one.get("name")) for one in volumes).items():
+        if count > 1:
+            yield _finding(
+                pod.owner, where, "duplicate-volume", f"{count} are named {name}", "keep one"
+            )
+        if name != "None" and not (_LABEL.fullmatch(name) and len(name) <= 63):
+            yield _finding(
+                pod.owner,
+                where,
+                "name",
+                f"{name!r} is no DNS label",
+                "use lower-case letters, digits and '-', at most 63",
+            )
+    for one in volumes:
+        sources = [key for key in one if key != "name"]
+        if len(sources) > 1:
+            yield _finding(
+                pod.owner,
+                where,
+                "volume-sources",
+                f"volume {one.get('name')} has {len(sources)} sources: {sources}",
+                "keep one",
+            )
 
 
 def _container_ports(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Finding]:
@@ -314,6 +429,15 @@ def _mounts(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
     claims = sequence(pod.owner.spec.get("volumeClaimTemplates"))
     volumes |= {str(mapping(mapping(one).get("metadata")).get("name")) for one in claims}
     mounts = [mapping(one) for one in sequence(container.get("volumeMounts"))]
+    for number, one in enumerate(map(mapping, sequence(container.get("volumeDevices")))):
+        if one.get("name") is not None and str(one["name"]) not in volumes:
+            yield _finding(
+                pod.owner,
+                f"{path}.volumeDevices[{number}]",
+                "missing-volume",
+                f"the pod has no volume {one['name']!r}",
+                f"declare it, or use one of {', '.join(sorted(volumes)) or 'none'}",
+            )
     for number, one in enumerate(mounts):
         if one.get("name") is not None and str(one["name"]) not in volumes:
             yield _finding(
@@ -338,7 +462,7 @@ def _mounts(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
 def _resources(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Finding]:
     resources = mapping(container.get("resources"))
     requests, limits = mapping(resources.get("requests")), mapping(resources.get("limits"))
-    for name in sorted({*requests, *limits}):
+    for name in sorted({*map(str, requests), *map(str, limits)}):
         asked, limit = requests.get(name), limits.get(name)
         where = f"{path}.resources"
         if _extended(name):
@@ -391,12 +515,12 @@ def _probe(
         )
     for name in ("httpGet", "tcpSocket"):
         port = mapping(probe.get(name)).get("port")
-        if isinstance(port, str) and not port.isdigit() and port not in declared:
+        if isinstance(port, str) and port not in declared:
             yield _finding(
                 pod.owner,
                 f"{path}.{name}.port",
                 "probe-port",
-                f"no container port is named {port!r}",
+                f"no port of this container is named {port!r}",
                 f"use one of {', '.join(sorted(declared)) or 'the numbers'}, or declare it",
             )
 
@@ -432,11 +556,11 @@ def _twice(given: Located, path: str, names: Counter[str]) -> Iterator[Finding]:
 
 def _extended(name: str) -> bool:
     """GPUs and other devices: named with a domain that is not Kubernetes' own."""
-    return "/" in name and not name.startswith(("kubernetes.io/", "requests."))
+    return "/" in name and "kubernetes.io/" not in name and not name.startswith("requests.")
 
 
 def _zero(value: Any) -> bool:
-    return str(value) in ("0", "0%")
+    return re.fullmatch(r"0+%?", str(value)) is not None
 
 
 def _amount(value: Any) -> float:

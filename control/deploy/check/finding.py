@@ -39,6 +39,15 @@ class Located:
         return str(self.content.get("kind", ""))
 
     @property
+    def api_group(self) -> str:
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def native(self) -> str:
+        """The kind, where it is one that the rules know; empty for the same name elsewhere."""
+        return self.kind if self.api_group in _KNOWN_GROUPS else ""
+
+    @property
     def api_version(self) -> str:
         return str(self.content.get("apiVersion", ""))
 
@@ -83,7 +92,7 @@ class PodSpec:
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, container) of every container, init containers first."""
-        for field in ("initContainers", "containers"):
+        for field in ("initContainers", "containers", "ephemeralContainers"):
             for number, one in enumerate(sequence(self.spec.get(field))):
                 if isinstance(one, dict):
                     yield f"{self.path}.spec.{field}[{number}]", one
@@ -103,21 +112,34 @@ class PodSpec:
 
 
 _TEMPLATES = {
-    "Deployment": ("spec", "template"),
-    "StatefulSet": ("spec", "template"),
-    "DaemonSet": ("spec", "template"),
-    "ReplicaSet": ("spec", "template"),
-    "ReplicationController": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    ("apps", "Deployment"): ("spec", "template"),
+    ("apps", "StatefulSet"): ("spec", "template"),
+    ("apps", "DaemonSet"): ("spec", "template"),
+    ("apps", "ReplicaSet"): ("spec", "template"),
+    ("", "ReplicationController"): ("spec", "template"),
+    ("", "PodTemplate"): ("template",),
+    ("batch", "Job"): ("spec", "template"),
+    ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
+# Groups whose kinds the rules know by name; other groups have kinds of the same names.
+_KNOWN_GROUPS = (
+    "",
+    "apps",
+    "batch",
+    "autoscaling",
+    "policy",
+    "extensions",
+    "networking.k8s.io",
+    "keda.sh",
+    "serving.kserve.io",
+)
 
 
 def pod_of(given: Located) -> PodSpec | None:
     """The pod template of a workload, a pod itself, or None."""
     if given.kind == "Pod" and given.api_version == "v1":
         return PodSpec(owner=given, path="", metadata=given.metadata, spec=given.spec)
-    path = _TEMPLATES.get(given.kind)
+    path = _TEMPLATES.get((given.api_group, given.kind))
     if path is None:
         return None
     found: Any = given.content

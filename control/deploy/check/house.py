@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 def object_advice(given: Located) -> Iterator[Finding]:
     """Advice on one object outside its pod template."""
-    if given.kind == "PodDisruptionBudget" and "minAvailable" in given.spec:
+    if given.native == "PodDisruptionBudget" and "minAvailable" in given.spec:
         yield _advice(
             given,
             "spec.minAvailable",
@@ -25,7 +25,7 @@ def object_advice(given: Located) -> Iterator[Finding]:
             "blocks the drain of a node for ever once no more pods than that are left",
             "use maxUnavailable: 1",
         )
-    if given.kind == "HorizontalPodAutoscaler":
+    if given.native == "HorizontalPodAutoscaler":
         metrics = [mapping(one) for one in sequence(given.spec.get("metrics"))]
         if metrics and all(one.get("type") in ("Resource", "ContainerResource") for one in metrics):
             yield _advice(
@@ -35,7 +35,7 @@ def object_advice(given: Located) -> Iterator[Finding]:
                 "scales on utilisation alone, which says busy and never says full",
                 "scale on work per replica against the capacity measured at the objective",
             )
-    if given.kind == "Service":
+    if given.native == "Service":
         yield from _grpc_balance(given)
         for number, port in enumerate(sequence(given.spec.get("ports"))):
             if "protocol" not in mapping(port):
@@ -88,7 +88,7 @@ def set_advice(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator[
                 f"every apply resets what {scaler.kind} {scaler.name} decided",
                 "leave replicas out",
             )
-        if pod.owner.ours and pod.owner.kind == "Deployment":
+        if pod.owner.ours and pod.owner.kind == "Deployment" and len(objects) > 1:
             yield from _companions(pod, objects)
         yield from _rollout(pod)
 
@@ -209,7 +209,7 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
 def _gpu_placement(pod: PodSpec) -> Iterator[Finding]:
     if not pod.gpus:
         return
-    keys = {mapping(one).get("key") for one in sequence(pod.spec.get("tolerations"))}
+    keys = {str(mapping(one).get("key")) for one in sequence(pod.spec.get("tolerations"))}
     if pod.owner.ours and "nvidia.com/gpu" not in keys:
         yield _advice(
             pod.owner,

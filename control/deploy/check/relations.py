@@ -11,9 +11,9 @@ def set_defects(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator
     """Defects of the set as a whole."""
     yield from _same_object(objects)
     for one in objects:
-        if one.kind == "Service":
+        if one.native == "Service":
             yield from _target_ports(one, pods)
-        elif one.kind == "HorizontalPodAutoscaler":
+        elif one.native == "HorizontalPodAutoscaler":
             yield from _two_owners(one, objects)
 
 
@@ -27,6 +27,8 @@ def _same_object(objects: Sequence[Located]) -> Iterator[Finding]:
         if key in seen:
             yield Finding(
                 rule="duplicate-object",
+                # In two files of a folder these may be alternatives.
+                level="advice" if one.group and one.source != seen[key].source else "error",
                 where=one.at(),
                 message=f"is also in {seen[key].source}; the later one replaces the earlier",
                 fix="keep one of them, or give them different names",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from control.deploy.check.defects import object_defects, pod_defects
 from control.deploy.check.finding import Finding, Located, PodSpec, pod_of
@@ -69,7 +69,8 @@ def set_advice_of(pod: PodSpec, together: Sequence[Located]) -> list[Finding]:
 
 
 def _schemas(one: Located, versions: Sequence[str], crds: Crds) -> list[Finding]:
-    """One finding per fault, whatever the number of versions that have it."""
+    """One finding per fault, whatever the number of versions that have it. What the newest version
+    knows is no fault: it is advice about the older ones."""
     seen: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for version in versions:
         for finding in check_schema(one, version, crds):
@@ -77,10 +78,13 @@ def _schemas(one: Located, versions: Sequence[str], crds: Crds) -> list[Finding]
             seen.setdefault(key, (finding, []))[1].append(version)
     found = []
     for finding, where in seen.values():
-        told = finding.message
-        if len(versions) > 1 and len(where) < len(versions):
-            told += f" (Kubernetes {where[0]}" + (f" to {where[-1]})" if len(where) > 1 else ")")
-        found.append(Finding(rule=finding.rule, where=finding.where, message=told, fix=finding.fix))
+        if versions[-1] in where:
+            found.append(finding)
+            continue
+        span = where[0] if len(where) == 1 else f"{where[0]} to {where[-1]}"
+        told = f"{finding.message} in Kubernetes {span}"
+        fix = f"use it on newer clusters only, or check for yours: --kubernetes {versions[-1]}"
+        found.append(replace(finding, message=told, fix=fix, level="advice"))
     return found
 
 

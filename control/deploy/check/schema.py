@@ -15,10 +15,13 @@ from typing import Any
 import yaml
 
 from control.deploy.check.finding import Finding, Located, mapping, sequence
+from control.deploy.check.sources import Loader
 from control.errors import DeployError, MissingDependencyError
 from control.shipped import shipped
 
 OLDEST = "1.29"
+# Marks the schema of a CRD file: it lists every field, the shipped ones do not.
+WHOLE = "x-slmrank-whole"
 NEAR = 0.8
 # (apiVersion, kind) -> (the version without it, what to use)
 REMOVED: dict[tuple[str, str], tuple[str, str]] = {
@@ -177,36 +180,70 @@ def _crd_faults(given: Located, schema: Mapping[str, Any]) -> Iterator[Finding]:
 
     for error in jsonschema.Draft202012Validator(dict(schema)).iter_errors(given.content):
         yield _fault(given, error)
-    yield from _near_names(given, given.content, schema, "")
+    whole = bool(schema.get(WHOLE))
+    yield from _near_names(given, given.content, schema, "", whole=whole)
 
 
 def _near_names(
-    given: Located, value: Any, schema: Mapping[str, Any], path: str
+    given: Located, value: Any, schema: Mapping[str, Any], path: str, *, whole: bool = False
 ) -> Iterator[Finding]:
     if isinstance(value, list):
         for number, one in enumerate(value):
-            yield from _near_names(given, one, mapping(schema.get("items")), f"{path}[{number}]")
+            inner = mapping(schema.get("items"))
+            yield from _near_names(given, one, inner, f"{path}[{number}]", whole=whole)
         return
     known = mapping(schema.get("properties"))
-    if not isinstance(value, dict) or not known:
+    open_ended = "additionalProperties" in schema or schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    )
+    if not isinstance(value, dict) or not known or open_ended:
         return
     for name, inner in value.items():
         below = f"{path}.{name}" if path else str(name)
         if name in known:
-            yield from _near_names(given, inner, mapping(known[name]), below)
-        elif near := difflib.get_close_matches(str(name), known, n=1, cutoff=NEAR):
+            yield from _near_names(given, inner, mapping(known[name]), below, whole=whole)
+            continue
+        if not path and name in ("apiVersion", "kind", "metadata"):
+            continue
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=NEAR)
+        if near or (whole and path):
+            meant = f" (did you mean {near[0]}?)" if near else ""
             yield Finding(
                 rule="unknown-field",
                 where=given.at(below),
-                message=f"has no field {name} (did you mean {near[0]}?)",
-                fix="correct its name",
+                message=f"has no field {name}{meant}",
+                fix="correct its name or place",
             )
+
+
+def _as_json_schema(schema: Any) -> Any:
+    """OpenAPI v3 as JSON Schema: nullable, boolean exclusive bounds, and patterns that only Go can
+    read left out."""
+    if isinstance(schema, list):
+        return [_as_json_schema(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _as_json_schema(one) for key, one in schema.items()}
+    if made.pop("nullable", False) is True and isinstance(made.get("type"), str):
+        made["type"] = [made["type"], "null"]
+    for bound in ("Minimum", "Maximum"):
+        strict = made.get(f"exclusive{bound}")
+        if isinstance(strict, bool):
+            del made[f"exclusive{bound}"]
+            if strict and bound.lower() in made:
+                made[f"exclusive{bound}"] = made.pop(bound.lower())
+    if isinstance(made.get("pattern"), str):
+        try:
+            re.compile(made["pattern"])
+        except re.error:
+            del made["pattern"]
+    return made
 
 
 def _read_crds(path: Path) -> Crds:
     found: Crds = {}
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=Loader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeployError(f"cannot read {path}: {error}", "give a CRD as YAML") from error
     for document in documents:
@@ -216,7 +253,7 @@ def _read_crds(path: Path) -> Crds:
         for version in sequence(spec.get("versions")):
             schema = mapping(mapping(version).get("schema")).get("openAPIV3Schema")
             key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
-            found[key] = mapping(schema)
+            found[key] = {**_as_json_schema(mapping(schema)), WHOLE: True}
     if not found:
         raise DeployError(f"{path} holds no CustomResourceDefinition", "give the CRD of the kind")
     return found
