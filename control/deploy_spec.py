@@ -34,6 +34,15 @@ class StorageSpec(Section):
         "ReadWriteMany", description="ReadWriteOnce keeps every pod on one node"
     )
 
+    @model_validator(mode="after")
+    def _two(self) -> StorageSpec:
+        if self.bundles_claim == self.engines_claim:
+            raise ValueError(
+                f"deploy.storage.bundles_claim and engines_claim are both {self.engines_claim!r}; "
+                "pods may write neither, the build Job one: give two claims"
+            )
+        return self
+
 
 class PlacementSpec(Section):
     """What one replica gets."""
@@ -98,6 +107,9 @@ class RolloutSpec(Section):
         ge=10,
         description="longest start of a pod; unset: from the engine's size, at least 600",
     )
+    pull_s: int = Field(
+        300, ge=5, description="time for image pull and verification, before startup_s begins"
+    )
     pre_stop_s: int = Field(
         10, ge=1, le=300, description="a pod goes on serving so long after it is taken out"
     )
@@ -132,6 +144,11 @@ class DeploySpec(Section):
     )
     monitoring_namespace: str = Field(
         "monitoring", pattern=DNS_LABEL, description="namespace whose pods may read the metrics"
+    )
+    monitoring_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of PodMonitor and PrometheusRule that your Prometheus selects by, such "
+        "as release: kube-prometheus-stack",
     )
     storage: StorageSpec = Field(default_factory=lambda: StorageSpec())
     placement: PlacementSpec = Field(default_factory=lambda: PlacementSpec())

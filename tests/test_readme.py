@@ -39,7 +39,7 @@ def deployable(tiny: TinyBundle) -> Path:
     deploy = {
         "image": CPU_IMAGE,
         "scaling": {"items_per_s": 50},
-        "rollout": {"startup_s": 10},
+        "rollout": {"startup_s": 10, "pull_s": 10},
     }
     path.write_text(yaml.safe_dump({"extends": tiny.spec.name, "deploy": deploy}))
     return path

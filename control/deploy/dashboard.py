@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from control.deploy.monitoring import FAILED_METRIC, P_METRIC
+from control.deploy.naming import pods_matching
 from control.deploy.release import Release
 from control.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from control.deploy.sizing import target_items_per_s
@@ -16,7 +17,7 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 def dashboard(release: Release) -> dict[str, Any]:
     """A dashboard for `grafana/provisioning` or the sidecar's label `grafana_dashboard`."""
     name, namespace = release.object_name, release.deploy.namespace
-    pods = f'namespace="{namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]+"'
+    pods = pods_matching(release)
     ours = f'app_kubernetes_io_instance="{release.name}",slmrank_io_track="{release.track}"'
     target, limit = target_items_per_s(release), release.latency_ms / 1000
     deployment = f'namespace="{namespace}",deployment="{name}"'

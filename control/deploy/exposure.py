@@ -5,6 +5,7 @@ from __future__ import annotations
 from control.deploy.naming import GRPC, HTTP, METRICS, Object, made, selector
 from control.deploy.release import Release
 
+NAMESPACE = "kubernetes.io/metadata.name"
 CLIENT_LABEL = "slmrank.io/clients"
 
 
@@ -43,16 +44,15 @@ def http_service(release: Release) -> Object:
 
 
 def network_policy(release: Release) -> Object:
-    """Scoring from this namespace and from those labelled `slmrank.io/clients: "true"`, metrics
-    from monitoring; nothing goes out."""
+    """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
+    Gateway's, metrics from monitoring; nothing goes out."""
     clients = [
         {"podSelector": {}},
         {"namespaceSelector": {"matchLabels": {CLIENT_LABEL: "true"}}},
+        {"namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.gateway.namespace}}},
     ]
     monitoring = {
-        "namespaceSelector": {
-            "matchLabels": {"kubernetes.io/metadata.name": release.deploy.monitoring_namespace}
-        }
+        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
     }
     return made(
         release,

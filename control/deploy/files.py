@@ -29,7 +29,6 @@ from control.deploy.yaml_text import to_documents, to_yaml
 from control.errors import DeployError
 
 BASE, OVERLAYS = "base", "overlays"
-PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
 Files = dict[str, str]
 _KUSTOMIZE = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 _GENERATED = "# Rendered from release.yaml by `control deploy render`; changes here are lost.\n"
@@ -47,8 +46,17 @@ def base_files(release: Release) -> Files:
     """Files by path below `k8s/`, without the overlays."""
     files: Files = {f"{BASE}/{RELEASE_FILE}": release.to_yaml()}
     files |= _folder(BASE, render_base(release))
-    files |= _folder(
-        "monitoring",
+    files |= _beside("", release)
+    files["access/deployer-role.yaml"] = _GENERATED + to_yaml(deployer_role(release))
+    return files
+
+
+def _beside(prefix: str, release: Release) -> Files:
+    """What goes with a deployment where the cluster has the kinds: rules and thresholds follow the
+    capacity of its engine."""
+    prometheus = f"http://prometheus-operated.{release.deploy.monitoring_namespace}.svc:9090"
+    files = _folder(
+        f"{prefix}monitoring",
         render_monitoring(release),
         {
             "configMapGenerator": [
@@ -66,18 +74,17 @@ def base_files(release: Release) -> Files:
             ]
         },
     )
-    files["monitoring/dashboard.json"] = json.dumps(dashboard(release), indent=1) + "\n"
-    files["monitoring/rules.yaml"] = _GENERATED + to_yaml({"groups": rule_groups(release)})
-    files["monitoring/rules.test.yaml"] = _GENERATED + to_yaml(rule_tests(release))
-    files["monitoring/adapter-values.yaml"] = _GENERATED + to_yaml(adapter_values())
+    files[f"{prefix}monitoring/dashboard.json"] = json.dumps(dashboard(release), indent=1) + "\n"
+    files[f"{prefix}monitoring/rules.yaml"] = _GENERATED + to_yaml({"groups": rule_groups(release)})
+    files[f"{prefix}monitoring/rules.test.yaml"] = _GENERATED + to_yaml(rule_tests(release))
+    files[f"{prefix}monitoring/adapter-values.yaml"] = _GENERATED + to_yaml(adapter_values())
     optional = {
-        "keda": [scaled_object(release, PROMETHEUS)],
+        "keda": [scaled_object(release, prometheus)],
         "gateway": [grpc_route(release)],
         "kserve": [serving_runtime(release), inference_service(release)],
     }
     for name, objects in optional.items():
-        files[f"optional/{name}.yaml"] = _GENERATED + to_documents(objects)
-    files["access/deployer-role.yaml"] = _GENERATED + to_yaml(deployer_role(release))
+        files[f"{prefix}optional/{name}.yaml"] = _GENERATED + to_documents(objects)
     return files
 
 
@@ -92,7 +99,7 @@ def overlay_files(name: str, base: Release, wanted: Release) -> Files:
     }
     if extra:
         files[f"{folder}/engine.yaml"] = _GENERATED + to_documents(extra)
-    return files
+    return {**files, **_beside(f"{folder}/", wanted)}
 
 
 def first_kustomization(files: Mapping[str, str]) -> str:
@@ -146,7 +153,12 @@ def write_files(folder: Path, files: Mapping[str, str]) -> list[str]:
 
 
 def _unexpected(folder: Path, files: Mapping[str, str]) -> list[str]:
-    found = sorted((folder / BASE).glob("*.yaml"))
+    """Files of an earlier rendering; what people put beside them is theirs."""
+    found = [
+        path
+        for path in sorted((folder / BASE).glob("*.yaml"))
+        if path.read_text(encoding="utf-8", errors="replace").startswith(_GENERATED)
+    ]
     names = [str(path.relative_to(folder)) for path in found]
     return [name for name in names if name not in files]
 
@@ -172,4 +184,6 @@ def _file_name(given: Object, objects: list[Object]) -> str:
     others = [one["metadata"]["name"] for one in same if one is not given]
     if given["kind"] == "Service" and any(other.startswith(name) for other in others):
         return f"{kind}-grpc.yaml"
-    return f"{kind}-{name.rsplit('-', 1)[-1]}.yaml"
+    if given["kind"] == "Service":
+        return f"{kind}-{name.rsplit('-', 1)[-1]}.yaml"
+    return f"{kind}-{name}.yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from control.deploy.naming import Object, made, selector
+from control.deploy.naming import COMPONENT, Object, made, selector
 from control.deploy.release import Release
 from control.deploy.workload import deployment
 
@@ -21,7 +21,9 @@ def serving_runtime(release: Release) -> Object:
         "-c",
         f"{' '.join(verify)} && exec {' '.join(container['command'])}",
     ]
-    container["ports"] = [{**port, "name": "h2c"} for port in container["ports"][:1]]
+    grpc, _, metrics = container["ports"]
+    # KServe's Service leads to the first port; its name says that HTTP/2 is spoken there.
+    container["ports"] = [{**grpc, "name": "h2c"}, metrics]
     container["readinessProbe"]["httpGet"]["port"] = 8000
     container["livenessProbe"]["httpGet"]["port"] = 8000
     kept = ("nodeSelector", "tolerations", "imagePullSecrets", "volumes")
@@ -44,22 +46,33 @@ def serving_runtime(release: Release) -> Object:
 def inference_service(release: Release) -> Object:
     """Runs the runtime in KServe's raw deployment mode, with replicas as planned."""
     scaling = release.deploy.scaling
-    service = made(
+    pod = deployment(release)["spec"]["template"]["spec"]
+    kept = (
+        "serviceAccountName",
+        "automountServiceAccountToken",
+        "enableServiceLinks",
+        "securityContext",
+        "terminationGracePeriodSeconds",
+        "priorityClassName",
+    )
+    return made(
         release,
         "serving.kserve.io/v1beta1",
         "InferenceService",
         release.object_name,
         component="kserve",
-        annotations={"serving.kserve.io/deploymentMode": "RawDeployment"},
+        annotations={
+            "serving.kserve.io/deploymentMode": "RawDeployment",
+            # Otherwise it adds an autoscaler on CPU utilisation.
+            "serving.kserve.io/autoscalerClass": "external",
+        },
         spec={
             "predictor": {
                 "minReplicas": scaling.min_replicas,
                 "maxReplicas": scaling.max_replicas,
-                "labels": selector(release),
-                "serviceAccountName": release.object_name,
-                "securityContext": deployment(release)["spec"]["template"]["spec"][
-                    "securityContext"
-                ],
+                # Not those that Services and autoscaler of the base select.
+                "labels": {**selector(release), COMPONENT: "kserve"},
+                **{name: pod[name] for name in kept if name in pod},
                 "model": {
                     "modelFormat": {"name": "slmrank"},
                     "runtime": release.object_name,
@@ -67,4 +80,3 @@ def inference_service(release: Release) -> Object:
             }
         },
     )
-    return service

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from control.deploy.naming import INSTANCE, NAME, Object, made, selector
+from control.deploy.naming import COMPONENT, INSTANCE, NAME, Object, made, pods_matching, selector
 from control.deploy.release import Release
 from control.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from control.deploy.sizing import target_items_per_s
@@ -22,20 +22,31 @@ FAILED_METRIC = "slmrank_failed_ratio"
 
 def pod_monitor(release: Release) -> Object:
     """Scrapes every pod. The labels that it copies are what the rules below select by."""
-    return made(
+    chosen = {key: value for key, value in selector(release).items() if key != COMPONENT}
+    return _labelled(
         release,
-        "monitoring.coreos.com/v1",
-        "PodMonitor",
-        release.object_name,
-        component="monitoring",
-        spec={
-            "selector": {"matchLabels": selector(release)},
-            "podTargetLabels": [NAME, INSTANCE, "slmrank.io/engine", "slmrank.io/track"],
-            "podMetricsEndpoints": [
-                {"port": "metrics", "path": "/metrics", "interval": f"{SCRAPE_S}s"}
-            ],
-        },
+        made(
+            release,
+            "monitoring.coreos.com/v1",
+            "PodMonitor",
+            release.object_name,
+            component="monitoring",
+            spec={
+                # Also pods that KServe makes; those of Jobs have no such port.
+                "selector": {"matchLabels": chosen},
+                "podTargetLabels": [NAME, INSTANCE, "slmrank.io/engine", "slmrank.io/track"],
+                "podMetricsEndpoints": [
+                    {"port": "metrics", "path": "/metrics", "interval": f"{SCRAPE_S}s"}
+                ],
+            },
+        ),
     )
+
+
+def _labelled(release: Release, given: Object) -> Object:
+    """With the labels by which a Prometheus selects what it reads."""
+    given["metadata"]["labels"] |= release.deploy.monitoring_labels
+    return given
 
 
 def rule_groups(release: Release) -> list[dict[str, Any]]:
@@ -47,7 +58,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     quantile = f"0.{release.percentile}"
     by_pod = "sum by (namespace, pod)"
     name = release.object_name
-    pods = f'namespace="{release.deploy.namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]+"'
+    pods = pods_matching(release)
     # A full queue shows as OTHER of the ensemble (REJECTED stands for the queue timeout of a stage
     # only), and Triton 2.51 counts each failed request of an ensemble twice: an upper bound.
     failed = f'nv_inference_request_failure{{{ours},model="rank",reason!="CANCELED"}}'
@@ -116,6 +127,14 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "(control deploy status)",
         ),
         _alert(
+            "SlmrankNotScraped",
+            f"absent(up{{{ours}}})",
+            "10m",
+            "ticket",
+            f"no pod of {name} is scraped",
+            "Is the PodMonitor selected by your Prometheus (deploy.monitoring_labels)?",
+        ),
+        _alert(
             "SlmrankAutoscalerBlind",
             f"sum(up{{{ours}}}) > 0 unless on () (count({ITEMS_METRIC}{{{pods}}}) > 0)",
             "5m",
@@ -136,13 +155,16 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
 
 def prometheus_rule(release: Release) -> Object:
     """The rules for the Prometheus operator."""
-    return made(
+    return _labelled(
         release,
-        "monitoring.coreos.com/v1",
-        "PrometheusRule",
-        release.object_name,
-        component="monitoring",
-        spec={"groups": rule_groups(release)},
+        made(
+            release,
+            "monitoring.coreos.com/v1",
+            "PrometheusRule",
+            release.object_name,
+            component="monitoring",
+            spec={"groups": rule_groups(release)},
+        ),
     )
 
 
@@ -251,6 +273,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
                     _fires(alerts["SlmrankRequestsFail"], first, "10%"),
                     _fires(alerts["SlmrankUnknownJobs"], {}, "25%"),
                     _silent("SlmrankAutoscalerBlind"),
+                    _fires(alerts["SlmrankNotScraped"], _equal_labels(ours), ""),
                     _fires(alerts["SlmrankAboveTargetForLong"], {}, "45")
                     if above
                     else _silent("SlmrankAboveTargetForLong"),
@@ -263,6 +286,7 @@ def rule_tests(release: Release) -> dict[str, Any]:
                     _silent("SlmrankLatencyAboveObjective"),
                     _silent("SlmrankRequestsFail"),
                     _fires(alerts["SlmrankAutoscalerBlind"], {}, ""),
+                    _silent("SlmrankNotScraped"),
                 ],
             },
         ],
@@ -298,6 +322,11 @@ def _fires(rule: dict[str, Any], labels: dict[str, str], value: str) -> dict[str
         texts[name] = filled.replace("{{ $labels.pod }}", labels.get("pod", ""))
     expected = {"exp_labels": {**labels, **rule["labels"]}, "exp_annotations": texts}
     return {"alertname": rule["alert"], "eval_time": "18m", "exp_alerts": [expected]}
+
+
+def _equal_labels(given: dict[str, str]) -> dict[str, str]:
+    """What `absent` keeps: the labels that it was asked for by equality."""
+    return {key: value for key, value in given.items() if key != "namespace"}
 
 
 def _silent(alert: str) -> dict[str, Any]:

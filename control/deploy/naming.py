@@ -64,6 +64,12 @@ def made(
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
 
+def pods_matching(release: Release) -> str:
+    """The pods of a release in PromQL: those of its Deployment, or of KServe's."""
+    name = release.object_name
+    return f'namespace="{release.deploy.namespace}",pod=~"{name}(-predictor)?-[a-z0-9]+-[a-z0-9]+"'
+
+
 def repository_path(release: Release) -> str:
     """Where the pod finds the model repository."""
     if release.deploy.storage.bundle_image is not None:

@@ -29,6 +29,8 @@ from control.sweep.record import read_record
 # Stands where no image was named: it can be rendered and reviewed, and is refused by `apply`.
 UNSET_DIGEST = f"sha256:{'0' * 64}"
 TAG_LENGTH = 12
+# Kubernetes cuts the names of pods at 63: 17 belong to ReplicaSet and pod.
+MOST_NAME = 46
 RELEASE_FILE = "release.yaml"
 Track = Literal["stable", "canary"]
 
@@ -120,6 +122,12 @@ class Release(Section):
             raise ValueError(
                 "deploy.rollout.strategy surge needs a GPU more than the replicas hold, and "
                 "spare_gpus is 0; use in-place, or declare the spare GPU"
+            )
+        if len(self.object_name) > MOST_NAME or self.name.endswith("-canary"):
+            raise ValueError(
+                f"the bundle's name {self.name!r} is too long or ends with -canary: names of its "
+                f"pods would be cut, or meet those of another track; at most "
+                f"{MOST_NAME - len('slmrank--canary')} characters fit both tracks"
             )
         if self.strategy == "in-place" and scaling.min_replicas < 2:
             raise ValueError(

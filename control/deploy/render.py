@@ -15,7 +15,8 @@ def render_base(release: Release) -> list[Object]:
     """What every cluster knows the kinds of."""
     storage = release.deploy.storage
     objects = [namespace(release), service_account(release)]
-    if storage.bundle_image is None:
+    # The Job that builds an engine reads its plan from the claim, wherever the repository is.
+    if storage.bundle_image is None or release.engine.plan is not None:
         objects.append(claim(release, storage.bundles_claim))
     if release.engine.plan is not None:
         objects.append(claim(release, storage.engines_claim))

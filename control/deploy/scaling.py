@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.deploy.naming import Object, made, selector
+from control.deploy.naming import Object, made, pods_matching, selector
 from control.deploy.release import Release
 from control.deploy.sizing import target_items_per_s
 
@@ -79,7 +79,7 @@ def disruption_budget(release: Release) -> Object:
 def scaled_object(release: Release, server: str) -> Object:
     """KEDA in place of the autoscaler above (one owner of `replicas`: remove that one)."""
     scaling, name = release.deploy.scaling, release.object_name
-    pods = f'namespace="{release.deploy.namespace}",pod=~"{name}-[a-z0-9]+-[a-z0-9]+"'
+    pods = pods_matching(release)
     triggers = [
         {
             "type": "prometheus",
@@ -127,5 +127,5 @@ def _pods_metric(name: str, value: str) -> Object:
 
 def _quantity(value: float) -> str:
     """A Kubernetes quantity: whole numbers as they are, others in thousandths."""
-    thousandths = round(value * 1000)
+    thousandths = max(1, round(value * 1000))
     return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"

@@ -12,8 +12,6 @@ MIB, GIB = 2**20, 2**30
 DISK_BYTES_PER_S = 50 * MIB
 LEAST_STARTUP_S = 600
 PROBE_PERIOD_S = 10
-# Pulling the image and verifying the files come before the startup probe, inside the deadline.
-MOST_BEFORE_STARTUP_S = 300
 GRACE_MARGIN_S = 5
 SHM_GPU_MIB, SHM_CPU_MIB = 1024, 256
 
@@ -35,8 +33,7 @@ def startup_budget_s(release: Release) -> int:
 
 def progress_deadline_s(release: Release) -> int:
     """Above the startup budget, or a rollout fails while its pods may still start."""
-    budget = startup_budget_s(release)
-    return budget + min(budget, MOST_BEFORE_STARTUP_S)
+    return startup_budget_s(release) + release.deploy.rollout.pull_s
 
 
 def drain_s(release: Release) -> int:

@@ -42,7 +42,7 @@ NEVER = Fate(
 
 
 # Deadlines of 40 s on the server's clock: fewer questions until they pass.
-SOON: dict[str, Any] = {"rollout": {"startup_s": 20}}
+SOON: dict[str, Any] = {"rollout": {"startup_s": 20, "pull_s": 20}}
 
 
 def cpu(**changes: Any) -> Release:
@@ -631,7 +631,7 @@ def test_the_command_line_tells_and_ends_with_the_right_codes(
 ) -> None:
     config = server.kubeconfig(tmp_path / "kubeconfig")
     first, bad_one = tmp_path / "first.yaml", tmp_path / "bad.yaml"
-    fast = {"rollout": {"startup_s": 10}}
+    fast = {"rollout": {"startup_s": 10, "pull_s": 10}}
     first.write_text(cpu(deploy=fast).to_yaml())
     bad_one.write_text(second(deploy=fast).to_yaml())
     stop = threading.Event()

@@ -86,7 +86,10 @@ def deployer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Deployer:
 
 def release(tag: str = "111111111111", **changes: Any) -> Release:
     engine = {"target": "openvino", "tag": tag, "bytes": 0}
-    deploy = {"rollout": {"startup_s": 10, "pre_stop_s": 1}, **changes.pop("deploy", {})}
+    deploy = {
+        "rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1},
+        **changes.pop("deploy", {}),
+    }
     return releases.cpu(engine=engine, deploy=deploy, **changes)
 
 
@@ -165,7 +168,7 @@ def test_gpus_that_are_taken_are_explained_and_a_surge_would_deadlock(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fast = {"rollout": {"startup_s": 10, "pre_stop_s": 1}}
+    fast = {"rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1}}
     deployer.apply(releases.gpu(deploy=fast))
     # Of two GPUs one serves and one builds the next engine.
     deployer.apply(releases.gpu(tag="666666666666", deploy=fast))

@@ -139,7 +139,13 @@ def release_of(tiny: TinyBundle, node: RealNode, **changes: Any) -> Release:
         tiny,
         image=node.image,
         placement={"cores": 1, "memory_gib": 1},
-        rollout={"startup_s": 30, "strategy": "in-place", "pre_stop_s": 5, "drain_s": 5},
+        rollout={
+            "startup_s": 30,
+            "pull_s": 30,
+            "strategy": "in-place",
+            "pre_stop_s": 5,
+            "drain_s": 5,
+        },
         **changes,
     )
     target = node.bundles / f"repository-{made.repository.digest}"

@@ -30,7 +30,7 @@ def deployed(tiny: TinyBundle, record: Path | None = None, **changes: Any) -> Re
     spec = tiny.bundle.spec
     given = {
         "image": CPU_IMAGE,
-        "rollout": {"startup_s": 20},
+        "rollout": {"startup_s": 20, "pull_s": 20},
         "scaling": {"items_per_s": 50},
         **changes,
     }

@@ -165,6 +165,7 @@ def test_the_rollout_follows_the_declared_spare_gpus() -> None:
         ({"rollout": {"strategy": "surge"}}, "spare_gpus is 0"),
         ({"rollout": {"strategy": "recreate"}}, "allow_downtime"),
         ({"scaling": {"min_replicas": 1}}, "takes one pod away first"),
+        ({"storage": {"bundles_claim": "a", "engines_claim": "a"}}, "give two claims"),
         ({"scaling": {"min_replicas": 5, "max_replicas": 2}}, "below min_replicas"),
         ({"image": "slmrank:latest"}, "pattern"),
         ({"namespace": "Not_A_Label"}, "pattern"),
@@ -200,7 +201,9 @@ def test_the_official_clients_models_lose_no_field() -> None:
         assert {"Deployment", "HorizontalPodAutoscaler"} <= seen
 
 
-NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,39}[a-z0-9])?", fullmatch=True)
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?", fullmatch=True).filter(
+    lambda name: not name.endswith("-canary")
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -268,7 +271,9 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     assert find_stale(tmp_path, all_files(tmp_path)) == []
     (tmp_path / "base/deployment.yaml").write_text("edited\n")
     (tmp_path / "base/service-grpc.yaml").unlink()
-    (tmp_path / "base/old.yaml").write_text("a: b\n")
+    old = (tmp_path / "base/namespace.yaml").read_text()
+    (tmp_path / "base/old.yaml").write_text(old)
+    (tmp_path / "base/mine.yaml").write_text("kind: Ingress\n")
     done = control("deploy", "render", "--check", "--out", tmp_path, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout.split('\n{"schema')[0])["stale"] == [
@@ -278,6 +283,42 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     ]
     assert control("deploy", "render", "--out", tmp_path).returncode == 0
     assert control("deploy", "render", "--check", "--out", tmp_path).returncode == 0
+    assert (tmp_path / "base/mine.yaml").is_file()
+    assert not (tmp_path / "base/old.yaml").exists()
+
+
+def test_an_engine_build_finds_its_plan_wherever_the_repository_is() -> None:
+    image = {"storage": {"bundle_image": f"bundle@sha256:{'d' * 64}", "bundles_claim": "plans"}}
+    objects = render_base(releases.gpu(deploy=image))
+    claims = {one["metadata"]["name"] for one in objects if one["kind"] == "PersistentVolumeClaim"}
+    mounted = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for one in objects
+        if one["kind"] in ("Job", "Deployment")
+        for volume in one["spec"]["template"]["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == mounted == {"plans", "engines"}
+    files = base_files(
+        releases.gpu(deploy={"storage": {"bundles_claim": "a-x", "engines_claim": "b-x"}})
+    )
+    assert {"base/persistentvolumeclaim-a-x.yaml", "base/persistentvolumeclaim-b-x.yaml"} <= set(
+        files
+    )
+
+
+def test_names_that_pods_would_cut_are_refused() -> None:
+    for name in ("a" * 39, "demo-canary"):
+        with pytest.raises(ValueError, match="too long or ends with -canary"):
+            releases.cpu(name=name)
+    releases.cpu(name="a" * 31, track="canary")
+
+
+def test_thresholds_of_an_overlay_follow_its_engine() -> None:
+    base, wanted = releases.cpu(), releases.gpu(capacity={"items_per_s": 1000.0, "source": "x"})
+    files = overlay_files("h200", base, wanted)
+    assert "> 900" in files["overlays/h200/monitoring/rules.yaml"]
+    assert "threshold: '600'" in files["overlays/h200/optional/keda.yaml"]
 
 
 @pytest.mark.parametrize("name", ["h200", "l4"])
