@@ -33,12 +33,12 @@ def commands() -> list[str]:
 CLUSTER = ("plan", "apply", "status", "rollback", "delete")
 
 
-def deployable(tiny: TinyBundle) -> Path:
+def deployable(tiny: TinyBundle, items_per_s: int = 50) -> Path:
     """The tiny spec with what a deployment needs."""
-    path = tiny.spec.with_name("deployable.yaml")
+    path = tiny.spec.with_name(f"deployable-{items_per_s}.yaml")
     deploy = {
         "image": CPU_IMAGE,
-        "scaling": {"items_per_s": 50},
+        "scaling": {"items_per_s": items_per_s},
         "rollout": {"startup_s": 10, "pull_s": 10},
     }
     path.write_text(yaml.safe_dump({"extends": tiny.spec.name, "deploy": deploy}))
@@ -120,7 +120,9 @@ def test_the_lines_for_a_cluster_run_one_after_the_other(
         try:
             for line in lines:
                 if "rollback" in line:
-                    control(*adapt(lines[1], tiny, ""), environment=environment)
+                    # There must be another release to go back from.
+                    other = ["deploy", "apply", deployable(tiny, 60), "--artifacts", tiny.artifacts]
+                    assert control(*other, environment=environment).returncode == 0
                 done = control(*adapt(line, tiny, ""), environment=environment)
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
                 assert done.stdout

@@ -24,6 +24,7 @@ from control.errors import DataError
 from tests.conftest import Control
 from tests.deploy import releases
 
+pytestmark = pytest.mark.slow
 SHIPPED = "floor + shedding + pending (shipped)"
 
 

@@ -25,6 +25,7 @@ from tests.conftest import Control
 from tests.deploy import releases
 from tests.deploy.releases import CPU_IMAGE
 
+pytestmark = pytest.mark.slow
 OTHER_IMAGE = f"slmrank-cpu@sha256:{'c' * 64}"
 NEVER = Fate(
     ready_after_s=None,

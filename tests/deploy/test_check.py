@@ -24,6 +24,7 @@ from control.errors import DeployError
 from tests.conftest import ROOT, Control
 from tests.deploy import releases
 
+pytestmark = pytest.mark.slow
 GOOD = sorted((Path(__file__).parent / "good").glob("*.yaml"))
 VERSIONS = known_versions()
 
@@ -348,6 +349,10 @@ def edit(change: Plant) -> set[str]:
                 {"maxSurge": "0%", "maxUnavailable": "00%"},
             ),
         ),
+        ("containers", lambda o: set_in(pod(o), "containers", [])),
+        ("image", lambda o: serve(o).pop("image")),
+        ("choice", lambda o: set_in(serve(o), "imagePullPolicy", "always")),
+        ("choice", lambda o: set_in(find(o, "Service")["spec"]["ports"][0], "protocol", "tcp")),
         ("name", lambda o: set_in(find(o, "Service"), "metadata.namespace", "My_NS")),
         (
             "label",

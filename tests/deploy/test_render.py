@@ -206,6 +206,7 @@ NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?", fullmatch=True).fil
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     name=NAMES,
@@ -321,6 +322,7 @@ def test_thresholds_of_an_overlay_follow_its_engine() -> None:
     assert "threshold: '600'" in files["overlays/h200/optional/keda.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h200", "l4"])
 def test_an_overlay_builds_exactly_what_its_release_renders_to(name: str) -> None:
     built = list(yaml.safe_load_all(kubectl("kustomize", K8S / "overlays" / name)))
@@ -330,6 +332,7 @@ def test_an_overlay_builds_exactly_what_its_release_renders_to(name: str) -> Non
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/h200", "monitoring"])
 def test_kustomize_builds_every_folder(folder: str, tmp_path: Path, control: Control) -> None:
     text = kubectl("kustomize", K8S / folder)

@@ -39,6 +39,13 @@ def test_a_whole_repository_passes(copied: Path, control: Control) -> None:
     assert told["bytes"] > 100_000
 
 
+def test_what_a_server_left_behind_is_no_damage(copied: Path) -> None:
+    (copied / "prepare/1/__pycache__").mkdir(exist_ok=True)
+    (copied / "prepare/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
+    (copied / "prepare/1/store/lock.mdb").write_bytes(b"x")
+    verify_repository(copied, read_expected(copied / "manifest.json"), quiet)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

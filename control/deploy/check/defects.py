@@ -20,6 +20,11 @@ _UNITS = "Ki, Mi, Gi, Ti or k, M, G, T, or m for thousandths"
 # Names that are paths of roles and the like: anything but / and %.
 _PATH_NAMED = ("rbac.authorization.k8s.io/",)
 _LABEL_NAMED = {"Namespace"}
+_CHOICES = {
+    "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
+    "protocol": ("TCP", "UDP", "SCTP"),
+    "terminationMessagePolicy": ("File", "FallbackToLogsOnError"),
+}
 # Fields with amounts beside `resources`, by kind.
 _AMOUNTS = {
     "HorizontalPodAutoscaler": ("averageValue", "value"),
@@ -57,6 +62,10 @@ def object_defects(given: Located) -> Iterator[Finding]:
 def pod_defects(pod: PodSpec) -> Iterator[Finding]:
     """Defects of a pod template."""
     yield from _selector(pod)
+    if not pod.mains():
+        yield _finding(
+            pod.owner, f"{pod.path}.spec.containers", "containers", "there is none", "add one"
+        )
     yield from _restart_policy(pod)
     names = Counter(str(container.get("name")) for _, container in pod.containers())
     for name, count in names.items():
@@ -83,6 +92,9 @@ def pod_defects(pod: PodSpec) -> Iterator[Finding]:
                 f"{name!r} is no DNS label",
                 "use lower-case letters, digits and '-', at most 63, no '-' at the ends",
             )
+        if not container.get("image"):
+            yield _finding(pod.owner, f"{path}.image", "image", "is missing", "name an image")
+        yield from _choices(pod.owner, path, container)
         yield from _container_ports(pod, path, container)
         yield from _mounts(pod, path, container)
         yield from _resources(pod, path, container)
@@ -232,6 +244,7 @@ def _service_ports(given: Located) -> Iterator[Finding]:
                 "keep one of them",
             )
     for place, one in enumerate(ports):
+        yield from _choices(given, f"spec.ports[{place}]", one)
         name = one.get("name")
         if name and (not _LABEL.fullmatch(str(name)) or len(str(name)) > 63):
             yield _finding(
@@ -385,6 +398,21 @@ def _restart_policy(pod: PodSpec) -> Iterator[Finding]:
         )
 
 
+def _choices(given: Located, path: str, content: dict[str, Any]) -> Iterator[Finding]:
+    """Words that the schemas do not list."""
+    for field, words in _CHOICES.items():
+        value = content.get(field)
+        if isinstance(value, str) and value not in words:
+            near = next((word for word in words if word.lower() == value.lower()), None)
+            yield _finding(
+                given,
+                f"{path}.{field}".lstrip("."),
+                "choice",
+                f"{value!r} is none of {', '.join(words)}",
+                f"write {near}" if near else "use one of them",
+            )
+
+
 def _volumes(pod: PodSpec) -> Iterator[Finding]:
     volumes = [mapping(one) for one in sequence(pod.spec.get("volumes"))]
     where = f"{pod.path}.spec.volumes"
@@ -418,6 +446,7 @@ def _container_ports(pod: PodSpec, path: str, container: dict[str, Any]) -> Iter
     names = Counter(str(one["name"]) for one in ports if one.get("name"))
     yield from _twice(pod.owner, f"{path}.ports", names)
     for number, one in enumerate(ports):
+        yield from _choices(pod.owner, f"{path}.ports[{number}]", one)
         if one.get("name"):
             yield from _port_name(pod.owner, f"{path}.ports[{number}].name", str(one["name"]))
         where = f"{path}.ports[{number}].containerPort"
