@@ -83,6 +83,7 @@ def test_the_shipped_rules_pass() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.triton
 def test_every_metric_that_is_queried_exists(tiny_server: Any) -> None:
     """By the real server's page after one request; recorded names by the rules."""
     with RankClient(tiny_server.url) as client:
