@@ -40,8 +40,8 @@ def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Si
                 linewidth=wide,
                 label=name,
             )
-            minutes = np.arange(len(per_minute(outcome, situation.limit_s)[1])) / 60
             share = _smooth(per_minute(outcome, situation.limit_s)[1])
+            minutes = np.arange(len(share)) / 60
             kept.plot(minutes, 100 * share, color=color, linewidth=wide)
         size.set_ylabel("replicas asked for")
         size.set_ylim(0)

@@ -11,14 +11,8 @@ from rich.console import Console
 
 from control.cli.display import print_json, print_table
 from control.cli.interrupt import interrupt_on_sigterm
-from control.cli.open_release import open_place, open_release
-from control.cli.options import (
-    Decorated,
-    PathType,
-    artifacts_option,
-    json_option,
-    target_option,
-)
+from control.cli.open_release import open_place, open_release, release_options, track_option
+from control.cli.options import Decorated, PathType, json_option
 from control.client.client import RankClient
 from control.client.known_answers import KnownAnswer, compare_known
 from control.cluster.api import connect
@@ -33,32 +27,9 @@ def _cluster_options(function: Decorated) -> Decorated:
     for option in (
         click.option("--context", help="context of the kubeconfig"),
         click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]"),
-        click.option(
-            "--track",
-            type=click.Choice(["stable", "canary"]),
-            default="stable",
-            show_default=True,
-            help="of a spec: the deployment that serves, or the second one beside it",
-        ),
-        json_option,
     ):
         function = option(function)
-    return function
-
-
-def _release_options(function: Decorated) -> Decorated:
-    for option in (
-        click.option(
-            "--capacity",
-            "record",
-            type=PathType,
-            help="record of `control slo`: what one replica serves at the objective",
-        ),
-        target_option,
-        artifacts_option,
-    ):
-        function = option(function)
-    return function
+    return track_option(json_option(function))
 
 
 def _deployer(kubeconfig: Path | None, context: str | None, **options: Any) -> Deployer:
@@ -72,7 +43,7 @@ def _deployer(kubeconfig: Path | None, context: str | None, **options: Any) -> D
 
 @click.command("plan", short_help="Show what apply would change; changes nothing")
 @click.argument("source", type=PathType)
-@_release_options
+@release_options
 @_cluster_options
 def plan_command(
     source: Path,
@@ -115,7 +86,7 @@ def plan_command(
 @click.option("--take-over", is_flag=True, help="go on although another apply seems to run")
 @click.option("--smoke-url", help="host:port that reaches the Service  [default: a Job inside]")
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers at the end")
-@_release_options
+@release_options
 @_cluster_options
 def apply_command(
     source: Path,

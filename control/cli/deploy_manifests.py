@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from control.cli.display import print_json
-from control.cli.open_release import open_release
-from control.cli.options import PathType, artifacts_option, json_option, target_option
+from control.cli.open_release import open_release, release_options, track_option
+from control.cli.options import PathType, json_option
 from control.deploy.check.run import Checked, check
 from control.deploy.check.schema import known_versions, load_crds
 from control.deploy.check.sources import read_manifests
@@ -42,21 +42,8 @@ DEFAULT_FOLDER = Path("k8s")
 )
 @click.option("--overlay", help="write SOURCE as this overlay of the base that is there")
 @click.option("--check", "only_check", is_flag=True, help="write nothing; fail when stale")
-@click.option(
-    "--capacity",
-    "record",
-    type=PathType,
-    help="record of `control slo`: what one replica serves at the objective",
-)
-@click.option(
-    "--track",
-    type=click.Choice(["stable", "canary"]),
-    default="stable",
-    show_default=True,
-    help="canary: a second deployment beside the stable one",
-)
-@target_option
-@artifacts_option
+@release_options
+@track_option
 @json_option
 def render_command(
     source: Path | None,

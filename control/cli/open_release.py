@@ -9,6 +9,7 @@ import click
 
 from control.artifacts import ArtifactStore
 from control.cli.display import StepDisplay
+from control.cli.options import Decorated, PathType, artifacts_option, target_option
 from control.deploy.release import (
     RELEASE_FILE,
     Place,
@@ -22,6 +23,27 @@ from control.errors import DeployError
 from control.pipeline.bundle import Bundle
 from control.pipeline.steps import run
 from control.spec import Target, load_spec
+
+
+def release_options(function: Decorated) -> Decorated:
+    """What decides a release beside its source."""
+    capacity = click.option(
+        "--capacity",
+        "record",
+        type=PathType,
+        help="record of `control slo`: what one replica serves at the objective",
+    )
+    return artifacts_option(target_option(capacity(function)))
+
+
+def track_option(function: Decorated) -> Decorated:
+    return click.option(
+        "--track",
+        type=click.Choice(["stable", "canary"]),
+        default="stable",
+        show_default=True,
+        help="of a spec: the deployment that serves, or the second one beside it",
+    )(function)
 
 
 def open_place(source: Path, track: Track) -> Place:

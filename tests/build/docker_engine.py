@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from control.machine.facts import ask, docker_version
+from tests.conftest import ROOT
 
 BASE_VARIABLE = "SLMRANK_CPU_BASE_IMAGE"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -69,6 +71,27 @@ def docker_engine() -> Iterator[DockerEngine]:
         shutil.rmtree(folder)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL when that is not enough."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(30)
+
+
+def build_cpu_image(docker: DockerEngine, folder: Path, name: str) -> None:
+    """build/cpu.Dockerfile over a wheel of the working tree; `folder` is where the context goes."""
+    context = folder / "context"
+    (context / "dist").mkdir(parents=True)
+    shutil.copy2(ROOT / "constraints.txt", context)
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", str(ROOT)]
+    subprocess.run(wheel, cwd=context, check=True, timeout=300)
+    build = ["build", "-q", "--network", "host", "--build-arg", f"BASE_IMAGE={docker.base}"]
+    docker.run(*build, "-f", str(ROOT / "build" / "cpu.Dockerfile"), "-t", name, str(context))
+
+
 def _unmount_below(folder: Path) -> None:
     """The engine leaves its network namespace mounted."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -111,12 +134,7 @@ def _private_engine(folder: Path) -> Iterator[dict[str, str]]:
             pytest.skip(f"a private dockerd does not start here: {told}")
         yield environment
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(30)
+        end(process)
 
 
 def _import_base(folder: Path, environment: dict[str, str]) -> str:

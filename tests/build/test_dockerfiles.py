@@ -15,7 +15,7 @@ import pytest
 from control.client.client import JobRef, RankClient
 from control.errors import ControlError
 from control.serve.server import claim_port
-from tests.build.docker_engine import DockerEngine, docker_engine
+from tests.build.docker_engine import DockerEngine, build_cpu_image, docker_engine
 from tests.conftest import ROOT
 
 DOCKERFILES = sorted((ROOT / "build").glob("*.Dockerfile"))
@@ -66,14 +66,8 @@ def test_the_cpu_image_serves_without_root_and_drains(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     with docker_engine() as docker:
-        context = tmp_path / "context"
-        (context / "dist").mkdir(parents=True)
-        shutil.copy2(ROOT / "constraints.txt", context)
-        wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", str(ROOT)]
-        subprocess.run(wheel, cwd=context, check=True, timeout=300)
         image = f"slmrank-test-{uuid.uuid4().hex[:8]}"
-        build = ["build", "-q", "--network", "host", "--build-arg", f"BASE_IMAGE={docker.base}"]
-        docker.run(*build, "-f", str(ROOT / "build" / "cpu.Dockerfile"), "-t", image, str(context))
+        build_cpu_image(docker, tmp_path, image)
         try:
             _serve_and_stop(docker, image, tiny_repository, tmp_path)
         finally:

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from control.serve.server import claim_port
+from tests.build.docker_engine import end
 
 VARIABLE = "KUBE_BIN_DIR"
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -240,13 +241,7 @@ def control_plane() -> Iterator[ControlPlane]:
         if plane is not None:
             plane.close()
         for process in reversed(processes):
-            process.terminate()
-        for process in reversed(processes):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
+            end(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.build.docker_engine import end
 from tests.cluster.control_plane import VARIABLE, ControlPlane
 
 NODE = "node-1"
@@ -142,12 +143,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
             pytest.fail((folder / "containerd.log").read_text(errors="replace")[-2000:])
         yield node
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
+        end(process)
         _clear(folder)
 
 
@@ -193,12 +189,7 @@ def kubelet(plane: ControlPlane, node: Node, binary: Path) -> Iterator[None]:
         _wait_node(plane, process, node.folder)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
+        end(process)
         for name, value in before.items():
             if value is not None and _sysctl(name) != value:
                 (Path("/proc/sys") / name).write_text(value)

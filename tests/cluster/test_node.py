@@ -4,8 +4,6 @@ load without a failed request, a damaged repository never served."""
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +23,7 @@ from control.cluster.apply import Deployer
 from control.deploy.check.schema import as_version
 from control.deploy.release import Release
 from control.errors import ControlError, RolledBack
-from tests.build.docker_engine import docker_engine
+from tests.build.docker_engine import build_cpu_image, docker_engine
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.node import (
     PAUSE,
@@ -35,7 +33,7 @@ from tests.cluster.node import (
     require_node,
 )
 from tests.cluster.test_real_parts import deployed
-from tests.conftest import ROOT, TinyBundle
+from tests.conftest import TinyBundle
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.triton]
 NAMESPACE = "slmrank"
@@ -75,14 +73,8 @@ def _images(folder: Path) -> Path:
     """The CPU image and a pause image, saved."""
     archive = folder / "images.tar"
     with docker_engine() as docker:
-        context = folder / "context"
-        (context / "dist").mkdir(parents=True)
-        shutil.copy2(ROOT / "constraints.txt", context)
-        wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", str(ROOT)]
-        subprocess.run(wheel, cwd=context, check=True, timeout=300)
         name = f"slmrank-cpu:{uuid.uuid4().hex[:8]}"
-        build = ["build", "-q", "--network", "host", "--build-arg", f"BASE_IMAGE={docker.base}"]
-        docker.run(*build, "-f", str(ROOT / "build/cpu.Dockerfile"), "-t", name, str(context))
+        build_cpu_image(docker, folder, name)
         pause = folder / "pause"
         pause.mkdir()
         (pause / "Dockerfile").write_text(f'FROM {docker.base}\nCMD ["sleep", "infinity"]\n')

@@ -76,21 +76,20 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
     yield from _drain(pod)
 
 
-def set_advice(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator[Finding]:
-    """Advice on objects that belong together."""
-    for pod in pods:
-        scaler = _scaler_of(pod.owner, objects)
-        if scaler is not None and "replicas" in pod.owner.spec:
-            yield _advice(
-                pod.owner,
-                "spec.replicas",
-                "replicas-under-autoscaler",
-                f"every apply resets what {scaler.kind} {scaler.name} decided",
-                "leave replicas out",
-            )
-        if pod.owner.ours and pod.owner.kind == "Deployment" and len(objects) > 1:
-            yield from _companions(pod, objects)
-        yield from _rollout(pod)
+def set_advice(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
+    """Advice on a pod template among the objects that it belongs with."""
+    scaler = _scaler_of(pod.owner, objects)
+    if scaler is not None and "replicas" in pod.owner.spec:
+        yield _advice(
+            pod.owner,
+            "spec.replicas",
+            "replicas-under-autoscaler",
+            f"every apply resets what {scaler.kind} {scaler.name} decided",
+            "leave replicas out",
+        )
+    if pod.owner.ours and pod.owner.kind == "Deployment" and len(objects) > 1:
+        yield from _companions(pod, objects)
+    yield from _rollout(pod)
 
 
 def _security(pod: PodSpec) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from control.deploy.check.defects import object_defects, pod_defects
-from control.deploy.check.finding import Finding, Located, PodSpec, pod_of
+from control.deploy.check.finding import Finding, Located, pod_of
 from control.deploy.check.house import object_advice, pod_advice, set_advice
 from control.deploy.check.relations import set_defects
 from control.deploy.check.schema import Crds, check_schema
@@ -54,7 +54,7 @@ def check(
         found += set_defects(together, pods)
         for pod in pods:
             ours = pod.owner.ours or house
-            found += _levelled(set_advice_of(pod, together), ours)
+            found += _levelled(set_advice(pod, together), ours)
     return Checked(objects=len(objects), findings=tuple(dict.fromkeys(found)))
 
 
@@ -62,10 +62,6 @@ def check_rendered(objects: Sequence[Object], version: str, crds: Crds) -> Check
     """The rules over objects that were just rendered."""
     located = [Located(source="rendered", content=one) for one in objects]
     return check(located, versions=[version], crds=crds)
-
-
-def set_advice_of(pod: PodSpec, together: Sequence[Located]) -> list[Finding]:
-    return list(set_advice(together, [pod]))
 
 
 def _schemas(one: Located, versions: Sequence[str], crds: Crds) -> list[Finding]:
