@@ -25,8 +25,8 @@ GEOMETRIES = {"375M": (20, 1536), "596M": (28, 3072)}
 OURS = """
 import sys, time
 from pathlib import Path
-from control.engine.trtllm_checkpoint import emit_checkpoint
-from control.ranker.checkpoint import open_checkpoint
+from slmrank.engine.trtllm.checkpoint import emit_checkpoint
+from slmrank.model.checkpoint import open_checkpoint
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
@@ -57,16 +57,15 @@ print("RESULT", time.perf_counter() - started, peak() - before)
 def make_model(folder: Path, blocks: int, ffn: int) -> None:
     """A Qwen3 checkpoint with random bfloat16 weights and the packaged tokenizer's files."""
     import torch
+    from slmrank.artifacts import ArtifactStore
+    from slmrank.model.checkpoint import write_ranker
+    from slmrank.pipeline.bundle import Bundle
+    from slmrank.pipeline.make import checkpoint_of
+    from slmrank.pipeline.steps import run
+    from slmrank.prompt.encoder import PromptTemplate
+    from slmrank.shipped import shipped
+    from slmrank.spec.bundle import load_spec
     from transformers import AutoModelForCausalLM, Qwen3Config
-
-    from control.artifacts import ArtifactStore
-    from control.pipeline.bundle import Bundle
-    from control.pipeline.make import checkpoint_of
-    from control.pipeline.steps import run
-    from control.ranker.checkpoint import write_ranker
-    from control.ranker.prompt import PromptTemplate
-    from control.shipped import shipped
-    from control.spec import load_spec
 
     config = Qwen3Config(
         vocab_size=151_936,

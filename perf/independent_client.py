@@ -22,20 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from slmrank.artifacts import ArtifactStore
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.sweep import Axes, prepare_sweep, running
+from slmrank.load.binary import find_perf_analyzer
+from slmrank.load.perf_analyzer import LoadSettings, run_point
+from slmrank.load.points import Load, Point
+from slmrank.load.run import Bench
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.serving.server import Ports, Server
+from slmrank.spec.bundle import load_spec
 from tritonclient import grpc as blocking
 from tritonclient.grpc import aio
-
-from control.artifacts import ArtifactStore
-from control.cli.display import StepDisplay
-from control.cli.sweep import Axes, prepare_sweep, running
-from control.pipeline.bundle import Bundle
-from control.pipeline.steps import run
-from control.serve.server import Ports, Server
-from control.spec import load_spec
-from control.sweep.binary import find_perf_analyzer
-from control.sweep.perf_analyzer import LoadSettings, run_point
-from control.sweep.points import Load, Point
-from control.sweep.run import Bench
 
 POINTS = (
     Point(items=1, tokens=32, load=Load(kind="concurrency", level=1)),

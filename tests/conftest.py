@@ -19,11 +19,10 @@ from typing import Any
 import hypothesis
 import pytest
 import yaml
-
-from control.artifacts import ArtifactStore
-from control.pipeline.bundle import Bundle
-from control.pipeline.steps import run
-from control.spec import load_spec
+from slmrank.artifacts import ArtifactStore
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.spec.bundle import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -45,9 +44,8 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small byte-level BPE `tokenizer.json` in which ' Yes' and ' No' are one
     token each and `<|end|>` is special."""
+    from slmrank.data.wording import phrases
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from control.data.wording import phrases
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,9 +114,9 @@ def make_model(
 
 @pytest.fixture(scope="session")
 def make_checkpoint(make_model: Callable[..., Path]) -> Callable[..., Any]:
-    """A function that makes a small ranker checkpoint (`control.ranker.checkpoint.Checkpoint`)."""
-    from control.ranker.checkpoint import write_ranker
-    from control.ranker.prompt import PromptTemplate
+    """A function that makes a small ranker checkpoint (`slmrank.model.checkpoint.Checkpoint`)."""
+    from slmrank.model.checkpoint import write_ranker
+    from slmrank.prompt.encoder import PromptTemplate
 
     def make(family: str = "llama", **changes: Any) -> Any:
         folder = make_model(family, **changes)
@@ -146,7 +144,7 @@ class TinyBundle:
 
 def write_own_data(folder: Path, jobs: int = 40, queries: int = 24) -> None:
     """jobs.jsonl and pairs.jsonl from the shipped wording; deterministic."""
-    from control.data.wording import phrases
+    from slmrank.data.wording import phrases
 
     rng = random.Random(3)
     words = phrases()
@@ -220,7 +218,7 @@ def tiny_repository(tiny: TinyBundle) -> Path:
 @pytest.fixture(scope="session")
 def tiny_server(tiny_repository: Path) -> Iterator[Any]:
     """A real tritonserver over the tiny repository."""
-    from control.serve.server import Ports, Server
+    from slmrank.serving.server import Ports, Server
 
     with Server(tiny_repository, Ports(grpc=0, http=0, metrics=0)) as server:
         yield server

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from control.artifacts import ArtifactStore, artifact_key, read_artifact
-from control.errors import ArtifactError
+from slmrank.artifacts import ArtifactStore, artifact_key, read_artifact
+from slmrank.errors import ArtifactError
 
 
 def test_an_artifact_appears_with_manifest_and_inventory(tmp_path: Path) -> None:
@@ -39,7 +38,7 @@ def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"
-        "from control.artifacts import ArtifactStore\n"
+        "from slmrank.artifacts import ArtifactStore\n"
         "store = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
         "with store.create('data', 'k1', {}) as draft:\n"
         "    (draft.path / 'x').write_text('half')\n"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from slmrank.client.client import RankClient
 
-from control.client.client import RankClient
-from tests.cluster.api_server import ApiServer
 from tests.conftest import ROOT, Control, TinyBundle
+from tests.deploy.cluster.api_server import ApiServer
 from tests.deploy.releases import CPU_IMAGE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from control.artifacts import ArtifactStore
-from control.pipeline.bundle import Bundle
-from control.pipeline.make import checkpoint_of
-from control.pipeline.steps import run
-from control.ranker.checkpoint import Checkpoint, copy_ranker_files, open_checkpoint
-from control.ranker.corpus import EncodedQuery
-from control.ranker.tensor_files import count_parameters
-from control.shipped import shipped
-from control.spec import load_spec
+from slmrank.artifacts import ArtifactStore
+from slmrank.model.checkpoint import Checkpoint, copy_ranker_files, open_checkpoint
+from slmrank.model.tensor_files import count_parameters
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.steps import run
+from slmrank.prompt.corpus import EncodedQuery
+from slmrank.shipped import shipped
+from slmrank.spec.bundle import load_spec
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +75,8 @@ def test_its_own_tokenizer_is_the_one_we_serve(smollm2: Checkpoint) -> None:
 
 
 def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_path: Path) -> None:
-    from control.engine.openvino_build import OpenVinoSettings, build_openvino
-    from control.engine.parity import Tolerance
+    from slmrank.engine.openvino.build import OpenVinoSettings, build_openvino
+    from slmrank.engine.parity import Tolerance
 
     figures = build_openvino(
         smollm2,
@@ -95,12 +94,11 @@ def test_pruning_removes_two_fifths_of_the_blocks_and_the_rest_can_be_emitted(
     smollm2: Checkpoint, tmp_path: Path
 ) -> None:
     import torch
+    from slmrank.compress.structured import PruneSettings, prune_model
+    from slmrank.engine.trtllm.checkpoint import emit_checkpoint
+    from slmrank.engine.trtllm.reference import EmittedModel
+    from slmrank.model.reference import ReferenceScorer, load_model
     from transformers import AutoModelForCausalLM
-
-    from control.compress.structured import PruneSettings, prune_model
-    from control.engine.trtllm_checkpoint import emit_checkpoint
-    from control.engine.trtllm_reference import EmittedModel
-    from control.ranker.reference import ReferenceScorer, load_model
 
     model = load_model(smollm2)
     prompts: list[Any] = [

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from control.errors import SpecError
-from control.shipped import shipped
-from control.spec import load_spec, parse_spec
+from slmrank.errors import SpecError
+from slmrank.shipped import shipped
+from slmrank.spec.bundle import load_spec, parse_spec
 
 DATA = {"source": "onet"}
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from slmrank.machine.facts import ask, docker_version
 
-from control.machine.facts import ask, docker_version
 from tests.conftest import ROOT
 
 BASE_VARIABLE = "SLMRANK_CPU_BASE_IMAGE"

@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 
 import pytest
+from slmrank.client.client import JobRef, RankClient
+from slmrank.errors import ControlError
+from slmrank.serving.server import claim_port
 
-from control.client.client import JobRef, RankClient
-from control.errors import ControlError
-from control.serve.server import claim_port
 from tests.build.docker_engine import DockerEngine, build_cpu_image, docker_engine
 from tests.conftest import ROOT
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from slmrank.machine.facts import find_gpus
 
-from control.machine.facts import find_gpus
 from tests.conftest import Control, TinyBundle
 
 pytestmark = [

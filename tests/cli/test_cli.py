@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from slmrank.cli.main import VERBS
+from slmrank.cli.score import read_request
+from slmrank.client.client import JobRef
+from slmrank.errors import DataError
 
-from control.cli.main import VERBS
-from control.cli.score import read_request
-from control.client.client import JobRef
-from control.errors import DataError
 from tests.conftest import Control, TinyBundle, write_own_data
 
 
@@ -60,7 +60,7 @@ def test_every_verb_has_help_with_an_example(control: Control, verb: str) -> Non
 
 def test_the_light_verbs_import_no_torch() -> None:
     code = (
-        "import sys, control.cli.score, control.client.client, control.cli.steps, control.repo.generate\n"
+        "import sys, slmrank.cli.score, slmrank.client.client, slmrank.cli.steps, slmrank.repository.generate\n"
         "print([m for m in ('torch', 'transformers', 'openvino') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -309,8 +309,8 @@ def test_broken_requests_are_named(raw: bytes, text: str) -> None:
 def test_a_teacher_with_another_prompt_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, make_model: Any
 ) -> None:
-    from control.ranker.checkpoint import write_ranker
-    from control.ranker.prompt import PromptTemplate
+    from slmrank.model.checkpoint import write_ranker
+    from slmrank.prompt.encoder import PromptTemplate
 
     teacher = make_model("llama")
     write_ranker(teacher, PromptTemplate(closing="Fit:"), max_item_tokens=96, max_query_tokens=96)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from control.client.client import ItemScore, JobRef, RankClient
-from control.client.known_answers import (
+from slmrank.client.client import ItemScore, JobRef, RankClient
+from slmrank.client.known_answers import (
     KNOWN_FILE,
     KnownAnswer,
     choose_known,
@@ -19,8 +18,9 @@ from control.client.known_answers import (
     known_json,
     read_known,
 )
-from control.errors import ArtifactError, ScoreError
-from control.ranker.status import Status
+from slmrank.errors import ArtifactError, ScoreError
+from slmrank.triton.status import Status
+
 from tests.conftest import Control
 
 

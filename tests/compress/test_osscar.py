@@ -6,9 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-
-from control.compress.osscar import damped, prune_neurons, refit, relative_error
-from control.errors import SpecError
+from slmrank.compress.osscar import damped, prune_neurons, refit, relative_error
+from slmrank.errors import SpecError
 
 
 def problem(neurons: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

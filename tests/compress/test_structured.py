@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slmrank.compress.structured import PruneSettings, count_parameters, prune_model
+from slmrank.errors import SpecError
+from slmrank.model.reference import load_model
 from transformers import AutoModelForCausalLM
 
-from control.compress.structured import PruneSettings, count_parameters, prune_model
-from control.errors import SpecError
-from control.ranker.reference import load_model
 from tests.conftest import FAMILIES
 
 RNG = np.random.default_rng(1)

@@ -15,24 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-from control.compress.vocabulary import (
+from slmrank.compress.vocabulary import (
     choose_tokens,
     read_vocabulary,
     same_tokens_share,
     trim_checkpoint,
     trim_tokenizer,
 )
-from control.data.wording import phrases
-from control.errors import CheckpointError
-from control.pipeline.bundle import Bundle
-from control.pipeline.make import checkpoint_of
-from control.pipeline.steps import run
-from control.ranker.checkpoint import Checkpoint, open_checkpoint, write_ranker
-from control.ranker.prompt import PromptEncoder, PromptTemplate, load_tokenizer
-from control.ranker.reference import ReferenceScorer
-from control.spec import load_spec
+from slmrank.data.wording import phrases
+from slmrank.errors import CheckpointError
+from slmrank.model.checkpoint import Checkpoint, open_checkpoint, write_ranker
+from slmrank.model.reference import ReferenceScorer
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.steps import run
+from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer
+from slmrank.spec.bundle import load_spec
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
 from tests.conftest import FAMILIES, TinyBundle
 
 WORDS = sorted(

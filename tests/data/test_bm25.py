@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from control.data.bm25 import Bm25, words_of
-from control.data.records import Job
+from slmrank.data.bm25 import Bm25, words_of
+from slmrank.data.records import Job
 
 JOBS = {
     "a": Job(job_id="a", description="night nurse ward"),

@@ -6,14 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
-
-from control.data.example_set import ExampleSettings, build_example_set
-from control.data.labelled import read_labelled, read_own_set, write_labelled
-from control.data.onet import COLUMNS, Occupations, read_occupations
-from control.data.records import LabelledSet
-from control.data.relevance import grade_of, overlap, relation
-from control.data.wording import person_title, singular
-from control.errors import DataError
+from slmrank.data.example_set import ExampleSettings, build_example_set
+from slmrank.data.labelled import read_labelled, read_own_set, write_labelled
+from slmrank.data.onet import COLUMNS, Occupations, read_occupations
+from slmrank.data.records import LabelledSet
+from slmrank.data.relevance import grade_of, overlap, relation
+from slmrank.data.wording import person_title, singular
+from slmrank.errors import DataError
 
 SETTINGS = ExampleSettings(
     seed=5,

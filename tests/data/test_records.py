@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from control.data.records import read_jobs, read_pairs
-from control.errors import DataError
+from slmrank.data.records import read_jobs, read_pairs
+from slmrank.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from control.deploy.release import Release
-from tests.engine.test_trtllm_plan import plan
+from slmrank.deploy.release import Release
+
+from tests.engine.trtllm.test_plan import plan
 
 CPU_IMAGE = f"slmrank-cpu@sha256:{'a' * 64}"
 GPU_IMAGE = f"slmrank-gpu@sha256:{'b' * 64}"

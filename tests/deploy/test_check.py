@@ -12,15 +12,15 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slmrank.deploy.check.finding import Located
+from slmrank.deploy.check.run import Checked, check
+from slmrank.deploy.check.schema import known_versions, load_crds
+from slmrank.deploy.check.sources import Read, read_manifests, read_text
+from slmrank.deploy.files import base_files
+from slmrank.deploy.naming import Object
+from slmrank.deploy.render import render, render_base
+from slmrank.errors import DeployError
 
-from control.deploy.check.finding import Located
-from control.deploy.check.run import Checked, check
-from control.deploy.check.schema import known_versions, load_crds
-from control.deploy.check.sources import Read, read_manifests, read_text
-from control.deploy.files import base_files
-from control.deploy.naming import Object
-from control.deploy.render import render, render_base
-from control.errors import DeployError
 from tests.conftest import ROOT, Control
 from tests.deploy import releases
 

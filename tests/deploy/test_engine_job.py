@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from slmrank.cli.main import VERBS
+from slmrank.deploy.engine_job import engine_job
+from slmrank.deploy.yaml_text import to_yaml
+from slmrank.engine.trtllm.plan import BuildPlan
 
-from control.cli.main import VERBS
-from control.deploy.engine_job import engine_job
-from control.deploy.yaml_text import to_yaml
-from control.engine.trtllm_plan import BuildPlan
-from tests.engine.test_trtllm_plan import plan
+from tests.engine.trtllm.test_plan import plan
 
 GOLDEN = Path(__file__).parent / "golden" / "engine-build-job.yaml"
 TAG = "0123456789ab"

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from slmrank.client.client import JobRef, RankClient
+from slmrank.deploy.dashboard import dashboard
+from slmrank.deploy.monitoring import adapter_values, rule_groups, rule_tests
+from slmrank.deploy.release import Release
+from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 
-from control.client.client import JobRef, RankClient
-from control.deploy.dashboard import dashboard
-from control.deploy.monitoring import adapter_values, rule_groups, rule_tests
-from control.deploy.release import Release
-from control.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from tests.conftest import ROOT
 from tests.deploy import releases
 

@@ -16,21 +16,21 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from control.deploy.files import all_files, base_files, find_stale, overlay_files, write_files
-from control.deploy.naming import Object
-from control.deploy.overlay import overlay_between
-from control.deploy.release import Release, load_release
-from control.deploy.render import identity, render, render_base
-from control.deploy.sizing import (
+from slmrank.deploy.files import all_files, base_files, find_stale, overlay_files, write_files
+from slmrank.deploy.naming import Object
+from slmrank.deploy.overlay import overlay_between
+from slmrank.deploy.release import Release, load_release
+from slmrank.deploy.render import identity, render, render_base
+from slmrank.deploy.sizing import (
     grace_period_s,
     memory_mib,
     progress_deadline_s,
     startup_budget_s,
     target_items_per_s,
 )
-from control.deploy.yaml_text import to_documents
-from control.errors import DeployError
+from slmrank.deploy.yaml_text import to_documents
+from slmrank.errors import DeployError
+
 from tests.conftest import ROOT, Control
 from tests.deploy import releases
 
@@ -85,8 +85,8 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     # Also by another process, with other hash seeds.
     (tmp_path / "release.yaml").write_text(release.to_yaml())
     code = (
-        "import sys; from pathlib import Path; from control.deploy.release import load_release;"
-        "from control.deploy.files import base_files; import json;"
+        "import sys; from pathlib import Path; from slmrank.deploy.release import load_release;"
+        "from slmrank.deploy.files import base_files; import json;"
         "print(json.dumps(base_files(load_release(Path(sys.argv[1]))), sort_keys=True))"
     )
     for seed in ("1", "2"):
@@ -234,8 +234,8 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
     on_gpu: bool,
     track: Any,
 ) -> None:
-    from control.deploy.check.run import check_rendered
-    from control.deploy.check.schema import load_crds
+    from slmrank.deploy.check.run import check_rendered
+    from slmrank.deploy.check.schema import load_crds
 
     deploy = {
         "namespace": namespace,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from control.evaluate.metrics import (
+from slmrank.evaluate.metrics import (
     Listing,
     auc_top_against_zero,
     mean_abs_dp,

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from slmrank.client.client import JobRef, RankClient
+from slmrank.engine.trtllm.builder import Builder, find_builder
+from slmrank.engine.trtllm.compatibility import load_compatibility
+from slmrank.engine.trtllm.compile import build_engine, read_planned
+from slmrank.engine.trtllm.reference import EmittedModel
+from slmrank.machine.facts import find_gpus, installed_version
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.steps import run
+from slmrank.serving.server import Ports, Server
+from slmrank.spec.bundle import load_spec
 
-from control.client.client import JobRef, RankClient
-from control.engine.compatibility import load_compatibility
-from control.engine.trtllm_build import build_engine, read_planned
-from control.engine.trtllm_builder import Builder, find_builder
-from control.engine.trtllm_reference import EmittedModel
-from control.machine.facts import find_gpus, installed_version
-from control.pipeline.bundle import Bundle
-from control.pipeline.make import checkpoint_of
-from control.pipeline.steps import run
-from control.serve.server import Ports, Server
-from control.spec import load_spec
 from tests.conftest import TinyBundle
 
 
@@ -126,9 +126,9 @@ def test_served_scores_are_those_of_the_reference(
 
 def reference_scores(bundle: Bundle, tiny: TinyBundle, planned: Any) -> Any:
     """P of the emitted checkpoint with reference arithmetic."""
-    from control.ranker.probability import probability
-    from control.store.summaries import SummaryStore
-    from control.summarize.build_store import STORE_FOLDER
+    from slmrank.model.probability import probability
+    from slmrank.store.lmdb_store import SummaryStore
+    from slmrank.summarize.build_store import STORE_FOLDER
 
     checkpoint = checkpoint_of(run(bundle.served, tiny.store))
     encoder = checkpoint.encoder()

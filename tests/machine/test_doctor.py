@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slmrank.machine.facts import Gpu, ask, find_gpus
+from slmrank.pipeline.doctor import Finding, Machine, diagnose, look
+from slmrank.spec.bundle import TrtllmSpec
 
-from control.machine.doctor import Finding, Machine, diagnose, look
-from control.machine.facts import Gpu, ask, find_gpus
-from control.spec import TrtllmSpec
 from tests.conftest import ROOT, Control
 
 H200 = Gpu(

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from control.machine.facts import usable_cores
+from slmrank.machine.facts import usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from control.artifacts import ArtifactStore
-from control.errors import MissingDependencyError
-from control.pipeline.steps import Making, Step, in_order, run
+from slmrank.artifacts import ArtifactStore
+from slmrank.errors import MissingDependencyError
+from slmrank.pipeline.steps import Making, Step, in_order, run
 
 CALLS: list[str] = []
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from control.errors import ArtifactError
-from control.store.summaries import Entry, SummaryStore
+from slmrank.errors import ArtifactError
+from slmrank.store.lmdb_store import Entry, SummaryStore
 
 
 def entry(*ids: int) -> Entry:

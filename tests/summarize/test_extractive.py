@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from control.data.records import Job
-from control.errors import DataError
-from control.ranker.prompt import PromptEncoder, PromptTemplate, load_tokenizer
-from control.summarize.build_store import SummarySettings, build_store
-from control.summarize.extractive import Salience, fit_salience, sentences_of, summarize
+from slmrank.data.records import Job
+from slmrank.errors import DataError
+from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer
+from slmrank.summarize.build_store import SummarySettings, build_store
+from slmrank.summarize.extractive import Salience, fit_salience, sentences_of, summarize
 
 BOILERPLATE = (
     "We offer paid time off and a friendly team. Apply now using the button on this page. "
@@ -132,7 +131,7 @@ def test_only_changed_jobs_are_computed(
     del changed["j5"]
     second, figures = build("second", changed, first)
     assert (figures["computed"], figures["reused"]) == (2, 22)
-    from control.store.summaries import SummaryStore
+    from slmrank.store.lmdb_store import SummaryStore
 
     with SummaryStore(second / "store") as store:
         assert store.ids("j5") is None

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from control.errors import DataError
-from control.ranker.corpus import EncodedQuery
-from control.ranker.reference import load_model
-from control.train.sft import TrainSettings, bernoulli_kl, draw_batches, learning_rate_at, train
+from slmrank.errors import DataError
+from slmrank.model.reference import load_model
+from slmrank.prompt.corpus import EncodedQuery
+from slmrank.train.sft import TrainSettings, bernoulli_kl, draw_batches, learning_rate_at, train
 
 
 def query(seed: int, items: int = 6) -> EncodedQuery:

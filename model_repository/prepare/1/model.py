@@ -1,14 +1,13 @@
-"""Triton stage `prepare`: query and jobs -> token ids. Thin over control.ranker.prepare."""
+"""Triton stage `prepare`: query and jobs -> token ids. Thin over slmrank.serving.prepare."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
-from control.errors import ControlError
-from control.ranker.prepare import open_preparer
-from control.ranker.status import Status
+from slmrank.errors import ControlError
+from slmrank.serving.prepare import open_preparer
+from slmrank.triton.status import Status
 
 
 class TritonPythonModel:

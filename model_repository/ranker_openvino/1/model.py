@@ -1,13 +1,12 @@
-"""Triton stage `ranker` on OpenVINO: token ids -> P(relevant). Thin over control.engine."""
+"""Triton stage `ranker` on OpenVINO: token ids -> P(relevant). Thin over slmrank.engine."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
-from control.engine.openvino_runtime import OpenVinoEngine
-from control.ranker.probability import probability
+from slmrank.engine.openvino.runtime import OpenVinoEngine
+from slmrank.model.probability import probability
 
 
 class TritonPythonModel:

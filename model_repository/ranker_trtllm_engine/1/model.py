@@ -1,15 +1,14 @@
 """Triton stage `ranker` on a TensorRT-LLM engine: every item is one call of the model
-`tensorrt_llm` with batch 1, which in-flight batching joins. Thin over control.ranker.fan_out."""
+`tensorrt_llm` with batch 1, which in-flight batching joins. Thin over slmrank.engine.fan_out."""
 
 import asyncio
 import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
-from control.errors import ControlError
-from control.ranker.fan_out import label_probability, whole_prompts
-from control.ranker.labels import Labels
+from slmrank.engine.fan_out import label_probability, whole_prompts
+from slmrank.errors import ControlError
+from slmrank.prompt.labels import Labels
 
 BACKEND_MODEL = "tensorrt_llm"
 # The backend answers with an error unless the first two are asked for as well.

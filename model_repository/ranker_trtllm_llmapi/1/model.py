@@ -1,17 +1,16 @@
 """Triton stage `ranker` on `tensorrt_llm.LLM` (PyTorch backend): token ids -> P(relevant). Thin
-over control.ranker.fan_out."""
+over slmrank.engine.fan_out."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from slmrank.engine.fan_out import label_probability, whole_prompts
+from slmrank.errors import ControlError
+from slmrank.prompt.labels import Labels
 from tensorrt_llm import LLM, SamplingParams
 from tensorrt_llm.llmapi import KvCacheConfig
-
-from control.errors import ControlError
-from control.ranker.fan_out import label_probability, whole_prompts
-from control.ranker.labels import Labels
 
 
 class TritonPythonModel:

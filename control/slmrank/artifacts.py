@@ -1,0 +1,190 @@
+"""The artifact store: finished results on disk, found by what they were made from.
+
+Layout: `<root>/<kind>/<key>/manifest.json` plus the artifact's files. The key is a hash of kind,
+settings, input keys and tool versions, so an unchanged step is found instead of redone. A draft is
+written beside the final place under a dot name; the manifest is written last and the directory is
+renamed, so whatever has a manifest is whole. `<root>/work/` holds resumable state of long steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmrank.errors import ArtifactError
+from slmrank.hashing import hash_file, hash_value
+
+MANIFEST = "manifest.json"
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One finished artifact: where it lies and what its manifest says."""
+
+    kind: str
+    key: str
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        figures: Mapping[str, Any] = self.manifest["figures"]
+        return figures
+
+    @property
+    def digest(self) -> str:
+        """What is in it: a hash over the hashes of its files, 16 hex digits."""
+        return hash_value(self.manifest["files"])[:16]
+
+    @property
+    def seconds(self) -> float:
+        return float(self.manifest["seconds"])
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """An artifact being written: files go under `path`, measured numbers into `figures`."""
+
+    path: Path
+    work: Path
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def artifact_key(
+    kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], versions: Mapping[str, str]
+) -> str:
+    """The key of an artifact: 16 hex digits over everything that can change its content."""
+    identity = {"kind": kind, "settings": settings, "inputs": inputs, "versions": versions}
+    return hash_value(identity)[:KEY_LENGTH]
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact in directory `path`.
+
+    Raises ArtifactError when there is no readable manifest.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return Artifact(kind=manifest["kind"], key=manifest["key"], path=path, manifest=manifest)
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} is not a finished artifact: {error}", "run the verb that makes it again"
+        ) from error
+
+
+class ArtifactStore:
+    """Finds and creates artifacts under one root directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, kind: str, key: str) -> Path:
+        return self.root / kind / key
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The finished artifact, or None. A directory without a readable manifest does not
+        count, so that it is made again."""
+        try:
+            return read_artifact(self.path(kind, key))
+        except ArtifactError:
+            return None
+
+    def all(self, kind: str) -> list[Artifact]:
+        """Every finished artifact of a kind, newest first."""
+        manifests = sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}"), key=_mtime, reverse=True)
+        found = [self.find(kind, manifest.parent.name) for manifest in manifests]
+        return [artifact for artifact in found if artifact is not None]
+
+    @contextlib.contextmanager
+    def lock(self, kind: str, key: str) -> Iterator[None]:
+        """Hold the right to make one artifact; a second process waits for the first."""
+        folder = self.root / "work" / "locks"
+        _make_directory(folder)
+        with (folder / f"{kind}-{key}").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def create(self, kind: str, key: str, lineage: Mapping[str, Any]) -> Iterator[Draft]:
+        """Write a new artifact; it appears only when the block ends without an exception.
+
+        `lineage` (settings, inputs, versions) goes into the manifest as it is.
+        """
+        final = self.path(kind, key)
+        draft_path = final.with_name(f".{key}.{os.getpid()}.tmp")
+        work = self.root / "work" / f"{kind}-{key}"
+        for abandoned in final.parent.glob(f".{key}.*.tmp"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        _make_directory(draft_path)
+        draft = Draft(path=draft_path, work=work)
+        started = datetime.datetime.now(datetime.UTC)
+        try:
+            yield draft
+            ended = datetime.datetime.now(datetime.UTC)
+            manifest = {
+                "schema": 1,
+                "kind": kind,
+                "key": key,
+                **lineage,
+                "figures": draft.figures,
+                "files": inventory(draft_path),
+                "created": started.isoformat(timespec="seconds"),
+                "seconds": round((ended - started).total_seconds(), 3),
+            }
+            write_atomic(draft_path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            _replace(final, draft_path)
+        except BaseException:
+            shutil.rmtree(draft_path, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def _replace(final: Path, draft: Path) -> None:
+    """Put a draft in its place. The old artifact leaves in one step, so a kill between the two
+    renames leaves no artifact rather than a broken one."""
+    old = draft.with_name(draft.name.replace(".tmp", ".old.tmp"))
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {"sha256": hash_file(path), "bytes": path.stat().st_size}
+        for path in files
+    }
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror}",
+            "choose a writable folder with --artifacts or CONTROL_ARTIFACTS",
+        ) from error
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime

@@ -1,0 +1,69 @@
+"""`control deploy`: manifests from a bundle, checks of any manifest, and the way into a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from slmrank.cli.deploy_cluster import (
+    apply_command,
+    delete_command,
+    plan_command,
+    rollback_command,
+    status_command,
+)
+from slmrank.cli.deploy_manifests import check_command, render_command
+from slmrank.errors import ControlError, DeployFailed, Refused, RolledBack
+
+
+class _Deploy(click.Group):
+    """Exit codes of these verbs: 0 done, 1 refused and nothing changed, 2 rolled back, 3 failed. So
+    whatever stops one before it changes something is a refusal, also a wrong flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise Refused(error.format_message(), "see control deploy --help") from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            verb = error.ctx.command_path if error.ctx else "control deploy"
+            raise Refused(error.format_message(), f"see {verb} --help") from error
+        except (Refused, RolledBack, DeployFailed):
+            raise
+        except ControlError as error:
+            raise Refused(error.message, error.hint) from error
+
+
+@click.group("deploy", cls=_Deploy)
+def deploy_command() -> None:
+    """Bring a bundle into Kubernetes.
+
+    render writes the manifests of a spec or a release, check reads any manifests for defects, plan,
+    apply, status, rollback and delete work on a cluster.
+
+    Exit codes: 0 done, 1 refused and nothing changed, 2 failed and the release before it serves, 3
+    failed and nothing was put back.
+
+    \b
+    Example:
+      control deploy render build/demo.yaml
+      control deploy check k8s/base
+      control deploy plan build/demo.yaml
+    """
+
+
+for _command in (
+    render_command,
+    check_command,
+    plan_command,
+    apply_command,
+    status_command,
+    rollback_command,
+    delete_command,
+):
+    deploy_command.add_command(_command)

@@ -1,0 +1,259 @@
+"""`control deploy plan`, `apply`, `status`, `rollback` and `delete`: what works on a cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from slmrank.cli.display import print_json, print_table
+from slmrank.cli.interrupt import interrupt_on_sigterm
+from slmrank.cli.open_release import open_place, open_release, release_options, track_option
+from slmrank.cli.options import Decorated, PathType, json_option
+from slmrank.client.client import RankClient
+from slmrank.client.known_answers import KnownAnswer, compare_known
+from slmrank.deploy.cluster.api import connect
+from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.status import Status, read_status
+from slmrank.deploy.release import Place, Track
+from slmrank.errors import Refused
+from slmrank.spec.bundle import Target
+
+
+def _cluster_options(function: Decorated) -> Decorated:
+    for option in (
+        click.option("--context", help="context of the kubeconfig"),
+        click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]"),
+    ):
+        function = option(function)
+    return track_option(json_option(function))
+
+
+def _deployer(kubeconfig: Path | None, context: str | None, **options: Any) -> Deployer:
+    console = Console(stderr=True)
+
+    def told(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return Deployer(cluster=connect(kubeconfig, context, warn=told), told=told, **options)
+
+
+@click.command("plan", short_help="Show what apply would change; changes nothing")
+@click.argument("source", type=PathType)
+@release_options
+@_cluster_options
+def plan_command(
+    source: Path,
+    target: Target | None,
+    record: Path | None,
+    artifacts: Path,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Ask the API server what applying SOURCE (a spec or a release.yaml) would change: its own dry
+    run of every object, and the difference to what is there.
+
+    \b
+    Example:
+      control deploy plan build/demo.yaml
+    """
+    release = open_release(source, artifacts, target, record, track)
+    planned = _deployer(kubeconfig, context).plan(release)
+    if as_json:
+        rows = [
+            {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
+            for one in planned
+        ]
+        print_json({"release": release.hash, "engine": release.engine.tag, "plan": rows})
+        return
+    for one in planned:
+        click.echo(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
+        if one.change == "change":
+            click.echo("\n".join(f"    {line}" for line in one.diff.splitlines()))
+    counts = Counter(one.change for one in planned)
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    click.echo(f"release {release.hash}, engine {release.engine.tag}: {told}")
+
+
+@click.command("apply", short_help="Roll a release out; a bad one is taken back")
+@click.argument("source", type=PathType)
+@click.option("--force-conflicts", is_flag=True, help="take fields that other managers own")
+@click.option("--take-over", is_flag=True, help="go on although another apply seems to run")
+@click.option("--smoke-url", help="host:port that reaches the Service  [default: a Job inside]")
+@click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers at the end")
+@release_options
+@_cluster_options
+def apply_command(
+    source: Path,
+    force_conflicts: bool,
+    take_over: bool,
+    smoke_url: str | None,
+    skip_smoke: bool,
+    target: Target | None,
+    record: Path | None,
+    artifacts: Path,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Bring SOURCE (a spec or a release.yaml) into the cluster: our rules and the server's dry run
+    of every object first, then server-side apply in order, the engine's build Job before the
+    Deployment, then wait for the new pods, then ask for the known answers over gRPC. When one of
+    these fails the last good release is put back.
+
+    \b
+    Example:
+      control deploy apply build/demo.yaml
+    """
+    release = open_release(source, artifacts, target, record, track)
+
+    def ask() -> None:
+        answers = [KnownAnswer(**one.settings()) for one in release.known_answers]
+        with RankClient(str(smoke_url), timeout_s=60) as client:
+            compare_known(client.score, answers, release.deploy.smoke_tolerance)
+
+    deployer = _deployer(
+        kubeconfig,
+        context,
+        force_conflicts=force_conflicts,
+        take_over=take_over,
+        skip_smoke=skip_smoke,
+        smoke=ask if smoke_url else None,
+    )
+    interrupt_on_sigterm()
+    done = deployer.apply(release)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(
+        f"release {done['release']} is deployed as revision {done['revision']}, engine "
+        f"{done['engine']}: {len(done['changed'])} objects changed, {done['smoke']}"
+    )
+
+
+@click.command("status", short_help="Show what is deployed, and why a pod does not serve")
+@click.argument("source", type=PathType)
+@_cluster_options
+def status_command(
+    source: Path,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Show the rollout, every pod with the reason why it does not serve (no GPU, a taint, a claim,
+    the image, a file that was not copied, a wrong answer), the autoscaler's metrics and the history
+    of the bundle SOURCE. Exit code 1 when something is wrong.
+
+    \b
+    Example:
+      control deploy status build/demo.yaml
+    """
+    place = open_place(source, track)
+    status = read_status(_deployer(kubeconfig, context).cluster, place)
+    if as_json:
+        print_json(status.as_dict())
+    else:
+        _show_status(status, place)
+    if not status.healthy:
+        raise click.exceptions.Exit(Refused.exit_code)
+
+
+def _show_status(status: Status, place: Place) -> None:
+    name = f"{place.namespace}/{place.object_name}"
+    if not status.found:
+        click.echo(f"{name}: not deployed")
+    else:
+        click.echo(f"{name}: engine {status.engine}")
+        click.echo(f"rollout {status.rollout}; {status.replicas}")
+        rows = [
+            [
+                str(one["name"]),
+                "yes" if one["ready"] else "no",
+                str(one["engine"]),
+                str(one["node"]) or "-",
+                str(one["restarts"]),
+            ]
+            for one in status.pods
+        ]
+        print_table("pods", ["pod", "ready", "engine", "node", "restarts"], rows)
+    if status.autoscaler is not None:
+        scaler = status.autoscaler
+        click.echo(f"autoscaler: {scaler['min']} to {scaler['max']}, wants {scaler['desired']}")
+        for one in scaler["metrics"]:
+            click.echo(f"  {one['name']}: {one['current']} of {one['target']} per pod")
+    for trouble in status.troubles:
+        click.echo(f"{trouble.name}\n  {trouble.state}: {trouble.message}")
+        if trouble.fix:
+            click.echo(f"  Fix: {trouble.fix}")
+    if status.records:
+        rows = [
+            [str(one[key]) for key in ("revision", "state", "engine", "release", "when")]
+            for one in status.records
+        ]
+        print_table("history", ["revision", "state", "engine", "release", "when"], rows)
+
+
+@click.command("rollback", short_help="Put an earlier release back")
+@click.argument("source", type=PathType)
+@click.option("--to", "revision", type=click.IntRange(min=1), help="[default: the last good one]")
+@_cluster_options
+def rollback_command(
+    source: Path,
+    revision: int | None,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Put the objects of an earlier deployment of SOURCE back, as they were, and wait for its pods.
+
+    \b
+    Example:
+      control deploy rollback build/demo.yaml --to 3
+    """
+    interrupt_on_sigterm()
+    done = _deployer(kubeconfig, context).rollback(open_place(source, track), revision)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(f"revision {done['revision']} (engine {done['engine']}) serves")
+
+
+@click.command("delete", short_help="Remove a bundle from the cluster")
+@click.argument("source", type=PathType)
+@click.option("--yes", is_flag=True, help="really do it")
+@_cluster_options
+def delete_command(
+    source: Path,
+    yes: bool,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Remove every object of the bundle SOURCE. Claims, what is on them, and the namespace stay.
+    Without --yes it only says what would go.
+
+    \b
+    Example:
+      control deploy delete build/demo.yaml --yes
+    """
+    interrupt_on_sigterm()
+    removed = _deployer(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
+    if as_json:
+        print_json({"deleted": yes, "objects": removed})
+    else:
+        for one in removed:
+            click.echo(f"{'deleted' if yes else 'would delete'} {one}")
+        click.echo(f"{len(removed)} objects; claims and namespace stay")
+    if removed and not yes:
+        if as_json:
+            raise click.exceptions.Exit(Refused.exit_code)
+        raise Refused("nothing was deleted", "repeat it with --yes")

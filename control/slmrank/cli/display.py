@@ -1,0 +1,163 @@
+"""What a person sees: progress of steps on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.pipeline.steps import Step, in_order
+
+PLAIN_PAUSE_S = 15.0
+
+
+class StepDisplay:
+    """A watcher that shows each step: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+        self._said = 0.0
+        self._started = 0.0
+        self._told: set[str] = set()
+        self.timings: list[tuple[str, float, bool]] = []
+
+    def started(self, step: Step) -> None:
+        self._title = step.title
+        self._said = self._started = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<34}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(step.title, total=None, note="")
+        else:
+            self._line(f"{step.title} ...")
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        text = f"{done}/{total} {note}" if total else note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total or None, note=text)
+        elif time.monotonic() - self._said > PLAIN_PAUSE_S:
+            self._said = time.monotonic()
+            self._line(f"  {self._title}: {text}, {self._said - self._started:.0f} s")
+
+    def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None:
+        self.close()
+        label = f"{step.kind} {artifact.key[:8]}"
+        if f"{step.kind}/{artifact.key}" not in self._told:
+            self._told.add(f"{step.kind}/{artifact.key}")
+            self.timings.append((step.title, artifact.seconds, cached))
+            how = "cached" if cached else f"made in {artifact.seconds:.1f} s"
+            self._line(f"{step.title:<34} {how:<18} {label}")
+
+    def close(self) -> None:
+        """Remove a live bar, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_plan(steps: Iterable[Step], store: ArtifactStore, *, as_json: bool) -> None:
+    """What running these steps would do."""
+    needed = {f"{one.kind}/{one.key}": one for step in steps for one in in_order(step)}
+    rows = [
+        {
+            "step": one.title,
+            "kind": one.kind,
+            "key": one.key,
+            "state": "cached" if store.find(one.kind, one.key) else "to be made",
+            "path": str(store.path(one.kind, one.key)),
+            "settings": dict(one.settings),
+        }
+        for one in needed.values()
+    ]
+    if as_json:
+        print_json({"plan": rows})
+        return
+    print_table(
+        "plan (nothing is done)",
+        ["step", "state", "path"],
+        [[str(row["step"]), str(row["state"]), str(row["path"])] for row in rows],
+    )
+
+
+def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
+    """One artifact: where it is and its figures."""
+    if as_json:
+        print_json(
+            {
+                "kind": artifact.kind,
+                "key": artifact.key,
+                "path": str(artifact.path),
+                "figures": dict(artifact.figures),
+                "seconds": artifact.seconds,
+            }
+        )
+        return
+    click.echo(f"{artifact.kind} {artifact.path}")
+    for name, value in artifact.figures.items():
+        text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        if len(text) > 100:
+            text = text[:97] + "..."
+        click.echo(f"  {name}: {text}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """A result for scripts on stdout."""
+    click.echo(json_text(value))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """JSON with the schema version. NaN, which JSON lacks, becomes null."""
+    clean = _without_nan({"schema": 1, **value})
+    return json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; numbers are right-aligned."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows if row[index])
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=sys.stdout, markup=False)
+    width = console.width if console.is_terminal else 160
+    Console(file=sys.stdout, markup=False, width=width, highlight=False).print(table)
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text[:2].lstrip("+-")[:1].isdigit() or text in ("-", "")

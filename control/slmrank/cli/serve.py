@@ -1,0 +1,109 @@
+"""`control serve`: run the repository of a spec, or any other, until interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.cli.display import StepDisplay, print_json, show_plan
+from slmrank.cli.interrupt import interrupt_on_sigterm
+from slmrank.cli.options import PathType, artifacts_option, dry_run_option, json_option
+from slmrank.errors import ServerError
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.repository.generate import check_repository
+from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Ports, Server
+from slmrank.spec.bundle import load_spec
+
+PORT = click.IntRange(0, 65535)
+
+
+@click.command("serve")
+@click.argument("source", type=PathType)
+@click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free port")
+@click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port")
+@click.option(
+    "--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free port"
+)
+@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option(
+    "--start-timeout",
+    "start_timeout_s",
+    type=float,
+    default=START_TIMEOUT_S,
+    show_default=True,
+    help="seconds until the ensemble must be ready",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.IntRange(0, 3600),
+    default=DRAIN_S,
+    show_default=True,
+    help="seconds that running requests get after SIGTERM",
+)
+@artifacts_option
+@dry_run_option
+@json_option
+def serve_command(
+    source: Path,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    address: str,
+    start_timeout_s: float,
+    drain_s: int,
+    artifacts: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run tritonserver over SOURCE: a spec (its repository is made when missing) or a repository
+    folder. Ctrl-C or SIGTERM drains running requests and stops.
+
+    \b
+    Example:
+      control serve build/demo.yaml
+      control serve /models/repository --address 0.0.0.0
+    """
+    display = StepDisplay()
+    if source.is_dir():
+        repository = source
+        check_repository(repository)
+        if dry_run:
+            where = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
+            if as_json:
+                print_json({"plan": where})
+            else:
+                click.echo(f"would serve {repository} on {address}:{grpc_port}")
+            return
+    else:
+        bundle, store = Bundle(load_spec(source)), ArtifactStore(artifacts)
+        if dry_run:
+            show_plan([bundle.repository], store, as_json=as_json)
+            return
+        with contextlib.closing(display):
+            repository = run(bundle.repository, store, display).path
+    ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
+    server = Server(repository, ports, address=address, drain_s=drain_s)
+    interrupt_on_sigterm()
+    try:
+        server.start(start_timeout_s)
+        ready = {"ready": True, "grpc": server.url, "http": f"{address}:{server.ports.http}"}
+        ready |= {"metrics": f"http://{address}:{server.ports.metrics}/metrics"}
+        if as_json:
+            print_json(ready)
+        else:
+            click.echo(f"rank is ready: gRPC {server.url}, HTTP {ready['http']}")
+        sys.stdout.flush()
+        status = server.wait()
+        raise ServerError(
+            f"tritonserver ended with status {status}\n{server.log()[-2000:]}", "start it again"
+        )
+    except KeyboardInterrupt:
+        click.echo("stopping", err=True)
+    finally:
+        server.stop()

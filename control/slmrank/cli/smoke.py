@@ -1,0 +1,68 @@
+"""`control smoke`: ask a running server what it is known to answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.cli.display import print_json, print_table
+from slmrank.cli.options import PathType, json_option
+from slmrank.client.client import RankClient
+from slmrank.client.known_answers import KNOWN_FILE, TOLERANCE, compare_known, read_known
+
+
+@click.command("smoke")
+@click.option("--url", default="localhost:8001", show_default=True, help="host:port, gRPC")
+@click.option(
+    "--known",
+    type=PathType,
+    required=True,
+    help=f"known answers: {KNOWN_FILE} of a repository, or the repository",
+)
+@click.option(
+    "--tolerance", type=float, default=TOLERANCE, show_default=True, help="largest |p - known p|"
+)
+@click.option(
+    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="seconds, in all"
+)
+@json_option
+def smoke_command(url: str, known: Path, tolerance: float, timeout_s: float, as_json: bool) -> None:
+    """Score known answers over gRPC and compare. A server with other weights, another tokenizer or
+    another summary store is found by its scores, and only by them. Exit code 9 when one is off.
+
+    \b
+    Example:
+      control smoke --known artifacts/repository/0123456789abcdef
+    """
+    answers = read_known(known / KNOWN_FILE if known.is_dir() else known)
+    with RankClient(url, timeout_s=timeout_s) as client:
+        compared = compare_known(client.score, answers, tolerance)
+        served = client.describe()
+    if as_json:
+        rows = [
+            {
+                "query": one.known.query,
+                "job_id": one.known.job_id,
+                "known": one.known.p,
+                "p": one.p,
+                "gap": one.gap,
+            }
+            for one in compared
+        ]
+        print_json({"ok": True, "served": served, "answers": rows})
+        return
+    print_table(
+        f"known answers of {served.get('bundle', url)}: all within {tolerance:g}",
+        ["query", "job", "known", "answered", "off by"],
+        [
+            [
+                one.known.query,
+                one.known.job_id,
+                f"{one.known.p:.4f}",
+                "-" if one.p is None else f"{one.p:.4f}",
+                f"{one.gap:.4f}",
+            ]
+            for one in compared
+        ],
+    )

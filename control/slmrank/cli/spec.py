@@ -1,0 +1,34 @@
+"""`control spec`: show a spec with its defaults, or the documentation of all keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import yaml
+
+from slmrank.cli.display import print_json
+from slmrank.cli.options import PathType, json_option
+from slmrank.spec.bundle import BundleSpec, load_spec
+
+
+@click.command("spec")
+@click.argument("spec", type=PathType, required=False)
+@click.option("--schema", is_flag=True, help="print the JSON schema of all keys")
+@json_option
+def spec_command(spec: Path | None, schema: bool, as_json: bool) -> None:
+    """Check SPEC and print it with every default filled in.
+
+    \b
+    Example:
+      control spec build/demo.yaml
+      control spec --schema
+    """
+    if schema or spec is None:
+        print_json(BundleSpec.model_json_schema())
+        return
+    values = load_spec(spec).model_dump(mode="json")
+    if as_json:
+        print_json(values)
+    else:
+        click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)

@@ -1,0 +1,80 @@
+"""Okapi BM25 over job texts: the lexical stand-in for the retrieval stage before the ranker."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from slmrank.data.records import Job
+
+_WORD = re.compile(r"[^\W_]+")
+# Thai, Lao, Burmese, Khmer, kana and Han are written without spaces between words.
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words with a plural s removed, so that 'teachers' meets 'teacher'; pairs of
+    characters for scripts that are written without spaces."""
+    return [part for word in _WORD.findall(text.lower()) for part in _parts(word)]
+
+
+class Bm25:
+    """BM25 scores (k1 = 1.2, b = 0.75, Lucene's non-negative idf) of jobs for a query."""
+
+    def __init__(self, jobs: Mapping[str, Job], k1: float = 1.2, b: float = 0.75) -> None:
+        self._counts = {
+            job.job_id: Counter(words_of(f"{job.title} {job.title} {job.description}"))
+            for job in jobs.values()
+        }
+        lengths = {job_id: counts.total() for job_id, counts in self._counts.items()}
+        average = sum(lengths.values()) / max(len(lengths), 1)
+        self._norms = {
+            job_id: k1 * (1 - b + b * length / average) for job_id, length in lengths.items()
+        }
+        self._k1 = k1
+        seen: Counter[str] = Counter()
+        self._postings: dict[str, list[str]] = {}
+        for job_id, counts in self._counts.items():
+            seen.update(counts.keys())
+            for word in counts:
+                self._postings.setdefault(word, []).append(job_id)
+        total = len(self._counts)
+        self._idf = {
+            word: math.log(1 + (total - count + 0.5) / (count + 0.5))
+            for word, count in seen.items()
+        }
+
+    def scores(self, query: str, job_ids: Sequence[str]) -> list[float]:
+        """One score per job id, 0 or more."""
+        asked = words_of(query)
+        return [self._score(asked, job_id) for job_id in job_ids]
+
+    def top(self, query: str, count: int) -> list[str]:
+        """The ids of the best `count` jobs that share a word with the query, best first."""
+        asked = words_of(query)
+        touched = {job_id for word in set(asked) for job_id in self._postings.get(word, ())}
+        ranked = sorted(touched, key=lambda job_id: (-self._score(asked, job_id), job_id))
+        return ranked[:count]
+
+    def _score(self, asked: Sequence[str], job_id: str) -> float:
+        counts, norm = self._counts[job_id], self._norms[job_id]
+        total = 0.0
+        for word in asked:
+            count = counts.get(word, 0)
+            if count:
+                total += self._idf[word] * count * (self._k1 + 1) / (count + norm)
+        return total
+
+
+def _parts(word: str) -> list[str]:
+    if not _UNSPACED.search(word):
+        return [_stem(word)]
+    return [word[start : start + 2] for start in range(max(len(word) - 1, 1))]
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,136 @@
+"""Jobs and pairs: the two records of a labelled job-search set, and their JSONL files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from slmrank.errors import DataError
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+MAX_GRADE = 4
+MAX_JOB_ID_BYTES = 500  # LMDB keys hold 511 bytes
+
+
+class Job(BaseModel):
+    """One item to rank. Only `job_id` and `description` must be given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str = Field(min_length=1)
+    title: str = ""
+    company: str = ""
+    location: str = ""
+    description: str
+
+    @field_validator("job_id")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        size = len(value.encode())
+        if size > MAX_JOB_ID_BYTES:
+            raise ValueError(f"has {size} bytes, the limit is {MAX_JOB_ID_BYTES}")
+        return value
+
+
+class Pair(BaseModel):
+    """One judgment: how well a job answers a query, 0 (not at all) to 4 (exactly)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: str = Field(min_length=1)
+    job_id: str = Field(min_length=1)
+    grade: int = Field(ge=0, le=MAX_GRADE)
+    split: Split | None = None
+
+    @field_validator("query")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is blank")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """Jobs by id, and pairs by split; pairs of one query stand together."""
+
+    jobs: dict[str, Job]
+    pairs: dict[Split, list[Pair]]
+
+
+Record = TypeVar("Record", Job, Pair)
+
+
+def read_jobs(path: Path) -> dict[str, Job]:
+    """Jobs by id from a JSONL file. Raises DataError that names file, line and field."""
+    jobs: dict[str, Job] = {}
+    for number, job in enumerate(_read(path, Job), start=1):
+        if job.job_id in jobs:
+            raise DataError(
+                f"{path}:{number}: job_id {job.job_id!r} appears twice", "make job ids unique"
+            )
+        jobs[job.job_id] = job
+    if not jobs:
+        raise DataError(f"{path} holds no jobs", "write one JSON object per line")
+    return jobs
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs from a JSONL file. Raises DataError that names file, line and field."""
+    return list(_read(path, Pair))
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record.model_dump(exclude_none=True), ensure_ascii=False))
+            stream.write("\n")
+
+
+def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by query, in order of first appearance."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.query, []).append(pair)
+    return groups
+
+
+def _read(path: Path, model: type[Record]) -> Iterator[Record]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value: Any = json.loads(line.decode("utf-8"))
+            # JSON can escape half a surrogate pair, which no UTF-8 file and no tokenizer can hold.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            yield model.model_validate(value)
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path}:{number}: a text holds half a surrogate pair", "repair the escape"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})",
+                "convert the file to UTF-8",
+            ) from error
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: not JSON: {error.msg}", "write one JSON object per line"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "record"
+            raise DataError(
+                f"{path}:{number}: {field}: {first['msg']}",
+                f"fields are {', '.join(model.model_fields)}",
+            ) from error

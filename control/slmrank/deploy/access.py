@@ -1,0 +1,84 @@
+"""Namespace, identity and storage: what must be there before anything runs."""
+
+from __future__ import annotations
+
+from slmrank.deploy.naming import INSTANCE, MANAGED_BY, MANAGER, NAME, Object, made
+from slmrank.deploy.release import Release
+
+
+def namespace(release: Release) -> Object:
+    """Enforces the restricted Pod Security profile. It is shared by bundles, so it carries
+    the label of none."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": release.deploy.namespace,
+            "labels": {
+                NAME: MANAGER,
+                MANAGED_BY: MANAGER,
+                "pod-security.kubernetes.io/enforce": "restricted",
+                "pod-security.kubernetes.io/warn": "restricted",
+            },
+        },
+    }
+
+
+def service_account(release: Release) -> Object:
+    """An identity without a token: the pods never call the API server."""
+    return made(
+        release,
+        "v1",
+        "ServiceAccount",
+        release.object_name,
+        automountServiceAccountToken=False,
+    )
+
+
+def claim(release: Release, name: str) -> Object:
+    """A claim that several bundles share; made when it is missing, never changed or removed."""
+    storage = release.deploy.storage
+    spec: Object = {
+        "accessModes": [storage.access_mode],
+        "resources": {"requests": {"storage": f"{storage.size_gib}Gi"}},
+    }
+    if storage.storage_class is not None:
+        spec["storageClassName"] = storage.storage_class
+    made_claim = made(release, "v1", "PersistentVolumeClaim", name, component="storage", spec=spec)
+    made_claim["metadata"]["labels"] = {NAME: MANAGER, MANAGED_BY: MANAGER}
+    return made_claim
+
+
+def deployer_role(release: Release) -> Object:
+    """What `control deploy` needs in the namespace. Bind it to whoever deploys."""
+    write = ["get", "list", "watch", "create", "patch", "delete"]
+    rules = [
+        ("", ["configmaps", "services", "serviceaccounts", "persistentvolumeclaims"], write),
+        ("apps", ["deployments"], write),
+        ("autoscaling", ["horizontalpodautoscalers"], write),
+        ("batch", ["jobs"], write),
+        ("networking.k8s.io", ["networkpolicies"], write),
+        ("policy", ["poddisruptionbudgets"], write),
+        ("monitoring.coreos.com", ["podmonitors", "prometheusrules"], write),
+        ("apps", ["replicasets"], ["get", "list", "watch"]),
+        ("", ["pods", "events"], ["get", "list", "watch"]),
+        ("", ["pods/log"], ["get"]),
+    ]
+    role = made(
+        release,
+        "rbac.authorization.k8s.io/v1",
+        "Role",
+        "slmrank-deployer",
+        component="access",
+        rules=[
+            {"apiGroups": [group], "resources": resources, "verbs": verbs}
+            for group, resources, verbs in rules
+        ],
+    )
+    role["metadata"]["labels"] = {NAME: MANAGER, MANAGED_BY: MANAGER}
+    return role
+
+
+def is_shared(given: Object) -> bool:
+    """Whether an object belongs to every bundle of the namespace."""
+    return INSTANCE not in given["metadata"].get("labels", {})

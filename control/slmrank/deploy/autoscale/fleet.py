@@ -1,0 +1,181 @@
+"""Replicas that start late, queue and refuse: what a policy does to every request.
+
+Each replica answers one request at a time, first come first served; clients take the ready replicas
+in turn, as `round_robin` does. A request past the queue limit is refused at once, one that would
+wait longer than the timeout after that time. Replicas cost from the moment they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slmrank.deploy.autoscale.hpa import SYNC_S
+
+Floats = npt.NDArray[np.float64]
+RATE_WINDOW_S = 60.0
+SCRAPE_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """What one replica does. Times in seconds; `jitter` is the spread of the service time (its
+    standard deviation over its mean)."""
+
+    service_s: float
+    jitter: float
+    cold_start_s: float
+    drain_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a request is refused: waiting requests of one replica, and the longest wait."""
+
+    queue: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the autoscaler is told at a sync: offered items/s over the last minute and waiting
+    requests, both summed over the ready pods, as scraped."""
+
+    now: float
+    items_per_s: float
+    pending: int
+    current: int
+    ready: int
+
+
+class Sizing(Protocol):
+    """A policy: the number of replicas after a sync."""
+
+    def size(self, seen: Seen) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the requests, in order of arrival: latency in seconds, NaN where refused; and
+    (time, replicas asked for, replicas ready) at every change."""
+
+    arrivals: Floats
+    latencies: Floats
+    sizes: list[tuple[float, int, int]]
+    replica_hours: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Pod:
+    asked_at: float
+    ready_at: float
+    free_at: float = 0.0
+    # Start times of the requests that wait.
+    waiting: deque[float] = field(default_factory=deque)
+
+
+def run_fleet(
+    arrivals: Floats,
+    items: int,
+    replica: Replica,
+    limits: Limits,
+    policy: Sizing,
+    *,
+    start: int,
+    seconds: float,
+    seed: int,
+) -> Outcome:
+    """Send every arrival through the fleet; it starts with `start` ready replicas."""
+    random = np.random.default_rng(seed)
+    services = replica.service_s * _spread(random, replica.jitter, len(arrivals))
+    pods = [_Pod(asked_at=0.0, ready_at=0.0) for _ in range(start)]
+    ready = list(pods)
+    latencies = np.full(len(arrivals), np.nan)
+    sizes = [(0.0, start, start)]
+    spent = 0.0
+    turn = 0
+    next_sync = SYNC_S
+    next_ready = float("inf")
+    # A last moment without a request, so that the autoscaler goes on to the end.
+    times, works, found = [*arrivals.tolist(), seconds], services.tolist(), latencies
+    limit, timeout = limits.queue, limits.timeout_s
+    for number, now in enumerate(times):
+        while next_sync <= now:
+            if next_ready <= next_sync:
+                ready = [pod for pod in pods if pod.ready_at <= next_sync]
+            seen = _seen(arrivals, items, next_sync, pods, ready)
+            spent += _resize(pods, policy.size(seen), next_sync, replica)
+            ready = [pod for pod in pods if pod.ready_at <= next_sync]
+            next_ready = min((p.ready_at for p in pods if p.ready_at > next_sync), default=1e18)
+            sizes.append((next_sync, len(pods), len(ready)))
+            next_sync += SYNC_S
+        if next_ready <= now:
+            ready = [pod for pod in pods if pod.ready_at <= now]
+            sizes.append((next_ready, len(pods), len(ready)))
+            next_ready = min((pod.ready_at for pod in pods if pod.ready_at > now), default=1e18)
+        if number == len(works):
+            break
+        turn = (turn + 1) % len(ready)
+        pod = ready[turn]
+        waiting = pod.waiting
+        while waiting and waiting[0] <= now:
+            waiting.popleft()
+        begin = pod.free_at if pod.free_at > now else now
+        if begin > now:
+            if len(waiting) >= limit or begin - now > timeout:
+                continue
+            waiting.append(begin)
+        pod.free_at = begin + works[number]
+        found[number] = pod.free_at - now
+    spent += sum(seconds - pod.asked_at for pod in pods)
+    return Outcome(
+        arrivals=arrivals,
+        latencies=latencies,
+        sizes=sizes,
+        replica_hours=spent / 3600,
+        seconds=seconds,
+    )
+
+
+def _seen(
+    arrivals: Floats, items: int, now: float, pods: Sequence[_Pod], ready: Sequence[_Pod]
+) -> Seen:
+    """As of the last scrape. Refused requests count as offered: `prepare` counts before the queue
+    of `ranker` refuses."""
+    scraped = now - now % SCRAPE_S
+    first, last = np.searchsorted(arrivals, (scraped - RATE_WINDOW_S, scraped))
+    window = min(RATE_WINDOW_S, scraped) or RATE_WINDOW_S
+    pending = sum(sum(1 for begin in pod.waiting if begin > scraped) for pod in ready)
+    return Seen(
+        now=now,
+        items_per_s=float(last - first) * items / window,
+        pending=pending,
+        current=len(pods),
+        ready=len(ready),
+    )
+
+
+def _resize(pods: list[_Pod], wanted: int, now: float, replica: Replica) -> float:
+    """Change `pods` to the wanted number; returns the replica seconds of those that left. The
+    youngest leave first, as Kubernetes does with pods that are not ready yet."""
+    for _ in range(wanted - len(pods)):
+        ready_at = now + replica.cold_start_s
+        pods.append(_Pod(asked_at=now, ready_at=ready_at, free_at=ready_at))
+    spent = 0.0
+    while len(pods) > max(wanted, 1):
+        pod = pods.pop()
+        spent += max(now + replica.drain_s, pod.free_at if pod.waiting else now) - pod.asked_at
+    return spent
+
+
+def _spread(random: np.random.Generator, jitter: float, count: int) -> Floats:
+    if jitter <= 0:
+        return np.ones(count)
+    shape = 1 / jitter**2
+    return random.gamma(shape, 1 / shape, count)

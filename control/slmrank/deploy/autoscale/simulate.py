@@ -1,0 +1,251 @@
+"""Compare autoscaling policies on one trace: share of requests within the objective, refusals,
+cost, and the floor that a burst needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Sizing, run_fleet
+from slmrank.deploy.autoscale.hpa import Autoscaler, Behavior
+from slmrank.deploy.autoscale.policies import Reactive, Scheduled, Trend
+from slmrank.deploy.autoscale.traces import Trace
+from slmrank.errors import DataError
+
+# Without shedding a request waits as long as its client does.
+PATIENCE_S = 30.0
+NO_LIMIT = 1_000_000
+MOST_REQUESTS = 20_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """Everything beside trace and policy. `capacity_items_per_s`: what one replica serves at the
+    objective; times in seconds."""
+
+    capacity_items_per_s: float
+    items: int
+    limit_s: float
+    service_s: float
+    jitter: float
+    cold_start_s: float
+    queue: int
+    queue_timeout_s: float
+    target_share: float
+    pending: int
+    floor: int
+    maximum: int
+    behavior: Behavior
+    seed: int
+
+    @property
+    def target(self) -> float:
+        return self.capacity_items_per_s * self.target_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One policy on one trace. Shares are of all offered requests, refused ones included; p99 is of
+    those answered, in seconds."""
+
+    policy: str
+    within: float
+    refused: float
+    p99_s: float
+    replica_hours: float
+    most_replicas: int
+    floor: int
+    requests: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool, Sizing]]:
+    """The compared policies: name -> (floor, whether it sheds, sizing). `reactive` has the floor
+    that the trace's quiet load needs; `shipped` is what the manifests hold."""
+    quiet = float(np.percentile(trace.rates, 5))
+    low = max(1, math.ceil(quiet / situation.target))
+
+    def reactive(floor: int, *, pending: bool = False) -> Reactive:
+        scaler = Autoscaler(
+            minimum=floor, maximum=max(situation.maximum, floor), behavior=situation.behavior
+        )
+        return Reactive(
+            autoscaler=scaler,
+            target_items_per_s=situation.target,
+            target_pending=situation.pending if pending else None,
+        )
+
+    horizon = situation.cold_start_s + 30
+    floor = situation.floor
+    compared: dict[str, tuple[int, bool, Sizing]] = {
+        "reactive": (low, False, reactive(low)),
+        "reactive + shedding": (low, True, reactive(low)),
+        "trend": (low, False, Trend(inner=reactive(low), horizon_s=horizon)),
+        "floor": (floor, False, reactive(floor)),
+        "floor + shedding": (floor, True, reactive(floor)),
+        "floor + shedding + pending (shipped)": (floor, True, reactive(floor, pending=True)),
+    }
+    if trace.history is not None:
+        compared["scheduled"] = (
+            low,
+            False,
+            Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon),
+        )
+    return compared
+
+
+def compare(
+    situation: Situation, trace: Trace, told: Callable[[str], None]
+) -> tuple[list[Result], dict[str, Outcome]]:
+    """Every policy on the same arrivals and service times. Raises DataError for a trace without
+    requests, or with more than can be simulated."""
+    arrivals = arrivals_of(situation, trace)
+    results, outcomes = [], {}
+    for name, (floor, sheds, sizing) in policies_of(situation, trace).items():
+        told(name)
+        outcome = _run(situation, trace, arrivals, floor, sheds, sizing)
+        results.append(_result(name, floor, outcome, situation))
+        outcomes[name] = outcome
+    return results, outcomes
+
+
+def find_floor(
+    situation: Situation, trace: Trace, attainment: float, told: Callable[[str], None]
+) -> tuple[int | None, list[tuple[int, float]]]:
+    """The least floor with which the shipped policy keeps `attainment` of the requests within the
+    objective, by bisection, and (floor, share) of what was tried. None: not with any floor up to
+    what carries the trace's peak."""
+    arrivals = arrivals_of(situation, trace)
+    tried: dict[int, float] = {}
+
+    def share(floor: int) -> float:
+        if floor not in tried:
+            told(f"floor {floor}")
+            given = replace(situation, floor=floor, maximum=max(situation.maximum, floor))
+            name = "floor + shedding + pending (shipped)"
+            low, sheds, sizing = policies_of(given, trace)[name]
+            outcome = _run(given, trace, arrivals, low, sheds, sizing)
+            tried[floor] = _result(name, low, outcome, given).within
+        return tried[floor]
+
+    low = 1
+    high = max(1, math.ceil(float(trace.rates.max()) / situation.capacity_items_per_s) + 1)
+    if share(high) < attainment:
+        return None, sorted(tried.items())
+    while low < high:
+        middle = (low + high) // 2
+        if share(middle) >= attainment:
+            high = middle
+        else:
+            low = middle + 1
+    return low, sorted(tried.items())
+
+
+def arrivals_of(situation: Situation, trace: Trace) -> npt.NDArray[np.float64]:
+    expected = trace.mean * trace.seconds / situation.items
+    if expected > MOST_REQUESTS:
+        raise DataError(
+            f"the trace holds {expected:.0f} requests, at most {MOST_REQUESTS} are simulated",
+            "lower --load or --hours",
+        )
+    arrivals = trace.arrivals(situation.items, situation.seed)
+    if not len(arrivals):
+        raise DataError("the trace holds no request", "raise --load or --hours")
+    return arrivals
+
+
+def service_for(capacity_items_per_s: float, items: int, limit_s: float, percentile: int) -> float:
+    """The service time of a request, in seconds, with which one replica just meets the objective at
+    its capacity: an M/D/1 queue whose waiting time is simulated (Lindley). For when nothing better
+    was measured.
+
+    Raises DataError when no service time does.
+    """
+    gap = items / capacity_items_per_s
+    random = np.random.default_rng(0)
+    gaps = random.exponential(gap, 40_000)
+
+    def latency(service: float) -> float:
+        steps = np.concatenate([[0.0], service - gaps])
+        walk = np.cumsum(steps)
+        waits = walk - np.minimum.accumulate(walk)
+        return float(np.percentile(waits + service, percentile))
+
+    low, high = 0.0, min(gap * 0.999, limit_s)
+    if latency(high) <= limit_s:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if latency(middle) <= limit_s else (low, middle)
+    if low <= 0:
+        raise DataError(
+            f"no service time meets {limit_s:g} s at {capacity_items_per_s:g} items/s",
+            "give --service-ms",
+        )
+    return low
+
+
+def per_minute(outcome: Outcome, limit_s: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """(offered requests, share within the objective) of each minute; NaN where none came."""
+    edges = np.arange(0, outcome.seconds + 60, 60)
+    good = np.nan_to_num(outcome.latencies, nan=np.inf) <= limit_s
+    offered, _ = np.histogram(outcome.arrivals, edges)
+    kept, _ = np.histogram(outcome.arrivals[good], edges)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return offered, np.where(offered > 0, kept / offered, np.nan)
+
+
+def _run(
+    situation: Situation,
+    trace: Trace,
+    arrivals: npt.NDArray[np.float64],
+    floor: int,
+    sheds: bool,
+    sizing: Sizing,
+) -> Outcome:
+    limits = Limits(queue=NO_LIMIT, timeout_s=PATIENCE_S)
+    if sheds:
+        limits = Limits(queue=situation.queue, timeout_s=situation.queue_timeout_s)
+    first = float(trace.rates[: max(1, len(trace.rates) // 100)].mean())
+    return run_fleet(
+        arrivals,
+        situation.items,
+        Replica(
+            service_s=situation.service_s,
+            jitter=situation.jitter,
+            cold_start_s=situation.cold_start_s,
+        ),
+        limits,
+        sizing,
+        start=max(floor, math.ceil(first / situation.target)),
+        seconds=trace.seconds,
+        seed=situation.seed,
+    )
+
+
+def _result(name: str, floor: int, outcome: Outcome, situation: Situation) -> Result:
+    latencies = outcome.latencies
+    answered = latencies[~np.isnan(latencies)]
+    return Result(
+        policy=name,
+        within=float((np.nan_to_num(latencies, nan=np.inf) <= situation.limit_s).mean()),
+        refused=float(np.isnan(latencies).mean()),
+        p99_s=float(np.percentile(answered, 99)) if len(answered) else math.nan,
+        replica_hours=outcome.replica_hours,
+        most_replicas=max(size for _, size, _ in outcome.sizes),
+        floor=floor,
+        requests=len(latencies),
+    )
+
+
+def best(results: Sequence[Result], attainment: float) -> Result | None:
+    """The cheapest policy that keeps the attainment, None when none does."""
+    kept = [one for one in results if one.within >= attainment]
+    return min(kept, key=lambda one: one.replica_hours, default=None)

@@ -1,0 +1,99 @@
+"""Defects between objects of one set: what each accepts and both together cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from slmrank.deploy.check.finding import Finding, Located, PodSpec, mapping, matches, sequence
+
+
+def set_defects(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator[Finding]:
+    """Defects of the set as a whole."""
+    yield from _same_object(objects)
+    for one in objects:
+        if one.native == "Service":
+            yield from _target_ports(one, pods)
+        elif one.native == "HorizontalPodAutoscaler":
+            yield from _two_owners(one, objects)
+
+
+def _same_object(objects: Sequence[Located]) -> Iterator[Finding]:
+    seen: dict[tuple[str, ...], Located] = {}
+    for one in objects:
+        if not one.name:
+            continue
+        group = one.api_version.rpartition("/")[0]
+        key = (group, one.kind, one.namespace, one.name)
+        if key in seen:
+            yield Finding(
+                rule="duplicate-object",
+                # In two files of a folder these may be alternatives.
+                level="advice" if one.group and one.source != seen[key].source else "error",
+                where=one.at(),
+                message=f"is also in {seen[key].source}; the later one replaces the earlier",
+                fix="keep one of them, or give them different names",
+            )
+        seen.setdefault(key, one)
+
+
+def _target_ports(service: Located, pods: Sequence[PodSpec]) -> Iterator[Finding]:
+    """A named target port that no selected pod has leads nowhere, without any message."""
+    selector = mapping(service.spec.get("selector"))
+    selected = [
+        pod
+        for pod in pods
+        if selector
+        and pod.owner.namespace == service.namespace
+        and matches({"matchLabels": selector}, pod.labels)
+    ]
+    if not selected:
+        return
+    declared = {
+        str(mapping(port).get("name"))
+        for pod in selected
+        for _, container in pod.containers()
+        for port in sequence(container.get("ports"))
+    }
+    for number, port in enumerate(sequence(service.spec.get("ports"))):
+        target = mapping(port).get("targetPort")
+        if isinstance(target, str) and not target.isdigit() and target not in declared:
+            yield Finding(
+                rule="target-port",
+                where=service.at(f"spec.ports[{number}].targetPort"),
+                message=f"no selected pod has a port named {target!r}",
+                fix=f"use one of {', '.join(sorted(declared - {'None'})) or 'the port numbers'}",
+            )
+
+
+def _two_owners(autoscaler: Located, objects: Sequence[Located]) -> Iterator[Finding]:
+    """Two autoscalers of one workload undo each other's number."""
+    target = _target(autoscaler)
+    others = [
+        one
+        for one in objects
+        if one is not autoscaler
+        and one.kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        and one.namespace == autoscaler.namespace
+        and _target(one) == target
+        and one.name != autoscaler.name
+    ]
+    others += [
+        one
+        for one in objects
+        if one.kind == "ScaledObject"
+        and one.namespace == autoscaler.namespace
+        and one.name == autoscaler.name
+        and _target(one) == target
+    ]
+    for other in others:
+        yield Finding(
+            rule="two-autoscalers",
+            where=autoscaler.at("spec.scaleTargetRef"),
+            message=f"{other.kind} {other.name} scales {target[0]} {target[1]} as well",
+            fix="keep one owner of `replicas`",
+        )
+
+
+def _target(one: Located) -> tuple[str, str]:
+    reference = mapping(one.spec.get("scaleTargetRef"))
+    return str(reference.get("kind", "Deployment")), str(reference.get("name"))

@@ -1,0 +1,207 @@
+"""Read manifests: files, folders, several documents in one file, lists of objects."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slmrank.deploy.check.finding import Finding, Located, mapping, sequence
+from slmrank.errors import DeployError
+
+_ENDS = (".yaml", ".yml", ".json")
+_KUSTOMIZE_GROUP = "kustomize.config.k8s.io/"
+
+
+@dataclass(kw_only=True)
+class Read:
+    """What was read; `skipped` are documents in a folder that are no objects of a cluster."""
+
+    objects: list[Located] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it, and strict: a key that stands twice in one mapping is an error,
+    dates and `12:30` are texts, y and n are booleans, 0o17 is a number, keys are texts."""
+
+
+def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    own = [
+        _key(loader, key_node)
+        for key_node, _ in node.value
+        if key_node.tag != "tag:yaml.org,2002:merge"
+    ]
+    twice = [key for key in own if own.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+        )
+    # Merged keys come first, so that the mapping's own replace them.
+    loader.flatten_mapping(node)
+    return {
+        _key(loader, key_node): loader.construct_object(value_node, deep=True)
+        for key_node, value_node in node.value
+    }
+
+
+def _key(loader: Loader, node: yaml.Node) -> str:
+    key = loader.construct_object(node, deep=True)
+    if isinstance(key, bool):
+        return str(key).lower()
+    if isinstance(key, dict | list):
+        raise yaml.constructor.ConstructorError(
+            None, None, "a key is not a plain value", node.start_mark
+        )
+    return "null" if key is None else str(key)
+
+
+def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
+    text = str(node.value).replace("_", "")
+    if text.lstrip("+-").startswith("0o"):
+        return int(text.replace("0o", ""), 8)
+    return int(yaml.SafeLoader.construct_yaml_int(loader, node))
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] not in ("timestamp", "int", "float", "bool")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    (
+        "bool",
+        r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+        "yYnNtTfFoO",
+    ),
+    ("int", r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+"
+        r"|[-+]?[0-9][0-9_]*\.|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
+Loader.bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+# `=` is a plain text; PyYAML has no value for it (an argument of some containers).
+Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))
+
+
+def read_manifests(paths: Iterable[Path]) -> Read:
+    """Every object of the files and folders. Raises DeployError when a path does not exist or
+    holds no manifest."""
+    read = Read()
+    for path in paths:
+        if path.is_dir():
+            files = sorted(one for end in _ENDS for one in path.rglob(f"*{end}"))
+            if not files:
+                raise DeployError(f"{path} holds no .yaml file", "give a file or another folder")
+            patches = {patch for file in files for patch in _patches(file)}
+            for file in files:
+                if file.resolve() in patches:
+                    read.skipped.append(f"{file} (a patch)")
+                else:
+                    _read_file(file, read, asked=False, group=str(file.parent))
+        else:
+            _read_file(path, read, asked=True, group="")
+    return read
+
+
+def _read_file(path: Path, read: Read, *, asked: bool, group: str) -> None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"cannot read {path}: {error}", "check the path") from error
+    read_text(text, str(path), read, asked=asked, group=group)
+
+
+def read_text(text: str, name: str, read: Read, *, asked: bool = True, group: str = "") -> None:
+    """Objects of one text. What is no object is a finding where the file itself was `asked` for,
+    and skipped in a folder."""
+    try:
+        if name.endswith(".json"):
+            documents: list[Any] = [json.loads(text)]
+        else:
+            documents = list(yaml.load_all(text, Loader=Loader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        read.findings.append(
+            Finding(
+                rule="yaml",
+                where=name,
+                message=f"is not valid YAML: {told}",
+                fix="correct the file at that place",
+            )
+        )
+        return
+    several = len([one for one in documents if one is not None]) > 1
+    for number, document in enumerate(documents, start=1):
+        if document is None:
+            continue
+        where = f"{name}#{number}" if several else name
+        _add(document, where, read, asked=asked, group=group)
+
+
+def _add(document: Any, where: str, read: Read, *, asked: bool, group: str) -> None:
+    content = mapping(document)
+    if str(content.get("apiVersion", "")).startswith(_KUSTOMIZE_GROUP):
+        read.skipped.append(f"{where} (kustomize)")
+        return
+    if str(content.get("kind", "")).endswith("List") and isinstance(content.get("items"), list):
+        for index, item in enumerate(sequence(content["items"])):
+            # Items of a RoleList are Roles without saying so.
+            kind = str(content["kind"]).removesuffix("List")
+            named = {"apiVersion": content.get("apiVersion"), "kind": kind} if kind else {}
+            item = {**named, **mapping(item)} if isinstance(item, dict) else item
+            _add(item, f"{where}[{index}]", read, asked=asked, group=group)
+        return
+    if isinstance(content.get("apiVersion"), str) and isinstance(content.get("kind"), str):
+        read.objects.append(Located(source=where, content=without_nulls(content), group=group))
+        return
+    if not asked and not {"apiVersion", "kind"} <= set(content):
+        read.skipped.append(f"{where} (no Kubernetes object)")
+        return
+    fields = ("apiVersion", "kind")
+    missing = " and ".join(name for name in fields if not isinstance(content.get(name), str))
+    read.findings.append(
+        Finding(
+            rule="not-an-object",
+            where=where,
+            message=f"has no {missing}",
+            fix="add it, or leave the file out",
+        )
+    )
+
+
+def without_nulls(value: Any) -> Any:
+    """An explicit null is the same as nothing; templates leave many."""
+    if isinstance(value, dict):
+        return {key: without_nulls(one) for key, one in value.items() if one is not None}
+    return [without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _patches(file: Path) -> list[Path]:
+    """Files that a kustomization names as patches: they are parts of objects."""
+    if file.name not in ("kustomization.yaml", "kustomization.yml"):
+        return []
+    try:
+        loaded = mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    named = [mapping(one).get("path") for one in sequence(loaded.get("patches"))]
+    named += list(sequence(loaded.get("patchesStrategicMerge")))
+    return [(file.parent / one).resolve() for one in named if isinstance(one, str)]

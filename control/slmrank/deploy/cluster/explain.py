@@ -1,0 +1,205 @@
+"""Why a pod does not serve, in words and with what to do: Pending, image, verification, crash,
+probe, and why an autoscaler does not act."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slmrank.deploy.naming import Object
+
+UNSCHEDULABLE = "Pending, no node"
+_LAST_LINES = 6
+_BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_BAD_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+# What the scheduler says -> what to do.
+_UNSCHEDULABLE = (
+    (
+        r"Insufficient nvidia\.com/gpu",
+        "all GPUs are taken: lower maxReplicas, add nodes, or use the in-place rollout",
+    ),
+    (r"Insufficient (cpu|memory)", "the nodes are full: add nodes or lower deploy.placement"),
+    (
+        r"didn't match Pod's node affinity/selector",
+        "no node has the labels of nodeSelector: is the engine built for a GPU of this cluster? "
+        "(kubectl get nodes -L nvidia.com/gpu.product)",
+    ),
+    (r"untolerated taint", "the nodes are tainted: add a toleration or use other nodes"),
+    (
+        r"persistentvolumeclaim \"?([\w-]+)\"? not found",
+        "the claim does not exist: create it, or name yours in deploy.storage",
+    ),
+    (
+        r"unbound immediate PersistentVolumeClaims|didn't find available persistent volumes",
+        "no volume for the claim: does the storage class exist and offer its access mode?",
+    ),
+    (r"node\(s\) had volume node affinity conflict", "the claim lives in another zone"),
+    (r"didn't have free ports", "host ports are taken: our pods use none"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """One pod (or autoscaler) that does not do its work."""
+
+    name: str
+    state: str
+    message: str
+    fix: str
+
+    def line(self) -> str:
+        return f"{self.name}: {self.state}: {self.message}" + (
+            f" Fix: {self.fix}" if self.fix else ""
+        )
+
+
+def explain_pods(pods: Sequence[Object], events: Sequence[Object] = ()) -> list[Trouble]:
+    """What is wrong with each pod that is not ready; `events` add what probes said."""
+    found = []
+    for pod in pods:
+        trouble = _pod_trouble(pod, events)
+        if trouble is not None:
+            found.append(trouble)
+    return found
+
+
+def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
+    """What keeps an HPA from acting."""
+    name = f"HorizontalPodAutoscaler {autoscaler['metadata']['name']}"
+    found = []
+    status = autoscaler.get("status") or {}
+    for condition in status.get("conditions") or []:
+        kind, reason = condition.get("type"), str(condition.get("reason"))
+        message = str(condition.get("message", ""))
+        if kind == "ScalingActive" and condition.get("status") == "False":
+            fix = "is the metrics adapter running, with k8s/monitoring/adapter-values.yaml?"
+            if reason == "ScalingDisabled":
+                fix = "the Deployment was scaled to 0 by hand: scale it to 1"
+            found.append(Trouble(name=name, state=reason, message=message, fix=fix))
+        if kind == "AbleToScale" and condition.get("status") == "False":
+            found.append(Trouble(name=name, state=reason, message=message, fix=""))
+        if kind == "ScalingLimited" and reason == "TooManyReplicas":
+            found.append(
+                Trouble(
+                    name=name,
+                    state=reason,
+                    message="it would add replicas and is at its maximum",
+                    fix="raise deploy.scaling.max_replicas, if there are GPUs for it",
+                )
+            )
+    return found
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod is ready."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
+def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
+    status: Mapping[str, Any] = pod.get("status") or {}
+    name = f"pod {pod['metadata']['name']}"
+    if is_ready(pod) or status.get("phase") == "Succeeded":
+        return None
+    if pod["metadata"].get("deletionTimestamp"):
+        return None
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            message = str(condition.get("message", "no message"))
+            return Trouble(
+                name=name,
+                state=UNSCHEDULABLE,
+                message=message,
+                fix=unschedulable_fix(message),
+            )
+    for container in _container_states(status):
+        trouble = _container_trouble(name, container)
+        if trouble is not None:
+            return trouble
+    probe = _last_probe(pod, events)
+    if probe:
+        return Trouble(name=name, state="not ready", message=probe, fix=_probe_fix(probe))
+    if status.get("reason") == "Evicted" or status.get("phase") == "Failed":
+        message = str(status.get("message", "no message"))
+        return Trouble(
+            name=name, state=str(status.get("reason", "Failed")), message=message, fix=""
+        )
+    phase = str(status.get("phase", "Pending"))
+    return Trouble(name=name, state=phase, message="it is still starting", fix="")
+
+
+def unschedulable_fix(message: str) -> str:
+    """What to do about a message of the scheduler; the first cause that is known."""
+    for pattern, fix in _UNSCHEDULABLE:
+        if re.search(pattern, message):
+            return fix
+    return "see kubectl describe pod"
+
+
+def _container_states(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for field in ("initContainerStatuses", "containerStatuses"):
+        yield from status.get(field) or []
+
+
+def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | None:
+    which = str(container.get("name"))
+    state: Mapping[str, Any] = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason = str(waiting.get("reason", ""))
+    if reason in _BAD_IMAGE:
+        return Trouble(
+            name=name,
+            state=reason,
+            message=f"{container.get('image', which)}: {waiting.get('message', 'not pulled')}",
+            fix="is the digest right, the registry reachable, deploy.image_pull_secret set?",
+        )
+    if reason in _BAD_CONFIG:
+        message = str(waiting.get("message", "no message"))
+        return Trouble(name=name, state=reason, message=message, fix="see kubectl describe pod")
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    if not ended or ended.get("exitCode") == 0:
+        return None
+    code = ended.get("exitCode")
+    if ended.get("reason") == "OOMKilled":
+        return Trouble(
+            name=name,
+            state="OOMKilled",
+            message=f"{which} needed more memory than its limit",
+            fix="raise deploy.placement.memory_gib",
+        )
+    said = _last_lines(str(ended.get("message") or ""))
+    fix = "see kubectl logs"
+    if which == "verify":
+        fix = "copy repository and engine to the claims again; the pod tries again by itself"
+    return Trouble(
+        name=name,
+        state=reason or "Error",
+        message=f"{which} ended with exit code {code}" + (f": {said}" if said else ""),
+        fix=fix,
+    )
+
+
+def _last_probe(pod: Object, events: Sequence[Object]) -> str:
+    name = pod["metadata"]["name"]
+    told = [
+        str(one.get("message", ""))
+        for one in events
+        if one.get("reason") == "Unhealthy"
+        and (one.get("involvedObject") or {}).get("name") == name
+    ]
+    return _last_lines(told[-1]) if told else ""
+
+
+def _probe_fix(message: str) -> str:
+    if "known answers are off" in message:
+        return "the pod serves another engine, tokenizer or store than the release: see its message"
+    if message.startswith("Startup"):
+        return "it may still be loading; see kubectl logs"
+    return "see kubectl logs"
+
+
+def _last_lines(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-_LAST_LINES:])

@@ -1,0 +1,151 @@
+"""What an apply would change: the server's own dry run of every object, beside what is there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slmrank.deploy.access import is_shared
+from slmrank.deploy.check.run import check_rendered
+from slmrank.deploy.check.schema import as_version, known_versions, load_crds
+from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict
+from slmrank.deploy.naming import Object
+from slmrank.deploy.release import UNSET_DIGEST, Release
+from slmrank.deploy.render import identity
+from slmrank.deploy.yaml_text import to_yaml
+from slmrank.errors import Refused
+
+OLDEST = (1, 29)
+IMAGE_VOLUMES = (1, 35)
+# Kinds that a cluster may lack: what is lost without them is said.
+OPTIONAL = {
+    "PodMonitor": "metrics are not scraped by the Prometheus operator",
+    "PrometheusRule": "the autoscaler's metrics must come from rules of your own",
+}
+_NOISE = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation", "selfLink")
+Change = Literal["create", "change", "same", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One object: what would happen, the difference as text, and why it is skipped."""
+
+    content: Object
+    change: Change
+    diff: str = ""
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        _, kind, namespace, name = identity(self.content)
+        return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
+def check_release(release: Release, objects: Sequence[Object], version: str) -> None:
+    """Refuse before the cluster is asked for anything: an image that nobody named, a version that
+    the manifests are not made for, and whatever our own rules find.
+
+    Raises Refused.
+    """
+    if UNSET_DIGEST in release.image:
+        kind = "gpu" if release.on_gpu else "cpu"
+        raise Refused(
+            f"deploy.image is not set: {release.image} stands for an image that nobody built yet",
+            f"build build/{kind}.Dockerfile, push it, and set deploy.image to NAME@sha256:...",
+        )
+    found = as_version(version)
+    if found < OLDEST:
+        raise Refused(
+            f"the cluster runs Kubernetes {version}, the manifests are made for 1.29 and newer",
+            "upgrade the cluster",
+        )
+    if release.deploy.storage.bundle_image is not None and found < IMAGE_VOLUMES:
+        raise Refused(
+            f"deploy.storage.bundle_image needs Kubernetes 1.35, the cluster runs {version} and "
+            "would drop the field without a word",
+            "use a claim: deploy.storage.bundles_claim",
+        )
+    known = known_versions()
+    nearest = version if version in known else known[-1]
+    faults = check_rendered(objects, nearest, load_crds()).errors
+    if faults:
+        told = "; ".join(f"{one.where}: {one.message}" for one in faults[:5])
+        raise Refused(f"the manifests have {len(faults)} defects: {told}", faults[0].fix)
+
+
+def plan_objects(
+    cluster: Cluster, objects: Sequence[Object], *, force: bool = False
+) -> list[Planned]:
+    """Ask the server about every object without changing anything.
+
+    Raises Refused that lists every object that the server refuses and, for conflicts, who owns the
+    field.
+    """
+    planned, refused = [], []
+    hint = ""
+    for given in objects:
+        try:
+            planned.append(_plan_one(cluster, given, force=force))
+        except ApiError as error:
+            kind, name = given["kind"], given["metadata"]["name"]
+            refused.append(f"{kind} {name}: {error.message}")
+            if not hint or isinstance(error, Conflict):
+                hint = error.hint
+    if refused:
+        raise Refused("the API server refuses " + "; ".join(refused), hint)
+    return planned
+
+
+def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
+    api_version, kind, namespace, name = identity(given)
+    if cluster.find_kind(api_version, kind) is None and kind in OPTIONAL:
+        note = f"the cluster has no {api_version} {kind}: {OPTIONAL[kind]}"
+        return Planned(content=given, change="skip", note=note)
+    try:
+        live = cluster.get(api_version, kind, namespace, name)
+    except ApiError as error:
+        if error.status == 403 and kind == "Namespace":
+            return Planned(content=given, change="skip", note="not allowed to see namespaces")
+        raise
+    if live is not None and _kept(given):
+        return Planned(content=given, change="skip", note="exists and is kept as it is")
+    if live is not None and kind == "Job":
+        failed = "Failed" in job_states(live)
+        note = "failed before, runs again" if failed else "runs or is done"
+        return Planned(content=given, change="change" if failed else "same", note=note)
+    would = cluster.apply(given, dry_run=True, force=force)
+    if live is None:
+        return Planned(content=given, change="create", diff=to_yaml(given))
+    before, after = _comparable(live), _comparable(would)
+    if before == after:
+        return Planned(content=given, change="same")
+    lines = difflib.unified_diff(
+        to_yaml(before).splitlines(), to_yaml(after).splitlines(), "there", "planned", lineterm=""
+    )
+    return Planned(content=given, change="change", diff="\n".join(lines))
+
+
+def job_states(job: Object) -> set[str]:
+    """Conditions of a Job that hold: Complete, Failed."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return {str(one.get("type")) for one in conditions if one.get("status") == "True"}
+
+
+def _kept(given: Object) -> bool:
+    """Shared claims and namespaces are made when they are missing and never touched again."""
+    return given["kind"] in ("PersistentVolumeClaim", "Namespace") and is_shared(given)
+
+
+def _comparable(given: Object) -> Any:
+    """Without what the server adds to every object."""
+    content = {key: value for key, value in given.items() if key != "status"}
+    metadata = {key: one for key, one in given["metadata"].items() if key not in _NOISE}
+    notes = {
+        key: value
+        for key, value in (metadata.get("annotations") or {}).items()
+        if not key.startswith("deployment.kubernetes.io/")
+    }
+    metadata["annotations"] = notes
+    return {**content, "metadata": metadata}

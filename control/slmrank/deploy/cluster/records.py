@@ -1,0 +1,145 @@
+"""What was deployed before: one ConfigMap per release, with its objects whole, so that a rollback
+puts back exactly what ran, whatever version of this tool rendered it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import yaml
+
+from slmrank.deploy.cluster.api import ApiError, Cluster
+from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME, TRACK, Object
+from slmrank.deploy.release import Place, Release
+from slmrank.deploy.yaml_text import to_documents
+from slmrank.errors import DeployError, Refused
+
+COMPONENT_NAME = "release"
+STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
+KEPT = 5
+State = Literal["applying", "deployed", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One deployment of one release. `objects` are in the order of their application."""
+
+    name: str
+    revision: int
+    state: State
+    when: datetime.datetime
+    release: str
+    engine: str
+    objects: tuple[Object, ...]
+
+
+def record_labels(place: Place) -> dict[str, str]:
+    return {
+        NAME: MANAGER,
+        INSTANCE: place.bundle,
+        COMPONENT: COMPONENT_NAME,
+        MANAGED_BY: MANAGER,
+        TRACK: place.track,
+    }
+
+
+def list_records(cluster: Cluster, place: Place) -> list[Record]:
+    """Records of a bundle, newest first, without those that somebody edited beyond reading."""
+    found = []
+    for one in cluster.list("v1", "ConfigMap", place.namespace, record_labels(place)):
+        notes = one["metadata"].get("annotations") or {}
+        data = one.get("data") or {}
+        try:
+            found.append(
+                Record(
+                    name=one["metadata"]["name"],
+                    revision=int(notes[REVISION]),
+                    state=notes[STATE],
+                    when=datetime.datetime.fromisoformat(notes[WHEN]),
+                    release=data["release"],
+                    engine=data["engine"],
+                    objects=tuple(yaml.safe_load_all(data["objects.yaml"])),
+                )
+            )
+        except (KeyError, ValueError, yaml.YAMLError):
+            continue
+    return sorted(found, key=lambda one: one.revision, reverse=True)
+
+
+def write_record(
+    cluster: Cluster,
+    release: Release,
+    objects: Sequence[Object],
+    *,
+    revision: int,
+    state: State,
+) -> Record:
+    """Write the record of one deployment, which is also the lock against a second one.
+
+    Raises Refused when another apply has just taken the same revision.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    record = Record(
+        name=f"{release.object_name}-release-{revision}",
+        revision=revision,
+        state=state,
+        when=now,
+        release=release.hash,
+        engine=release.engine.tag,
+        objects=tuple(objects),
+    )
+    try:
+        cluster.create(_content(record, release.place))
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        raise Refused(
+            f"revision {revision} of {release.object_name} is being applied by somebody else",
+            "wait for it, and repeat this",
+        ) from error
+    return record
+
+
+def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> None:
+    """Change the state of a record."""
+    changed = replace(record, state=state)
+    cluster.apply(_content(changed, place), force=True)
+
+
+def find_record(records: Sequence[Record], revision: int | None) -> Record:
+    """The record of a revision; without one the newest that was deployed.
+
+    Raises DeployError when there is none.
+    """
+    known = ", ".join(f"{one.revision} ({one.state})" for one in records) or "none"
+    for one in records:
+        if revision is None and one.state == "deployed":
+            return one
+        if revision is not None and one.revision == revision:
+            return one
+    wanted = "an earlier deployed one" if revision is None else f"revision {revision}"
+    raise DeployError(f"there is no record of {wanted}", f"records: {known}")
+
+
+def _content(record: Record, place: Place) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": record.name,
+            "namespace": place.namespace,
+            "labels": record_labels(place),
+            "annotations": {
+                STATE: record.state,
+                REVISION: str(record.revision),
+                WHEN: record.when.isoformat(timespec="seconds"),
+            },
+        },
+        "data": {
+            "release": record.release,
+            "engine": record.engine,
+            "objects.yaml": to_documents(record.objects),
+        },
+    }

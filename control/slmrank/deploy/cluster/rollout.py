@@ -1,0 +1,91 @@
+"""Where a rollout stands, judged from what the API server says of one Deployment.
+
+"Available" of a Deployment counts old pods as well. A rollout has arrived only when the server has
+seen our change, every pod is of the new ReplicaSet, and those pods are available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slmrank.deploy.naming import Object
+
+REVISION = "deployment.kubernetes.io/revision"
+HASH_LABEL = "pod-template-hash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """`arrived`, `failed` (with the reason) or `waiting` for what."""
+
+    state: Literal["arrived", "failed", "waiting"]
+    text: str
+    new_set: str | None = None
+
+
+def timed_out(deployment: Object) -> str | None:
+    """When the controller gave the rollout up, None when it did not."""
+    for condition in (deployment.get("status") or {}).get("conditions") or []:
+        if condition.get("reason") == "ProgressDeadlineExceeded":
+            return str(condition.get("lastUpdateTime") or condition.get("lastTransitionTime"))
+    return None
+
+
+def judge(
+    deployment: Object, replica_sets: Sequence[Object], *, stale: str | None = None
+) -> Standing:
+    """Judge a rollout. `replica_sets` are those of the Deployment; `stale` is a `timed_out` from
+    before the change, which the controller leaves there until there is progress."""
+    metadata, spec = deployment["metadata"], deployment["spec"]
+    status: Mapping[str, Any] = deployment.get("status") or {}
+    if status.get("observedGeneration", 0) < metadata.get("generation", 0):
+        return Standing(state="waiting", text="the controller has not seen the change yet")
+    new = newest_set(deployment, replica_sets)
+    name = new["metadata"]["name"] if new else None
+    for condition in status.get("conditions") or []:
+        kind, reason = condition.get("type"), condition.get("reason")
+        given_up = kind == "Progressing" and reason == "ProgressDeadlineExceeded"
+        if given_up and (stale is None or timed_out(deployment) != stale):
+            return Standing(state="failed", text=condition.get("message") or reason, new_set=name)
+    if new is None:
+        return Standing(state="waiting", text="there is no ReplicaSet of this template yet")
+    wanted = spec.get("replicas", 1)
+    updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    available = (new.get("status") or {}).get("availableReplicas", 0)
+    if wanted == 0:
+        text = "the Deployment is scaled to 0, and the autoscaler leaves that alone"
+        return Standing(state="failed", text=text, new_set=name)
+    if updated < wanted:
+        text = f"{updated} of {wanted} pods are of the new release"
+    elif all_pods > updated:
+        text = f"{all_pods - updated} old pods are still there"
+    elif available < wanted:
+        text = f"{available} of {wanted} new pods are available"
+    else:
+        return Standing(state="arrived", text=f"{available} new pods are available", new_set=name)
+    return Standing(state="waiting", text=text, new_set=name)
+
+
+def newest_set(deployment: Object, replica_sets: Sequence[Object]) -> Object | None:
+    """The ReplicaSet of the current template: the one with the Deployment's revision."""
+    owner = deployment["metadata"].get("uid")
+    revision = (deployment["metadata"].get("annotations") or {}).get(REVISION)
+    for one in replica_sets:
+        owners = one["metadata"].get("ownerReferences") or []
+        if not any(reference.get("uid") == owner for reference in owners):
+            continue
+        if (one["metadata"].get("annotations") or {}).get(REVISION) == revision:
+            return one
+    return None
+
+
+def pods_of(replica_set: Object, pods: Sequence[Object]) -> list[Object]:
+    """The pods that a ReplicaSet owns."""
+    uid = replica_set["metadata"].get("uid")
+    return [
+        pod
+        for pod in pods
+        if any(one.get("uid") == uid for one in pod["metadata"].get("ownerReferences") or [])
+    ]

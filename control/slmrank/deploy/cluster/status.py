@@ -1,0 +1,128 @@
+"""What is deployed and how it is: release, rollout, pods with reasons, autoscaler, history."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slmrank.deploy.cluster.api import Cluster
+from slmrank.deploy.cluster.explain import Trouble, explain_autoscaler, explain_pods, is_ready
+from slmrank.deploy.cluster.records import list_records
+from slmrank.deploy.cluster.rollout import judge
+from slmrank.deploy.naming import COMPONENT, ENGINE, INSTANCE, MANAGED_BY, MANAGER, TRACK
+from slmrank.deploy.release import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A snapshot. `healthy`: the rollout has arrived and nothing is in trouble."""
+
+    found: bool
+    healthy: bool
+    engine: str
+    rollout: str
+    replicas: dict[str, int]
+    pods: list[dict[str, Any]]
+    autoscaler: dict[str, Any] | None
+    troubles: list[Trouble]
+    records: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_status(cluster: Cluster, place: Place) -> Status:
+    """Read everything about one bundle."""
+    history = [
+        {
+            "revision": one.revision,
+            "state": one.state,
+            "engine": one.engine,
+            "release": one.release,
+            "when": one.when.isoformat(timespec="seconds"),
+        }
+        for one in list_records(cluster, place)
+    ]
+    namespace, object_name = place.namespace, place.object_name
+    deployment = cluster.get("apps/v1", "Deployment", namespace, object_name)
+    if deployment is None:
+        return Status(
+            found=False,
+            healthy=False,
+            engine="",
+            rollout="not deployed",
+            replicas={},
+            pods=[],
+            autoscaler=None,
+            troubles=[],
+            records=history,
+        )
+    labels = {
+        MANAGED_BY: MANAGER,
+        INSTANCE: place.bundle,
+        TRACK: place.track,
+        COMPONENT: "serve",
+    }
+    standing = judge(deployment, cluster.list("apps/v1", "ReplicaSet", namespace, labels))
+    pods = [
+        # Evicted pods stay until they are collected; others have taken their place.
+        pod
+        for pod in cluster.list("v1", "Pod", namespace, labels)
+        if (pod.get("status") or {}).get("phase") != "Failed"
+    ]
+    events = cluster.list("v1", "Event", namespace)
+    scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", namespace, object_name)
+    troubles = explain_pods(pods, events)
+    if scaler is not None:
+        troubles += explain_autoscaler(scaler)
+    counts = deployment.get("status") or {}
+    return Status(
+        found=True,
+        healthy=standing.state == "arrived" and not troubles,
+        engine=(deployment["metadata"].get("labels") or {}).get(ENGINE, "?"),
+        rollout=f"{standing.state}: {standing.text}",
+        replicas={
+            "wanted": deployment["spec"].get("replicas", 1),
+            "updated": counts.get("updatedReplicas", 0),
+            "available": counts.get("availableReplicas", 0),
+        },
+        pods=[
+            {
+                "name": one["metadata"]["name"],
+                "ready": is_ready(one),
+                "engine": (one["metadata"].get("labels") or {}).get(ENGINE, "?"),
+                "node": (one.get("spec") or {}).get("nodeName", ""),
+                "restarts": sum(
+                    container.get("restartCount", 0)
+                    for container in (one.get("status") or {}).get("containerStatuses") or []
+                ),
+            }
+            for one in pods
+        ],
+        autoscaler=_autoscaler(scaler) if scaler is not None else None,
+        troubles=troubles,
+        records=history,
+    )
+
+
+def _autoscaler(scaler: dict[str, Any]) -> dict[str, Any]:
+    spec, status = scaler["spec"], scaler.get("status") or {}
+    current = {
+        one["pods"]["metric"]["name"]: one["pods"]["current"].get("averageValue")
+        for one in status.get("currentMetrics") or []
+        if one.get("type") == "Pods"
+    }
+    return {
+        "min": spec.get("minReplicas", 1),
+        "max": spec.get("maxReplicas"),
+        "desired": status.get("desiredReplicas"),
+        "metrics": [
+            {
+                "name": one["pods"]["metric"]["name"],
+                "target": one["pods"]["target"].get("averageValue"),
+                "current": current.get(one["pods"]["metric"]["name"], "<unknown>"),
+            }
+            for one in spec.get("metrics") or []
+            if one.get("type") == "Pods"
+        ],
+    }

@@ -1,0 +1,106 @@
+"""How clients reach the pods, and who may: Services, NetworkPolicy, gRPC route."""
+
+from __future__ import annotations
+
+from slmrank.deploy.naming import GRPC, HTTP, METRICS, Object, made, selector
+from slmrank.deploy.release import Release
+
+NAMESPACE = "kubernetes.io/metadata.name"
+CLIENT_LABEL = "slmrank.io/clients"
+
+
+def grpc_service(release: Release) -> Object:
+    """Headless: a gRPC channel is one connection, and behind a virtual address every call of it
+    goes to one pod. Clients resolve all addresses and take them in turn (`round_robin`)."""
+    return made(
+        release,
+        "v1",
+        "Service",
+        release.object_name,
+        spec={
+            "clusterIP": "None",
+            "selector": selector(release),
+            "ports": [{"name": "grpc", "port": GRPC, "targetPort": "grpc", "protocol": "TCP"}],
+        },
+    )
+
+
+def http_service(release: Release) -> Object:
+    """HTTP and metrics, behind one address."""
+    return made(
+        release,
+        "v1",
+        "Service",
+        f"{release.object_name}-http",
+        spec={
+            "type": "ClusterIP",
+            "selector": selector(release),
+            "ports": [
+                {"name": "http", "port": HTTP, "targetPort": "http", "protocol": "TCP"},
+                {"name": "metrics", "port": METRICS, "targetPort": "metrics", "protocol": "TCP"},
+            ],
+        },
+    )
+
+
+def network_policy(release: Release) -> Object:
+    """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
+    Gateway's, metrics from monitoring; nothing goes out."""
+    clients = [
+        {"podSelector": {}},
+        {"namespaceSelector": {"matchLabels": {CLIENT_LABEL: "true"}}},
+        {"namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.gateway.namespace}}},
+    ]
+    monitoring = {
+        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
+    }
+    return made(
+        release,
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        release.object_name,
+        spec={
+            "podSelector": {"matchLabels": selector(release)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {
+                    "from": clients,
+                    "ports": [
+                        {"port": GRPC, "protocol": "TCP"},
+                        {"port": HTTP, "protocol": "TCP"},
+                    ],
+                },
+                {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]},
+            ],
+            "egress": [],
+        },
+    )
+
+
+def grpc_route(release: Release) -> Object:
+    """Calls through a Gateway, shared between stable and canary by weight."""
+    gateway = release.deploy.gateway
+    stable = f"slmrank-{release.name}"
+    backends = [
+        {"name": stable, "port": GRPC, "weight": 100 - gateway.canary_percent},
+        {"name": f"{stable}-canary", "port": GRPC, "weight": gateway.canary_percent},
+    ]
+    if gateway.canary_percent == 0:
+        backends.pop()
+    return made(
+        release,
+        "gateway.networking.k8s.io/v1",
+        "GRPCRoute",
+        stable,
+        component="route",
+        spec={
+            "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
+            "hostnames": [gateway.hostname],
+            "rules": [
+                {
+                    "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
+                    "backendRefs": backends,
+                }
+            ],
+        },
+    )

@@ -1,0 +1,82 @@
+"""The same pods under KServe: a runtime that carries them, and a service that uses it."""
+
+from __future__ import annotations
+
+import copy
+
+from slmrank.deploy.naming import COMPONENT, Object, made, selector
+from slmrank.deploy.release import Release
+from slmrank.deploy.workload import deployment
+
+
+def serving_runtime(release: Release) -> Object:
+    """The container and volumes of the Deployment. KServe wants the name `kserve-container`, and
+    has no init containers here, so the server verifies its files before it starts."""
+    pod = copy.deepcopy(deployment(release)["spec"]["template"]["spec"])
+    (container,) = pod["containers"]
+    container["name"] = "kserve-container"
+    verify = pod["initContainers"][0]["command"]
+    container["command"] = [
+        "sh",
+        "-c",
+        f"{' '.join(verify)} && exec {' '.join(container['command'])}",
+    ]
+    grpc, _, metrics = container["ports"]
+    # KServe's Service leads to the first port; its name says that HTTP/2 is spoken there.
+    container["ports"] = [{**grpc, "name": "h2c"}, metrics]
+    container["readinessProbe"]["httpGet"]["port"] = 8000
+    container["livenessProbe"]["httpGet"]["port"] = 8000
+    kept = ("nodeSelector", "tolerations", "imagePullSecrets", "volumes")
+    return made(
+        release,
+        "serving.kserve.io/v1alpha1",
+        "ServingRuntime",
+        release.object_name,
+        component="kserve",
+        spec={
+            "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
+            "protocolVersions": ["grpc-v2", "v2"],
+            "multiModel": False,
+            "containers": [container],
+            **{name: pod[name] for name in kept if name in pod},
+        },
+    )
+
+
+def inference_service(release: Release) -> Object:
+    """Runs the runtime in KServe's raw deployment mode, with replicas as planned."""
+    scaling = release.deploy.scaling
+    pod = deployment(release)["spec"]["template"]["spec"]
+    kept = (
+        "serviceAccountName",
+        "automountServiceAccountToken",
+        "enableServiceLinks",
+        "securityContext",
+        "terminationGracePeriodSeconds",
+        "priorityClassName",
+    )
+    return made(
+        release,
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+        release.object_name,
+        component="kserve",
+        annotations={
+            "serving.kserve.io/deploymentMode": "RawDeployment",
+            # Otherwise it adds an autoscaler on CPU utilisation.
+            "serving.kserve.io/autoscalerClass": "external",
+        },
+        spec={
+            "predictor": {
+                "minReplicas": scaling.min_replicas,
+                "maxReplicas": scaling.max_replicas,
+                # Not those that Services and autoscaler of the base select.
+                "labels": {**selector(release), COMPONENT: "kserve"},
+                **{name: pod[name] for name in kept if name in pod},
+                "model": {
+                    "modelFormat": {"name": "slmrank"},
+                    "runtime": release.object_name,
+                },
+            }
+        },
+    )

@@ -1,0 +1,110 @@
+"""Names, labels and paths that several objects must agree on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slmrank.deploy.release import Release
+from slmrank.hashing import hash_value
+
+Object = dict[str, Any]
+
+MANAGER = "slmrank"
+BUNDLES = "/bundles"
+MANIFEST = "/manifest"
+TMP = "/tmp"
+GRPC, HTTP, METRICS = 8001, 8000, 8002
+NAME = "app.kubernetes.io/name"
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+BUNDLE = "slmrank.io/bundle"
+ENGINE = "slmrank.io/engine"
+TRACK = "slmrank.io/track"
+RELEASE = "slmrank.io/release"
+
+
+def selector(release: Release) -> dict[str, str]:
+    """What Services and the Deployment select by: it never changes, because a Deployment's selector
+    cannot."""
+    return {NAME: MANAGER, INSTANCE: release.name, COMPONENT: "serve", TRACK: release.track}
+
+
+def labels(release: Release, component: str = "serve") -> dict[str, str]:
+    """Labels of an object."""
+    return {
+        NAME: MANAGER,
+        INSTANCE: release.name,
+        COMPONENT: component,
+        MANAGED_BY: MANAGER,
+        BUNDLE: release.name,
+        ENGINE: release.engine.tag,
+        TRACK: release.track,
+    }
+
+
+def made(
+    release: Release,
+    api_version: str,
+    kind: str,
+    name: str,
+    *,
+    component: str = "serve",
+    namespaced: bool = True,
+    annotations: dict[str, str] | None = None,
+    **content: Any,
+) -> Object:
+    """An object with our metadata; `content` is everything beside it."""
+    metadata: Object = {"name": name, "labels": labels(release, component)}
+    if namespaced:
+        metadata["namespace"] = release.deploy.namespace
+    if annotations:
+        metadata["annotations"] = annotations
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
+def pods_matching(release: Release) -> str:
+    """The pods of a release in PromQL: those of its Deployment, or of KServe's."""
+    name = release.object_name
+    return f'namespace="{release.deploy.namespace}",pod=~"{name}(-predictor)?-[a-z0-9]+-[a-z0-9]+"'
+
+
+def repository_path(release: Release) -> str:
+    """Where the pod finds the model repository."""
+    if release.deploy.storage.bundle_image is not None:
+        return BUNDLES
+    return f"{BUNDLES}/repository-{release.repository.digest}"
+
+
+def engine_path(release: Release) -> str | None:
+    """Where the pod finds a compiled engine, None for targets without one."""
+    if release.engine.plan is None:
+        return None
+    return f"{release.engine.engines.rstrip('/')}/{release.engine.tag}"
+
+
+def pod_manifest(release: Release) -> dict[str, str]:
+    """The files that the pod checks itself against: what was generated, and its known answers."""
+    manifest = {
+        "schema": 1,
+        "repository": {name: one.settings() for name, one in release.repository.files.items()},
+        "engine": {
+            "target": release.engine.target,
+            "tag": release.engine.tag,
+            "plan": release.engine.plan,
+        },
+    }
+    answers = [one.settings() for one in release.known_answers]
+    return {
+        "manifest.json": json.dumps(manifest, sort_keys=True, indent=1) + "\n",
+        "known_answers.json": json.dumps(
+            {"schema": 1, "answers": answers}, sort_keys=True, indent=1
+        )
+        + "\n",
+    }
+
+
+def manifest_name(release: Release) -> str:
+    """By content: an old ReplicaSet that is put back still finds the one that it was made with."""
+    return f"{release.object_name}-{hash_value(pod_manifest(release))[:12]}"

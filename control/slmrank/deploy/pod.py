@@ -1,0 +1,54 @@
+"""What every pod of ours has: the restricted security profile and the bundle volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slmrank.deploy.release import Release
+
+USER = 1000
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+
+def pod_security() -> dict[str, Any]:
+    """Pod level; `fsGroup` belongs here and nowhere else."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def restricted(*, read_only_root: bool) -> dict[str, Any]:
+    """Container level. The NVIDIA runtime's hook writes into the root of a GPU container."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": read_only_root,
+    }
+
+
+def bundle_volume(claim: str, image: str | None = None) -> dict[str, Any]:
+    """The claim with repositories, or an image mounted as a volume."""
+    if image is not None:
+        return {"name": "bundles", "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
+    return {"name": "bundles", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+
+
+def placement(release: Release) -> dict[str, Any]:
+    """Which nodes: those with the engine's GPU. On another the pod cannot be scheduled, instead of
+    crashing there."""
+    nodes = dict(release.deploy.placement.node_selector)
+    chosen: dict[str, Any] = {}
+    if release.gpu_product is not None:
+        nodes[PRODUCT_LABEL] = release.gpu_product
+    if nodes:
+        chosen["nodeSelector"] = nodes
+    if release.on_gpu:
+        chosen["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+    return chosen

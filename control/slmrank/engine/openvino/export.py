@@ -1,0 +1,153 @@
+"""Turn a ranker checkpoint into two OpenVINO graphs, and quantise the second.
+
+`prefix.xml`: ids [1, P] int64 -> keys and values of all blocks, [L, 2, K, P, D] float32.
+`items.xml`: ids [B, S] int64, lengths [B] int64, past [L, 2, K, P, D] -> logits [B] float32.
+
+Two graphs because the first tokens of a decoder carry huge activations that ruin per-tensor INT8
+ranges (calibrated on both passes the ranking was destroyed, design.md section 7): they live in the
+prefix, whose pass is paid once per query and stays in bfloat16.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor, nn
+
+from slmrank.model.checkpoint import Checkpoint
+from slmrank.model.decoder import causal_mask, label_row, last_hidden, run_blocks
+from slmrank.model.quiet import quiet
+from slmrank.model.reference import load_model
+from slmrank.prompt.corpus import EncodedQuery
+
+PREFIX_GRAPH = "prefix.xml"
+ITEMS_GRAPH = "items.xml"
+ItemInputs = dict[str, Any]
+
+
+class _PrefixPass(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        size = ids.shape[1]
+        positions = torch.arange(size)[None]
+        _, cache = run_blocks(self.model, ids, positions, causal_mask(size))
+        return torch.stack([torch.cat([key, value], dim=0) for key, value in cache])
+
+
+class _ItemsPass(nn.Module):
+    def __init__(self, model: nn.Module, head: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("head", head)
+
+    def forward(self, ids: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
+        rows, size = ids.shape
+        prefix = past.shape[3]
+        positions = prefix + torch.arange(size)[None]
+        seen = torch.ones(size, prefix, dtype=torch.bool)
+        mask = torch.cat([seen, causal_mask(size)], dim=1)
+        shared = past[:, :, None].expand(-1, -1, rows, -1, -1, -1)
+        cache = [(layer[0], layer[1]) for layer in shared.unbind(0)]
+        hidden, _ = run_blocks(self.model, ids, positions, mask, cache)
+        head: Tensor = self.head  # type: ignore[assignment]
+        return last_hidden(self.model, hidden, lengths).float() @ head
+
+
+def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """The prefix graph and the items graph, in float32."""
+    model = load_model(checkpoint)
+    head = label_row(model, checkpoint.labels).detach().float()
+    shape = checkpoint.geometry
+    ids = torch.ones(1, 5, dtype=torch.long)
+    past = torch.zeros(shape.blocks, 2, shape.kv_heads, 5, shape.head_dim)
+    items = {
+        "ids": torch.ones(2, 7, dtype=torch.long),
+        "lengths": torch.tensor([7, 4]),
+        "past": past,
+    }
+    with torch.no_grad(), quiet():
+        prefix_graph = ov.convert_model(
+            _PrefixPass(model),
+            example_input={"ids": ids},
+            input=[("ids", ov.PartialShape([1, -1]))],
+        )
+        items_graph = ov.convert_model(
+            _ItemsPass(model, head),
+            example_input=items,
+            input=[
+                ("ids", ov.PartialShape([-1, -1])),
+                ("lengths", ov.PartialShape([-1])),
+                ("past", ov.PartialShape([shape.blocks, 2, shape.kv_heads, -1, shape.head_dim])),
+            ],
+        )
+    _name(prefix_graph, "prefix", "past")
+    _name(items_graph, "items", "logits")
+    return prefix_graph, items_graph
+
+
+def quantize_weights(items_graph: Any) -> Any:
+    """INT8 weights per output channel; activations are quantised at run time."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with quiet():
+        return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+
+
+def quantize(
+    items_graph: Any, prefix_graph: Any, queries: Sequence[EncodedQuery], alpha: float
+) -> Any:
+    """INT8 weights and activations with SmoothQuant, calibrated on item passes alone.
+
+    The down projections stay in bfloat16: their inputs have outliers that cost more accuracy
+    (error 0.19 -> 0.23 logits) than INT8 gains (5 % items/s); measured in design.md section 7.
+    """
+    import nncf
+
+    inputs = list(calibration_inputs(prefix_graph, queries))
+    nncf.set_log_level(logging.ERROR)
+    # NNCF draws its progress on stdout, which belongs to results.
+    with quiet():
+        return nncf.quantize(
+            items_graph,
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(patterns=[".*down_proj.*"]),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+            ),
+        )
+
+
+def calibration_inputs(prefix_graph: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
+    """Inputs of the items graph for real queries and items, without padding rows."""
+    prefix_pass = ov.Core().compile_model(prefix_graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for query in queries:
+        past = prefix_pass(query.prefix[None].astype(np.int64))[0]
+        for item in query.items:
+            yield {
+                "ids": item[None].astype(np.int64),
+                "lengths": np.array([len(item)], dtype=np.int64),
+                "past": past,
+            }
+
+
+def save_graph(graph: Any, path: Path, *, half_weights: bool) -> None:
+    """Write `path` (.xml) and its .bin; `half_weights` stores float weights as float16."""
+    ov.save_model(graph, str(path), compress_to_fp16=half_weights)
+
+
+def _name(graph: Any, name: str, output: str) -> None:
+    graph.set_friendly_name(name)
+    graph.output(0).get_tensor().set_names({output})

@@ -1,0 +1,125 @@
+"""Ranking quality: NDCG@10, AUC of the top grade against 0, mean |dp|, and bootstrap intervals.
+
+Intervals resample queries (10,000s of pairs of one query are not independent); two systems are
+compared on the same resamples, which is the paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from slmrank.data.records import MAX_GRADE
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """One query's items: scores and grades, both [N]."""
+
+    scores: Vector
+    grades: Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Metric = Callable[[Sequence[Listing]], float]
+
+
+def ndcg_at_10(listing: Listing) -> float:
+    """NDCG@10 with gain 2^grade - 1; ties share their mean gain; NaN when all grades are 0."""
+    gains = 2.0**listing.grades - 1.0
+    discounts = 1.0 / np.log2(np.arange(len(gains)) + 2.0)
+    discounts[10:] = 0.0
+    ideal = float(np.sum(np.sort(gains)[::-1] * discounts))
+    if ideal == 0.0:
+        return math.nan
+    order = np.argsort(-listing.scores, kind="stable")
+    ranked = listing.scores[order]
+    tied = gains[order]
+    for start in np.flatnonzero(np.diff(ranked, prepend=np.inf) != 0):
+        same = ranked == ranked[start]
+        tied[same] = tied[same].mean()
+    return float(np.sum(tied * discounts)) / ideal
+
+
+def mean_ndcg(listings: Sequence[Listing]) -> float:
+    """Mean NDCG@10 over the queries that have a relevant item."""
+    return float(np.nanmean([ndcg_at_10(one) for one in listings]))
+
+
+def auc_top_against_zero(listings: Sequence[Listing]) -> float:
+    """P(a grade-4 pair outscores a grade-0 pair), pooled over queries; ties count half."""
+    scores = np.concatenate([one.scores for one in listings])
+    grades = np.concatenate([one.grades for one in listings])
+    top, zero = scores[grades == MAX_GRADE], scores[grades == 0]
+    if not len(top) or not len(zero):
+        return math.nan
+    ordered = np.sort(zero)
+    below = np.searchsorted(ordered, top, side="left")
+    upto = np.searchsorted(ordered, top, side="right")
+    return float(np.mean((below + upto) / 2)) / len(zero)
+
+
+def mean_abs_dp(a: Sequence[Listing], b: Sequence[Listing]) -> float:
+    """Mean |p_a - p_b| over the same pairs."""
+    left = np.concatenate([one.scores for one in a])
+    right = np.concatenate([one.scores for one in b])
+    return float(np.mean(np.abs(left - right)))
+
+
+def resamples(queries: int, count: int, seed: int) -> npt.NDArray[np.intp]:
+    """Query indices [count, queries] of bootstrap resamples."""
+    return np.random.default_rng(seed).integers(0, queries, size=(count, queries))
+
+
+def ndcg_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+    """Mean NDCG@10 with its interval."""
+    values = np.array([ndcg_at_10(one) for one in listings])
+    return _interval(float(np.nanmean(values)), np.nanmean(values[draws], axis=1))
+
+
+def ndcg_difference(
+    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
+) -> Interval:
+    """Mean NDCG@10 of a minus b on the same queries, with its paired interval."""
+    values = np.array([ndcg_at_10(x) - ndcg_at_10(y) for x, y in zip(a, b, strict=True)])
+    return _interval(float(np.nanmean(values)), np.nanmean(values[draws], axis=1))
+
+
+def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+    """AUC with its interval over at most 300 resamples (each needs a sort of all pairs)."""
+    sampled = [auc_top_against_zero([listings[index] for index in draw]) for draw in draws[:300]]
+    return _interval(auc_top_against_zero(listings), np.array(sampled))
+
+
+def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:
+    """Share of same-query pairs that b orders as a does, among those that a sets apart by more
+    than `margin`; 1.0 when there are none."""
+    agree = total = 0
+    for left, right in zip(a, b, strict=True):
+        gap = left.scores[:, None] - left.scores[None, :]
+        other = right.scores[:, None] - right.scores[None, :]
+        apart = gap > margin
+        total += int(apart.sum())
+        agree += int((apart & (other > 0)).sum())
+    return agree / total if total else 1.0
+
+
+def _interval(value: float, sampled: Vector) -> Interval:
+    if not np.isfinite(sampled).any():
+        return Interval(value=value, low=math.nan, high=math.nan)
+    low, high = np.nanpercentile(sampled, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high))

@@ -1,0 +1,100 @@
+"""The quality table: one row per stage, on the same queries, with paired intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmrank.errors import DataError
+from slmrank.evaluate.metrics import (
+    Interval,
+    Listing,
+    auc_interval,
+    mean_abs_dp,
+    ndcg_difference,
+    ndcg_interval,
+    resamples,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRow:
+    """One row's input: its listings, and sizes when it has a model."""
+
+    name: str
+    text: str
+    listings: Sequence[Listing]
+    parameters: int | None = None
+    prompt_tokens: float | None = None
+    probabilistic: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRow:
+    """One row of the table; `delta` and `mean_abs_dp` are against the reference row."""
+
+    name: str
+    text: str
+    queries: int
+    pairs: int
+    parameters: int | None
+    prompt_tokens: float | None
+    ndcg10: Interval
+    auc: Interval
+    delta_ndcg10: Interval | None
+    mean_abs_dp: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quality_table(
+    rows: Sequence[ScoredRow], reference: ScoredRow, bootstrap: int, seed: int
+) -> list[QualityRow]:
+    """Metrics of rows over the same queries; `reference` is the row to compare with."""
+    draws = resamples(len(reference.listings), bootstrap, seed)
+    return [_row(row, reference, draws) for row in rows]
+
+
+def read_scores(path: Path) -> list[Listing]:
+    """Listings from a `scores.jsonl`, one per query in file order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                record = json.loads(line)
+                groups.setdefault(record["query"], []).append(record)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {path}: {error}", "run `control evaluate` again") from error
+    return [
+        Listing(
+            scores=np.array([one["score"] for one in group], dtype=float),
+            grades=np.array([one["grade"] for one in group], dtype=float),
+        )
+        for group in groups.values()
+    ]
+
+
+def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
+    compared = row is not base
+    return QualityRow(
+        name=row.name,
+        text=row.text,
+        queries=len(row.listings),
+        pairs=sum(len(one.scores) for one in row.listings),
+        parameters=row.parameters,
+        prompt_tokens=row.prompt_tokens,
+        ndcg10=ndcg_interval(row.listings, draws),
+        auc=auc_interval(row.listings, draws),
+        delta_ndcg10=(ndcg_difference(row.listings, base.listings, draws) if compared else None),
+        mean_abs_dp=(
+            mean_abs_dp(row.listings, base.listings)
+            if compared and row.probabilistic and base.probabilistic
+            else None
+        ),
+    )

@@ -1,0 +1,86 @@
+"""Two records side by side: the same cells and loads, as ratios."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from slmrank.load.figures import cell_name, cell_of, stable_points
+from slmrank.load.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """One point of both records: second over first."""
+
+    name: str
+    first: float
+    second: float
+    items_per_s: float
+    p95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ratios of the points that both hold, with their median and range, and of the rates at the
+    same objective: (cell, first, second, ratio, whether the spreads lie apart)."""
+
+    ratios: list[Ratio]
+    median: float | None
+    low: float | None
+    high: float | None
+    slo: list[tuple[str, float, float, float, bool]]
+
+
+def compare(first: Record, second: Record) -> Comparison:
+    """Pure; points that only one record holds are left out."""
+    others = {_key(point): point for point in stable_points(second)}
+    ratios = []
+    for point in stable_points(first):
+        other = others.get(_key(point))
+        if other is None:
+            continue
+        load = point["load"]
+        sign = " in flight" if load["kind"] == "concurrency" else "/s"
+        ratios.append(
+            Ratio(
+                name=f"{cell_name(cell_of(point))}, {load['level']:g}{sign}",
+                first=point["items_per_s"],
+                second=other["items_per_s"],
+                items_per_s=other["items_per_s"] / point["items_per_s"],
+                p95=other["p95_ms"] / point["p95_ms"],
+            )
+        )
+    values = sorted(one.items_per_s for one in ratios)
+    return Comparison(
+        ratios=ratios,
+        median=statistics.median(values) if values else None,
+        low=values[0] if values else None,
+        high=values[-1] if values else None,
+        slo=_slo(first, second),
+    )
+
+
+def _slo(first: Record, second: Record) -> list[tuple[str, float, float, float, bool]]:
+    def named(record: Record) -> dict[tuple[Any, ...], Record]:
+        return {
+            (*cell_of(one), one["limit_ms"], one["percentile"]): one
+            for one in record["slo"]
+            if one["items_per_s"]
+        }
+
+    ours, theirs = named(first), named(second)
+    found = []
+    for key in ours.keys() & theirs.keys():
+        a, b = ours[key], theirs[key]
+        (a_low, a_high), (b_low, b_high) = a["items_per_s_range"], b["items_per_s_range"]
+        name = f"{cell_name(key[:3])}, p{key[4]} <= {key[3]:g} ms"
+        ratio = b["items_per_s"] / a["items_per_s"]
+        apart = a_high < b_low or b_high < a_low
+        found.append((name, a["items_per_s"], b["items_per_s"], ratio, apart))
+    return sorted(found)
+
+
+def _key(point: Record) -> tuple[Any, ...]:
+    return (*cell_of(point), point["load"]["kind"], point["load"]["level"])

@@ -1,0 +1,125 @@
+"""What is kept beside a measured point: Triton's own counts before and after, the configuration as
+served, the metrics page, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import urllib.error
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tritonclient import grpc as triton
+
+from slmrank.errors import SweepError
+from slmrank.machine.facts import find_gpus, memory_gib
+
+TIMEOUT_S = 10.0
+STAGES = ("prepare", "ranker", "tensorrt_llm")
+COUNTS_FILE = "triton_statistics.json"
+CONFIG_FILE = "served_config.json"
+METRICS_FILE = "metrics.txt"
+
+
+def require_ready(url: str, model: str = "rank") -> None:
+    """Raises SweepError when no server answers there, or its model is not ready."""
+    try:
+        with triton.InferenceServerClient(url) as client:
+            ready = client.is_model_ready(model, client_timeout=TIMEOUT_S)
+    except (triton.InferenceServerException, grpc.RpcError) as error:
+        raise SweepError(
+            f"no Triton answers at {url}: {str(error).splitlines()[0]}",
+            "start one with `control serve`, or correct --url (host:port of gRPC)",
+        ) from error
+    if not ready:
+        raise SweepError(f"the model {model!r} at {url} is not ready", "look at the server's log")
+
+
+def read_counts(url: str) -> dict[str, dict[str, int]]:
+    """Per model: requests answered (`requests`), executions, and microseconds of queue and compute,
+    since the server started. Raises SweepError when the server does not answer."""
+    try:
+        with triton.InferenceServerClient(url) as client:
+            told = client.get_inference_statistics(as_json=True, client_timeout=TIMEOUT_S)
+    except (triton.InferenceServerException, grpc.RpcError) as error:
+        raise SweepError(f"{url} gives no statistics: {error}", "is the server up?") from error
+    counts: dict[str, dict[str, int]] = {}
+    for model in told.get("model_stats", []):
+        stats = model.get("inference_stats", {})
+        counts[model["name"]] = {
+            "requests": int(model.get("inference_count", 0)),
+            "executions": int(model.get("execution_count", 0)),
+            "failed": int(stats.get("fail", {}).get("count", 0)),
+            "queue_us": int(stats.get("queue", {}).get("ns", 0)) // 1000,
+            "compute_us": int(stats.get("compute_infer", {}).get("ns", 0)) // 1000,
+        }
+    return counts
+
+
+def joined_requests(
+    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> dict[str, float]:
+    """Requests per execution of each stage between two readings: the real batch size."""
+    found = {}
+    for name in STAGES:
+        if name not in after:
+            continue
+        start = before.get(name, {})
+        executions = after[name]["executions"] - start.get("executions", 0)
+        if executions > 0:
+            found[name] = (after[name]["requests"] - start.get("requests", 0)) / executions
+    return found
+
+
+def served_config(url: str) -> dict[str, Any]:
+    """The configuration of every model as the server returns it."""
+    with triton.InferenceServerClient(url) as client:
+        names = [one["name"] for one in client.get_model_repository_index(as_json=True)["models"]]
+        return {
+            name: client.get_model_config(name, as_json=True, client_timeout=TIMEOUT_S)["config"]
+            for name in names
+        }
+
+
+def scrape_metrics(url: str | None) -> str | None:
+    """The Prometheus page at `url`, None where there is none to be had."""
+    if url is None:
+        return None
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            text: str = answer.read().decode("utf-8", "replace")
+    except (urllib.error.URLError, OSError):
+        return None
+    return text
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine that measures: processor, cores, memory, kernel, GPUs; asked once a sweep."""
+    gpus, _ = find_gpus()
+    memory = memory_gib()
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": None if memory is None else round(memory, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpus": [asdict(gpu) for gpu in gpus],
+    }
+
+
+def load_average() -> list[float]:
+    """What else the machine did over 1, 5 and 15 minutes; asked at every point."""
+    return [round(one, 2) for one in os.getloadavg()]
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else "unknown"

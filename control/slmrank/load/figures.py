@@ -1,0 +1,246 @@
+"""Plots of a sweep record, as PNG bytes (matplotlib)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from slmrank.errors import MissingDependencyError
+from slmrank.load.record import Record
+
+SIZE_IN = (8.0, 4.8)
+DPI = 110
+STAGE_COLORS = {"prepare": "#4477aa", "queue": "#ccbb44", "ranker": "#ee6677", "other": "#bbbbbb"}
+
+
+def title_of(record: Record) -> str:
+    """Model, engine and machine, for every plot."""
+    served, host = record["served"], record["host"]
+    engine = f"{served.get('engine_target', '?')} {served.get('precision', '')}".strip()
+    checkpoint = served.get("checkpoint", "")[:8]
+    machine = f"{host.get('cores', '?')} cores {host.get('processor', '')}".strip()
+    gpus = host.get("gpus") or []
+    if gpus:
+        machine = gpus[0]["name"]
+    return f"{served.get('bundle', '?')} {checkpoint}, {engine}, {machine}"
+
+
+def stable_points(record: Record) -> list[Record]:
+    """Points with numbers, without repeats of the same cell and load."""
+    seen: dict[tuple[Any, ...], Record] = {}
+    for point in record["points"]:
+        if point["stable"]:
+            seen[(*cell_of(point), point["load"]["kind"], point["load"]["level"])] = point
+    return list(seen.values())
+
+
+def cell_of(point: Record) -> tuple[Any, ...]:
+    return point["items"], point["tokens"], point["query_tokens"]
+
+
+def cell_name(cell: tuple[Any, ...]) -> str:
+    items, tokens, query = cell
+    text = f"{items} x {tokens or 'stored'} tokens"
+    return text + (f", query {query}" if query else "")
+
+
+def draw(record: Record) -> dict[str, bytes]:
+    """Every plot that the record has data for, by name."""
+    plots: dict[str, Callable[[Record, Any], bool]] = {
+        "latency-throughput": _latency_throughput,
+        "items-per-second": _heat_map,
+        "stage-times": _stages,
+        "pareto": _pareto,
+    }
+    found = {}
+    for name, plot in plots.items():
+        image = _rendered(record, plot)
+        if image is not None:
+            found[name] = image
+    return found
+
+
+def headless_pyplot() -> Any:
+    """matplotlib's pyplot without a display. Raises MissingDependencyError when it is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"plots need matplotlib: {error}", "pip install 'slmrank[report]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:
+    pyplot = headless_pyplot()
+    figure, axes = pyplot.subplots(figsize=SIZE_IN, dpi=DPI, layout="constrained")
+    try:
+        if not plot(record, axes):
+            return None
+        figure.suptitle(title_of(record), fontsize=9, color="#555555")
+        stream = io.BytesIO()
+        # No creation date: the same record gives the same bytes.
+        figure.savefig(stream, format="png", metadata={"Software": None})
+        return stream.getvalue()
+    finally:
+        pyplot.close(figure)
+
+
+def _latency_throughput(record: Record, axes: Any) -> bool:
+    points = stable_points(record)
+    cells = sorted({cell_of(point) for point in points}, key=str)
+    markers = {"concurrency": "o", "rate": "^"}
+    for number, cell in enumerate(cells):
+        for kind, marker in markers.items():
+            own = [p for p in points if cell_of(p) == cell and p["load"]["kind"] == kind]
+            own.sort(key=lambda p: p["load"]["level"])
+            if own:
+                loop = "" if kind == "concurrency" else ", open loop"
+                axes.plot(
+                    [p["items_per_s"] for p in own],
+                    [p["p95_ms"] for p in own],
+                    marker=marker,
+                    linestyle="-" if kind == "concurrency" else "--",
+                    color=f"C{number % 10}",
+                    label=cell_name(cell) + loop,
+                )
+    axes.set(
+        xlabel="throughput (items/s)", ylabel="p95 latency (ms)", title="Latency by throughput"
+    )
+    waits = [point["p95_ms"] for point in points]
+    if points and max(waits) > 20 * min(waits):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    if points:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return bool(points)
+
+
+def _heat_map(record: Record, axes: Any) -> bool:
+    points = [p for p in stable_points(record) if p["tokens"] is not None]
+    items = sorted({p["items"] for p in points})
+    tokens = sorted({p["tokens"] for p in points})
+    if not points or len(items) * len(tokens) < 2:
+        return False
+    best = [
+        [
+            max(
+                (p["items_per_s"] for p in points if (p["items"], p["tokens"]) == (i, t)),
+                default=float("nan"),
+            )
+            for t in tokens
+        ]
+        for i in items
+    ]
+    image = axes.imshow(best, aspect="auto", cmap="viridis")
+    axes.figure.colorbar(image, ax=axes, label="items/s")
+    axes.set_xticks(range(len(tokens)), [str(t) for t in tokens])
+    axes.set_yticks(range(len(items)), [str(i) for i in items])
+    axes.set(
+        xlabel="tokens per item",
+        ylabel="items per request",
+        title="Best throughput over all loads (items/s)",
+    )
+    finite = [value for row in best for value in row if value == value]
+    middle = (min(finite) + max(finite)) / 2
+    for row, values in enumerate(best):
+        for column, value in enumerate(values):
+            text = f"{value:.0f}" if value == value else "-"
+            shade = "white" if value != value or value < middle else "black"
+            axes.text(column, row, text, ha="center", va="center", color=shade)
+    return True
+
+
+def _stages(record: Record, axes: Any) -> bool:
+    points = [p for p in stable_points(record) if p.get("stages_us")]
+    if not points:
+        return False
+    points.sort(key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"]))
+    points = points[:24]
+    names = [
+        f"{cell_name(cell_of(p))}, {p['load']['level']:g}"
+        + (" in flight" if p["load"]["kind"] == "concurrency" else "/s")
+        for p in points
+    ]
+    parts: dict[str, list[float]] = {name: [] for name in STAGE_COLORS}
+    for p in points:
+        stages = p["stages_us"]
+        prepare = stages.get("prepare", {}).get("compute", 0) / 1000
+        ranker = stages.get("ranker", {}).get("compute", 0) / 1000
+        queue = sum(stage["queue"] for stage in stages.values()) / 1000
+        parts["prepare"].append(prepare)
+        parts["queue"].append(queue)
+        parts["ranker"].append(ranker)
+        parts["other"].append(max(0.0, p["mean_ms"] - prepare - ranker - queue))
+    left = [0.0] * len(points)
+    for name, values in parts.items():
+        axes.barh(names, values, left=left, label=name, color=STAGE_COLORS[name])
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.figure.set_size_inches(SIZE_IN[0], max(3.0, 1.4 + 0.28 * len(points)))
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel="mean time of a request (ms)", title="Where the time goes")
+    axes.legend(fontsize=8, loc="lower right")
+    return True
+
+
+def _pareto(record: Record, axes: Any) -> bool:
+    points = stable_points(record)
+    if len(points) < 2:
+        return False
+    front = pareto_front(points)
+    axes.scatter(
+        [p["p95_ms"] for p in points],
+        [p["items_per_s"] for p in points],
+        color="#bbbbbb",
+        label="measured points",
+    )
+    axes.plot(
+        [p["p95_ms"] for p in front],
+        [p["items_per_s"] for p in front],
+        marker="o",
+        color="#228833",
+        label="beaten by none in both",
+    )
+    for number, p in enumerate(front, start=1):
+        axes.annotate(
+            str(number),
+            (p["p95_ms"], p["items_per_s"]),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            fontsize=8,
+        )
+    key = "\n".join(
+        f"{number}: {cell_name(cell_of(p))}, {p['load']['level']:g}"
+        + (" in flight" if p["load"]["kind"] == "concurrency" else "/s")
+        for number, p in enumerate(front, start=1)
+    )
+    axes.plot([], [], " ", label=key)
+    axes.set(xlabel="p95 latency (ms)", ylabel="throughput (items/s)", title="Pareto front")
+    waits = [p["p95_ms"] for p in points]
+    if max(waits) > 20 * min(waits):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    # Room for the number above the highest point.
+    axes.set_ylim(bottom=0, top=1.1 * max(p["items_per_s"] for p in points))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return True
+
+
+def pareto_front(points: list[Record]) -> list[Record]:
+    """Points that no other beats in both throughput and p95, by latency."""
+    front: list[Record] = []
+    for point in sorted(points, key=lambda p: (p["p95_ms"], -p["items_per_s"])):
+        if not front or point["items_per_s"] > front[-1]["items_per_s"]:
+            front.append(point)
+    return front

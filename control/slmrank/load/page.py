@@ -1,0 +1,212 @@
+"""The report: one HTML page that needs nothing beside it, the plots, and a Markdown summary."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from slmrank.artifacts import write_atomic
+from slmrank.load.compare import Comparison, compare
+from slmrank.load.figures import cell_name, cell_of, draw, title_of
+from slmrank.load.record import Record
+
+PAGE, SUMMARY = "report.html", "report.md"
+Table = tuple[str, Sequence[str], list[list[str]]]
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100%; height: auto } .note { color: #666 } .wide { overflow-x: auto }
+"""
+_CAPTIONS = {
+    "latency-throughput": "p95 latency by throughput, one line for each kind of request",
+    "items-per-second": "best throughput of each kind of request",
+    "stage-times": "mean time of a request by stage",
+    "pareto": "throughput against p95 latency",
+}
+
+
+def write_report(folder: Path, records: Sequence[Record]) -> list[Path]:
+    """Write `report.html`, `report.md` and the PNGs of one record, or of two and their comparison,
+    into `folder`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    plots: list[dict[str, bytes]] = []
+    for number, record in enumerate(records, start=1):
+        images = draw(record)
+        plots.append(images)
+        for name, image in images.items():
+            path = folder / (f"{name}.png" if len(records) == 1 else f"{name}-{number}.png")
+            path.write_bytes(image)
+            written.append(path)
+    compared = compare(records[0], records[1]) if len(records) == 2 else None
+    write_atomic(folder / PAGE, _html(records, plots, compared))
+    write_atomic(folder / SUMMARY, _markdown(records, compared))
+    return [folder / PAGE, folder / SUMMARY, *written]
+
+
+def point_table(record: Record) -> Table:
+    """Every point, those without numbers with their reason."""
+    rows = []
+    for point in sorted(
+        record["points"], key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"])
+    ):
+        load = point["load"]
+        sign = " in flight" if load["kind"] == "concurrency" else " requests/s"
+        name = [cell_name(cell_of(point)), f"{load['level']:g}{sign}"]
+        if not point["stable"]:
+            told = point["verdict"] + (f": {point['reason'][:80]}" if point.get("reason") else "")
+            rows.append([*name, "-", "-", "-", "-", "-", told])
+            continue
+        joined = point.get("requests_per_execution", {}).get("ranker")
+        rows.append(
+            [
+                *name,
+                f"{point['items_per_s']:.1f}",
+                f"{point['p50_ms']:.0f}",
+                f"{point['p95_ms']:.0f}",
+                f"{point['p99_ms']:.0f}",
+                f"{joined:.1f}" if joined else "-",
+                point["verdict"],
+            ]
+        )
+    columns = [
+        "request",
+        "load",
+        "items/s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "requests per execution",
+        "verdict",
+    ]
+    return "Points", columns, rows
+
+
+def slo_table(record: Record) -> Table:
+    """Rates at the objective, per instance."""
+    rows = []
+    for cell in record["slo"]:
+        name = [cell_name(cell_of(cell)), f"p{cell['percentile']} <= {cell['limit_ms']:g} ms"]
+        if cell["items_per_s"] is None:
+            rows.append([*name, "none holds", "-", "-"])
+            continue
+        low, high = cell["items_per_s_range"]
+        fast, slow = cell["latency_ms_range"]
+        figure = f"{cell['items_per_s']:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([*name, f"{cell['rate']:g}", figure, f"{fast:.0f} to {slow:.0f}"])
+    columns = ["request", "objective", "requests/s", "items/s per instance", "confirmed ms"]
+    return "Highest rate at the objective (open loop)", columns, rows
+
+
+def comparison_tables(compared: Comparison) -> list[Table]:
+    rows = [
+        [
+            one.name,
+            f"{one.first:.1f}",
+            f"{one.second:.1f}",
+            f"{one.items_per_s:.2f}",
+            f"{one.p95:.2f}",
+        ]
+        for one in compared.ratios
+    ]
+    if compared.median is not None:
+        spread = f"{compared.median:.2f} [{compared.low:.2f}, {compared.high:.2f}]"
+        rows.append(["median and range of the ratios", "", "", spread, ""])
+    columns = ["point", "first items/s", "second items/s", "ratio", "ratio of p95"]
+    tables: list[Table] = [("Second over first, the same points", columns, rows)]
+    if compared.slo:
+        slo = [
+            [name, f"{a:.1f}", f"{b:.1f}", f"{ratio:.2f}", "apart" if apart else "overlap"]
+            for name, a, b, ratio, apart in compared.slo
+        ]
+        named = ["request and objective", "first", "second", "ratio", "spreads"]
+        tables.append(("Second over first, items/s at the objective", named, slo))
+    return tables
+
+
+def provenance(record: Record) -> list[str]:
+    """What was measured, with what, where."""
+    served, host = record["served"], record["host"]
+    names = ("engine", "checkpoint", "summaries", "prompt_hash", "settings")
+    hashes = ", ".join(f"{name} {served[name]}" for name in names if name in served)
+    lines = [
+        f"served: {hashes}",
+        f"tool: perf_analyzer, {record['perf_analyzer'] or 'none yet'}",
+        f"machine: {host.get('processor', '?')}, {host.get('cores', '?')} cores, "
+        f"{host.get('memory_gib', '?')} GiB, {host.get('system', '')}",
+    ]
+    if record["drift"] is not None:
+        lines.append(
+            f"drift: the first point again at the end gave {record['drift']:.2f} of its rate"
+        )
+    return lines
+
+
+def _tables(record: Record) -> list[Table]:
+    return [slo_table(record), point_table(record)] if record["slo"] else [point_table(record)]
+
+
+def _html(
+    records: Sequence[Record], plots: Sequence[dict[str, bytes]], compared: Comparison | None
+) -> str:
+    name = escape(" against ".join(title_of(record) for record in records))
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f"<title>{name}</title><style>{_STYLE}</style></head><body><h1>{name}</h1>",
+    ]
+    if compared is not None:
+        parts += [_html_table(table) for table in comparison_tables(compared)]
+    for number, (record, images) in enumerate(zip(records, plots, strict=True), start=1):
+        if len(records) > 1:
+            parts.append(f"<h1>{number}: {escape(title_of(record))}</h1>")
+        parts += [f'<p class="note">{escape(line)}</p>' for line in provenance(record)]
+        tables = _tables(record)
+        if record["slo"]:
+            parts.append(_html_table(tables[0]))
+        for plot, image in images.items():
+            data = base64.b64encode(image).decode()
+            caption = escape(_CAPTIONS[plot])
+            parts.append(
+                f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{data}">'
+            )
+        parts.append(_html_table(tables[-1]))
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _html_table(table: Table) -> str:
+    title, columns, rows = table
+    head = "".join(f"<th>{escape(one)}</th>" for one in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(one)}</td>" for one in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _markdown(records: Sequence[Record], compared: Comparison | None) -> str:
+    lines = [f"# {' against '.join(title_of(record) for record in records)}", ""]
+    if compared is not None:
+        for table in comparison_tables(compared):
+            lines += _markdown_table(table)
+    for record in records:
+        if len(records) > 1:
+            lines += [f"# {title_of(record)}", ""]
+        lines += [f"- {line}" for line in provenance(record)] + [""]
+        for table in _tables(record):
+            lines += _markdown_table(table)
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    title, columns, rows = table
+    made = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    made += ["| " + " | ".join(one.replace("|", "/") for one in row) + " |" for row in rows]
+    return [*made, ""]

@@ -1,0 +1,251 @@
+"""The grid of a sweep, and the input of each point.
+
+One point = items per request x tokens per item x query tokens x load, on one repository. Job texts
+are real texts cut with the served tokenizer to the exact token count, or job ids that the server
+looks up; queries are real queries, cut to an exact count where asked. Pool and arrivals are drawn
+by a seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from slmrank.data.records import Job
+from slmrank.errors import ScoreError, SweepError
+from slmrank.hashing import hash_value
+from slmrank.prompt.encoder import Ids, PromptEncoder, job_text
+
+NEARBY = 40
+QUERY_TRIES = 50
+LoadKind = Literal["concurrency", "rate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Closed loop of `level` requests in flight, or open loop of `level` requests per second with
+    Poisson arrivals."""
+
+    kind: LoadKind
+    level: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{self.level:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One cell. `tokens` counts the closing question, None: stored summaries as they are;
+    `query_tokens` None: queries as they are. `repeat` tells runs of the same cell apart."""
+
+    items: int
+    tokens: int | None
+    load: Load
+    query_tokens: int | None = None
+    repeat: int = 0
+
+    @property
+    def cell(self) -> str:
+        """The point without its load."""
+        text = f"items{self.items}-"
+        text += "stored" if self.tokens is None else f"tokens{self.tokens}"
+        return text + (f"-query{self.query_tokens}" if self.query_tokens else "")
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell}-{self.load.name}" + (f"-run{self.repeat}" if self.repeat else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointInput:
+    """What perf_analyzer reads, and the true token counts of what it sends."""
+
+    data: dict[str, Any]
+    mean_item_tokens: float
+    max_item_tokens: int
+    mean_query_tokens: float
+
+    @cached_property
+    def hash(self) -> str:
+        return hash_value(self.data)[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What inputs are drawn from. `stored` gives a job's stored ids, for the store mode."""
+
+    jobs: Sequence[Job]
+    queries: Sequence[str]
+    encoder: PromptEncoder
+    requests: int
+    seed: int
+    stored: Callable[[str], Ids | None] | None = None
+
+
+def plan_points(
+    items: Sequence[int],
+    tokens: Sequence[int | None],
+    loads: Sequence[Load],
+    query_tokens: Sequence[int | None] = (None,),
+) -> list[Point]:
+    """Every combination, lightest first."""
+    grid = itertools.product(
+        sorted(set(items)),
+        sorted(set(tokens), key=lambda one: one or 0),
+        sorted(set(query_tokens), key=lambda one: one or 0),
+        sorted(set(loads), key=lambda one: (one.kind, one.level)),
+    )
+    return [Point(items=i, tokens=t, query_tokens=q, load=load) for i, t, q, load in grid]
+
+
+def point_key(point: Point, repository: str, settings: dict[str, Any], data: str) -> str:
+    """Identity of a measured point: another engine, tool or input is another point."""
+    identity = {"point": asdict(point), "repository": repository}
+    return hash_value(identity | {"settings": settings, "data": data})[:16]
+
+
+def arrivals_us(rate: float, count: int, seed: str) -> list[int]:
+    """`count` gaps in microseconds between Poisson arrivals, scaled to the exact mean rate."""
+    rng = random.Random(seed)
+    gaps = [rng.expovariate(1.0) for _ in range(count)]
+    scale = count / sum(gaps) / rate * 1e6
+    return [max(1, round(gap * scale)) for gap in gaps]
+
+
+def cut_text(text: str, tokens: int, count: Callable[[str], int]) -> str:
+    """A prefix of a text that `count` finds to have exactly `tokens` tokens, as near as characters
+    allow.
+
+    Raises SweepError when the text is too short.
+    """
+    low, high = 0, len(text)
+    if count(text) < tokens:
+        raise SweepError(f"a text has fewer than {tokens} tokens", "sweep fewer tokens")
+    while low < high:
+        middle = (low + high) // 2
+        if count(text[:middle]) < tokens:
+            low = middle + 1
+        else:
+            high = middle
+    # One more character can change the count by two, or lower it: the exact one may lie nearby.
+    near = sorted(
+        range(max(1, low - NEARBY), min(len(text), low + NEARBY) + 1), key=lambda e: abs(e - low)
+    )
+    exact = next((end for end in near if count(text[:end]) == tokens), low)
+    return text[:exact]
+
+
+def make_input(point: Point, pool: Pool) -> PointInput:
+    """A pool of distinct requests for one point.
+
+    Raises SweepError when `tokens` leaves no room beside the closing question, is above the served
+    limit (the server would cut the texts and measure another point), or no text is long enough.
+    """
+    rng = random.Random(f"{pool.seed}/{point.items}/{point.tokens}/{point.query_tokens}")
+    total = pool.requests * point.items
+    if point.tokens is None:
+        chosen_ids, sizes = _stored_jobs(pool, total, rng)
+        texts = [""] * len(chosen_ids)
+    else:
+        texts = _cut_jobs(pool, point.tokens, total, rng)
+        chosen_ids = [""] * len(texts)
+        sizes = [len(pool.encoder.item(pool.encoder.body(text)).ids) for text in texts]
+    queries = _queries(pool, point.query_tokens, rng)
+    entries, lengths, query_lengths = [], [], []
+    for number in range(pool.requests):
+        query = queries[number % len(queries)]
+        places = [(number * point.items + one) % len(texts) for one in range(point.items)]
+        lengths += [sizes[place] for place in places]
+        query_lengths.append(len(pool.encoder.prefix(query)))
+        entry = {
+            "query": {"content": [query], "shape": [1]},
+            "job_id": {"content": [chosen_ids[one] for one in places], "shape": [point.items]},
+        }
+        if point.tokens is not None:
+            entry["job_text"] = {"content": [texts[one] for one in places], "shape": [point.items]}
+        entries.append(entry)
+    return PointInput(
+        data={"data": entries},
+        mean_item_tokens=sum(lengths) / len(lengths),
+        max_item_tokens=max(lengths),
+        mean_query_tokens=sum(query_lengths) / len(query_lengths),
+    )
+
+
+def _cut_jobs(pool: Pool, tokens: int, count: int, rng: random.Random) -> list[str]:
+    encoder = pool.encoder
+    closing = encoder.max_item_tokens - encoder.max_body_tokens
+    wanted = tokens - closing
+    if wanted < 1 or tokens > encoder.max_item_tokens:
+        raise SweepError(
+            f"tokens {tokens} is outside {closing + 1} to {encoder.max_item_tokens}",
+            "change sweep.tokens, or prompt.max_item_tokens in the spec",
+        )
+    texts = [text for text in (job_text(j, j.description) for j in pool.jobs) if len(text) > wanted]
+    rng.shuffle(texts)
+    cut: list[str] = []
+    for text in texts:
+        if len(cut) == count:
+            break
+        if len(encoder.body(text)) >= wanted:
+            cut.append(cut_text(text, wanted, lambda one: len(encoder.body(one))))
+    if not cut:
+        raise SweepError(f"no job text has {wanted} tokens", "sweep fewer tokens")
+    return cut
+
+
+def _stored_jobs(pool: Pool, count: int, rng: random.Random) -> tuple[list[str], list[int]]:
+    """Job ids that the store holds, and the true tokens of their items."""
+    if pool.stored is None:
+        raise SweepError("no summary store to draw job ids from", "use sweep.texts text")
+    names = [job.job_id for job in pool.jobs]
+    rng.shuffle(names)
+    found: list[str] = []
+    sizes: list[int] = []
+    for name in names[:count]:
+        ids = pool.stored(name)
+        if ids is not None:
+            found.append(name)
+            sizes.append(len(pool.encoder.item(ids).ids))
+    if not found:
+        raise SweepError("the summary store holds none of the jobs", "run `control summarize`")
+    return found, sizes
+
+
+def _queries(pool: Pool, tokens: int | None, rng: random.Random) -> list[str]:
+    """Real queries; with `tokens`, joined and cut to that many tokens."""
+    if tokens is None:
+        return [rng.choice(pool.queries) for _ in range(pool.requests)]
+    longest = pool.encoder.max_prompt_tokens - pool.encoder.max_item_tokens
+    fixed = longest - pool.encoder.max_query_tokens
+
+    def count(text: str) -> int:
+        try:
+            return len(pool.encoder.prefix(text)) - fixed
+        except ScoreError as error:
+            # Blank, or above the limit; the search only asks which side it is on.
+            return 0 if "empty" in error.message else pool.encoder.max_query_tokens + 1
+
+    if tokens > pool.encoder.max_query_tokens:
+        raise SweepError(
+            f"query tokens {tokens} is above the served limit {pool.encoder.max_query_tokens}",
+            "change sweep.query_tokens, or prompt.max_query_tokens in the spec",
+        )
+    made: list[str] = []
+    for _ in range(pool.requests * QUERY_TRIES):
+        if len(made) == pool.requests:
+            break
+        words = rng.choice(pool.queries)
+        while count(words) < tokens:
+            words += " " + rng.choice(pool.queries)
+        cut = cut_text(words, tokens, count)
+        if count(cut) == tokens:
+            made.append(cut)
+    if not made:
+        raise SweepError(f"no query has exactly {tokens} tokens", "ask for another number")
+    return made

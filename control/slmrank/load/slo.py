@@ -1,0 +1,179 @@
+"""The highest open-loop rate whose latency percentile stays under the objective.
+
+Bracketing by a fixed factor, bisection to the asked precision, then confirmation runs at the found
+rate; one lucky window does not count. Every run is a kept point, so an interrupted search goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from slmrank.artifacts import Artifact
+from slmrank.load.points import Load, Point, PointInput
+from slmrank.load.run import Bench, SweepPlan
+
+STEP = 1.6
+BRACKET_STEPS = 12
+RETREAT = 0.9
+RETREATS = 6
+START_SHARE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """One run at a rate: the percentile's latency and the rate that was answered; None where the
+    run gave no number (refused, late, piled up)."""
+
+    latency_ms: float | None
+    requests_per_s: float | None
+
+    def holds(self, limit_ms: float) -> bool:
+        return self.latency_ms is not None and self.latency_ms <= limit_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRate:
+    """The result of a search: the rate (None: no rate holds), the bracket that remained, and the
+    confirmation runs."""
+
+    rate: float | None
+    failed_at: float | None
+    confirmations: tuple[Observed, ...]
+    runs: int
+
+
+def search_rate(
+    measure: Callable[[float, int], Observed],
+    *,
+    start: float,
+    limit_ms: float,
+    precision: float,
+    confirmations: int,
+) -> FoundRate:
+    """Search from `start` requests/s; `measure(rate, repeat)` runs one level (pure but for it).
+
+    A rate is confirmed when every confirmation run gives a number and the median of their
+    percentiles holds.
+    """
+    runs = 0
+
+    def observe(rate: float, repeat: int = 0) -> Observed:
+        nonlocal runs
+        runs += 1
+        return measure(rate, repeat)
+
+    low, high = None, None
+    rate = rounded(start)
+    for _ in range(BRACKET_STEPS):
+        if observe(rate).holds(limit_ms):
+            low = rate
+            if high is not None:
+                break
+            rate = rounded(rate * STEP)
+        else:
+            high = rate
+            if low is not None:
+                break
+            rate = rounded(rate / STEP)
+    if low is None:
+        return FoundRate(rate=None, failed_at=high, confirmations=(), runs=runs)
+    while high is not None and high / low > 1 + precision:
+        middle = rounded(math.sqrt(low * high))
+        if middle in (low, high):
+            break
+        if observe(middle).holds(limit_ms):
+            low = middle
+        else:
+            high = middle
+    for _ in range(RETREATS):
+        found = tuple(observe(low, repeat) for repeat in range(1, confirmations + 1))
+        told = [one.latency_ms for one in found if one.latency_ms is not None]
+        if len(told) == len(found) and statistics.median(told) <= limit_ms:
+            return FoundRate(rate=low, failed_at=high, confirmations=found, runs=runs)
+        high, low = low, rounded(low * RETREAT)
+    return FoundRate(rate=None, failed_at=high, confirmations=(), runs=runs)
+
+
+def rounded(rate: float) -> float:
+    """Three significant digits: levels that people can read and that repeat exactly."""
+    return float(f"{rate:.3g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SloCell:
+    """What one instance serves at the objective, for one kind of request. `items_per_s` is the
+    median over the confirmation runs, `items_per_s_range` and `latency_ms_range` their spread."""
+
+    items: int
+    tokens: int | None
+    query_tokens: int | None
+    limit_ms: float
+    percentile: int
+    rate: float | None
+    items_per_s: float | None
+    items_per_s_range: tuple[float, float] | None
+    latency_ms_range: tuple[float, float] | None
+    failed_at: float | None
+    runs: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_slo(
+    bench: Bench,
+    plan: SweepPlan,
+    cell: Point,
+    given: PointInput,
+    *,
+    limit_ms: float,
+    percentile: int,
+    precision: float,
+    confirmations: int,
+    told: Callable[[str], None],
+) -> SloCell:
+    """Search one cell; `cell`'s own load is not used."""
+
+    def run(load: Load, repeat: int) -> Artifact:
+        point = replace(cell, load=load, repeat=repeat)
+        return bench.measure(plan.only([point], [given]), 0)
+
+    def measure(rate: float, repeat: int) -> Observed:
+        figures = run(Load(kind="rate", level=rate), repeat).figures
+        latency = figures.get(f"p{percentile}_ms") if figures["stable"] else None
+        shown = f"p{percentile} {latency:.0f} ms" if latency is not None else figures["verdict"]
+        told(f"{cell.cell} at {rate:g} requests/s: {shown}")
+        answered = figures.get("requests_per_s") if figures["stable"] else None
+        return Observed(latency_ms=latency, requests_per_s=answered)
+
+    alone = run(Load(kind="concurrency", level=1), 0).figures
+    found = FoundRate(rate=None, failed_at=None, confirmations=(), runs=1)
+    # When one request alone is already too slow, no rate can hold.
+    if alone["stable"] and alone["p50_ms"] <= limit_ms:
+        found = search_rate(
+            measure,
+            start=START_SHARE * alone["requests_per_s"],
+            limit_ms=limit_ms,
+            precision=precision,
+            confirmations=confirmations,
+        )
+    rates = [one.requests_per_s * cell.items for one in found.confirmations if one.requests_per_s]
+    waits = [one.latency_ms for one in found.confirmations if one.latency_ms is not None]
+    return SloCell(
+        items=cell.items,
+        tokens=cell.tokens,
+        query_tokens=cell.query_tokens,
+        limit_ms=limit_ms,
+        percentile=percentile,
+        rate=found.rate,
+        items_per_s=statistics.median(rates) if rates else None,
+        items_per_s_range=(min(rates), max(rates)) if rates else None,
+        latency_ms_range=(min(waits), max(waits)) if waits else None,
+        failed_at=found.failed_at,
+        runs=found.runs,
+    )

@@ -1,0 +1,185 @@
+"""A ranker checkpoint: a plain Hugging Face model directory plus `ranker.json`.
+
+`ranker.json` holds what a score depends on beside the weights: template and its hash, label ids,
+tokenizer hash, token limits. This module reads and writes it; it does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import write_atomic
+from slmrank.errors import CheckpointError
+from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer, tokenizer_hash
+from slmrank.prompt.labels import Labels, find_labels
+
+RANKER_FILE = "ranker.json"
+SUPPORTED = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The sizes of a decoder: blocks, widths and heads."""
+
+    family: str
+    blocks: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What `ranker.json` says, checked against the tokenizer beside it."""
+
+    path: Path
+    template: PromptTemplate
+    labels: Labels
+    max_item_tokens: int
+    max_query_tokens: int
+    tokenizer_hash: str
+
+    def encoder(self, max_item_tokens: int | None = None) -> PromptEncoder:
+        """The prompt encoder; `max_item_tokens` overrides the limit."""
+        return PromptEncoder(
+            load_tokenizer(self.path),
+            self.template,
+            max_item_tokens=max_item_tokens or self.max_item_tokens,
+            max_query_tokens=self.max_query_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checked ranker checkpoint on disk."""
+
+    path: Path
+    geometry: Geometry
+    prompt: Prompt
+
+    @property
+    def labels(self) -> Labels:
+        return self.prompt.labels
+
+    def encoder(self, max_item_tokens: int | None = None) -> PromptEncoder:
+        """See `Prompt.encoder`."""
+        return self.prompt.encoder(max_item_tokens)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of a model directory. Raises CheckpointError when absent or broken."""
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a Hugging Face checkpoint: config.json: {error.strerror}",
+            "give a directory with config.json, tokenizer.json and *.safetensors",
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}/config.json is not JSON: {error}", "restore it") from error
+    return config
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Sizes from `config.json`. Raises CheckpointError for an architecture we do not know."""
+    config = read_config(path)
+    family = config.get("model_type", "")
+    if family not in SUPPORTED:
+        raise CheckpointError(
+            f"{path} is a {family or 'nameless'} model; supported: {', '.join(SUPPORTED)}",
+            "use a Llama, Qwen2 or Qwen3 checkpoint",
+        )
+    try:
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        return Geometry(
+            family=family,
+            blocks=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            ffn=int(config["intermediate_size"]),
+            vocab=int(config["vocab_size"]),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path}/config.json lacks {error}", "restore it") from error
+
+
+def write_ranker(
+    path: Path, template: PromptTemplate, *, max_item_tokens: int, max_query_tokens: int
+) -> Checkpoint:
+    """Make a model directory a ranker checkpoint: check the labels, write `ranker.json`."""
+    labels = find_labels(load_tokenizer(path), template)
+    ranker = {
+        "schema": 1,
+        "prompt": asdict(template),
+        "prompt_hash": template.hash,
+        "labels": asdict(labels),
+        "tokenizer_hash": tokenizer_hash(path),
+        "max_item_tokens": max_item_tokens,
+        "max_query_tokens": max_query_tokens,
+    }
+    write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
+    return open_checkpoint(path)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a ranker checkpoint.
+
+    Raises CheckpointError when it is incomplete, its architecture is unknown, its label tokens are
+    not single, or its tokenizer is not the one that `ranker.json` was written for.
+    """
+    return Checkpoint(path=path, geometry=read_geometry(path), prompt=open_prompt(path))
+
+
+def open_prompt(path: Path) -> Prompt:
+    """Open `ranker.json` and the tokenizer beside it; see `open_checkpoint` for the errors."""
+    try:
+        ranker = json.loads((path / RANKER_FILE).read_text(encoding="utf-8"))
+        template = PromptTemplate(**ranker["prompt"])
+        written = Labels(**ranker["labels"])
+        limits = {name: int(ranker[name]) for name in ("max_item_tokens", "max_query_tokens")}
+        recorded = ranker["tokenizer_hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} has no usable {RANKER_FILE}: {error}", "make it with `control import`"
+        ) from error
+    tokenizer = load_tokenizer(path)
+    actual = tokenizer_hash(path)
+    if actual != recorded:
+        raise CheckpointError(
+            f"{path}: tokenizer {actual} is not the one of {RANKER_FILE} ({recorded})",
+            "restore tokenizer.json or import the checkpoint again",
+        )
+    labels = find_labels(tokenizer, template)
+    if labels != written:
+        raise CheckpointError(
+            f"{path}: label ids {written} in {RANKER_FILE}, tokenizer says {labels}",
+            "import the checkpoint again",
+        )
+    return Prompt(path=path, template=template, labels=labels, tokenizer_hash=recorded, **limits)
+
+
+def copy_ranker_files(source: Path, target: Path) -> None:
+    """Copy tokenizer and `ranker.json` beside new weights."""
+    for name in (*TOKENIZER_FILES, RANKER_FILE):
+        if (source / name).is_file():
+            shutil.copy2(source / name, target / name)

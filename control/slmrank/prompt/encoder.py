@@ -1,0 +1,164 @@
+"""The prompt of a (query, job) pair, as token ids.
+
+prefix (instruction + query) | item (job text + closing question). The parts are tokenised apart,
+everywhere: their ids concatenate exactly, job texts can be stored as ids, and N items share one
+prefix (design.md 5.1). Texts of users are encoded with special tokens switched off, so that a
+query holding `<|im_end|>` is only text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from slmrank.data.records import Job
+from slmrank.errors import CheckpointError, ScoreError
+from slmrank.hashing import hash_file, hash_value
+
+Ids = npt.NDArray[np.int32]
+MAX_QUERY_BYTES = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTemplate:
+    """The fixed wording around query and job, and the two answers whose tokens give the score."""
+
+    prefix: str = "Does the job match the search?\nSearch: {query}\n"
+    closing: str = "Match:"
+    yes: str = " Yes"
+    no: str = " No"
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the wording."""
+        return hash_value([self.prefix, self.closing, self.yes, self.no])[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One encoded item: ids [length] and whether the job text was cut to fit."""
+
+    ids: Ids
+    truncated: bool
+
+
+def job_text(job: Job, text: str) -> str:
+    """The item's text for one job: title, company and place, then `text` (summary or full)."""
+    place = ", ".join(part for part in (job.company, job.location) if part)
+    lines = [f"Job: {job.title}" if job.title else "", place, text]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint directory. Raises CheckpointError when it is not there."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{checkpoint} has no tokenizer.json",
+            "save the checkpoint with a fast tokenizer (tokenizer.save_pretrained)",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(f"{path} does not load: {error}", "restore tokenizer.json") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenizer_hash(checkpoint: Path) -> str:
+    """16 hex digits over the bytes of `tokenizer.json`."""
+    return hash_file(checkpoint / "tokenizer.json")[:16]
+
+
+class PromptEncoder:
+    """Turns queries and job texts into ids for one template and tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: PromptTemplate,
+        *,
+        max_item_tokens: int,
+        max_query_tokens: int,
+    ) -> None:
+        before, slot, after = template.prefix.partition("{query}")
+        if not slot:
+            raise CheckpointError(
+                f"prompt prefix {template.prefix!r} has no {{query}}", "add {query} to the prefix"
+            )
+        self.template = template
+        self._tokenizer = tokenizer
+        # The space before the query belongs to its first word, as in running text.
+        head = before.rstrip(" ")
+        self._lead = before[len(head) :]
+        self._head = self._literal(head)
+        self._tail = self._literal(after)
+        self._closing = self._literal(template.closing)
+        self.max_query_tokens = max_query_tokens
+        self.max_item_tokens = max_item_tokens
+        self.max_body_tokens = max_item_tokens - len(self._closing)
+        if self.max_body_tokens < 1:
+            raise CheckpointError(
+                f"max_item_tokens {max_item_tokens} leaves no room beside the closing question "
+                f"({len(self._closing)} tokens)",
+                "raise max_item_tokens",
+            )
+
+    @property
+    def fixed_ids(self) -> Ids:
+        """Ids of the template's own wording: before the query, after it, and the closing question,
+        end to end."""
+        return np.concatenate([self._head, self._tail, self._closing])
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that can leave this encoder."""
+        fixed = len(self._head) + len(self._tail)
+        return fixed + self.max_query_tokens + self.max_item_tokens
+
+    def prefix(self, query: str) -> Ids:
+        """Ids [P] of instruction and query.
+
+        Raises ScoreError when the query is blank or too long: a cut query would be another query.
+        """
+        size = len(query.encode("utf-8", "surrogatepass"))
+        if size > MAX_QUERY_BYTES:
+            raise ScoreError(
+                f"query has {size} bytes, the limit is {MAX_QUERY_BYTES}", "shorten the query"
+            )
+        if not query.strip():
+            raise ScoreError("query is empty", "give at least one word")
+        ids = self._text(self._lead + " ".join(query.split()))
+        if len(ids) > self.max_query_tokens:
+            raise ScoreError(
+                f"query has {len(ids)} tokens, the limit is {self.max_query_tokens}",
+                "shorten the query or raise prompt.max_query_tokens in the spec",
+            )
+        return np.concatenate([self._head, ids, self._tail])
+
+    def body(self, text: str) -> Ids:
+        """Ids of a job text, whole; this is what the summary store keeps."""
+        return self._text(text)
+
+    def item(self, body: Ids) -> Item:
+        """Body ids cut to fit, then the closing question, which is never cut."""
+        kept = body[: self.max_body_tokens]
+        return Item(
+            ids=np.concatenate([kept, self._closing]).astype(np.int32, copy=False),
+            truncated=len(kept) < len(body),
+        )
+
+    def _literal(self, text: str) -> Ids:
+        self._tokenizer.encode_special_tokens = False
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def _text(self, text: str) -> Ids:
+        self._tokenizer.encode_special_tokens = True
+        # A lone surrogate cannot be encoded as UTF-8; it can only come from a broken client.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return np.array(self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=np.int32)

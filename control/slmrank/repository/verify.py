@@ -1,0 +1,122 @@
+"""Compare a repository, and a compiled engine, with the manifest of what was generated.
+
+It runs before a GPU is touched: files are copied to a cluster by hand or by tools that stop half
+way, and an engine of another TensorRT-LLM version fails late and in words that do not say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import MANIFEST
+from slmrank.engine.trtllm.compatibility import same_release
+from slmrank.engine.trtllm.compile import find_engine
+from slmrank.errors import RepositoryError
+from slmrank.hashing import hash_file
+from slmrank.machine.facts import installed_version
+
+LISTED = 8
+# A server that ran over the folder before it was copied leaves these.
+_LEFT_BY_A_SERVER = {"__pycache__", "lock.mdb"}
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What must be there: files by relative path with `sha256` and `bytes`, the engine's tag and
+    its build plan (None where the engine lies in the repository)."""
+
+    files: dict[str, dict[str, Any]]
+    tag: str
+    plan: dict[str, Any] | None
+
+
+def read_expected(path: Path) -> Expected:
+    """The pod's manifest, or the `manifest.json` of a repository artifact.
+
+    Raises RepositoryError when the file is neither.
+    """
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        if "repository" in loaded:
+            engine = loaded["engine"]
+            return Expected(files=loaded["repository"], tag=engine["tag"], plan=engine["plan"])
+        return Expected(files=loaded["files"], tag="", plan=None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(
+            f"{path} is no manifest of a repository: {error}",
+            "give the manifest.json that `control repo` wrote",
+        ) from error
+
+
+def verify_repository(repository: Path, expected: Expected, progress: Progress) -> int:
+    """Compare every file with its size and SHA-256; returns the bytes read.
+
+    Raises RepositoryError that lists what is missing or different. Files beside them are accepted
+    in the top folder only: a model or a version more would be loaded.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"{repository} is not there",
+            f"copy the repository to the claim under the name {repository.name}, with its "
+            f"{MANIFEST}",
+        )
+    wrong: list[str] = []
+    done = 0
+    for number, (name, file) in enumerate(sorted(expected.files.items()), start=1):
+        path = repository / name
+        if not path.is_file():
+            wrong.append(f"{name}: missing")
+        elif path.stat().st_size != file["bytes"]:
+            wrong.append(f"{name}: {path.stat().st_size} bytes instead of {file['bytes']}")
+        elif hash_file(path) != file["sha256"]:
+            wrong.append(f"{name}: other content")
+        done += int(file["bytes"])
+        progress(number, len(expected.files), name)
+    wrong += [
+        f"{path.relative_to(repository)}: not part of it"
+        for path in sorted(repository.glob("*/**/*"))
+        if path.is_file()
+        and str(path.relative_to(repository)) not in expected.files
+        and not _LEFT_BY_A_SERVER & set(path.parts)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise RepositoryError(
+            f"{repository} is not the repository that was generated: "
+            + "; ".join(wrong[:LISTED])
+            + more,
+            "copy the whole folder again; nothing was started",
+        )
+    return done
+
+
+def verify_engine(engine: Path, expected: Expected) -> None:
+    """Compare a compiled engine with the plan: whole, of this tag, and for the TensorRT-LLM that is
+    installed here. Raises RepositoryError or EngineError."""
+    found = find_engine(engine.parent, engine.name)
+    if found is None:
+        raise RepositoryError(
+            f"the engine {engine} is not there",
+            "run the Job engine-build first (`control deploy apply` does), or copy the engine",
+        )
+    plan = expected.plan or {}
+    wrong = [
+        f"{name} is {found.manifest['plan'].get(name)}, planned {value}"
+        for name, value in sorted(plan.items())
+        if found.manifest["plan"].get(name) != value
+    ]
+    if expected.tag and found.tag != expected.tag:
+        wrong.append(f"tag {found.tag}, planned {expected.tag}")
+    here = installed_version("tensorrt_llm")
+    if plan and here is not None and not same_release(here, str(plan["trtllm"])):
+        wrong.append(f"built for TensorRT-LLM {plan['trtllm']}, this image has {here}")
+    if wrong:
+        raise RepositoryError(
+            f"the engine {engine} is not the planned one: {'; '.join(wrong)}",
+            "deploy image and engine of one container version; nothing was started",
+        )

@@ -1,0 +1,243 @@
+"""Run tritonserver over a repository: start, wait until `rank` answers, stop cleanly."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from tritonclient import grpc as triton
+
+from slmrank.engine.trtllm.backend_config import BACKEND, ENGINE_PATH
+from slmrank.errors import ServerError
+from slmrank.repository.generate import ENSEMBLE, check_repository
+from slmrank.serving.locate import locate_tritonserver
+from slmrank.triton.config import ModelConfig
+
+START_TIMEOUT_S = 180.0
+# How long running requests may take after SIGTERM, and how much longer the process may.
+DRAIN_S = 10
+STOP_MARGIN_S = 10
+LOG_LINES = 20
+_FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """TCP ports of the server; 0 picks a free one."""
+
+    grpc: int = 8001
+    http: int = 8000
+    metrics: int = 8002
+
+
+class Server:
+    """A tritonserver child process. Use as a context manager, or `start` and `stop`."""
+
+    def __init__(
+        self,
+        repository: Path,
+        ports: Ports | None = None,
+        *,
+        address: str = "127.0.0.1",
+        drain_s: int = DRAIN_S,
+    ) -> None:
+        self.repository = repository
+        self.drain_s = drain_s
+        self.address = address
+        self._wanted = ports or Ports()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._work: Path | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """`host:port` of the gRPC endpoint."""
+        return f"{self.address}:{self.ports.grpc}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(
+        self, timeout_s: float = START_TIMEOUT_S, waiting: Callable[[float], None] | None = None
+    ) -> None:
+        """Start and wait until the ensemble is ready.
+
+        Raises ServerError when a port is taken, a model fails to load (with the server's own log
+        lines), the process ends, or the time runs out; nothing is left running then.
+        """
+        configs = check_repository(self.repository)
+        if ENSEMBLE not in configs:
+            raise ServerError(
+                f"{self.repository} has no model {ENSEMBLE!r}", "make it with `control repo`"
+            )
+        _require_engines(configs)
+        self.ports = Ports(
+            grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
+            http=claim_port(self.address, self._wanted.http, "--http-port"),
+            metrics=claim_port(self.address, self._wanted.metrics, "--metrics-port"),
+        )
+        self._work = Path(tempfile.mkdtemp(prefix="slmrank-serve-"))
+        try:
+            self._launch()
+            self._wait_ready(timeout_s, waiting)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server: SIGTERM, then up to `drain_s` for running requests; SIGKILL when it is
+        still there STOP_MARGIN_S later."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                try:
+                    self._process.wait(self.drain_s + STOP_MARGIN_S)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait(STOP_MARGIN_S)
+            self._process = None
+        if self._work is not None:
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work = None
+
+    def wait(self) -> int:
+        """Block until the server ends; returns its exit status."""
+        if self._process is None:
+            raise ServerError("the server is not running", "start it first")
+        return self._process.wait()
+
+    def log(self) -> str:
+        """Everything that the server printed so far."""
+        path = self._work / "log" if self._work else None
+        return path.read_text(errors="replace") if path and path.is_file() else ""
+
+    def _launch(self) -> None:
+        assert self._work is not None
+        installation = locate_tritonserver(self._work)
+        command = [
+            str(installation.binary),
+            *installation.arguments,
+            "--model-repository",
+            str(self.repository.resolve()),
+            "--grpc-address",
+            self.address,
+            "--http-address",
+            self.address,
+            "--metrics-address",
+            self.address,
+            "--grpc-port",
+            str(self.ports.grpc),
+            "--http-port",
+            str(self.ports.http),
+            "--metrics-port",
+            str(self.ports.metrics),
+            "--exit-timeout-secs",
+            str(self.drain_s),
+            "--exit-on-error=true",
+            "--metrics-config=summary_latencies=true",
+            # Two servers on one machine must not share the Python backend's memory regions.
+            f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
+        ]
+        with (self._work / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **installation.environment},
+                preexec_fn=_die_with_parent,
+            )
+
+    def _wait_ready(self, timeout_s: float, waiting: Callable[[float], None] | None) -> None:
+        assert self._process is not None
+        started = time.monotonic()
+        with triton.InferenceServerClient(self.url) as client:
+            while True:
+                code = self._process.poll()
+                if code is not None:
+                    raise ServerError(
+                        f"tritonserver ended with status {code} while starting\n"
+                        + fault_lines(self.log()),
+                        "the lines above are the server's own",
+                    )
+                try:
+                    if client.is_model_ready(ENSEMBLE, client_timeout=2.0):
+                        return
+                except (triton.InferenceServerException, grpc.RpcError):
+                    pass
+                passed = time.monotonic() - started
+                if passed > timeout_s:
+                    raise ServerError(
+                        f"{ENSEMBLE!r} is not ready after {timeout_s:.0f} s\n"
+                        + fault_lines(self.log()),
+                        "raise --start-timeout if the machine is slow",
+                    )
+                if waiting is not None:
+                    waiting(passed)
+                time.sleep(0.2)
+
+
+def _require_engines(configs: Mapping[str, ModelConfig]) -> None:
+    """Better now than after the server tried: a compiled engine lies outside the repository."""
+    for config in configs.values():
+        if config.backend != BACKEND:
+            continue
+        engine = config.parameters[ENGINE_PATH].string_value
+        if not (Path(engine) / "rank0.engine").is_file():
+            raise ServerError(
+                f"the engine {engine} is not on this machine",
+                "compile it with `control build --engines DIR` where its GPU is, and mount DIR as "
+                f"{Path(engine).parent}",
+            )
+
+
+def claim_port(address: str, port: int, flag: str) -> int:
+    """`port`, or a free one for 0. Raises ServerError when it is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} on {address} cannot be used: {error.strerror}",
+                f"stop what listens there, or choose another port with {flag} (0 picks one)",
+            ) from error
+        chosen: int = probe.getsockname()[1]
+    return chosen
+
+
+def fault_lines(log: str) -> str:
+    """The last lines of a server log that speak of a fault, or the last lines of all."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    faults = [line for line in lines if _FAULT.search(line)]
+    return "\n".join(f"  | {line}" for line in (faults or lines)[-LOG_LINES:])
+
+
+def _die_with_parent() -> None:
+    # Linux: the kernel ends the server when this process is killed, so no port stays taken.
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

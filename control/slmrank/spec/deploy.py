@@ -1,0 +1,157 @@
+"""The section `deploy` of a spec: what Kubernetes is told beside what the engine itself decides."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from slmrank.spec.section import Section
+
+DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+BY_DIGEST = r"^[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}$"
+Strategy = Literal["surge", "in-place", "recreate"]
+
+
+class StorageSpec(Section):
+    """Where the pods find repositories and engines; both are mounted read-only by what serves."""
+
+    bundles_claim: str = Field(
+        "bundles", pattern=DNS_LABEL, description="claim with repositories and planned engines"
+    )
+    engines_claim: str = Field(
+        "engines", pattern=DNS_LABEL, description="claim with compiled engines, by tag"
+    )
+    bundle_image: str | None = Field(
+        None,
+        pattern=BY_DIGEST,
+        description="image with the repository, mounted as a volume instead of the claim; needs "
+        "Kubernetes 1.35",
+    )
+    size_gib: int = Field(20, ge=1, description="size of each claim")
+    storage_class: str | None = Field(None, description="unset: the cluster's default class")
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
+        "ReadWriteMany", description="ReadWriteOnce keeps every pod on one node"
+    )
+
+    @model_validator(mode="after")
+    def _two(self) -> StorageSpec:
+        if self.bundles_claim == self.engines_claim:
+            raise ValueError(
+                f"deploy.storage.bundles_claim and engines_claim are both {self.engines_claim!r}; "
+                "pods may write neither, the build Job one: give two claims"
+            )
+        return self
+
+
+class PlacementSpec(Section):
+    """What one replica gets."""
+
+    cores: int = Field(4, ge=1, le=512, description="CPU cores, request and limit")
+    memory_gib: float | None = Field(
+        None, gt=0, description="memory, request and limit; unset: from the engine's size"
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="node labels, beside the GPU product of the engine"
+    )
+    priority_class: str | None = Field(None, description="PriorityClass of the pods")
+
+
+class ScalingSpec(Section):
+    """How many replicas, and what the autoscaler aims at."""
+
+    min_replicas: int = Field(
+        2, ge=1, description="the floor: what carries a burst while new replicas start"
+    )
+    max_replicas: int = Field(8, ge=1, description="never above the GPUs that you have")
+    items_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="what one replica serves at the objective; a record of `control slo` given "
+        "with --capacity replaces it",
+    )
+    target_share: float = Field(
+        0.6, gt=0, le=1, description="share of that at which replicas are added"
+    )
+    pending: int = Field(
+        8, ge=1, description="requests waiting in one replica at which replicas are added"
+    )
+    down_stabilization_s: int = Field(
+        300, ge=0, le=3600, description="the autoscaler goes by its largest answer of this long"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScalingSpec:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"deploy.scaling.max_replicas {self.max_replicas} is below min_replicas "
+                f"{self.min_replicas}; raise it"
+            )
+        return self
+
+
+class RolloutSpec(Section):
+    """How new pods replace old ones."""
+
+    strategy: Strategy | None = Field(
+        None,
+        description="surge: one more pod first; in-place: one old pod goes first; recreate: all "
+        "go first. Unset: surge on CPUs and where spare_gpus is above 0, else in-place",
+    )
+    spare_gpus: int = Field(
+        0, ge=0, description="GPUs that stay free beside max_replicas, for a surge"
+    )
+    allow_downtime: bool = Field(False, description="accept that recreate serves nothing meanwhile")
+    startup_s: int | None = Field(
+        None,
+        ge=10,
+        description="longest start of a pod; unset: from the engine's size, at least 600",
+    )
+    pull_s: int = Field(
+        300, ge=5, description="time for image pull and verification, before startup_s begins"
+    )
+    pre_stop_s: int = Field(
+        10, ge=1, le=300, description="a pod goes on serving so long after it is taken out"
+    )
+    drain_s: int = Field(
+        20, ge=1, le=3600, description="then running requests get so long to finish"
+    )
+
+
+class GatewaySpec(Section):
+    """The Gateway that a GRPCRoute attaches to."""
+
+    name: str = Field("gateway", pattern=DNS_LABEL, description="Gateway of the cluster")
+    namespace: str = Field("gateway", pattern=DNS_LABEL, description="its namespace")
+    hostname: str = Field("slmrank.example.com", description="host name of the route")
+    canary_percent: int = Field(0, ge=0, le=100, description="share of calls to the canary")
+
+
+class DeploySpec(Section):
+    """Kubernetes."""
+
+    namespace: str = Field("slmrank", pattern=DNS_LABEL, description="namespace of every object")
+    image: str | None = Field(
+        None,
+        pattern=BY_DIGEST,
+        description="serving image by digest, built from build/*.Dockerfile; needed to apply",
+    )
+    image_pull_secret: str | None = Field(
+        None, pattern=DNS_LABEL, description="Secret with the registry's credentials"
+    )
+    smoke_tolerance: float = Field(
+        0.05, gt=0, lt=1, description="largest |p - known p| of a known answer"
+    )
+    monitoring_namespace: str = Field(
+        "monitoring", pattern=DNS_LABEL, description="namespace whose pods may read the metrics"
+    )
+    monitoring_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of PodMonitor and PrometheusRule that your Prometheus selects by, such "
+        "as release: kube-prometheus-stack",
+    )
+    storage: StorageSpec = Field(default_factory=lambda: StorageSpec())
+    placement: PlacementSpec = Field(default_factory=lambda: PlacementSpec())
+    scaling: ScalingSpec = Field(default_factory=lambda: ScalingSpec())
+    rollout: RolloutSpec = Field(default_factory=lambda: RolloutSpec())
+    gateway: GatewaySpec = Field(default_factory=lambda: GatewaySpec())

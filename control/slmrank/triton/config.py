@@ -1,0 +1,154 @@
+"""Model configurations of the repository, as protobuf messages.
+
+Written with protobuf's own printer and read back with its parser, never by string templates: a
+field that does not exist or has the wrong type cannot get into a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from slmrank.errors import RepositoryError
+
+STRING, FLOAT, INT = "TYPE_STRING", "TYPE_FP32", "TYPE_INT32"
+ModelConfig = Any  # model_config_pb2.ModelConfig; the generated class carries no types
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or output of a model: dims without the request batch dimension. `scalar`: dims [1]
+    on the wire, [] in the model. `ragged`: requests of unlike shapes may share a batch."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    scalar: bool = False
+    ragged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Dynamic batching and the refusal of overload."""
+
+    max_delay_us: int
+    max_size: int
+    timeout_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of an ensemble: model, and its tensors mapped to the ensemble's."""
+
+    model: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+# The contract of every engine target (design.md 5.2).
+QUERY = Tensor(name="query", dtype=STRING, dims=(1,))
+JOB_ID = Tensor(name="job_id", dtype=STRING, dims=(-1,))
+JOB_TEXT = Tensor(name="job_text", dtype=STRING, dims=(-1,), optional=True)
+PREFIX_IDS = Tensor(name="prefix_ids", dtype=INT, dims=(-1,))
+ITEM_IDS = Tensor(name="item_ids", dtype=INT, dims=(-1,))
+ITEM_LENGTHS = Tensor(name="item_lengths", dtype=INT, dims=(-1,))
+STATUS = Tensor(name="status", dtype=INT, dims=(-1,))
+SCORE = Tensor(name="score", dtype=FLOAT, dims=(-1,))
+
+
+def python_model(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    *,
+    max_batch_size: int,
+    queue: Queue,
+    parameters: dict[str, str],
+    instances: int = 1,
+) -> ModelConfig:
+    """A Python-backend model that takes several requests in one execution."""
+    config = model_config_pb2.ModelConfig(name=name, backend="python")
+    config.max_batch_size = max_batch_size
+    _add_tensors(config, inputs, outputs, ragged=True)
+    group = config.instance_group.add(count=instances)
+    group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = queue.max_delay_us
+    policy = batching.default_queue_policy
+    policy.max_queue_size = queue.max_size
+    policy.default_timeout_microseconds = queue.timeout_us
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    add_parameters(config, parameters)
+    return config
+
+
+def ensemble(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    stages: tuple[Stage, ...],
+    *,
+    max_batch_size: int,
+    parameters: dict[str, str],
+) -> ModelConfig:
+    """An ensemble over the latest version of each stage's model."""
+    config = model_config_pb2.ModelConfig(name=name, platform="ensemble")
+    config.max_batch_size = max_batch_size
+    _add_tensors(config, inputs, outputs, ragged=False)
+    for stage in stages:
+        step = config.ensemble_scheduling.step.add(model_name=stage.model, model_version=-1)
+        step.input_map.update(stage.inputs)
+        step.output_map.update(stage.outputs)
+    add_parameters(config, parameters)
+    return config
+
+
+def print_config(config: ModelConfig) -> str:
+    """The text of a `config.pbtxt`."""
+    text: str = text_format.MessageToString(config, as_utf8=True)
+    return text
+
+
+def parse_config(text: str, name: str = "config.pbtxt") -> ModelConfig:
+    """Parse a `config.pbtxt`. Raises RepositoryError with line and column."""
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"{name} is not a model configuration: {error}", "write it with `control repo`"
+        ) from error
+
+
+def add_tensor(tensors: Any, tensor: Tensor) -> None:
+    """Append to the `input` or `output` field of a configuration."""
+    added = tensors.add(
+        name=tensor.name,
+        data_type=model_config_pb2.DataType.Value(tensor.dtype),
+        dims=tensor.dims,
+    )
+    if tensor.optional:
+        added.optional = True
+    if tensor.ragged:
+        added.allow_ragged_batch = True
+    if tensor.scalar:
+        added.reshape.SetInParent()
+
+
+def _add_tensors(
+    config: ModelConfig, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *, ragged: bool
+) -> None:
+    for tensor in inputs:
+        free = any(size < 0 for size in tensor.dims)
+        add_tensor(config.input, replace(tensor, ragged=ragged and free))
+    for tensor in outputs:
+        # Triton knows no optional outputs; an ensemble's may come from an optional input.
+        add_tensor(config.output, replace(tensor, optional=False))
+
+
+def add_parameters(config: ModelConfig, parameters: dict[str, str]) -> None:
+    for name, value in sorted(parameters.items()):
+        config.parameters[name].string_value = value

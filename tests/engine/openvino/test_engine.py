@@ -1,0 +1,148 @@
+"""The OpenVINO engine against the reference, and the parity gate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.engine.openvino.build import OpenVinoSettings, build_openvino
+from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad
+from slmrank.engine.parity import Parity, Tolerance, measure_parity, require_parity
+from slmrank.errors import EngineError, ParityError
+from slmrank.evaluate.metrics import Listing
+from slmrank.model.reference import ReferenceScorer
+from slmrank.prompt.corpus import EncodedQuery
+
+from tests.conftest import FAMILIES
+
+RNG = np.random.default_rng(5)
+TIGHT = Tolerance(max_mean_abs_dp=1e-4, max_abs_dp=1e-3, min_pair_order=0.99)
+LOOSE = Tolerance(max_mean_abs_dp=0.5, max_abs_dp=1.0, min_pair_order=0.51)
+
+
+def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
+    return [
+        EncodedQuery(
+            query=str(index),
+            prefix=RNG.integers(1, 900, 6 + 5 * index).astype(np.int32),
+            items=tuple(
+                RNG.integers(1, 900, length).astype(np.int32)
+                for length in RNG.integers(2, 60, items)
+            ),
+            job_ids=tuple(str(item) for item in range(items)),
+            grades=tuple([4, 0, 2, 0, 1, 3][:items]),
+        )
+        for index in range(count)
+    ]
+
+
+def build(
+    checkpoint: Any, precision: str, tolerance: Tolerance, target: Path, limit: int = 32
+) -> dict[str, Any]:
+    settings = OpenVinoSettings(precision=precision, smooth_quant_alpha=0.65, max_batch_items=limit)
+    return build_openvino(
+        checkpoint, settings, queries(), queries(), tolerance, target, lambda _: None
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_float32_engine_equals_the_reference(
+    make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(family)
+    figures = build(checkpoint, "float32", TIGHT, tmp_path)
+    assert figures["parity"]["pair_order"] >= 0.99
+    engine = OpenVinoEngine(tmp_path)
+    reference = ReferenceScorer(checkpoint)
+    for one in queries():
+        expected = reference.logits([np.concatenate([one.prefix, item]) for item in one.items])
+        assert np.abs(engine.logits(one.prefix, one.items) - expected).max() < 1e-3
+
+
+def test_items_together_equal_items_alone(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    build(make_checkpoint("llama"), "float32", LOOSE, tmp_path, limit=4)
+    engine = OpenVinoEngine(tmp_path)
+    one = queries(1, 6)[0]
+    together = engine.logits(one.prefix, one.items)
+    alone = np.concatenate([engine.logits(one.prefix, [item]) for item in one.items])
+    backwards = engine.logits(one.prefix, one.items[::-1])[::-1]
+    assert np.abs(together - alone).max() < 1e-4
+    assert np.abs(together - backwards).max() < 1e-4
+
+
+def test_an_item_without_ids_is_nan_and_harms_no_other(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    build(make_checkpoint("llama"), "float32", LOOSE, tmp_path)
+    engine = OpenVinoEngine(tmp_path)
+    one = queries(1, 2)[0]
+    empty = np.zeros(0, dtype=np.int32)
+    found = engine.logits(one.prefix, [one.items[0], empty, one.items[1]])
+    assert np.isnan(found[1])
+    assert np.allclose(found[[0, 2]], engine.logits(one.prefix, one.items), atol=1e-4)
+    assert np.isnan(engine.logits(one.prefix, [empty])).all()
+    assert len(engine.logits(one.prefix, [])) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "int8-weights", "int8"])
+def test_lower_precision_builds_and_stays_near(
+    make_checkpoint: Callable[..., Any],
+    precision: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    figures = build(make_checkpoint("llama"), precision, LOOSE, tmp_path)
+    assert 0 < figures["parity"]["mean_abs_dp"] < 0.2
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_the_gate_refuses_and_names_every_limit(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    impossible = Tolerance(max_mean_abs_dp=1e-12, max_abs_dp=1e-12, min_pair_order=1.0)
+    with pytest.raises(ParityError, match="mean .dp.*largest .dp") as caught:
+        build(make_checkpoint("llama"), "bfloat16", impossible, tmp_path)
+    assert "precision" in caught.value.hint
+
+
+def test_nan_scores_never_pass() -> None:
+    wanted = Listing(scores=np.array([0.1, 0.9]), grades=np.array([0.0, 4.0]))
+    broken = Listing(scores=np.array([0.1, np.nan]), grades=wanted.grades)
+    with pytest.raises(ParityError):
+        require_parity(measure_parity([wanted], [broken]), LOOSE)
+    require_parity(Parity(pairs=2, mean_abs_dp=0, max_abs_dp=0, pair_order=1), LOOSE)
+
+
+def test_a_folder_without_engine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="holds no engine"):
+        OpenVinoEngine(tmp_path)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=200), st.integers(1, 64))
+def test_buckets_hold_every_item_once(lengths: list[int], limit: int) -> None:
+    made = buckets(lengths, limit)
+    assert sorted(index for bucket in made for index in bucket) == list(range(len(lengths)))
+    sizes = [len(bucket) for bucket in made]
+    assert max(sizes) <= limit
+    assert max(sizes) - min(sizes) <= 1
+    spans = [[lengths[index] for index in bucket] for bucket in made]
+    assert all(max(a) <= min(b) for a, b in itertools.pairwise(spans))
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=9))
+def test_padding_keeps_every_id(lengths: list[int]) -> None:
+    items = [np.full(length, 7, dtype=np.int32) for length in lengths]
+    ids, found = pad(items)
+    assert found.tolist() == lengths
+    assert ids.shape[1] % 8 == 0
+    assert (ids != 0).sum() == sum(lengths)

@@ -1,0 +1,222 @@
+"""The rate at the objective, the search over settings, and replicas: pure parts, then for real."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.errors import SweepError
+from slmrank.load.capacity import plan_capacity
+from slmrank.load.record import read_record
+from slmrank.load.slo import FoundRate, Observed, rounded, search_rate
+from slmrank.load.tune import Candidate, default_axes, descend, overlay, winner
+from slmrank.spec.bundle import load_spec
+
+from tests.conftest import Control, TinyBundle
+
+LIMIT = 200.0
+
+
+def queue(capacity: float, service_ms: float, noise: float = 0.0, seed: int = 0) -> Any:
+    """A server whose latency grows as 1 / (1 - load) and that refuses above its capacity."""
+    rng = random.Random(seed)
+    calls: list[tuple[float, int]] = []
+
+    def measure(rate: float, repeat: int) -> Observed:
+        calls.append((rate, repeat))
+        if rate >= capacity:
+            return Observed(latency_ms=None, requests_per_s=None)
+        latency = service_ms / (1 - rate / capacity) * (1 + rng.uniform(-noise, noise))
+        return Observed(latency_ms=latency, requests_per_s=rate)
+
+    return measure, calls
+
+
+def search(measure: Any, start: float, **changes: Any) -> FoundRate:
+    settings = {"limit_ms": LIMIT, "precision": 0.05, "confirmations": 3} | changes
+    return search_rate(measure, start=start, **settings)
+
+
+@given(capacity=st.floats(2, 5000), share=st.floats(0.02, 0.9), start=st.floats(0.05, 3.0))
+def test_it_finds_the_true_rate_from_any_start(capacity: float, share: float, start: float) -> None:
+    service = LIMIT * share
+    true = capacity * (1 - share)
+    measure, calls = queue(capacity, service)
+    found = search(measure, start * true)
+    assert found.rate is not None
+    assert 0.93 * true <= found.rate <= 1.005 * true
+    assert found.failed_at is not None
+    assert found.failed_at > found.rate
+    assert [repeat for _, repeat in calls[-3:]] == [1, 2, 3]
+    assert len(calls) == found.runs < 30
+
+
+def test_noise_makes_it_retreat_instead_of_believing_one_run() -> None:
+    lucky = {"left": 1}
+
+    def measure(rate: float, repeat: int) -> Observed:
+        true = 100 / (1 - rate / 20) if rate < 20 else None
+        if rate > 10 and repeat == 0 and lucky["left"]:
+            lucky["left"] -= 1
+            return Observed(latency_ms=150.0, requests_per_s=rate)
+        return Observed(latency_ms=true, requests_per_s=rate)
+
+    found = search(measure, 12.0)
+    assert found.rate is not None
+    assert found.rate <= 10.2
+    assert all(one.latency_ms is not None for one in found.confirmations)
+
+
+def test_where_nothing_holds_there_is_no_rate() -> None:
+    measure, calls = queue(50, 300)
+    found = search(measure, 10)
+    assert (found.rate, found.confirmations) == (None, ())
+    assert len(calls) <= 12
+
+
+def test_a_server_without_a_limit_ends_the_search() -> None:
+    found = search(lambda rate, _: Observed(latency_ms=1.0, requests_per_s=rate), 10)
+    assert found.failed_at is None
+    assert found.rate is not None
+    assert found.runs <= 16
+
+
+def test_levels_repeat_exactly() -> None:
+    assert rounded(12.3456) == 12.3
+    assert rounded(0.0123456) == 0.0123
+    assert rounded(rounded(98765.4)) == rounded(98765.4) == 98800.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "floor", "peak", "target"),
+    [
+        ({"load": 100, "burst": 1, "cold_start_s": 60}, 3, 3, 45.0),
+        ({"load": 100, "burst": 3, "cold_start_s": 60}, 7, 7, 15.0),
+        ({"load": 100, "burst": 3, "cold_start_s": 0}, 3, 7, 45.0),
+        ({"load": 100, "burst": 3, "cold_start_s": 60, "ramp_s": 240}, 4, 7, 30.0),
+        ({"load": 100, "burst": 3, "cold_start_s": 600, "ramp_s": 240}, 7, 7, 15.0),
+        ({"load": 90, "burst": 1, "cold_start_s": 60}, 2, 2, 45.0),
+    ],
+)
+def test_replicas_follow_the_printed_formula(
+    asked: dict[str, float], floor: int, peak: int, target: float
+) -> None:
+    found = plan_capacity(**{"ramp_s": 0.0, "per_instance": 45.0, **asked})
+    assert (found.floor, found.peak, found.target) == (floor, peak, pytest.approx(target))
+    assert len(found.as_dict()["formulas"]) == 4
+
+
+def test_values_without_sense_are_refused() -> None:
+    with pytest.raises(SweepError, match="load -1 must be above 0; burst 0.5 must be 1 or more"):
+        plan_capacity(load=-1, burst=0.5, cold_start_s=1, ramp_s=0, per_instance=1)
+
+
+def candidate(settings: dict[str, int], rate: float | None, spread: float = 1.0) -> Candidate:
+    if rate is None:
+        return Candidate(settings=settings, items_per_s=None, low=None, high=None)
+    return Candidate(settings=settings, items_per_s=rate, low=rate - spread, high=rate + spread)
+
+
+def test_the_descent_keeps_what_beats_the_spread() -> None:
+    rates = {(1, 0): 10.0, (2, 0): 14.0, (2, 500): 14.5, (2, 900): 30.0, (4, 0): None}
+
+    def measure(settings: dict[str, int]) -> Candidate:
+        return candidate(settings, rates[settings["threads"], settings["delay"]])
+
+    found = list(
+        descend({"threads": 1, "delay": 0}, {"threads": [2, 4], "delay": [500, 900]}, measure)
+    )
+    assert [tuple(one.settings.values()) for one in found] == [
+        (1, 0),
+        (2, 0),
+        (4, 0),
+        (2, 500),
+        (2, 900),
+    ]
+    assert winner(found).settings == {"threads": 2, "delay": 900}
+    # 14.5 is within 14.0 +- 1: no reason to change.
+    assert winner(found[:4]).settings == {"threads": 2, "delay": 0}
+    assert not candidate({}, None).beats(candidate({}, None))
+    assert candidate({}, 1.0).beats(candidate({}, None))
+
+
+def test_default_axes_fit_the_cores() -> None:
+    given_settings = {"threads": 0, "instances": 1, "max_batch_size": 32}
+    assert default_axes(1, given_settings)["threads"] == [1]
+    assert default_axes(8, given_settings)["threads"] == [1, 4, 8]
+    assert set(default_axes(8, given_settings)) == set(given_settings)
+
+
+def test_an_overlay_is_a_spec(tiny: TinyBundle, tmp_path: Path) -> None:
+    text = overlay(str(tiny.spec), {"threads": 2, "max_queue_delay_us": 7}, {"winner": "x"})
+    path = tmp_path / "tuned.yaml"
+    path.write_text(text)
+    spec = load_spec(path)
+    assert (spec.repository.threads, spec.repository.max_queue_delay_us) == (2, 7)
+    base = load_spec(tiny.spec)
+    assert spec.data == base.data
+    assert spec.model_copy(update={"repository": base.repository}) == base
+
+
+def spec_with(tiny: TinyBundle, name: str, **slo: Any) -> Path:
+    spec = yaml.safe_load(tiny.spec.read_text())
+    spec["sweep"] |= {
+        "items": [2],
+        "slo": {"latency_ms": 400, "requests": 20, "confirmations": 1, "precision": 0.9, **slo},
+    }
+    path = tiny.spec.parent / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.perf
+@pytest.mark.triton
+def test_a_real_search_its_record_and_the_replicas(
+    control: Control, tiny: TinyBundle, tiny_repository: Path
+) -> None:
+    path = spec_with(tiny, "slo")
+    base = ["slo", path, "--artifacts", tiny.artifacts, "--json"]
+    done = control(*base)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    (cell,) = answer["slo"]
+    assert cell["rate"] > 0
+    low, high = cell["items_per_s_range"]
+    assert low <= cell["items_per_s"] <= high
+    record = read_record(Path(answer["record"]))
+    assert record["slo"] == [cell]
+    assert any(point["load"]["kind"] == "rate" for point in record["points"])
+    plan = control("capacity", answer["record"], "--load", str(3 * low), "--burst", "2", "--json")
+    assert json.loads(plan.stdout)["capacity"]["floor"] == 6
+    shown = control("capacity", answer["record"], "--load", "10")
+    assert "floor   = ceil(load * reached / per_instance)" in shown.stdout
+    missing = control("capacity", answer["record"], "--load", "10", "--items", "99")
+    assert missing.returncode == 10
+    never = control(*base, "--latency-ms", "0.001")
+    assert json.loads(never.stdout)["slo"][0]["rate"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.perf
+@pytest.mark.triton
+def test_a_real_tuning_writes_an_overlay(
+    control: Control, tiny: TinyBundle, tiny_repository: Path
+) -> None:
+    path = spec_with(tiny, "tune")
+    base = ["tune", path, "--artifacts", tiny.artifacts]
+    done = control(*base, "--axis", "max_batch_size=1", "--json", timeout_s=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["settings"]["max_batch_size"] for one in answer["tried"]] == [32, 1]
+    tuned = load_spec(Path(answer["overlay"]))
+    assert tuned.repository.max_batch_size == answer["best"]["max_batch_size"]
+    assert tuned.name == "tiny"
+    assert control(*base, "--axis", "colour=1").returncode == 2
+    assert "would try" in control(*base, "--dry-run").stdout

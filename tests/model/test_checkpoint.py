@@ -1,0 +1,98 @@
+"""Ranker checkpoints: complete, of a known family, with the tokenizer they were made for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slmrank.errors import CheckpointError
+from slmrank.model.base_model import import_directory
+from slmrank.model.checkpoint import open_checkpoint, write_ranker
+from slmrank.model.tensor_files import count_parameters
+from slmrank.prompt.encoder import PromptTemplate
+
+
+def edit(path: Path, **changes: Any) -> None:
+    loaded = json.loads(path.read_text())
+    path.write_text(json.dumps(loaded | changes))
+
+
+def test_round_trip(make_checkpoint: Callable[..., Any]) -> None:
+    checkpoint = make_checkpoint("qwen3")
+    assert open_checkpoint(checkpoint.path) == checkpoint
+    assert checkpoint.geometry.head_dim == 32
+
+
+def test_parameters_are_counted_from_headers(make_checkpoint: Callable[..., Any]) -> None:
+    from slmrank.model.reference import load_model
+
+    for family in ("llama", "qwen2"):
+        checkpoint = make_checkpoint(family)
+        model = load_model(checkpoint)
+        counted = count_parameters(checkpoint.path)
+        assert counted["total"] == sum(p.numel() for p in model.parameters())
+        assert counted["blocks"] == sum(p.numel() for p in model.model.layers.parameters())
+
+
+def test_another_tokenizer_is_refused(make_checkpoint: Callable[..., Any]) -> None:
+    checkpoint = make_checkpoint()
+    path = checkpoint.path / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CheckpointError, match="is not the one of ranker"):
+        open_checkpoint(checkpoint.path)
+
+
+def test_wrong_label_ids_are_refused(make_checkpoint: Callable[..., Any]) -> None:
+    checkpoint = make_checkpoint()
+    edit(checkpoint.path / "ranker.json", labels={"yes": 5, "no": 6})
+    with pytest.raises(CheckpointError, match="label ids"):
+        open_checkpoint(checkpoint.path)
+
+
+def test_labels_that_are_not_single_tokens_are_refused(make_model: Callable[..., Path]) -> None:
+    template = PromptTemplate(yes=" Absolutely not sure")
+    with pytest.raises(CheckpointError, match="a label must be exactly one"):
+        write_ranker(make_model(), template, max_item_tokens=64, max_query_tokens=32)
+
+
+def test_missing_weights_are_refused_and_not_made_up(make_checkpoint: Callable[..., Any]) -> None:
+    from safetensors.torch import load_file, save_file
+    from slmrank.model.reference import load_model
+
+    checkpoint = make_checkpoint()
+    path = checkpoint.path / "model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if ".layers.1." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 9 weights.*layers.1"):
+        load_model(checkpoint)
+
+
+def test_a_broken_tokenizer_is_named(make_checkpoint: Callable[..., Any]) -> None:
+    checkpoint = make_checkpoint()
+    (checkpoint.path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="does not load"):
+        open_checkpoint(checkpoint.path)
+
+
+def test_unknown_families_and_missing_parts(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_model()
+    with pytest.raises(CheckpointError, match="not a Hugging Face checkpoint"):
+        import_directory(tmp_path, tmp_path)
+    edit(folder / "config.json", model_type="gpt2")
+    with pytest.raises(CheckpointError, match="gpt2.*supported: llama, qwen2, qwen3"):
+        import_directory(folder, tmp_path)
+    edit(folder / "config.json", model_type="llama")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer.json"):
+        import_directory(folder, tmp_path)
+
+
+def test_an_imported_copy_opens(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    import_directory(make_model("qwen2"), tmp_path)
+    write_ranker(tmp_path, PromptTemplate(), max_item_tokens=64, max_query_tokens=32)
+    assert open_checkpoint(tmp_path).geometry.family == "qwen2"

@@ -1,0 +1,142 @@
+"""`control verify`: whole repositories pass, any damage is named, engines must be the planned ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slmrank.artifacts import inventory
+from slmrank.deploy.naming import pod_manifest
+from slmrank.errors import ControlError, EngineError, RepositoryError
+from slmrank.repository.verify import Expected, read_expected, verify_engine, verify_repository
+
+from tests.conftest import Control
+from tests.deploy import releases
+from tests.engine.trtllm.test_plan import plan
+
+TAG = "0123456789ab"
+
+
+def quiet(done: int, total: int, name: str) -> None: ...
+
+
+@pytest.fixture
+def copied(tiny_repository: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "repository"
+    shutil.copytree(tiny_repository, target)
+    return target
+
+
+def test_a_whole_repository_passes(copied: Path, control: Control) -> None:
+    done = control("verify", copied, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["models"] == ["prepare", "rank", "ranker"]
+    assert told["bytes"] > 100_000
+
+
+def test_what_a_server_left_behind_is_no_damage(copied: Path) -> None:
+    (copied / "prepare/1/__pycache__").mkdir(exist_ok=True)
+    (copied / "prepare/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
+    (copied / "prepare/1/store/lock.mdb").write_bytes(b"x")
+    verify_repository(copied, read_expected(copied / "manifest.json"), quiet)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: (path / "prepare/1/ranker.json").unlink(), "ranker.json: missing"),
+        (lambda path: cut(path / "ranker/1/engine/items.bin"), "bytes instead of"),
+        (lambda path: flip(path / "ranker/1/engine/items.bin"), "other content"),
+        (lambda path: shutil.copytree(path / "ranker", path / "extra"), "extra/config.pbtxt: not"),
+        (
+            lambda path: shutil.copytree(path / "ranker/1", path / "ranker/2"),
+            "ranker/2/model.py: no",
+        ),
+        (lambda path: shutil.rmtree(path / "ranker"), "and [0-9]+ more|missing"),
+    ],
+    ids=["missing", "cut", "flipped", "model", "version", "folder"],
+)
+def test_any_damage_is_named(damage: Callable[[Path], Any], told: str, copied: Path) -> None:
+    damage(copied)
+    expected = read_expected(copied / "manifest.json")
+    with pytest.raises(RepositoryError, match=told):
+        verify_repository(copied, expected, quiet)
+
+
+def test_a_repository_that_was_not_copied_is_named(tmp_path: Path, control: Control) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(pod_manifest(releases.cpu())["manifest.json"])
+    done = control("verify", tmp_path / "repository-x", "--manifest", manifest)
+    assert done.returncode == RepositoryError.exit_code
+    assert "is not there" in done.stderr
+    assert "copy the repository" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"repository": 1}'])
+def test_other_files_are_no_manifest(text: str, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(RepositoryError, match="no manifest"):
+        read_expected(tmp_path / "m.json")
+
+
+def built(folder: Path, tag: str = TAG, **changes: Any) -> Path:
+    engine = folder / tag
+    engine.mkdir(parents=True)
+    (engine / "rank0.engine").write_bytes(b"engine")
+    manifest = {"tag": tag, "plan": {**plan().as_dict(), **changes}, "files": inventory(engine)}
+    (engine / "manifest.json").write_text(json.dumps(manifest))
+    return engine
+
+
+def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
+    expected = Expected(files={}, tag=TAG, plan=plan().as_dict())
+    verify_engine(built(tmp_path / "good"), expected)
+    cases: list[tuple[Path, type[ControlError], str]] = [
+        (tmp_path / "none" / TAG, RepositoryError, "is not there"),
+        (built(tmp_path / "gpu", gpu="NVIDIA-L4"), RepositoryError, "gpu is NVIDIA-L4, planned"),
+        (built(tmp_path / "tag", "ffffffffffff"), RepositoryError, "tag ffffffffffff, planned"),
+    ]
+    half = built(tmp_path / "half")
+    (half / "rank0.engine").write_bytes(b"e")
+    cases.append((half, EngineError, "not a whole engine"))
+    for path, kind, told in cases:
+        with pytest.raises(kind, match=told):
+            verify_engine(path, expected)
+
+
+def test_an_image_with_another_tensorrt_llm_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Expected(files={}, tag=TAG, plan=plan().as_dict())
+    monkeypatch.setattr("slmrank.repository.verify.installed_version", lambda name: "1.1.0")
+    with pytest.raises(
+        RepositoryError, match=r"built for TensorRT-LLM 1\.2\.1, this image has 1\.1\.0"
+    ):
+        verify_engine(built(tmp_path), expected)
+
+
+def test_the_pods_manifest_is_the_repositorys_own(
+    tiny_repository: Path, tmp_path: Path, control: Control
+) -> None:
+    """What a release writes into its ConfigMap verifies the repository that it was made from."""
+    files = json.loads((tiny_repository / "manifest.json").read_text())["files"]
+    repository = {"digest": "0" * 16, "served": "x", "files": files}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(pod_manifest(releases.cpu(repository=repository))["manifest.json"])
+    done = control("verify", tiny_repository, "--manifest", manifest)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,325 @@
+"""The real tritonserver: ready, scoring like the reference, and clear when it cannot start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from slmrank.client.client import JobRef, RankClient, build_inputs
+from slmrank.data.labelled import read_labelled
+from slmrank.errors import MissingDependencyError, ScoreError, ServerError
+from slmrank.model.reference import ReferenceScorer
+from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.steps import run
+from slmrank.prompt.corpus import SummaryItems
+from slmrank.repository.generate import check_repository
+from slmrank.serving.locate import locate_tritonserver
+from slmrank.serving.server import Ports, Server, claim_port, fault_lines
+from slmrank.store.lmdb_store import SummaryStore
+from slmrank.triton.config import print_config
+from slmrank.triton.status import Status
+from tritonclient import grpc as triton
+
+from tests.conftest import TinyBundle
+
+pytestmark = pytest.mark.triton
+FREE = Ports(grpc=0, http=0, metrics=0)
+
+
+def test_served_scores_equal_the_reference(tiny: TinyBundle, tiny_server: Server) -> None:
+    bundle, store = tiny.bundle, tiny.store
+    checkpoint = checkpoint_of(run(bundle.served, store))
+    labelled = read_labelled(run(bundle.data, store).path)
+    encoder = checkpoint.encoder()
+    ids = list(labelled.jobs)[:20]
+    with SummaryStore(run(bundle.summaries, store).path / "store") as summaries:
+        items = [SummaryItems(encoder, summaries).item(job).ids for job in ids]
+    prefix = encoder.prefix("nurse shift 3")
+    expected = ReferenceScorer(checkpoint).probabilities(
+        [np.concatenate([prefix, item]) for item in items]
+    )
+    with RankClient(tiny_server.url) as client:
+        served = client.score("nurse shift 3", [JobRef(job_id=job) for job in ids])
+        alone = [client.score("nurse shift 3", [JobRef(job_id=job)])[0].score for job in ids[:5]]
+    found = np.array([one.score for one in served])
+    assert [one.job_id for one in served] == ids
+    assert np.abs(found - expected).max() < 1e-3
+    assert np.abs(found[:5] - alone).max() < 1e-4
+    assert found.std() > 0
+
+
+def test_every_item_gets_its_status(tiny_server: Server) -> None:
+    jobs = [
+        JobRef(job_id="job-1"),
+        JobRef(job_id="nowhere"),
+        JobRef(),
+        JobRef(text="Job: pilot\nFly planes."),
+        JobRef(job_id="job-1", text="word " * 300),
+    ]
+    with RankClient(tiny_server.url) as client:
+        found = client.score("pilot", jobs)
+    wanted = [Status.OK, Status.UNKNOWN_JOB, Status.EMPTY, Status.OK, Status.TRUNCATED]
+    assert [one.status for one in found] == wanted
+    assert [np.isnan(one.score) for one in found] == [False, True, True, False, False]
+
+
+def test_long_listings_are_split_and_keep_their_order(tiny_server: Server) -> None:
+    jobs = [JobRef(job_id=f"job-{n % 40}") for n in range(23)]
+    with RankClient(tiny_server.url) as client:
+        whole = client.score("cook", jobs)
+        client._max_items = 5
+        split = client.score("cook", jobs)
+    assert [one.index for one in split] == list(range(23))
+    assert np.allclose([a.score for a in whole], [b.score for b in split], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [("", "query is empty"), ("x" * 2**20, "1048576 bytes"), ("a b " * 60, "tokens")],
+)
+def test_bad_queries_fail_the_call(tiny_server: Server, query: str, text: str) -> None:
+    with RankClient(tiny_server.url) as client, pytest.raises(ScoreError, match=text):
+        client.score(query, [JobRef(job_id="job-1")])
+
+
+def test_invalid_utf8_on_the_wire(tiny_server: Server) -> None:
+    with triton.InferenceServerClient(tiny_server.url) as client:
+        inputs = []
+        for name, values in (("query", [b"ok"]), ("job_id", [b"\xff"]), ("job_text", [b"\xc3("])):
+            tensor = triton.InferInput(name, [1, 1], "BYTES")
+            tensor.set_data_from_numpy(np.array([values], dtype=np.object_))
+            inputs.append(tensor)
+        reply = client.infer("rank", inputs)
+        assert reply.as_numpy("status").tolist() == [[Status.NOT_UTF8]]
+        inputs[0].set_data_from_numpy(np.array([[b"\xff"]], dtype=np.object_))
+        with pytest.raises(triton.InferenceServerException, match="query is not UTF-8"):
+            client.infer("rank", inputs)
+
+
+def test_many_requests_at_once_are_answered_alike(tiny_server: Server) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with RankClient(tiny_server.url) as client, ThreadPoolExecutor(8) as pool:
+        jobs = [[JobRef(job_id=f"job-{n}") for n in range(1 + k % 8)] for k in range(32)]
+        answers = list(pool.map(lambda one: client.score("welder", one), jobs))
+    for answer in answers:
+        for item, first in zip(answer, answers[7], strict=False):
+            assert item.score == pytest.approx(first.score, abs=1e-4)
+
+
+def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) -> None:
+    with RankClient(tiny_server.url) as client:
+        told = client.describe()
+    assert told["engine"] == tiny.bundle.engine.key
+    assert (
+        told["tokenizer_hash"]
+        == checkpoint_of(run(tiny.bundle.served, tiny.store)).prompt.tokenizer_hash
+    )
+    assert told["max_items"] == "1000"
+
+
+def test_a_repository_without_the_ensemble_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "config.pbtxt").write_text('name: "other" backend: "python"')
+    with pytest.raises(ServerError, match="has no model 'rank'"):
+        Server(tmp_path, FREE).start()
+
+
+def test_a_taken_port_is_named(tiny_repository: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port}") as caught:
+            Server(tiny_repository, Ports(grpc=port, http=0, metrics=0)).start()
+    assert "--grpc-port" in caught.value.hint
+
+
+def broken_copy(repository: Path, target: Path) -> Path:
+    shutil.copytree(repository, target)
+    return target
+
+
+def test_a_model_that_fails_shows_the_servers_own_lines(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    repository = broken_copy(tiny_repository, tmp_path / "r")
+    (repository / "ranker" / "1" / "engine" / "items.xml").write_text("<broken")
+    server = Server(repository, FREE)
+    with pytest.raises(ServerError, match="cannot load the engine") as caught:
+        server.start()
+    assert "ended with status" in str(caught.value)
+    assert server.pid is None
+
+
+def test_a_server_that_dies_while_starting(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "tritonserver"
+    script.write_text("#!/bin/sh\necho 'E0101 cannot allocate memory'\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("TRITONSERVER", str(script))
+    with pytest.raises(ServerError, match="status 3 while starting") as caught:
+        Server(tiny_repository, FREE).start()
+    assert "cannot allocate memory" in str(caught.value)
+
+
+def test_a_server_that_never_gets_ready_is_stopped(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "tritonserver"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("TRITONSERVER", str(script))
+    server = Server(tiny_repository, FREE)
+    with pytest.raises(ServerError, match="not ready after 1 s"):
+        server.start(timeout_s=1)
+    assert server.pid is None
+
+
+def test_stop_frees_the_port_and_leaves_no_process(tiny_repository: Path) -> None:
+    server = Server(tiny_repository, FREE)
+    server.start()
+    pid, port = server.pid, server.ports.grpc
+    assert pid is not None
+    server.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert claim_port("127.0.0.1", port, "--grpc-port") == port
+
+
+def test_a_summary_store_of_another_tokenizer_is_refused(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    repository = broken_copy(tiny_repository, tmp_path / "r")
+    with SummaryStore(repository / "prepare" / "1" / "store", write=True) as store:
+        store.set_identity({"tokenizer_hash": "another"})
+    with pytest.raises(ServerError, match="written for tokenizer another"):
+        Server(repository, FREE).start()
+
+
+def test_a_dead_server_is_reported_in_time(tiny_server: Server) -> None:
+    client = RankClient("127.0.0.1:1", timeout_s=1.0)
+    started = time.monotonic()
+    with pytest.raises(ScoreError, match="no answer from 127.0.0.1:1"):
+        client.score("x", [JobRef(job_id="a")])
+    assert time.monotonic() - started < 5
+
+
+def test_serve_stops_cleanly_on_sigterm(
+    tiny: TinyBundle, tiny_repository: Path, control: Callable[..., Any]
+) -> None:
+    import subprocess
+    import sys
+
+    command = [str(Path(sys.executable).parent / "control"), "serve", str(tiny_repository)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "rank is ready: gRPC 127.0.0.1:" in line
+        url = line.split("gRPC ")[1].split(",")[0]
+        with RankClient(url) as client:
+            assert client.score("cook", [JobRef(job_id="job-2")])[0].status is Status.OK
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    with pytest.raises(ScoreError, match="no answer"):
+        RankClient(url, timeout_s=0.5).describe()
+
+
+def overloaded(repository: Path, folder: Path, *, size: int, timeout_us: int) -> Path:
+    """The repository with other limits of its queues."""
+    target = folder / "repository"
+    shutil.copytree(repository, target)
+    for name in ("prepare", "ranker"):
+        config = check_repository(target)[name]
+        policy = config.dynamic_batching.default_queue_policy
+        policy.max_queue_size, policy.default_timeout_microseconds = size, timeout_us
+        (target / name / "config.pbtxt").write_text(print_config(config))
+    return target
+
+
+def flood(url: str, requests: int) -> list[tuple[float, str]]:
+    """(end, answer) of requests with 900 jobs each, sent at once, without repeats."""
+    jobs = [
+        JobRef(text=f"Job: nurse {number} works with care day and night") for number in range(900)
+    ]
+    inputs = build_inputs("nurse shift", jobs)
+    ended: list[tuple[float, str]] = []
+
+    def ask() -> None:
+        with triton.InferenceServerClient(url) as client:
+            try:
+                client.infer("rank", inputs, client_timeout=60)
+                ended.append((time.monotonic(), "ok"))
+            except triton.InferenceServerException as error:
+                ended.append((time.monotonic(), f"{error.status()} {error.message()}"))
+
+    threads = [threading.Thread(target=ask) for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(ended)
+
+
+def test_a_full_queue_refuses_at_once_with_a_clear_status(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    repository = overloaded(tiny_repository, tmp_path, size=2, timeout_us=30_000_000)
+    with Server(repository, FREE) as server:
+        flood(server.url, 1)
+        for _ in range(10):
+            ended = flood(server.url, 16)
+            refused = [text for _, text in ended if text != "ok"]
+            if refused:
+                break
+        assert refused
+        assert len(refused) < 16
+        assert all("UNAVAILABLE" in one and "Exceeds maximum queue size" in one for one in refused)
+        # A refusal does not wait for the work that is done meanwhile.
+        assert ended[-1][1] == "ok"
+        with RankClient(server.url) as client:
+            status, _, text = refused[0].partition(" ")
+            told = client._explain(triton.InferenceServerException(text, status))
+        assert told.message == f"{server.url} is overloaded and refused the request: " + (
+            "Exceeds maximum queue size"
+        )
+        assert "add replicas" in told.hint
+        # Nothing is left behind: the next request is answered.
+        assert flood(server.url, 1)[0][1] == "ok"
+
+
+def test_what_waits_too_long_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
+    repository = overloaded(tiny_repository, tmp_path, size=64, timeout_us=20_000)
+    with Server(repository, FREE) as server:
+        flood(server.url, 1)
+        # Until a request had to wait: how many do at once is the machine's to say.
+        for _ in range(10):
+            refused = [text for _, text in flood(server.url, 24) if text != "ok"]
+            if refused:
+                break
+        assert refused
+        assert all("UNAVAILABLE" in one and "timeout expired" in one for one in refused)
+        assert flood(server.url, 1)[0][1] == "ok"
+
+
+def test_fault_lines_prefer_faults() -> None:
+    log = "I1 fine\nE1234 bad thing\nI2 fine\n"
+    assert fault_lines(log) == "  | E1234 bad thing"
+    assert fault_lines("a\nb\n") == "  | a\n  | b"
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
+    with pytest.raises(MissingDependencyError, match="is not an executable file"):
+        locate_tritonserver(tmp_path)
