@@ -60,11 +60,11 @@ def make_model(folder: Path, blocks: int, ffn: int) -> None:
     from slmrank.artifacts import ArtifactStore
     from slmrank.model.checkpoint import write_ranker
     from slmrank.pipeline.bundle import Bundle
-    from slmrank.pipeline.make import checkpoint_of
+    from slmrank.pipeline.stages.inputs import checkpoint_of
     from slmrank.pipeline.steps import run
-    from slmrank.prompt.encoder import PromptTemplate
+    from slmrank.prompt.template import PromptTemplate
     from slmrank.shipped import shipped
-    from slmrank.spec.bundle import load_spec
+    from slmrank.spec.reading import load_spec
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     config = Qwen3Config(

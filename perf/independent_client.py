@@ -32,7 +32,7 @@ from slmrank.load.run import Bench
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
 from slmrank.serving.server import Ports, Server
-from slmrank.spec.bundle import load_spec
+from slmrank.spec.reading import load_spec
 from tritonclient import grpc as blocking
 from tritonclient.grpc import aio
 

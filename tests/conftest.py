@@ -22,7 +22,7 @@ import yaml
 from slmrank.artifacts import ArtifactStore
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
-from slmrank.spec.bundle import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -116,11 +116,14 @@ def make_model(
 def make_checkpoint(make_model: Callable[..., Path]) -> Callable[..., Any]:
     """A function that makes a small ranker checkpoint (`slmrank.model.checkpoint.Checkpoint`)."""
     from slmrank.model.checkpoint import write_ranker
-    from slmrank.prompt.encoder import PromptTemplate
+    from slmrank.prompt.template import template_of
+    from slmrank.spec.model import PromptSpec
 
     def make(family: str = "llama", **changes: Any) -> Any:
         folder = make_model(family, **changes)
-        return write_ranker(folder, PromptTemplate(), max_item_tokens=96, max_query_tokens=48)
+        return write_ranker(
+            folder, template_of(PromptSpec()), max_item_tokens=96, max_query_tokens=48
+        )
 
     return make
 
@@ -136,6 +139,10 @@ class TinyBundle:
     @property
     def bundle(self) -> Bundle:
         return Bundle(load_spec(self.spec))
+
+    def for_target(self, target: str) -> Bundle:
+        """The same bundle with another engine."""
+        return Bundle(change_spec(self.bundle.spec, {"engine": {"target": target}}))
 
     @property
     def store(self) -> ArtifactStore:
@@ -188,10 +195,10 @@ def tiny(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
         "prompt": {"max_item_tokens": 96},
         "summarize": {"budget_tokens": 40},
         "finetune": {"steps": 4, "queries_per_step": 2, "items_per_query": 4, "warmup_steps": 1},
-        "prune": {"ffn": 128, "blocks": 2, "calibration_prompts": 16},
+        "prune": {"intermediate_size": 128, "layers": 2, "calibration_prompts": 16},
         "recover": {"steps": 3, "queries_per_step": 2, "items_per_query": 4, "warmup_steps": 1},
         "evaluate": {"bootstrap": 200, "full_text_queries": 2, "full_text_tokens": 256},
-        "engine": {"precision": "float32", "calibration_prompts": 16},
+        "engine": {"openvino": {"precision": "float32", "calibration_prompts": 16}},
         "sweep": {
             "items": [1, 4],
             "tokens": [24],
@@ -218,9 +225,9 @@ def tiny_repository(tiny: TinyBundle) -> Path:
 @pytest.fixture(scope="session")
 def tiny_server(tiny_repository: Path) -> Iterator[Any]:
     """A real tritonserver over the tiny repository."""
-    from slmrank.serving.server import Ports, Server
+    from slmrank.serving.server import ANY_PORTS, Server
 
-    with Server(tiny_repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(tiny_repository, ANY_PORTS) as server:
         yield server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,7 +51,7 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
     words = shlex.split(line)[1:]
     known = {"build/demo.yaml": str(tiny.spec)}
     if words[0] == "deploy" and words[1] != "check":
-        known = {"build/demo.yaml": str(deployable(tiny)), "k8s": str(tiny.artifacts / "k8s")}
+        known = {"build/demo.yaml": str(deployable(tiny)), "k8s/base": str(tiny.artifacts / "k8s")}
     if words[0] == "autoscale":
         words += ["--hours", "0.2"]
     jobs = {"29-1141.00-1": "job-0", "35-3011.00-1": "job-4"}
@@ -62,10 +63,42 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
         words += ["--url", url]
     elif verb not in ("spec", "--help") and words[1] not in ("check", "status", *CLUSTER[3:]):
         words += ["--artifacts", str(tiny.artifacts)]
-    if verb in ("sweep", "slo") and "--items" in words:
-        words[words.index("--items") + 1] = "2"
-        words[words.index("--tokens") + 1] = "24"
+    small = {"sweep.items=[1,32]": "sweep.items=[1,2]", "sweep.items=[8]": "sweep.items=[2]"}
+    words = [small.get(word, word) for word in words]
+    if "new-jobs.jsonl" in words:
+        words[words.index("new-jobs.jsonl")] = str(new_jobs(tiny))
     return words
+
+
+def new_jobs(tiny: TinyBundle) -> Path:
+    path = tiny.spec.with_name("new-jobs.jsonl")
+    path.write_text(json.dumps({"title": "nurse", "description": "Cares at night."}) + "\n")
+    return path
+
+
+def test_own_data_and_an_own_model_stand_in_the_first_third() -> None:
+    lines = README.splitlines()
+    assert lines.index("## Your own jobs and model") < len(lines) / 3
+
+
+@pytest.mark.slow
+def test_the_spec_for_own_data_and_an_own_model_works(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    """Its values as they stand, on the tiny data and model."""
+    block = re.search(r"```yaml\n(name: mine.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    base = yaml.safe_load(tiny.spec.read_text())["base"]["source"]
+    for name in ("jobs.jsonl", "pairs.jsonl"):
+        shutil.copy2(tiny.spec.with_name(name), tmp_path / name)
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(block[1].replace("/models/my-qwen3", base))
+    quick = ("finetune.steps=2", "prompt.max_item_tokens=160", "engine.openvino.precision=float32")
+    changes = [f"--set={one}" for one in quick]
+    done = control("repo", spec, *changes, "--artifacts", tmp_path / "a", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (Path(json.loads(done.stdout)["path"]) / "rank" / "config.pbtxt").is_file()
+    assert "control repo mine.yaml" in README
 
 
 def of_a_cluster(line: str) -> bool:

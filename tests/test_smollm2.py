@@ -11,11 +11,12 @@ from slmrank.artifacts import ArtifactStore
 from slmrank.model.checkpoint import Checkpoint, copy_ranker_files, open_checkpoint
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.shipped import shipped
-from slmrank.spec.bundle import load_spec
+from slmrank.spec.compress import PruneSpec
+from slmrank.spec.reading import change_spec, load_spec
 
 pytestmark = pytest.mark.slow
 
@@ -75,42 +76,43 @@ def test_its_own_tokenizer_is_the_one_we_serve(smollm2: Checkpoint) -> None:
 
 
 def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_path: Path) -> None:
-    from slmrank.engine.openvino.build import OpenVinoSettings, build_openvino
-    from slmrank.engine.parity import Tolerance
+    from slmrank.engine.openvino.build import build_openvino
+    from slmrank.engine.targets.base import Building
 
+    parity = {"max_mean_abs_dp": 0.02, "max_abs_dp": 0.06, "min_pair_order": 0.95}
+    change = {"engine": {"openvino": {"precision": "bfloat16"}, "parity": parity}}
     figures = build_openvino(
-        smollm2,
-        OpenVinoSettings(precision="bfloat16", smooth_quant_alpha=0.65, max_batch_items=32),
-        queries(smollm2),
-        queries(smollm2),
-        Tolerance(max_mean_abs_dp=0.02, max_abs_dp=0.06, min_pair_order=0.95),
-        tmp_path,
-        lambda _: None,
+        Building(
+            spec=change_spec(load_spec(shipped("build/demo.yaml")), change),
+            checkpoint=smollm2,
+            calibration=lambda _: queries(smollm2),
+            held_out=queries(smollm2),
+            folder=tmp_path,
+            report=lambda _: None,
+        )
     )
     assert figures["parity"]["pairs"] == 12
 
 
-def test_pruning_removes_two_fifths_of_the_blocks_and_the_rest_can_be_emitted(
+def test_pruning_removes_two_fifths_of_the_layers_and_the_rest_can_be_emitted(
     smollm2: Checkpoint, tmp_path: Path
 ) -> None:
     import torch
-    from slmrank.compress.structured import PruneSettings, prune_model
+    from slmrank.compress.structured import prune_model
     from slmrank.engine.trtllm.checkpoint import emit_checkpoint
     from slmrank.engine.trtllm.reference import EmittedModel
     from slmrank.model.reference import ReferenceScorer, load_model
     from transformers import AutoModelForCausalLM
 
-    model = load_model(smollm2)
+    ranker = load_model(smollm2)
     prompts: list[Any] = [
         np.concatenate([one.prefix, item]) for one in queries(smollm2) for item in one.items
     ]
-    settings = PruneSettings(
-        ffn=1024, blocks=24, method="osscar", damping=0.01, neurons_per_round=128
-    )
-    figures = prune_model(model, prompts, settings, lambda *_: None)
-    assert figures["block_parameters_removed"] >= 0.35
+    spec = PruneSpec(intermediate_size=1024, layers=24)
+    figures = prune_model(ranker, prompts, spec, lambda *_: None)
+    assert figures["layer_parameters_removed"] >= 0.35
     assert figures["mean_relative_error"]["osscar"] < figures["mean_relative_error"]["magnitude"]
-    model.save_pretrained(tmp_path)
+    ranker.network.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded).__name__ == "LlamaForCausalLM"
     assert sum(p.numel() for p in loaded.parameters()) == figures["parameters_after"]

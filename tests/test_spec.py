@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
-from slmrank.spec.bundle import load_spec, parse_spec
+from slmrank.spec.reading import load_spec, parse_spec
 
 DATA = {"source": "onet"}
 
@@ -43,7 +43,7 @@ def test_the_value_is_named() -> None:
 
 
 def test_a_width_that_is_no_multiple_of_64_names_its_neighbours() -> None:
-    message = broken({"prune": {"ffn": 1000}}).message
+    message = broken({"prune": {"intermediate_size": 1000}}).message
     assert "1000" in message
     assert "960 or 1024" in message
 

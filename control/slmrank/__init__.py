@@ -1,3 +1,69 @@
-"""Control plane and client for small-language-model rankers."""
+"""Serve a small language model as a search ranker: what a program calls.
+
+The command `control` makes and serves bundles; this is the client side of it, with what it takes
+and gives. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from slmrank.client.client import ItemScore, ItemText, RankClient, rank_order
+    from slmrank.data.records import Job, Pair
+    from slmrank.errors import (
+        ControlError,
+        DeadlineExceeded,
+        InvalidQuery,
+        InvalidRequest,
+        Overloaded,
+        ScoreError,
+        ServerFault,
+        Unreachable,
+    )
+    from slmrank.triton.status import Status
+
+# Loaded on first use: `import slmrank` costs nothing.
+_WHERE = {
+    "client.client": ("ItemScore", "ItemText", "RankClient", "rank_order"),
+    "data.records": ("Job", "Pair"),
+    "errors": (
+        "ControlError",
+        "DeadlineExceeded",
+        "InvalidQuery",
+        "InvalidRequest",
+        "Overloaded",
+        "ScoreError",
+        "ServerFault",
+        "Unreachable",
+    ),
+    "triton.status": ("Status",),
+}
+__all__ = [
+    "ControlError",
+    "DeadlineExceeded",
+    "InvalidQuery",
+    "InvalidRequest",
+    "ItemScore",
+    "ItemText",
+    "Job",
+    "Overloaded",
+    "Pair",
+    "RankClient",
+    "ScoreError",
+    "ServerFault",
+    "Status",
+    "Unreachable",
+    "__version__",
+    "rank_order",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(f"slmrank.{module}"), name)
+    raise AttributeError(f"module 'slmrank' has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """The artifact store: finished results on disk, found by what they were made from.
 
 Layout: `<root>/<kind>/<key>/manifest.json` plus the artifact's files. The key is a hash of kind,
-settings, input keys and tool versions, so an unchanged step is found instead of redone. A draft is
-written beside the final place under a dot name; the manifest is written last and the directory is
-renamed, so whatever has a manifest is whole. `<root>/work/` holds resumable state of long steps.
+settings, input keys and the code that makes it, so an unchanged step is found instead of redone.
+Versions of tools are recorded, not hashed: upgrading a library does not retrain. A draft is written
+beside the final place under a dot name; the manifest is written last and the directory is renamed,
+so whatever has a manifest is whole. `<root>/work/` holds resumable state of long steps.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ class Draft:
 
     path: Path
     work: Path
+    lineage: Mapping[str, Any]
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 def artifact_key(
-    kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], versions: Mapping[str, str]
+    kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], code: str
 ) -> str:
-    """The key of an artifact: 16 hex digits over everything that can change its content."""
-    identity = {"kind": kind, "settings": settings, "inputs": inputs, "versions": versions}
+    """The key of an artifact: 16 hex digits over everything that decides its content."""
+    identity = {"kind": kind, "settings": settings, "inputs": inputs, "code": code}
     return hash_value(identity)[:KEY_LENGTH]
 
 
@@ -90,11 +92,15 @@ class ArtifactStore:
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
 
+    def read(self, kind: str, key: str) -> Artifact:
+        """The finished artifact. Raises ArtifactError when it has no readable manifest."""
+        return read_artifact(self.path(kind, key))
+
     def find(self, kind: str, key: str) -> Artifact | None:
         """The finished artifact, or None. A directory without a readable manifest does not
         count, so that it is made again."""
         try:
-            return read_artifact(self.path(kind, key))
+            return self.read(kind, key)
         except ArtifactError:
             return None
 
@@ -117,7 +123,7 @@ class ArtifactStore:
     def create(self, kind: str, key: str, lineage: Mapping[str, Any]) -> Iterator[Draft]:
         """Write a new artifact; it appears only when the block ends without an exception.
 
-        `lineage` (settings, inputs, versions) goes into the manifest as it is.
+        `lineage` (settings, inputs, code, versions) goes into the manifest as it is.
         """
         final = self.path(kind, key)
         draft_path = final.with_name(f".{key}.{os.getpid()}.tmp")
@@ -125,7 +131,7 @@ class ArtifactStore:
         for abandoned in final.parent.glob(f".{key}.*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)
         _make_directory(draft_path)
-        draft = Draft(path=draft_path, work=work)
+        draft = Draft(path=draft_path, work=work, lineage=lineage)
         started = datetime.datetime.now(datetime.UTC)
         try:
             yield draft

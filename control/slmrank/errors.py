@@ -8,7 +8,8 @@
       EngineError                6   building an engine; ParityError: built, but scores differ
       RepositoryError            7   a Triton model repository
       ServerError                8   starting or reaching tritonserver
-      ScoreError                 9   a scoring call
+      ScoreError                 9   a scoring call: InvalidQuery, InvalidRequest, Overloaded,
+                                     DeadlineExceeded, Unreachable, ServerFault, WrongAnswer
       SweepError                10   perf_analyzer
       MissingDependencyError    11   a package or binary that an extra would bring
       DeployError               12   manifests and clusters; the verbs that change a cluster end
@@ -65,6 +66,34 @@ class ServerError(ControlError):
 
 class ScoreError(ControlError):
     exit_code = 9
+
+
+class InvalidQuery(ScoreError):
+    """Blank, too long or not UTF-8: the same query will be refused again."""
+
+
+class InvalidRequest(ScoreError):
+    """Tensors that do not belong together, or more jobs than the server takes."""
+
+
+class Overloaded(ScoreError):
+    """The server refused because its queue is full; repeating at once makes that worse."""
+
+
+class DeadlineExceeded(ScoreError):
+    """No answer inside the caller's time."""
+
+
+class Unreachable(ScoreError):
+    """No server answers there."""
+
+
+class ServerFault(ScoreError):
+    """The server failed while it scored."""
+
+
+class WrongAnswer(ScoreError):
+    """A server scores its known answers otherwise than the engine that it should serve."""
 
 
 class SweepError(ControlError):

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from slmrank.client.client import JobRef, RankClient
+from slmrank.client.client import RankClient
 from slmrank.errors import ControlError
 from slmrank.serving.server import claim_port
 
@@ -107,7 +107,7 @@ def _serve_and_stop(docker: DockerEngine, image: str, repository: Path, folder: 
 def _patiently(client: RankClient) -> list[float]:
     for _ in range(90):
         try:
-            return [item.score for item in client.score("nurse", [JobRef(job_id="job-0")])]
+            return [item.score for item in client.score("nurse", ["job-0"])]
         except ControlError:
             time.sleep(1)
     raise AssertionError("the container did not answer within 90 s")

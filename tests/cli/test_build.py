@@ -40,7 +40,7 @@ def test_without_a_gpu_everything_but_the_engine_is_made(
     planned = Path(answer["planned"])
     assert (planned / "checkpoint" / "rank0.safetensors").is_file()
     assert json.loads((planned / "plan.json").read_text())["plan"] == answer["plan"]
-    job = yaml.safe_load((planned / "engine-build-job.yaml").read_text())
+    job = yaml.safe_load(Path(answer["job"]).read_text())
     assert job["metadata"]["name"] == f"engine-build-{answer['tag']}"
     assert answer["figures"]["parity"]["mean_abs_dp"] < 0.02
     assert answer["command"][0] == "trtllm-build"
@@ -66,7 +66,7 @@ def test_without_a_gpu_everything_but_the_engine_is_made(
     assert "verified" not in damaged.stdout
     weights.write_bytes(content)
     dry = control("build", moved, "--engines", "/engines", "--dry-run")
-    assert f"would build /engines/{answer['tag']}" in dry.stdout
+    assert f"would build /engines/compiled/{answer['tag']}" in dry.stdout
     assert "trtllm-build --checkpoint_dir" in dry.stdout
     assert control("build", moved, "--target", "openvino").returncode == 2
     assert control("build", tiny.artifacts).returncode == 6
@@ -77,9 +77,9 @@ def test_the_llm_api_has_nothing_to_compile(control: Control, tiny: TinyBundle) 
     done = control(*base)
     assert done.returncode == 0, done.stderr
     assert "nothing to compile" in done.stdout
-    assert "not loaded by TensorRT-LLM here" in done.stdout
+    assert "it was not loaded on a GPU here" in done.stdout
     small = changed(tiny, "small", max_num_tokens=64)
-    refused = control("build", small, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts)
+    refused = control("repo", small, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts)
     assert refused.returncode == 2
     assert "max_num_tokens 64 is below the longest prompt" in refused.stderr
     repo = control("repo", tiny.spec, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from slmrank.cli.main import VERBS
 from slmrank.cli.score import read_request
-from slmrank.client.client import JobRef
+from slmrank.client.client import Asked, ItemText
 from slmrank.errors import DataError
 
 from tests.conftest import Control, TinyBundle, write_own_data
@@ -108,7 +108,7 @@ def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_reposit
     done = control("repo", tiny.spec, "--artifacts", tiny.artifacts, "--json")
     assert json.loads(done.stdout)["path"] == str(tiny_repository)
     assert "made in" not in done.stderr
-    assert done.stderr.count("cached") == 8
+    assert done.stderr.count("cached") == 9
     assert time.monotonic() - started < 10
 
 
@@ -120,7 +120,12 @@ def test_one_changed_job_is_summarised_alone(
     lines = (tmp_path / "jobs.jsonl").read_text().splitlines()
     edited = json.loads(lines[7]) | {"description": "Something else entirely. " * 20}
     (tmp_path / "jobs.jsonl").write_text("\n".join([*lines[:7], json.dumps(edited), *lines[8:]]))
-    done = control("summarize", spec, "--artifacts", tiny.artifacts, "--json")
+    # What was fitted once stays: a summarizer fitted anew would make other summaries of all jobs.
+    fitted = tiny.store.path("summarizer", tiny.bundle.summarizer.key)
+    first = ("summarize", tiny.spec, f"--set=summarize.fitted={fitted}")
+    assert control(*first, "--artifacts", tiny.artifacts).returncode == 0
+    change = (f"--set=summarize.fitted={fitted}", "--artifacts", tiny.artifacts, "--json")
+    done = control("summarize", spec, *change)
     figures = json.loads(done.stdout)["figures"]
     assert (figures["computed"], figures["reused"]) == (1, 39)
 
@@ -154,7 +159,8 @@ def test_an_artifact_folder_that_is_not_writable(
 def test_an_engine_outside_the_tolerance_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    engine = {"precision": "bfloat16", "parity": {"max_mean_abs_dp": 1e-9, "max_abs_dp": 1e-9}}
+    parity = {"max_mean_abs_dp": 1e-9, "max_abs_dp": 1e-9}
+    engine = {"openvino": {"precision": "bfloat16"}, "parity": parity}
     spec = changed(tiny, tmp_path, engine=engine)
     before = set((tiny.artifacts / "engine").iterdir())
     text = error_of(control("build", spec, "--artifacts", tiny.artifacts), 6)
@@ -192,7 +198,12 @@ def test_a_teacher_is_taken_from_the_command_line(
 ) -> None:
     teacher = tiny.store.path("finetuned", tiny.bundle.finetuned.key) / "checkpoint"
     done = control(
-        "finetune", tiny.spec, "--teacher", teacher, "--artifacts", tiny.artifacts, "--json"
+        "finetune",
+        tiny.spec,
+        f"--set=finetune.teacher={teacher}",
+        "--artifacts",
+        tiny.artifacts,
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["key"] != tiny.bundle.finetuned.key
@@ -262,8 +273,10 @@ def test_a_missing_job_is_listed_and_fails_the_command(control: Control, tiny_se
 def test_bad_score_input(control: Control, tiny_server: Any) -> None:
     url = ("--url", tiny_server.url)
     assert "query is empty" in error_of(control("score", "-q", " ", "-j", "a", *url), 9)
-    assert "no query" in error_of(control("score", "-j", "a", *url), 9)
-    assert "no jobs" in error_of(control("score", "-q", "a", *url), 9)
+    for missing, words in (("no query", ["-j", "a"]), ("no jobs", ["-q", "a"])):
+        done = control("score", *words, *url)
+        assert done.returncode == 2
+        assert missing in done.stderr
     body = json.dumps({"query": "x" * 2**20, "jobs": ["job-1"]})
     assert "1048576 bytes" in error_of(control("score", "-i", "-", *url, stdin=body), 9)
     done = control("score", "-q", "a", "-i", "-", *url, stdin=b"job-1\n\xff\n")
@@ -278,15 +291,15 @@ def test_score_without_a_server(control: Control) -> None:
 @pytest.mark.parametrize(
     ("raw", "query", "jobs"),
     [
-        (b"a\n\n b \n", None, [JobRef(job_id="a"), JobRef(job_id="b")]),
-        (b'{"job_id": "a"}\n{"job_text": "t"}', None, [JobRef(job_id="a"), JobRef(text="t")]),
-        (b'{"query": "q", "jobs": ["a"]}', "q", [JobRef(job_id="a")]),
-        (b'{"job_id": "a", "job_text": null}', None, [JobRef(job_id="a")]),
-        ('{"job_text": "a\u2028b"}'.encode(), None, [JobRef(text="a\u2028b")]),
+        (b"a\n\n b \n", None, ["a", "b"]),
+        (b'{"job_id": "a"}\n{"job_text": "t"}', None, ["a", ItemText(text="t")]),
+        (b'{"query": "q", "jobs": ["a"]}', "q", ["a"]),
+        (b'{"job_id": "a", "job_text": null}', None, ["a"]),
+        ('{"job_text": "a\u2028b"}'.encode(), None, [ItemText(text="a\u2028b")]),
         (b"", None, []),
     ],
 )
-def test_request_formats(raw: bytes, query: str | None, jobs: list[JobRef]) -> None:
+def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> None:
     assert read_request(raw, "x") == (query, jobs)
 
 
@@ -310,11 +323,14 @@ def test_a_teacher_with_another_prompt_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, make_model: Any
 ) -> None:
     from slmrank.model.checkpoint import write_ranker
-    from slmrank.prompt.encoder import PromptTemplate
+    from slmrank.prompt.template import template_of
+    from slmrank.spec.model import PromptSpec
 
     teacher = make_model("llama")
-    write_ranker(teacher, PromptTemplate(closing="Fit:"), max_item_tokens=96, max_query_tokens=96)
-    done = control("finetune", tiny.spec, "--teacher", teacher, "--artifacts", tiny.artifacts)
+    other = template_of(PromptSpec(closing="Fit:"))
+    write_ranker(teacher, other, max_item_tokens=96, max_query_tokens=96)
+    change = f"--set=finetune.teacher={teacher}"
+    done = control("finetune", tiny.spec, change, "--artifacts", tiny.artifacts)
     assert "has template" in error_of(done, 4)
 
 

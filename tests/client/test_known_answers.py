@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slmrank.client.client import ItemScore, JobRef, RankClient
-from slmrank.client.known_answers import (
+from slmrank.client.client import ItemScore, RankClient
+from slmrank.client.known_answers import compare_known
+from slmrank.engine.known_answers import (
     KNOWN_FILE,
     KnownAnswer,
     choose_known,
-    compare_known,
     known_json,
     read_known,
 )
-from slmrank.errors import ArtifactError, ScoreError
+from slmrank.errors import ArtifactError, WrongAnswer
 from slmrank.triton.status import Status
 
 from tests.conftest import Control
@@ -35,9 +35,9 @@ def test_the_query_with_the_widest_scores_is_chosen() -> None:
 
 
 def answering(p: Sequence[float]) -> Any:
-    def score(query: str, jobs: Sequence[JobRef]) -> list[ItemScore]:
+    def score(query: str, jobs: Sequence[str]) -> list[ItemScore]:
         return [
-            ItemScore(index=n, job_id=job.job_id, score=p[n], status=Status.OK)
+            ItemScore(index=n, job_id=job, score=p[n], status=Status.OK)
             for n, job in enumerate(jobs)
         ]
 
@@ -51,7 +51,7 @@ def test_a_wrong_a_constant_and_a_missing_answer_are_found() -> None:
         0.0,
     ]
     for wrong in ([0.9, 0.1], [0.5, 0.5], [0.1, math.nan]):
-        with pytest.raises(ScoreError, match="known answers are off"):
+        with pytest.raises(WrongAnswer, match="known answers are off"):
             compare_known(answering(wrong), known)
 
 
@@ -83,7 +83,7 @@ def test_the_real_server_gives_its_own_repositorys_answers(
     (tmp_path / "other.json").write_text(known_json(answers))
     given = ("--known", tmp_path / "other.json", "--tolerance", "0.0001")
     done = control("smoke", "--url", tiny_server.url, *given)
-    assert done.returncode == ScoreError.exit_code
+    assert done.returncode == WrongAnswer.exit_code
     assert "known answers are off" in done.stderr
     assert "another engine, tokenizer or summary store" in done.stderr
 
@@ -91,5 +91,5 @@ def test_the_real_server_gives_its_own_repositorys_answers(
 @pytest.mark.triton
 def test_a_server_with_another_store_is_found(tiny_server: Any) -> None:
     known = [KnownAnswer(query="nurse", job_id="not-in-this-store", p=0.5)]
-    with RankClient(tiny_server.url) as client, pytest.raises(ScoreError, match="no score"):
+    with RankClient(tiny_server.url) as client, pytest.raises(WrongAnswer, match="no score"):
         compare_known(client.score, known)

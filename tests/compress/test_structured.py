@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from slmrank.compress.structured import PruneSettings, count_parameters, prune_model
+from slmrank.compress.structured import count_parameters, prune_model
 from slmrank.errors import SpecError
 from slmrank.model.reference import load_model
+from slmrank.spec.compress import PruneSpec
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import FAMILIES
@@ -20,9 +21,9 @@ RNG = np.random.default_rng(1)
 PROMPTS = [RNG.integers(1, 900, length).astype(np.int32) for length in (20, 31, 44, 12, 60, 25)]
 
 
-def settings(**changes: Any) -> PruneSettings:
-    given: dict[str, Any] = {"ffn": 128, "blocks": 2, "method": "osscar", "damping": 0.01}
-    return PruneSettings(**(given | {"neurons_per_round": 4} | changes))
+def spec(**changes: Any) -> PruneSpec:
+    given: dict[str, Any] = {"intermediate_size": 128, "layers": 2, "neurons_per_round": 4}
+    return PruneSpec(**(given | changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,35 +31,37 @@ def test_it_saves_and_loads_as_an_ordinary_model(
     make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     model = load_model(make_checkpoint(family))
-    figures = prune_model(model, PROMPTS, settings(), lambda *_: None)
-    model.save_pretrained(tmp_path)
+    figures = prune_model(model, PROMPTS, spec(), lambda *_: None)
+    model.network.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(loaded) is type(model)
+    assert type(loaded) is type(model.network)
     assert loaded.config.intermediate_size == 128
     assert loaded.config.num_hidden_layers == 2
     assert count_parameters(loaded)["total"] == figures["parameters_after"]
     ids = torch.tensor(PROMPTS[0])[None].long()
     with torch.no_grad():
-        assert torch.allclose(model(ids).logits, loaded(ids).logits, atol=1e-5)
+        assert torch.allclose(model.network(ids).logits, loaded(ids).logits, atol=1e-5)
 
 
 def test_keeping_everything_changes_no_score(make_checkpoint: Callable[..., Any]) -> None:
     checkpoint = make_checkpoint("llama")
     before, after = load_model(checkpoint), load_model(checkpoint)
-    prune_model(after, PROMPTS, settings(ffn=192, blocks=3, damping=1e-9), lambda *_: None)
+    prune_model(
+        after, PROMPTS, spec(intermediate_size=192, layers=3, damping=1e-9), lambda *_: None
+    )
     ids = torch.tensor(PROMPTS[2])[None].long()
     with torch.no_grad():
-        assert torch.allclose(before(ids).logits, after(ids).logits, atol=1e-3)
+        assert torch.allclose(before.network(ids).logits, after.network(ids).logits, atol=1e-3)
 
 
 def test_osscar_disturbs_the_output_least(make_checkpoint: Callable[..., Any]) -> None:
     model = load_model(make_checkpoint("llama"))
-    figures = prune_model(model, PROMPTS, settings(blocks=3), lambda *_: None)
+    figures = prune_model(model, PROMPTS, spec(layers=3), lambda *_: None)
     errors = figures["mean_relative_error"]
     assert errors["osscar"] < errors["magnitude_refit"] < errors["magnitude"]
 
 
 def test_more_than_there_is_is_refused(make_checkpoint: Callable[..., Any]) -> None:
     model = load_model(make_checkpoint("llama"))
-    with pytest.raises(SpecError, match="the model has 3 blocks of 192"):
-        prune_model(model, PROMPTS, settings(blocks=4), lambda *_: None)
+    with pytest.raises(SpecError, match="the model has 3 layers of 192"):
+        prune_model(model, PROMPTS, spec(layers=4), lambda *_: None)

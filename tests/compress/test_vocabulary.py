@@ -27,10 +27,12 @@ from slmrank.errors import CheckpointError
 from slmrank.model.checkpoint import Checkpoint, open_checkpoint, write_ranker
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
-from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer
-from slmrank.spec.bundle import load_spec
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import load_tokenizer, template_of
+from slmrank.spec.model import PromptSpec
+from slmrank.spec.reading import change_spec, load_spec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tests.conftest import FAMILIES, TinyBundle
@@ -56,7 +58,7 @@ def trimmed(checkpoint: Checkpoint, target: Path, texts: list[str], size: int) -
     counts = counted(checkpoint.path, texts)
     kept = choose_tokens(read_vocabulary(checkpoint.path), counts, always, size)
     trim_checkpoint(checkpoint.path, target, kept)
-    template = checkpoint.prompt.template
+    template = checkpoint.ranker.template
     return write_ranker(target, template, max_item_tokens=96, max_query_tokens=48)
 
 
@@ -67,7 +69,7 @@ def test_texts_inside_the_kept_set_score_the_same(
 ) -> None:
     before = make_checkpoint(family, tie_word_embeddings=tied, seed=3)
     after = trimmed(before, tmp_path / "after", TEXTS[:10], 704)
-    assert after.geometry.vocab == 704
+    assert after.geometry.vocab_size == 704
     assert same_tokens_share(before, after, PromptEncoder.body, TEXTS[:10]) == 1.0
 
     def logits(checkpoint: Checkpoint) -> Any:
@@ -87,7 +89,7 @@ def test_the_template_keeps_its_tokens(
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(make_checkpoint("llama").path, source)
-    template = PromptTemplate(prefix=prefix, closing="A match for the search:")
+    template = template_of(PromptSpec(prefix=prefix, closing="A match for the search:"))
     before = write_ranker(source, template, max_item_tokens=96, max_query_tokens=48)
     after = trimmed(before, tmp_path / "after", TEXTS[:1], 512)
     assert same_tokens_share(before, after, PromptEncoder.prefix, ["a"]) == 1.0
@@ -243,9 +245,10 @@ def test_the_pipeline_trims_once_and_everything_follows(tiny: TinyBundle, tmp_pa
     assert (figures["tokens_before"], figures["tokens_after"]) == (960, 704)
     assert figures["parameters_before"] - figures["parameters_after"] == 256 * 64
     assert 0.8 < figures["jobs_tokenised_alike"] < 1
-    served = checkpoint_of(run(bundle.served, tiny.store))
-    assert served.geometry.vocab == 704
-    assert bundle.served.key != tiny.bundle.served.key
-    engine = run(bundle.for_target("trtllm-engine").engine, tiny.store)
+    served = checkpoint_of(run(bundle.final, tiny.store))
+    assert served.geometry.vocab_size == 704
+    assert bundle.final.key != tiny.bundle.final.key
+    other = Bundle(change_spec(bundle.spec, {"engine": {"target": "trtllm-engine"}}))
+    engine = run(other.engine, tiny.store)
     config = json.loads((engine.path / "checkpoint" / "config.json").read_text())
     assert config["vocab_size"] == 704

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from slmrank.data.bm25 import Bm25, words_of
+from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job
+from slmrank.data.words import words_of
 
 JOBS = {
     "a": Job(job_id="a", description="night nurse ward"),

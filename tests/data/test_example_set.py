@@ -6,19 +6,21 @@ import csv
 from pathlib import Path
 
 import pytest
-from slmrank.data.example_set import ExampleSettings, build_example_set
+from slmrank.data.example_set import build_example_set
 from slmrank.data.labelled import read_labelled, read_own_set, write_labelled
 from slmrank.data.onet import COLUMNS, Occupations, read_occupations
 from slmrank.data.records import LabelledSet
 from slmrank.data.relevance import grade_of, overlap, relation
 from slmrank.data.wording import person_title, singular
 from slmrank.errors import DataError
+from slmrank.spec.data import CandidateSpec, JsonlData, OnetData
 
-SETTINGS = ExampleSettings(
+SPEC = OnetData(
+    source="onet",
     seed=5,
     postings_per_occupation=2,
     queries_per_occupation=3,
-    candidates={"train": 6, "dev": 8, "test": 8},
+    candidates=CandidateSpec(train=6, dev=8, test=8),
     test_share=0.25,
     dev_share=0.1,
 )
@@ -51,11 +53,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Occupations:
 
 @pytest.fixture(scope="module")
 def built(table: Occupations) -> LabelledSet:
-    return build_example_set(table, SETTINGS)
+    return build_example_set(table, SPEC)
 
 
 def test_the_same_seed_gives_the_same_set(table: Occupations, built: LabelledSet) -> None:
-    assert build_example_set(table, SETTINGS) == built
+    assert build_example_set(table, SPEC) == built
 
 
 def test_no_occupation_and_no_query_is_in_two_splits(built: LabelledSet) -> None:
@@ -74,7 +76,7 @@ def test_every_query_has_an_exact_match_and_distinct_jobs(built: LabelledSet) ->
             groups.setdefault(pair.query, []).append((pair.job_id, pair.grade))
         for judged in groups.values():
             assert max(grade for _, grade in judged) == 4
-            assert len({job for job, _ in judged}) == len(judged) <= SETTINGS.candidates[split]
+            assert len({job for job, _ in judged}) == len(judged) <= getattr(SPEC.candidates, split)
 
 
 def test_the_task_behind_a_queried_activity_is_not_in_the_posting(built: LabelledSet) -> None:
@@ -147,5 +149,5 @@ def test_own_pairs_must_name_known_jobs(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"query": "q", "job_id": "b", "grade": 1}\n')
     with pytest.raises(DataError, match="names job 'b'"):
         read_own_set(
-            tmp_path / "j.jsonl", tmp_path / "p.jsonl", test_share=0.2, dev_share=0.1, seed=0
+            JsonlData(source="jsonl", jobs=tmp_path / "j.jsonl", pairs=tmp_path / "p.jsonl")
         )

@@ -19,10 +19,10 @@ def values(**changes: Any) -> dict[str, Any]:
         "name": "demo",
         "latency_ms": 500.0,
         "percentile": 95,
-        "engine": {"target": "openvino", "tag": "0123456789ab", "bytes": 0},
+        "engine": {"target": "openvino", "tag": "0123456789ab", "bytes": 0, "needs_gpu": False},
         "repository": {
             "digest": "0123456789abcdef",
-            "served": "fedcba9876543210",
+            "configuration": "fedcba9876543210",
             "files": {
                 "rank/config.pbtxt": {"sha256": "1" * 64, "bytes": 2000},
                 "ranker/1/engine/items.bin": {"sha256": "2" * 64, "bytes": 300_000_000},
@@ -33,6 +33,8 @@ def values(**changes: Any) -> dict[str, Any]:
             {"query": "night nurse", "job_id": "job-2", "p": 0.25},
         ],
         "capacity": {"items_per_s": 40.0, "source": "measured"},
+        "max_queue_size": 16,
+        "queue_timeout_us": 1_000_000,
         "deploy": deploy,
         **changes,
     }
@@ -48,7 +50,9 @@ def gpu(product: str = "NVIDIA-H200", tag: str = "ba9876543210", **changes: Any)
     engine = {
         "target": "trtllm-engine",
         "tag": tag,
+        "needs_gpu": True,
+        "gpu_product": product,
         "bytes": 750_000_000,
         "plan": plan(gpu=product).as_dict(),
     }
-    return cpu(engine=engine, gpu_product=product, deploy=deploy, **changes)
+    return cpu(engine=engine, deploy=deploy, **changes)

@@ -12,7 +12,9 @@ from slmrank.cli.main import VERBS
 from slmrank.deploy.engine_job import engine_job
 from slmrank.deploy.yaml_text import to_yaml
 from slmrank.engine.trtllm.plan import BuildPlan
+from slmrank.spec.deploy import DeploySpec
 
+from tests.deploy import releases
 from tests.engine.trtllm.test_plan import plan
 
 GOLDEN = Path(__file__).parent / "golden" / "engine-build-job.yaml"
@@ -24,8 +26,7 @@ def job(given: BuildPlan | None = None) -> dict[str, Any]:
         given or plan(),
         tag=TAG,
         bundle="demo",
-        planned=TAG,
-        image="slmrank-gpu:0.1.0",
+        deploy=DeploySpec(image=releases.GPU_IMAGE),
         engines="/engines",
     )
 

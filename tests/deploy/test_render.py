@@ -16,9 +16,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slmrank.deploy.files import all_files, base_files, find_stale, overlay_files, write_files
+from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
 from slmrank.deploy.naming import Object
-from slmrank.deploy.overlay import overlay_between
 from slmrank.deploy.release import Release, load_release
 from slmrank.deploy.render import identity, render, render_base
 from slmrank.deploy.sizing import (
@@ -80,14 +79,17 @@ def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
 
 def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     release = releases.gpu()
-    first, second = base_files(release), base_files(Release.model_validate(release.settings()))
+    first, second = (
+        release_files(release),
+        release_files(Release.model_validate(release.settings())),
+    )
     assert first == second
     # Also by another process, with other hash seeds.
     (tmp_path / "release.yaml").write_text(release.to_yaml())
     code = (
         "import sys; from pathlib import Path; from slmrank.deploy.release import load_release;"
-        "from slmrank.deploy.files import base_files; import json;"
-        "print(json.dumps(base_files(load_release(Path(sys.argv[1]))), sort_keys=True))"
+        "from slmrank.deploy.files import release_files; import json;"
+        "print(json.dumps(release_files(load_release(Path(sys.argv[1]))), sort_keys=True))"
     )
     for seed in ("1", "2"):
         done = subprocess.run(
@@ -147,7 +149,7 @@ def test_budgets_follow_the_engine() -> None:
         assert memory_mib(release) * 2**20 > release.repository.bytes + release.engine.bytes
     assert grace_period_s(small) == 10 + 20 + 5
     assert grace_period_s(releases.cpu(latency_ms=30_000.0)) == 10 + 60 + 5
-    assert target_items_per_s(small) == pytest.approx(24)
+    assert target_items_per_s(small) == pytest.approx(40 / 1.5)
 
 
 def test_the_rollout_follows_the_declared_spare_gpus() -> None:
@@ -215,7 +217,7 @@ NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?", fullmatch=True).fil
     more=st.integers(0, 40),
     spare=st.integers(0, 2),
     capacity=st.floats(0.01, 1e6),
-    share=st.floats(0.01, 1),
+    burst=st.floats(1, 100),
     latency=st.floats(1, 120_000),
     size=st.integers(0, 10**12),
     on_gpu=st.booleans(),
@@ -228,7 +230,7 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
     more: int,
     spare: int,
     capacity: float,
-    share: float,
+    burst: float,
     latency: float,
     size: int,
     on_gpu: bool,
@@ -242,7 +244,7 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
         "scaling": {
             "min_replicas": max(low, 2),
             "max_replicas": max(low, 2) + more,
-            "target_share": share,
+            "burst": burst,
         },
         "rollout": {"spare_gpus": spare},
     }
@@ -253,7 +255,7 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
         track=track,
         latency_ms=latency,
         capacity={"items_per_s": capacity, "source": "x"},
-        repository={"digest": "0" * 16, "served": "x", "files": files},
+        repository={"digest": "0" * 16, "configuration": "x", "files": files},
         deploy=deploy,
     )
     found = check_rendered(render(release), "1.33", load_crds())
@@ -262,14 +264,14 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
 
 
 def test_the_shipped_manifests_are_what_their_releases_render_to(control: Control) -> None:
-    assert find_stale(K8S, all_files(K8S)) == []
+    for folder, files in rendered_folders(K8S).items():
+        assert find_stale(folder, files) == []
     done = control("deploy", "render", "--check", "--out", K8S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: Control) -> None:
-    write_files(tmp_path, base_files(releases.cpu()))
-    assert find_stale(tmp_path, all_files(tmp_path)) == []
+    write_files(tmp_path / "base", release_files(releases.cpu()))
     (tmp_path / "base/deployment.yaml").write_text("edited\n")
     (tmp_path / "base/service-grpc.yaml").unlink()
     old = (tmp_path / "base/namespace.yaml").read_text()
@@ -278,9 +280,9 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     done = control("deploy", "render", "--check", "--out", tmp_path, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout.split('\n{"schema')[0])["stale"] == [
-        ["base/deployment.yaml", "changed"],
-        ["base/service-grpc.yaml", "missing"],
-        ["base/old.yaml", "unexpected"],
+        [str(tmp_path / "base/deployment.yaml"), "changed"],
+        [str(tmp_path / "base/service-grpc.yaml"), "missing"],
+        [str(tmp_path / "base/old.yaml"), "unexpected"],
     ]
     assert control("deploy", "render", "--out", tmp_path).returncode == 0
     assert control("deploy", "render", "--check", "--out", tmp_path).returncode == 0
@@ -300,12 +302,10 @@ def test_an_engine_build_finds_its_plan_wherever_the_repository_is() -> None:
         if "persistentVolumeClaim" in volume
     }
     assert claims == mounted == {"plans", "engines"}
-    files = base_files(
+    files = release_files(
         releases.gpu(deploy={"storage": {"bundles_claim": "a-x", "engines_claim": "b-x"}})
     )
-    assert {"base/persistentvolumeclaim-a-x.yaml", "base/persistentvolumeclaim-b-x.yaml"} <= set(
-        files
-    )
+    assert {"persistentvolumeclaim-a-x.yaml", "persistentvolumeclaim-b-x.yaml"} <= set(files)
 
 
 def test_names_that_pods_would_cut_are_refused() -> None:
@@ -315,49 +315,33 @@ def test_names_that_pods_would_cut_are_refused() -> None:
     releases.cpu(name="a" * 31, track="canary")
 
 
-def test_thresholds_of_an_overlay_follow_its_engine() -> None:
-    base, wanted = releases.cpu(), releases.gpu(capacity={"items_per_s": 1000.0, "source": "x"})
-    files = overlay_files("h200", base, wanted)
-    assert "> 900" in files["overlays/h200/monitoring/rules.yaml"]
-    assert "threshold: '600'" in files["overlays/h200/optional/keda.yaml"]
+def test_thresholds_follow_the_engine() -> None:
+    files = release_files(releases.gpu(capacity={"items_per_s": 1200.0, "source": "x"}))
+    assert "> 1200" in files["monitoring/rules.yaml"]
+    assert "threshold: '800'" in files["optional/keda.yaml"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["h200", "l4"])
-def test_an_overlay_builds_exactly_what_its_release_renders_to(name: str) -> None:
-    built = list(yaml.safe_load_all(kubectl("kustomize", K8S / "overlays" / name)))
-    wanted = render_base(load_release(K8S / "overlays" / name / "release.yaml"))
+@pytest.mark.parametrize("name", ["base", "h200", "l4"])
+def test_kustomize_builds_exactly_what_a_release_renders_to(name: str) -> None:
+    built = list(yaml.safe_load_all(kubectl("kustomize", K8S / name)))
+    wanted = render_base(load_release(K8S / name / "release.yaml"))
     assert _sorted_lists({identity(one): one for one in built}) == _sorted_lists(
         {identity(one): one for one in wanted}
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["base", "overlays/dev-cpu", "overlays/h200", "monitoring"])
+@pytest.mark.parametrize("folder", ["base", "dev-cpu", "h200", "base/monitoring"])
 def test_kustomize_builds_every_folder(folder: str, tmp_path: Path, control: Control) -> None:
     text = kubectl("kustomize", K8S / folder)
     (tmp_path / "built.yaml").write_text(text)
     done = control("deploy", "check", tmp_path / "built.yaml")
-    if folder == "overlays/dev-cpu":
+    if folder == "dev-cpu":
         # A laptop's image has no digest and its one replica no autoscaler's floor.
         assert "image-digest" in done.stdout
     else:
         assert done.returncode == 0, done.stdout
-
-
-def test_any_overlay_leads_from_one_release_to_another(tmp_path: Path) -> None:
-    base = releases.cpu()
-    wanted = releases.gpu(deploy={"scaling": {"max_replicas": 3}, "image_pull_secret": "pull"})
-    files = {**base_files(base), **overlay_files("x", base, wanted)}
-    write_files(tmp_path, files)
-    (tmp_path / "overlays/x/kustomization.yaml").write_text(
-        "resources: [../../base, engine.yaml]\npatches: [{path: engine.patch.yaml}]\n"
-    )
-    built = list(yaml.safe_load_all(kubectl("kustomize", tmp_path / "overlays/x")))
-    assert _sorted_lists({identity(one): one for one in built}) == _sorted_lists(
-        {identity(one): one for one in render_base(wanted)}
-    )
-    assert overlay_between(render_base(base), render_base(base)) == ([], [])
 
 
 def test_a_release_that_is_edited_wrongly_is_refused(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
     Listing,
+    align,
     auc_top_against_zero,
     mean_abs_dp,
     mean_ndcg,
@@ -89,3 +91,24 @@ def test_dp_and_order() -> None:
     assert mean_abs_dp(a, b) == pytest.approx(1.6 / 3)
     assert pair_order_agreement(a, a, 0.05) == 1
     assert pair_order_agreement(a, b, 0.05) == 0
+
+
+def test_a_flat_model_has_no_order() -> None:
+    """It used to count as perfect agreement, so a model that ranks nothing passed every gate."""
+    flat = [listing([0.5, 0.5, 0.52], [4, 0, 0])]
+    assert math.isnan(pair_order_agreement(flat, flat, 0.05))
+
+
+def named(query: str, jobs: str, scores: list[float]) -> Listing:
+    return Listing(
+        scores=np.array(scores), grades=np.zeros(len(scores)), query=query, job_ids=tuple(jobs)
+    )
+
+
+def test_rows_are_paired_by_query_and_job() -> None:
+    reference = [named("a", "xy", [1, 2]), named("b", "z", [3])]
+    other = [named("b", "z", [30]), named("a", "yx", [20, 10])]
+    assert [one.scores.tolist() for one in align(other, reference)] == [[10, 20], [30]]
+    for wrong in (other[:1], [*other, named("c", "z", [1])], [other[0], named("a", "xw", [1, 2])]):
+        with pytest.raises(DataError, match="row"):
+            align(wrong, reference)

@@ -1,7 +1,7 @@
 """Inside NVIDIA's container with a GPU: the engine is built, served and compared.
 
 Everywhere else these tests skip with the reason. They have not been run yet where this was written;
-the stand-ins of tests/repo hold the same contracts on a CPU.
+the stand-ins of tests/repository hold the same contracts on a CPU.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from slmrank.client.client import JobRef, RankClient
+from slmrank.artifacts import ArtifactStore
+from slmrank.client.client import Asked, RankClient
 from slmrank.engine.trtllm.builder import Builder, find_builder
 from slmrank.engine.trtllm.compatibility import load_compatibility
-from slmrank.engine.trtllm.compile import build_engine, read_planned
+from slmrank.engine.trtllm.compile import compile_engine, read_planned
 from slmrank.engine.trtllm.reference import EmittedModel
 from slmrank.machine.facts import find_gpus, installed_version
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
-from slmrank.serving.server import Ports, Server
-from slmrank.spec.bundle import load_spec
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.reading import load_spec
 
 from tests.conftest import TinyBundle
 
@@ -48,7 +50,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
-JOBS = [JobRef(job_id=f"job-{number}") for number in range(24)]
+JOBS = [f"job-{number}" for number in range(24)]
 QUERY = (
     "a night shift as a cook near the harbour, with a long query that fills a whole block of keys"
 )
@@ -87,8 +89,8 @@ def compiled(bundle: Bundle, tiny: TinyBundle) -> Any:
     planned = read_planned(run(bundle.engine, tiny.store).path)
     builder = find_builder(planned.plan, docker=False)
     assert isinstance(builder, Builder), builder
-    engines = Path(bundle.spec.engine.trtllm.engines)
-    return planned, build_engine(planned, engines, builder, print)
+    engines = ArtifactStore(Path(bundle.spec.engine.trtllm.engines))
+    return planned, compile_engine(planned, engines, builder, print)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +100,11 @@ def engine_server(
     bundle, tiny = gpu_bundle("trtllm-engine")
     planned, _ = compiled(bundle, tiny)
     repository = run(bundle.repository, tiny.store).path
-    with Server(repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(repository, ANY_PORTS) as server:
         yield server, bundle, tiny, planned
 
 
-def scores(server: Server, jobs: list[JobRef] = JOBS) -> Any:
+def scores(server: Server, jobs: list[Asked] = JOBS) -> Any:
     with RankClient(server.url) as client:
         return np.array([item.score for item in client.score(QUERY, jobs)])
 
@@ -113,7 +115,7 @@ def test_the_engine_is_the_planned_one(
     planned, built = compiled(*gpu_bundle("trtllm-engine"))
     config = json.loads((built.path / "config.json").read_text())
     assert config["version"] == planned.plan.trtllm
-    assert built.manifest["built_with"]["capability"] == planned.plan.capability
+    assert built.manifest["versions"]["capability"] == planned.plan.capability
 
 
 def test_served_scores_are_those_of_the_reference(
@@ -127,13 +129,12 @@ def test_served_scores_are_those_of_the_reference(
 def reference_scores(bundle: Bundle, tiny: TinyBundle, planned: Any) -> Any:
     """P of the emitted checkpoint with reference arithmetic."""
     from slmrank.model.probability import probability
-    from slmrank.store.lmdb_store import SummaryStore
-    from slmrank.summarize.build_store import STORE_FOLDER
+    from slmrank.store.registry import open_store
 
-    checkpoint = checkpoint_of(run(bundle.served, tiny.store))
+    checkpoint = checkpoint_of(run(bundle.final, tiny.store))
     encoder = checkpoint.encoder()
-    with SummaryStore(run(bundle.summaries, tiny.store).path / STORE_FOLDER) as store:
-        items = [encoder.item(np.array(store.ids(job.job_id))).ids for job in JOBS]
+    with closing(open_store("lmdb:", run(bundle.summaries, tiny.store).path)) as store:
+        items = [encoder.item(ids).ids for ids in store.ids_many(JOBS)]
     prompts = [np.concatenate([encoder.prefix(QUERY), item]) for item in items]
     return probability(EmittedModel(planned.checkpoint).label_logits(prompts, checkpoint.labels))
 
@@ -147,7 +148,7 @@ def test_block_reuse_does_not_change_scores(
     np.testing.assert_allclose(first, again, atol=1e-3)
     bundle, tiny = gpu_bundle("trtllm-engine", kv_cache_reuse=False)
     repository = run(bundle.repository, tiny.store).path
-    with Server(repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(repository, ANY_PORTS) as server:
         np.testing.assert_allclose(scores(server), first, atol=1e-2)
 
 
@@ -199,7 +200,5 @@ def test_the_llm_api_scores_the_same(
     wanted = scores(engine_server[0])
     engine_server[0].stop()
     bundle, tiny = gpu_bundle("trtllm-llmapi")
-    with Server(
-        run(bundle.repository, tiny.store).path, Ports(grpc=0, http=0, metrics=0)
-    ) as server:
+    with Server(run(bundle.repository, tiny.store).path, ANY_PORTS) as server:
         np.testing.assert_allclose(scores(server), wanted, atol=1e-2)

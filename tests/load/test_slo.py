@@ -16,7 +16,8 @@ from slmrank.load.capacity import plan_capacity
 from slmrank.load.record import read_record
 from slmrank.load.slo import FoundRate, Observed, rounded, search_rate
 from slmrank.load.tune import Candidate, default_axes, descend, overlay, winner
-from slmrank.spec.bundle import load_spec
+from slmrank.spec.deploy import ScalingSpec
+from slmrank.spec.reading import load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -107,14 +108,17 @@ def test_levels_repeat_exactly() -> None:
 def test_replicas_follow_the_printed_formula(
     asked: dict[str, float], floor: int, peak: int, target: float
 ) -> None:
-    found = plan_capacity(**{"ramp_s": 0.0, "per_instance": 45.0, **asked})
+    load = asked.pop("load")
+    found = plan_capacity(load, 45.0, ScalingSpec.model_validate(asked))
     assert (found.floor, found.peak, found.target) == (floor, peak, pytest.approx(target))
     assert len(found.as_dict()["formulas"]) == 4
 
 
 def test_values_without_sense_are_refused() -> None:
-    with pytest.raises(SweepError, match="load -1 must be above 0; burst 0.5 must be 1 or more"):
-        plan_capacity(load=-1, burst=0.5, cold_start_s=1, ramp_s=0, per_instance=1)
+    with pytest.raises(SweepError, match="load -1 must be above 0"):
+        plan_capacity(-1, 1, ScalingSpec())
+    with pytest.raises(SweepError, match="items/s per instance nan must be above 0"):
+        plan_capacity(1, float("nan"), ScalingSpec())
 
 
 def candidate(settings: dict[str, int], rate: float | None, spread: float = 1.0) -> Candidate:
@@ -199,7 +203,7 @@ def test_a_real_search_its_record_and_the_replicas(
     assert "floor   = ceil(load * reached / per_instance)" in shown.stdout
     missing = control("capacity", answer["record"], "--load", "10", "--items", "99")
     assert missing.returncode == 10
-    never = control(*base, "--latency-ms", "0.001")
+    never = control(*base, "--set", "sweep.slo.latency_ms=0.001")
     assert json.loads(never.stdout)["slo"][0]["rate"] is None
 
 

@@ -16,21 +16,12 @@ from typing import Any
 
 import pytest
 from slmrank.artifacts import ArtifactStore
-from slmrank.cli.display import StepDisplay
-from slmrank.cli.sweep import Axes, prepare_sweep
 from slmrank.data.records import Job
 from slmrank.errors import MissingDependencyError, SweepError
 from slmrank.load.binary import PerfAnalyzer, find_perf_analyzer
 from slmrank.load.evidence import joined_requests, require_ready
-from slmrank.load.perf_analyzer import (
-    LoadSettings,
-    command_line,
-    due_requests,
-    kept_share,
-    merged_requests,
-    read_result,
-    run_point,
-)
+from slmrank.load.perf_analyzer import Measuring, command_line, run_point
+from slmrank.load.perf_result import due_requests, kept_share, merged_requests, read_result
 from slmrank.load.points import (
     Load,
     Point,
@@ -40,17 +31,24 @@ from slmrank.load.points import (
     cut_text,
     make_input,
     plan_points,
-    point_key,
 )
-from slmrank.load.run import Bench, run_sweep
-from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer
-from slmrank.serving.server import Ports, Server
+from slmrank.load.run import Bench, Running, Subject, estimate_s, find_point, run_sweep
+from slmrank.load.session import Session
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.measure import open_bundle_session
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import load_tokenizer, template_of
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.load import SweepSpec
+from slmrank.spec.model import PromptSpec
+from slmrank.spec.reading import change_spec
+from slmrank.tokens import Ids
 
 from tests.conftest import Control, TinyBundle
 
 CLOSED, OPEN = Load(kind="concurrency", level=2), Load(kind="rate", level=10)
 POINT = Point(items=3, tokens=24, load=CLOSED)
-SETTINGS = LoadSettings(window_ms=500, trials=5, stability_percent=40)
+MEASURING = Measuring(spec=SweepSpec(window_ms=500, trials=5, stability_percent=40))
 JOBS = [
     Job(job_id=f"j{n}", title="Cook", description=f"Bake bread number {n} and wash up. " * 9)
     for n in range(5)
@@ -60,7 +58,10 @@ JOBS = [
 @pytest.fixture(scope="module")
 def encoder(tokenizer_folder: Path) -> PromptEncoder:
     return PromptEncoder(
-        load_tokenizer(tokenizer_folder), PromptTemplate(), max_item_tokens=80, max_query_tokens=30
+        load_tokenizer(tokenizer_folder),
+        template_of(PromptSpec()),
+        max_item_tokens=80,
+        max_query_tokens=30,
     )
 
 
@@ -131,8 +132,15 @@ def test_queries_have_the_asked_length(encoder: PromptEncoder, tokens: int) -> N
 
 
 def test_stored_jobs_are_sent_by_id_with_their_true_tokens(encoder: PromptEncoder) -> None:
-    known = {"j1": encoder.body("a b c"), "j2": encoder.body("a longer text of some words")}
-    given = given_input(replace(POINT, tokens=None), encoder, stored=known.get)
+    known: dict[str, Ids] = {
+        "j1": encoder.body("a b c"),
+        "j2": encoder.body("a longer text of some words"),
+    }
+    given = given_input(
+        replace(POINT, tokens=None),
+        encoder,
+        stored=lambda names: [known.get(name) for name in names],
+    )
     for entry in given.data["data"]:
         assert "job_text" not in entry
         assert set(entry["job_id"]["content"]) <= set(known)
@@ -140,7 +148,7 @@ def test_stored_jobs_are_sent_by_id_with_their_true_tokens(encoder: PromptEncode
     with pytest.raises(SweepError, match="no summary store"):
         given_input(replace(POINT, tokens=None), encoder)
     with pytest.raises(SweepError, match="holds none of the jobs"):
-        given_input(replace(POINT, tokens=None), encoder, stored=lambda _: None)
+        given_input(replace(POINT, tokens=None), encoder, stored=lambda names: [None] * len(names))
 
 
 def test_arrivals_are_poisson_with_the_exact_mean() -> None:
@@ -152,20 +160,26 @@ def test_arrivals_are_poisson_with_the_exact_mean() -> None:
     assert gaps == arrivals_us(25.0, 4000, "seed") != arrivals_us(25.0, 4000, "other")
 
 
-def test_another_engine_is_another_point() -> None:
+def test_another_engine_runtime_tool_or_setting_is_another_point(encoder: PromptEncoder) -> None:
+    first = Subject(identity={"engine": "a"}, versions={"openvino": "1"}, tool="t")
+    given = given_input(POINT, encoder)
     keys = {
-        point_key(POINT, "engine-a", {}, "d"),
-        point_key(POINT, "engine-b", {}, "d"),
-        point_key(POINT, "engine-a", {"window_ms": 1}, "d"),
-        point_key(POINT, "engine-a", {}, "e"),
-        point_key(replace(POINT, items=4), "engine-a", {}, "d"),
+        subject.key("point", settings, data)
+        for subject, settings, data in [
+            (first, {}, given),
+            (replace(first, identity={"engine": "b"}), {}, given),
+            (replace(first, versions={"openvino": "2"}), {}, given),
+            (replace(first, tool="u"), {}, given),
+            (first, {"window_ms": 1}, given),
+            (first, {}, given_input(POINT, encoder, seed=1)),
+        ]
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_the_command_uses_bare_file_names() -> None:
     analyzer = PerfAnalyzer(path=Path("/x/perf_analyzer"), version="v", environment={})
-    argv = command_line(analyzer, "h:1", POINT, SETTINGS)
+    argv = command_line(analyzer, "h:1", POINT, MEASURING)
     for flag in ("-f", "--profile-export-file", "--input-data"):
         assert "/" not in argv[argv.index(flag) + 1]
     assert argv[argv.index("--concurrency-range") + 1] == "2"
@@ -178,14 +192,14 @@ def test_the_command_uses_bare_file_names() -> None:
 def test_an_open_loop_is_sent_asynchronously_on_our_schedule() -> None:
     # The synchronous default waits for answers and still reports the asked rate (trap 4).
     analyzer = PerfAnalyzer(path=Path("/x/perf_analyzer"), version="v", environment={})
-    argv = command_line(analyzer, "h:1", replace(POINT, load=OPEN), SETTINGS)
+    argv = command_line(analyzer, "h:1", replace(POINT, load=OPEN), MEASURING)
     assert "-a" in argv
     assert argv[argv.index("--request-intervals") + 1] == "arrivals_us.txt"
     assert "--concurrency-range" not in argv
     assert "--request-rate-range" not in argv
-    wide = replace(SETTINGS, min_requests=90).window_for(replace(POINT, load=OPEN))
+    wide = replace(MEASURING, min_requests=90).window_for(replace(POINT, load=OPEN))
     assert wide * 3 * 1.2 / 1000 * 10 >= 90
-    assert SETTINGS.window_for(POINT) == 500
+    assert MEASURING.window_for(POINT) == 500
 
 
 def export(ends_ms: list[int], borders_ms: list[int]) -> dict[str, Any]:
@@ -268,7 +282,7 @@ def test_a_tool_that_says_0_without_a_row_is_not_believed(
     # The wheels' launcher always ends with 0 (trap 1).
     given = given_input(POINT, encoder, requests=2)
     with pytest.raises(SweepError, match="no readable export"):
-        run_point(fake_tool(tmp_path, "exit 0"), "h:1", POINT, SETTINGS, given.data, tmp_path)
+        run_point(fake_tool(tmp_path, "exit 0"), "h:1", POINT, MEASURING, given.data, tmp_path)
 
 
 def test_a_killed_tool_is_started_once_more_and_then_told(
@@ -276,7 +290,7 @@ def test_a_killed_tool_is_started_once_more_and_then_told(
 ) -> None:
     given = given_input(POINT, encoder, requests=2)
     tool = fake_tool(tmp_path, "echo x >> tries; kill -9 $$")
-    outcome = run_point(tool, "h:1", POINT, SETTINGS, given.data, tmp_path)
+    outcome = run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
     assert (outcome.verdict, outcome.stable) == ("failed", False)
     assert "killed by signal 9" in outcome.reason
     assert (tmp_path / "tries").read_text() == "x\nx\n"
@@ -288,7 +302,7 @@ def test_an_unstable_tool_is_tried_with_wider_windows_and_has_no_number(
 ) -> None:
     given = given_input(POINT, encoder, requests=2)
     tool = fake_tool(tmp_path, 'echo "$@" >> argv; echo "WARNING: not stable"; exit 2')
-    outcome = run_point(tool, "h:1", POINT, SETTINGS, given.data, tmp_path)
+    outcome = run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
     assert outcome.verdict == "unstable"
     assert outcome.warnings == ("WARNING: not stable",)
     windows = [
@@ -303,10 +317,10 @@ def test_refused_requests_of_an_open_loop_are_a_verdict(
 ) -> None:
     given = given_input(POINT, encoder, requests=2)
     tool = fake_tool(tmp_path, "echo 'Failed: Exceeds maximum queue size'; exit 99")
-    outcome = run_point(tool, "h:1", replace(POINT, load=OPEN), SETTINGS, given.data, tmp_path)
+    outcome = run_point(tool, "h:1", replace(POINT, load=OPEN), MEASURING, given.data, tmp_path)
     assert outcome.verdict == "refused"
     with pytest.raises(SweepError, match="ended with status 99"):
-        run_point(tool, "h:1", POINT, SETTINGS, given.data, tmp_path)
+        run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
 
 
 def test_the_real_batch_size_comes_from_the_servers_counts() -> None:
@@ -354,7 +368,7 @@ def test_no_server_is_an_error_and_never_a_number(encoder: PromptEncoder, tmp_pa
     given = given_input(POINT, encoder, requests=2)
     with pytest.raises(SweepError, match="ended with status"):
         run_point(
-            find_perf_analyzer(tmp_path), "127.0.0.1:1", POINT, SETTINGS, given.data, tmp_path
+            find_perf_analyzer(tmp_path), "127.0.0.1:1", POINT, MEASURING, given.data, tmp_path
         )
 
 
@@ -399,7 +413,7 @@ def test_a_real_sweep_and_its_resume(
 @pytest.mark.perf
 @pytest.mark.triton
 def test_a_sweep_of_a_running_server(control: Control, tiny: TinyBundle, tiny_server: Any) -> None:
-    flags = ("--url", tiny_server.url, "--items", "2", "--artifacts", tiny.artifacts)
+    flags = ("--url", tiny_server.url, "--set", "sweep.items=[2]", "--artifacts", tiny.artifacts)
     done = control("sweep", tiny.spec, *flags, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -407,26 +421,29 @@ def test_a_sweep_of_a_running_server(control: Control, tiny: TinyBundle, tiny_se
     assert [point["items"] for point in result["points"]] == [2]
 
 
-def test_a_plan_says_what_is_left(tiny: TinyBundle, tiny_repository: Path, tmp_path: Path) -> None:
-    plan, _ = prepare_sweep(tiny.bundle, tiny.store, StepDisplay(), Axes(items=(1, 2, 3)))
-    empty = ArtifactStore(tmp_path)
-    assert plan.pending(empty) == [0, 1, 2]
-    assert plan.estimate_s(empty) > 0
-    nothing = plan.only([], [])
-    assert run_sweep(nothing, empty, _no_server, _silent).points == []
-    other = replace(plan, tool="another perf_analyzer")
-    assert not set(other.keys) & set(plan.keys)
+def session_of(tiny: TinyBundle, *items: int) -> Session:
+    spec = change_spec(tiny.bundle.spec, {"sweep": {"items": list(items)}})
+    return open_bundle_session(Bundle(spec), tiny.store)
+
+
+def test_a_session_says_what_is_left(
+    tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    session = replace(session_of(tiny, 1, 2, 3), store=ArtifactStore(tmp_path))
+    assert [task.point.items for task in session.pending] == [1, 2, 3]
+    assert estimate_s(session.pending) > 0
+    assert run_sweep([], session.store, session.subject, _no_server, _silent) == []
 
 
 def test_an_unstable_point_is_measured_again(
     tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    plan, _ = prepare_sweep(tiny.bundle, tiny.store, StepDisplay(), Axes(items=(1, 2)))
-    store = ArtifactStore(tmp_path)
-    for key, verdict in zip(plan.keys, ("ok", "unstable"), strict=True):
-        with store.create("point", key, {}) as draft:
+    session = replace(session_of(tiny, 1, 2), store=ArtifactStore(tmp_path))
+    for task, verdict in zip(session.tasks, ("ok", "unstable"), strict=True):
+        key = session.subject.key("point", task.settings, task.given)
+        with session.store.create("point", key, {}) as draft:
             draft.figures["verdict"] = verdict
-    assert plan.pending(store) == [1]
+    assert [task.point.items for task in session.pending] == [2]
 
 
 def _no_server() -> Any:
@@ -437,9 +454,9 @@ def _silent(_number: int, _total: int, _name: str) -> None: ...
 
 
 def test_axes_must_be_numbers(control: Control, tiny: TinyBundle) -> None:
-    done = control("sweep", tiny.spec, "--items", "1,x")
+    done = control("sweep", tiny.spec, "--set", "sweep.items=[1,x]")
     assert done.returncode == 2
-    assert "--items '1,x'" in done.stderr
+    assert "sweep.items" in done.stderr
 
 
 @pytest.mark.perf
@@ -448,9 +465,10 @@ def test_an_open_loop_on_the_real_server(
     control: Control, tiny: TinyBundle, tiny_repository: Path
 ) -> None:
     # A server of its own: it is driven far beyond what it can answer.
-    with Server(tiny_repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(tiny_repository, ANY_PORTS) as server:
         base = ["sweep", tiny.spec, "--url", server.url, "--artifacts", tiny.artifacts, "--json"]
-        done = control(*base, "--items", "2", "--tokens", "24", "--rates", "8,2500")
+        changes = ["items=[2]", "tokens=[24]", "rates=[8,2500]", "concurrency=[]"]
+        done = control(*base, *(f"--set=sweep.{one}" for one in changes))
     assert done.returncode == 0, done.stderr
     slow, fast = json.loads(done.stdout)["points"]
     assert slow["verdict"] == "ok", slow
@@ -473,12 +491,9 @@ def test_stored_summaries_and_query_lengths_are_swept(
         "--metrics-url",
         metrics,
         "--json",
-        "--items",
-        "3",
-        "--texts",
-        "store",
-        "--query-tokens",
-        "9",
+        "--set=sweep.items=[3]",
+        "--set=sweep.texts=store",
+        "--set=sweep.query_tokens=[9]",
         "--artifacts",
         tiny.artifacts,
     )
@@ -507,23 +522,23 @@ def test_a_wrong_url_is_an_error(control: Control, tiny: TinyBundle, tiny_reposi
 def test_a_tool_that_fails_beside_a_healthy_server_gives_a_failed_point(
     tiny: TinyBundle, tiny_server: Any, tmp_path: Path
 ) -> None:
-    plan, _ = prepare_sweep(tiny.bundle, tiny.store, StepDisplay(), Axes(items=(1,)))
-    store = ArtifactStore(tmp_path / "store")
-    bench = Bench(store, fake_tool(tmp_path, "exit 99"), _Known(tiny_server.url))
-    found = bench.measure(plan, 0)
+    session = replace(session_of(tiny, 1), store=ArtifactStore(tmp_path / "store"))
+    (task,) = session.tasks
+
+    def bench(url: str) -> Bench:
+        return Bench(
+            store=session.store,
+            subject=session.subject,
+            analyzer=fake_tool(tmp_path, "exit 99"),
+            running=Running(url=url),
+        )
+
+    found = bench(tiny_server.url).measure(task)
     assert found.figures["verdict"] == "failed"
     assert "status 99" in found.figures["reason"]
-    assert plan.pending(store) == [0]
-    gone = Bench(store, fake_tool(tmp_path, "exit 99"), _Known("127.0.0.1:1"))
+    assert find_point(session.store, session.subject, task) is None
     with pytest.raises(SweepError, match="no Triton answers"):
-        gone.measure(plan, 0)
-
-
-class _Known:
-    metrics_url = None
-
-    def __init__(self, url: str) -> None:
-        self.url = url
+        bench("127.0.0.1:1").measure(task)
 
 
 @pytest.mark.triton
@@ -531,7 +546,7 @@ def test_the_first_run_is_thrown_away(
     tiny: TinyBundle, tiny_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first seconds of a server, and of a rate, are not what it does later (trap 5).
-    plan, _ = prepare_sweep(tiny.bundle, tiny.store, StepDisplay(), Axes(items=(1,)))
+    session = session_of(tiny, 1)
     folders: list[Path] = []
 
     def remember(*given: Any) -> Any:
@@ -539,9 +554,14 @@ def test_the_first_run_is_thrown_away(
         raise SweepError("not here", "")
 
     monkeypatch.setattr("slmrank.load.run.run_point", remember)
-    store = ArtifactStore(tmp_path)
-    swept = run_sweep(plan, store, lambda: nullcontext(_Known(tiny_server.url)), _silent)
-    assert [one.figures["verdict"] for one in swept.points] == ["failed"]
+    swept = run_sweep(
+        session.tasks,
+        ArtifactStore(tmp_path),
+        session.subject,
+        lambda: nullcontext(Running(url=tiny_server.url)),
+        _silent,
+    )
+    assert [one.figures["verdict"] for one in swept] == ["failed"]
     assert [tmp_path in folder.parents for folder in folders] == [False, True]
 
 
@@ -553,7 +573,8 @@ def test_a_grid_survives_kill_9_of_tool_and_driver(
 ) -> None:
     """3 x 3 x 2 points; perf_analyzer is killed once, then the driver; nothing is measured twice."""
     command = [str(Path(sys.executable).parent / "control"), "sweep", str(tiny.spec)]
-    command += ["--items", "1,2,3", "--tokens", "16,24,32", "--concurrency", "1,2"]
+    changes = ["items=[1,2,3]", "tokens=[16,24,32]", "concurrency=[1,2]"]
+    command += [f"--set=sweep.{one}" for one in changes]
     artifacts = tmp_path / "artifacts"
     shutil.copytree(tiny.artifacts, artifacts, symlinks=True)
     shutil.rmtree(artifacts / "point", ignore_errors=True)
@@ -590,7 +611,8 @@ def test_a_server_that_dies_ends_the_sweep_without_a_number(
     shutil.copytree(tiny.artifacts, artifacts, symlinks=True)
     shutil.rmtree(artifacts / "point", ignore_errors=True)
     command = [str(Path(sys.executable).parent / "control"), "sweep", str(tiny.spec)]
-    command += ["--items", "1,2,3", "--tokens", "16,24", "--artifacts", str(artifacts)]
+    command += ["--set=sweep.items=[1,2,3]", "--set=sweep.tokens=[16,24]"]
+    command += ["--artifacts", str(artifacts)]
     store = ArtifactStore(artifacts)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
         _wait(lambda: store.all("point"))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from slmrank.machine.facts import Gpu, ask, find_gpus
-from slmrank.pipeline.doctor import Finding, Machine, diagnose, look
-from slmrank.spec.bundle import TrtllmSpec
+from slmrank.machine.inspection import Finding, Machine
+from slmrank.pipeline.doctor import diagnose, look
+from slmrank.spec.engine import EngineSpec
 
 from tests.conftest import ROOT, Control
 
@@ -56,7 +57,8 @@ GPU = dataclasses.replace(
 
 
 def findings(machine: Machine, target: Any, **trtllm: Any) -> dict[str, Finding]:
-    return {one.name: one for one in diagnose(machine, [target], TrtllmSpec(**trtllm))}
+    spec = EngineSpec.model_validate({"trtllm": trtllm})
+    return {one.name: one for one in diagnose(machine, [target], spec)}
 
 
 def wrong(found: dict[str, Finding]) -> set[str]:

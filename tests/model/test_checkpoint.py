@@ -12,7 +12,8 @@ from slmrank.errors import CheckpointError
 from slmrank.model.base_model import import_directory
 from slmrank.model.checkpoint import open_checkpoint, write_ranker
 from slmrank.model.tensor_files import count_parameters
-from slmrank.prompt.encoder import PromptTemplate
+from slmrank.prompt.template import template_of
+from slmrank.spec.model import PromptSpec
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -31,10 +32,10 @@ def test_parameters_are_counted_from_headers(make_checkpoint: Callable[..., Any]
 
     for family in ("llama", "qwen2"):
         checkpoint = make_checkpoint(family)
-        model = load_model(checkpoint)
+        model = load_model(checkpoint).network
         counted = count_parameters(checkpoint.path)
         assert counted["total"] == sum(p.numel() for p in model.parameters())
-        assert counted["blocks"] == sum(p.numel() for p in model.model.layers.parameters())
+        assert counted["layers"] == sum(p.numel() for p in model.model.layers.parameters())
 
 
 def test_another_tokenizer_is_refused(make_checkpoint: Callable[..., Any]) -> None:
@@ -53,7 +54,7 @@ def test_wrong_label_ids_are_refused(make_checkpoint: Callable[..., Any]) -> Non
 
 
 def test_labels_that_are_not_single_tokens_are_refused(make_model: Callable[..., Path]) -> None:
-    template = PromptTemplate(yes=" Absolutely not sure")
+    template = template_of(PromptSpec(yes=" Absolutely not sure"))
     with pytest.raises(CheckpointError, match="a label must be exactly one"):
         write_ranker(make_model(), template, max_item_tokens=64, max_query_tokens=32)
 
@@ -94,5 +95,5 @@ def test_unknown_families_and_missing_parts(
 
 def test_an_imported_copy_opens(make_model: Callable[..., Path], tmp_path: Path) -> None:
     import_directory(make_model("qwen2"), tmp_path)
-    write_ranker(tmp_path, PromptTemplate(), max_item_tokens=64, max_query_tokens=32)
+    write_ranker(tmp_path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32)
     assert open_checkpoint(tmp_path).geometry.family == "qwen2"

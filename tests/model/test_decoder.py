@@ -29,12 +29,12 @@ def test_shared_prefix_equals_scoring_alone(
     prefixes = [ids(5), ids(19)]
     owners = [0, 1, 1, 0, 1]
     items = [ids(length) for length in (1, 30, 8, 17, 2)]
+    ranker = load_model(checkpoint)
     with torch.no_grad():
         shared = score_items(
-            load_model(checkpoint),
-            checkpoint.labels,
-            pad_rows(prefixes),
-            pad_rows(items),
+            ranker,
+            pad_rows(prefixes, ranker.placement),
+            pad_rows(items, ranker.placement),
             torch.tensor(owners),
         )
     alone = ReferenceScorer(checkpoint).logits(
@@ -48,7 +48,7 @@ def test_the_reference_is_the_label_logit_difference(make_checkpoint: Callable[.
     checkpoint = make_checkpoint("llama")
     prompt = ids(12)
     with torch.no_grad():
-        row = load_model(checkpoint)(torch.tensor(prompt)[None].long()).logits[0, -1]
+        row = load_model(checkpoint).network(torch.tensor(prompt)[None].long()).logits[0, -1]
     expected = float(row[checkpoint.labels.yes] - row[checkpoint.labels.no])
     assert ReferenceScorer(checkpoint).logits([prompt])[0] == pytest.approx(expected, abs=1e-5)
 

@@ -23,13 +23,15 @@ def writes(name: str, content: Callable[[], str]) -> Callable[[Making], None]:
 
 
 def chain(content: Callable[[], str] = lambda: "same", setting: int = 1) -> Step:
-    first = Step(kind="first", title="1", settings={"s": setting}, make=writes("first", content))
+    first = Step(
+        kind="first", title="1", settings={"s": setting}, make=writes("first", content), code=()
+    )  # fmt: skip
     middle = Step(
-        kind="middle", title="2", settings={}, make=writes("middle", lambda: "m"),
+        kind="middle", title="2", settings={}, code=(), make=writes("middle", lambda: "m"),
         inputs={"first": first},
     )  # fmt: skip
     return Step(
-        kind="last", title="3", settings={}, make=writes("last", lambda: "l"),
+        kind="last", title="3", settings={}, code=(), make=writes("last", lambda: "l"),
         inputs={"middle": middle, "first": first},
     )  # fmt: skip
 
@@ -91,7 +93,7 @@ def test_the_lineage_is_written_down(tmp_path: Path) -> None:
 
 def test_a_missing_tool_names_the_extra(tmp_path: Path) -> None:
     step = Step(
-        kind="x", title="engine", settings={}, make=writes("x", str), tools=("no-such-tool",),
+        kind="x", title="engine", settings={}, code=(), make=writes("x", str), tools=("no-such-tool",),
         extra="local",
     )  # fmt: skip
     with pytest.raises(MissingDependencyError, match="no-such-tool") as caught:

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.data.records import Job
 from slmrank.errors import CheckpointError, ScoreError
-from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, job_text, load_tokenizer
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import find_labels
+from slmrank.prompt.template import job_text, load_tokenizer, template_of
+from slmrank.spec.model import PromptSpec
 from tokenizers import Tokenizer
 
 
@@ -22,7 +24,9 @@ def tokenizer(tokenizer_folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer: Tokenizer) -> PromptEncoder:
-    return PromptEncoder(tokenizer, PromptTemplate(), max_item_tokens=40, max_query_tokens=30)
+    return PromptEncoder(
+        tokenizer, template_of(PromptSpec()), max_item_tokens=40, max_query_tokens=30
+    )
 
 
 def test_the_prefix_reads_as_the_template(encoder: PromptEncoder, tokenizer: Tokenizer) -> None:
@@ -69,7 +73,7 @@ def test_bad_queries_are_refused(encoder: PromptEncoder, query: str, text: str) 
 
 
 def test_labels_are_found(tokenizer: Tokenizer) -> None:
-    labels = find_labels(tokenizer, PromptTemplate())
+    labels = find_labels(tokenizer, template_of(PromptSpec()))
     assert tokenizer.id_to_token(labels.yes) == "\u0120Yes"
     assert labels.yes != labels.no
 
@@ -84,7 +88,7 @@ def test_labels_are_found(tokenizer: Tokenizer) -> None:
 )
 def test_bad_labels_are_refused(tokenizer: Tokenizer, yes: str, no: str, text: str) -> None:
     with pytest.raises(CheckpointError, match=text):
-        find_labels(tokenizer, PromptTemplate(yes=yes, no=no))
+        find_labels(tokenizer, template_of(PromptSpec(yes=yes, no=no)))
 
 
 def test_job_text_leaves_out_what_is_missing() -> None:

@@ -8,63 +8,39 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from slmrank.client.client import JobRef, RankClient
+from slmrank.client.client import ItemText, RankClient
 from slmrank.engine.fan_out import label_probability, whole_prompts
-from slmrank.engine.trtllm.backend_config import Backend, backend_model
-from slmrank.engine.trtllm.compile import read_planned
+from slmrank.engine.trtllm.backend_config import backend_model
+from slmrank.engine.trtllm.compile import compiled_path, read_planned
 from slmrank.engine.trtllm.reference import EmittedModel
 from slmrank.errors import ControlError, EngineError, ServerError
 from slmrank.model.probability import probability
 from slmrank.model.reference import ReferenceScorer
-from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
 from slmrank.prompt.labels import Labels
-from slmrank.repository.generate import check_repository, render_configs
-from slmrank.repository.rankers import EngineRanker, LlmApiRanker, Ranker
-from slmrank.serving.server import Ports, Server
-from slmrank.spec.bundle import Target
+from slmrank.repository.generate import check_repository
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.engine import TrtllmSpec
+from slmrank.store.registry import open_store
 from slmrank.triton.config import parse_config, print_config
 from slmrank.triton.status import Status
 
 from tests.conftest import TinyBundle
-from tests.repository.test_repository import GOLDEN, IDENTITY, SETTINGS
+from tests.repository.test_repository import GOLDEN, rendered
 
 STANDINS = Path(__file__).parent / "standins"
-LABELS = Labels(yes=11, no=22)
-RANKERS: dict[str, Ranker] = {
-    "trtllm_engine": EngineRanker(
-        labels=LABELS,
-        engine_path="/engines/0123456789ab",
-        instances=2,
-        max_in_flight=64,
-        max_batch_size=128,
-        logits_dtype="float32",
-        kv_cache_reuse=True,
-        kv_cache_fraction=0.25,
-        full_template=False,
-    ),
-    "trtllm_llmapi": LlmApiRanker(
-        labels=LABELS,
-        max_batch_size=128,
-        max_num_tokens=8192,
-        max_seq_len=236,
-        tokens_per_block=32,
-        kv_cache_reuse=True,
-        kv_cache_fraction=0.25,
-    ),
+TRTLLM = {
+    "target": "trtllm-engine",
+    "trtllm": {"ranker_instances": 2, "max_batch_size": 128, "kv_cache_fraction": 0.25},
 }
-BACKEND = Backend(
-    engine_path="/engines/0123456789ab",
-    max_batch_size=128,
-    logits_dtype="float16",
-    kv_cache_reuse=False,
-    kv_cache_fraction=0.5,
-)
+TARGETS = ("trtllm-engine", "trtllm-llmapi")
 
 
 def golden(name: str, config: Any) -> None:
@@ -77,21 +53,26 @@ def golden(name: str, config: Any) -> None:
     assert "${" not in text
 
 
-@pytest.mark.parametrize("target", RANKERS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_rendered_text_is_the_golden_one(target: str) -> None:
-    configs = render_configs(SETTINGS, RANKERS[target], IDENTITY)
+    configs = rendered(target, engine=TRTLLM)
     for name in set(configs) - {"prepare", "rank"}:
-        golden(f"{target}-{name}", configs[name])
+        golden(f"{target.replace('-', '_')}-{name}", configs[name])
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_the_backend_model_is_the_golden_one(full: bool) -> None:
-    config = backend_model(BACKEND, full=full)
-    golden("backend-full" if full else "backend-minimal", config)
+def test_the_backend_model_is_the_golden_one() -> None:
+    own = TrtllmSpec(
+        max_batch_size=128,
+        logits_dtype="float16",
+        kv_cache_reuse=False,
+        kv_cache_fraction=0.5,
+    )
+    config = backend_model(own, "/engines/0123456789ab")
+    golden("backend", config)
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name: tensor for tensor in config.output}
-    assert len(inputs) == (62 if full else 4)
-    assert len(outputs) == (21 if full else 3)
+    assert len(inputs) == 4
+    assert len(outputs) == 3
     assert inputs["input_ids"].allow_ragged_batch
     assert inputs["input_lengths"].HasField("reshape")
     assert not inputs["request_output_len"].optional
@@ -103,15 +84,13 @@ def test_the_backend_model_is_the_golden_one(full: bool) -> None:
 
 
 def test_the_client_sees_the_same_tensors_for_every_target() -> None:
-    def contract(ranker: Ranker) -> Any:
-        rank = render_configs(SETTINGS, ranker, IDENTITY)["rank"]
+    def contract(target: str) -> Any:
+        rank = rendered(target, engine=TRTLLM)["rank"]
         return [*rank.input, *rank.output, rank.ensemble_scheduling, rank.max_batch_size]
 
-    first, second = (contract(ranker) for ranker in RANKERS.values())
+    first, second = (contract(target) for target in TARGETS)
     assert first == second
-    assert contract(RANKERS["trtllm_engine"])[:3] == list(
-        parse_config((GOLDEN / "rank.pbtxt").read_text()).input
-    )
+    assert first[:4] == list(parse_config((GOLDEN / "rank.pbtxt").read_text()).input)
 
 
 def test_prompts_are_put_together_and_taken_apart() -> None:
@@ -129,9 +108,9 @@ def test_prompts_are_put_together_and_taken_apart() -> None:
         label_probability(logits, Labels(yes=1, no=3))
 
 
-def made(tiny: TinyBundle, target: Target, into: Path) -> Path:
+def made(tiny: TinyBundle, target: str, into: Path) -> Path:
     """A copy of the target's repository that a test may change."""
-    source = run(tiny.bundle.for_target(target).repository, tiny.store).path
+    source = run(tiny.for_target(target).repository, tiny.store).path
     shutil.copytree(source, into)
     (into / "manifest.json").unlink()
     return into
@@ -139,10 +118,12 @@ def made(tiny: TinyBundle, target: Target, into: Path) -> Path:
 
 def put_backend_stand_in(repository: Path, tiny: TinyBundle, log: Path) -> None:
     """Replace the C++ backend: the generated tensors stay, the backend becomes a Python model."""
-    planned = read_planned(run(tiny.bundle.for_target("trtllm-engine").engine, tiny.store).path)
+    planned = read_planned(run(tiny.for_target("trtllm-engine").engine, tiny.store).path)
     path = repository / "tensorrt_llm" / "config.pbtxt"
     config = parse_config(path.read_text())
-    assert config.parameters["gpt_model_path"].string_value == f"/engines/{planned.tag}"
+    assert config.parameters["gpt_model_path"].string_value == compiled_path(
+        "/engines", planned.tag
+    )
     config.backend = "python"
     for name, value in {
         "stand_in_checkpoint": str(planned.checkpoint),
@@ -165,7 +146,7 @@ def engine_server(
     folder = tmp_path_factory.mktemp("engine")
     repository = made(tiny, "trtllm-engine", folder / "repository")
     put_backend_stand_in(repository, tiny, folder / "joined.json")
-    with Server(repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(repository, ANY_PORTS) as server:
         yield server, folder / "joined.json"
 
 
@@ -173,23 +154,24 @@ def engine_server(
 def llmapi_server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = made(tiny, "trtllm-llmapi", tmp_path_factory.mktemp("llmapi") / "repository")
     put_llm_stand_in(repository)
-    with Server(repository, Ports(grpc=0, http=0, metrics=0)) as server:
+    with Server(repository, ANY_PORTS) as server:
         yield server
 
 
-JOBS = [*(JobRef(job_id=f"job-{number}") for number in range(14)), JobRef(text="Job: a baker")]
+STORED = [f"job-{number}" for number in range(14)]
+JOBS = [*STORED, ItemText(text="Job: a baker")]
 QUERIES = ["nurse shift 3", "welder", "a night shift as a cook near the harbour"]
 
 
 def prompts(tiny: TinyBundle, query: str) -> tuple[Any, list[Any]]:
     """(checkpoint, whole prompts) of JOBS, put together apart from the server."""
-    from slmrank.store.lmdb_store import SummaryStore
-    from slmrank.summarize.build_store import STORE_FOLDER
-
-    checkpoint = checkpoint_of(run(tiny.bundle.served, tiny.store))
+    checkpoint = checkpoint_of(run(tiny.bundle.final, tiny.store))
     encoder = checkpoint.encoder()
-    with SummaryStore(run(tiny.bundle.summaries, tiny.store).path / STORE_FOLDER) as store:
-        bodies = [store.ids(job.job_id) if job.job_id else encoder.body(job.text) for job in JOBS]
+    with closing(open_store("lmdb:", run(tiny.bundle.summaries, tiny.store).path)) as store:
+        known = dict(zip(STORED, store.ids_many(STORED), strict=True))
+        bodies = [
+            encoder.body(one.text) if isinstance(one, ItemText) else known[one] for one in JOBS
+        ]
         items = [encoder.item(np.array(body)).ids for body in bodies]
     return checkpoint, [np.concatenate([encoder.prefix(query), item]) for item in items]
 
@@ -204,7 +186,7 @@ def test_scores_through_the_fan_out_are_those_of_the_emitted_checkpoint(
     with RankClient(engine_server[0].url) as client:
         found = [item.score for item in client.score(query, JOBS)]
         assert client.describe()["engine_target"] == "trtllm-engine"
-    planned = read_planned(run(tiny.bundle.for_target("trtllm-engine").engine, tiny.store).path)
+    planned = read_planned(run(tiny.for_target("trtllm-engine").engine, tiny.store).path)
     emitted = EmittedModel(planned.checkpoint).label_logits(wanted, checkpoint.labels)
     np.testing.assert_allclose(found, probability(emitted), atol=1e-5)
     # Weights rounded to bfloat16 against float32.
@@ -223,7 +205,7 @@ def test_scores_through_the_llm_api_are_the_same(
     with RankClient(llmapi_server.url) as client:
         found = [item.score for item in client.score(query, JOBS)]
         assert client.describe()["engine_target"] == "trtllm-llmapi"
-    planned = read_planned(run(tiny.bundle.for_target("trtllm-engine").engine, tiny.store).path)
+    planned = read_planned(run(tiny.for_target("trtllm-engine").engine, tiny.store).path)
     emitted = EmittedModel(planned.checkpoint).label_logits(wanted, checkpoint.labels)
     np.testing.assert_allclose(found, probability(emitted), atol=1e-5)
 
@@ -235,16 +217,16 @@ def test_bad_items_are_reported_and_the_others_scored(
     engine_server: tuple[Server, Path], llmapi_server: Server, target: str
 ) -> None:
     server = engine_server[0] if target == "trtllm-engine" else llmapi_server
-    jobs = [JobRef(job_id="nobody"), JobRef(job_id="job-1"), JobRef(text="")]
+    jobs = ["nobody", "job-1", ItemText(text="")]
     with RankClient(server.url) as client:
         unknown, known, empty = client.score("nurse", jobs)
         assert unknown.status is Status.UNKNOWN_JOB
         assert np.isnan(unknown.score)
         assert 0 < known.score < 1
         assert empty.status is Status.EMPTY
-        alone = client.score("nurse", [JobRef(job_id="job-1")])[0]
+        alone = client.score("nurse", ["job-1"])[0]
         assert alone.score == pytest.approx(known.score, abs=1e-6)
-        none = client.score("nurse", [JobRef(job_id="nobody")])
+        none = client.score("nurse", ["nobody"])
         assert np.isnan(none[0].score)
 
 
@@ -286,11 +268,11 @@ def test_a_fan_out_that_breaks_the_backends_contract_fails_with_its_words(
     assert old in stage.read_text()
     stage.write_text(stage.read_text().replace(old, new))
     with (
-        Server(repository, Ports(grpc=0, http=0, metrics=0)) as server,
+        Server(repository, ANY_PORTS) as server,
         RankClient(server.url) as c,
         pytest.raises(ControlError, match=text.replace("[", r"\[")),
     ):
-        c.score("nurse", [JobRef(job_id="job-1")])
+        c.score("nurse", ["job-1"])
 
 
 def test_serving_without_the_engine_says_where_it_should_be(
@@ -298,5 +280,7 @@ def test_serving_without_the_engine_says_where_it_should_be(
 ) -> None:
     repository = made(tiny, "trtllm-engine", tmp_path / "repository")
     assert set(check_repository(repository)) == {"rank", "prepare", "ranker", "tensorrt_llm"}
-    with pytest.raises(ServerError, match=r"engine /engines/[0-9a-f]{12} is not on this machine"):
-        Server(repository, Ports(grpc=0, http=0, metrics=0)).start()
+    with pytest.raises(
+        ServerError, match=r"engine /engines/compiled/[0-9a-f]{12} is not on this machine"
+    ):
+        Server(repository, ANY_PORTS).start()

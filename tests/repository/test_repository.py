@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import RepositoryError
-from slmrank.repository.generate import RepositorySettings, check_repository, render_configs
-from slmrank.repository.rankers import OpenVinoRanker
+from slmrank.prompt.labels import Labels
+from slmrank.repository.generate import check_repository, queue_of, render_configs
+from slmrank.shipped import shipped
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.reading import change_spec, load_spec
 from slmrank.triton.config import parse_config, print_config
 from slmrank.triton.graph import check_ensemble
 
 GOLDEN = Path(__file__).parent / "golden"
-SETTINGS = RepositorySettings(
-    max_batch_size=32,
-    max_queue_delay_us=500,
-    max_queue_size=256,
-    queue_timeout_us=10_000_000,
-    max_items=1000,
-)
 IDENTITY = {"engine": "e" * 16, "prompt_hash": "p" * 16, "tokenizer_hash": "t" * 16}
 
 
-def rendered() -> dict[str, Any]:
-    return render_configs(SETTINGS, OpenVinoRanker(threads=2), IDENTITY)
+# What a target asks of a checkpoint when it renders.
+CHECKPOINT: Any = SimpleNamespace(
+    path=GOLDEN,
+    labels=Labels(yes=11, no=22),
+    encoder=lambda: SimpleNamespace(max_prompt_tokens=235),
+)
+
+
+def spec(**changes: Any) -> BundleSpec:
+    """The demo's spec with two threads, and changes."""
+    made = change_spec(load_spec(shipped("build/demo.yaml")), {"repository": {"threads": 2}})
+    return change_spec(made, changes)
+
+
+def rendered(target: str = "openvino", **changes: Any) -> dict[str, Any]:
+    """What a target's repository holds, for a checkpoint that is not there."""
+    made = spec(**changes)
+    figures = {"tag": "0123456789ab"}
+    models = TARGETS.get(target).triton_models(made, CHECKPOINT, figures, queue_of(made))
+    return render_configs(made, models, IDENTITY)
 
 
 @pytest.mark.parametrize("name", ["prepare", "ranker", "rank"])
@@ -43,14 +58,16 @@ def test_the_rendered_text_is_the_golden_one(name: str) -> None:
 
 def test_the_identity_follows_every_setting() -> None:
     def identity(**changes: Any) -> str:
-        made = render_configs(replace(SETTINGS, **changes), OpenVinoRanker(threads=2), IDENTITY)
-        value: str = made["rank"].parameters["settings"].string_value
+        value: str = rendered(**changes)["rank"].parameters["configuration"].string_value
         return value
 
-    others = [{"max_queue_delay_us": 1}, {"max_items": 5}, {"max_queue_size": 9}]
-    assert len({identity(), *(identity(**one) for one in others)}) == 4
-    threads = render_configs(SETTINGS, OpenVinoRanker(threads=3), IDENTITY)["rank"].parameters
-    assert threads["settings"].string_value != identity()
+    others: list[dict[str, Any]] = [
+        {"repository": {"max_queue_delay_us": 1}},
+        {"repository": {"max_items": 5}},
+        {"repository": {"max_queue_size": 9}},
+        {"repository": {"threads": 3}},
+    ]
+    assert len({identity(), *(identity(**one) for one in others)}) == 5
 
 
 def test_our_own_ensemble_passes() -> None:
@@ -111,7 +128,7 @@ def _unused(c: dict[str, Any]) -> None:
         (_unmapped, "'ranker' input 'item_ids' is not mapped"),
         (_unknown_edge, "reads 'nothing', which no earlier step writes"),
         (_written_twice, "'status' is written twice"),
-        (_optional, "is optional but prepare.job_text is not"),
+        (_optional, "is optional but prepare.job is not"),
         (_batch, "max_batch_size 32 is above that of 'ranker' (8)"),
         (_unused, "input 'extra' is used by no step"),
     ],

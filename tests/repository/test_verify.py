@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slmrank.artifacts import inventory
+from slmrank.artifacts import ArtifactStore
 from slmrank.deploy.naming import pod_manifest
+from slmrank.engine.trtllm.compile import COMPILED
 from slmrank.errors import ControlError, EngineError, RepositoryError
 from slmrank.repository.verify import Expected, read_expected, verify_engine, verify_repository
 
@@ -19,9 +20,6 @@ from tests.deploy import releases
 from tests.engine.trtllm.test_plan import plan
 
 TAG = "0123456789ab"
-
-
-def quiet(done: int, total: int, name: str) -> None: ...
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def test_what_a_server_left_behind_is_no_damage(copied: Path) -> None:
     (copied / "prepare/1/__pycache__").mkdir(exist_ok=True)
     (copied / "prepare/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
     (copied / "prepare/1/store/lock.mdb").write_bytes(b"x")
-    verify_repository(copied, read_expected(copied / "manifest.json"), quiet)
+    verify_repository(copied, read_expected(copied / "manifest.json"))
 
 
 def cut(path: Path) -> None:
@@ -75,7 +73,7 @@ def test_any_damage_is_named(damage: Callable[[Path], Any], told: str, copied: P
     damage(copied)
     expected = read_expected(copied / "manifest.json")
     with pytest.raises(RepositoryError, match=told):
-        verify_repository(copied, expected, quiet)
+        verify_repository(copied, expected)
 
 
 def test_a_repository_that_was_not_copied_is_named(tmp_path: Path, control: Control) -> None:
@@ -95,19 +93,23 @@ def test_other_files_are_no_manifest(text: str, tmp_path: Path) -> None:
 
 
 def built(folder: Path, tag: str = TAG, **changes: Any) -> Path:
-    engine = folder / tag
-    engine.mkdir(parents=True)
-    (engine / "rank0.engine").write_bytes(b"engine")
-    manifest = {"tag": tag, "plan": {**plan().as_dict(), **changes}, "files": inventory(engine)}
-    (engine / "manifest.json").write_text(json.dumps(manifest))
-    return engine
+    store = ArtifactStore(folder)
+    lineage = {
+        "settings": {**plan().as_dict(), **changes},
+        "inputs": {},
+        "code": "",
+        "versions": {},
+    }
+    with store.create(COMPILED, tag, lineage) as draft:
+        (draft.path / "rank0.engine").write_bytes(b"engine")
+    return store.path(COMPILED, tag)
 
 
 def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
     expected = Expected(files={}, tag=TAG, plan=plan().as_dict())
     verify_engine(built(tmp_path / "good"), expected)
     cases: list[tuple[Path, type[ControlError], str]] = [
-        (tmp_path / "none" / TAG, RepositoryError, "is not there"),
+        (tmp_path / "none" / COMPILED / TAG, RepositoryError, "is not there"),
         (built(tmp_path / "gpu", gpu="NVIDIA-L4"), RepositoryError, "gpu is NVIDIA-L4, planned"),
         (built(tmp_path / "tag", "ffffffffffff"), RepositoryError, "tag ffffffffffff, planned"),
     ]
@@ -135,7 +137,7 @@ def test_the_pods_manifest_is_the_repositorys_own(
 ) -> None:
     """What a release writes into its ConfigMap verifies the repository that it was made from."""
     files = json.loads((tiny_repository / "manifest.json").read_text())["files"]
-    repository = {"digest": "0" * 16, "served": "x", "files": files}
+    repository = {"digest": "0" * 16, "configuration": "x", "files": files}
     manifest = tmp_path / "manifest.json"
     manifest.write_text(pod_manifest(releases.cpu(repository=repository))["manifest.json"])
     done = control("verify", tiny_repository, "--manifest", manifest)

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slmrank.errors import ScoreError
-from slmrank.prompt.encoder import Ids, PromptEncoder, PromptTemplate, load_tokenizer
+from slmrank.data.records import Job
+from slmrank.errors import InvalidQuery, InvalidRequest
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import load_tokenizer, template_of
 from slmrank.serving.prepare import Preparer
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.spec.model import PromptSpec
+from slmrank.store.job_store import Entry
+from slmrank.store.registry import open_store
+from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.summarizer import Fitting, summarize_entries, tokens_counted
 from slmrank.triton.status import Status
 
-
-class Stored:
-    def __init__(self, encoder: PromptEncoder) -> None:
-        self._bodies = {"known": encoder.body("a stored text"), "long": encoder.body("w " * 90)}
-
-    def ids(self, job_id: str) -> Ids | None:
-        return self._bodies.get(job_id)
+JOB = Job(
+    job_id="known",
+    title="Nurse",
+    location="Reno",
+    description="Our team likes coffee. Cares for patients. Works at night.",
+)
 
 
 @pytest.fixture
-def preparer(tokenizer_folder: Path) -> Preparer:
+def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
     encoder = PromptEncoder(
-        load_tokenizer(tokenizer_folder), PromptTemplate(), max_item_tokens=40, max_query_tokens=30
+        load_tokenizer(tokenizer_folder),
+        template_of(PromptSpec()),
+        max_item_tokens=40,
+        max_query_tokens=30,
     )
-    return Preparer(encoder, Stored(encoder), max_items=8)
+    fitting = Fitting(
+        spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], count_tokens=tokens_counted(encoder)
+    )
+    summarizer = SUMMARIZERS.get("extractive").fit(fitting)
+    store = open_store("lmdb:", tmp_path, write=True)
+    (known,) = summarize_entries([JOB], summarizer, encoder)
+    long = Entry(summary="", ids=encoder.body("w " * 90), source_tokens=90, summary_tokens=90)
+    store.put({"known": ("a", known), "long": ("b", long)})
+    return Preparer(encoder, store, summarizer, max_items=8)
 
 
 def test_statuses_and_lengths(preparer: Preparer) -> None:
     ids = [b"known", b"unknown", b"", b"known", b"long", b"x"]
     texts = [b"", b"", b" ", b"given text", b"", b"\xff\xfe"]
-    prepared = preparer.prepare(b"nurse", ids, texts)
+    prepared = preparer.prepare(b"nurse", ids, None, texts)
     assert [Status(one) for one in prepared.status] == [
         Status.OK,
         Status.UNKNOWN_JOB,
@@ -47,12 +66,41 @@ def test_statuses_and_lengths(preparer: Preparer) -> None:
 
 def test_a_given_text_wins_over_the_stored_one(preparer: Preparer) -> None:
     stored = preparer.prepare(b"nurse", [b"known"])
-    given = preparer.prepare(b"nurse", [b"known"], [b"another text here"])
+    given = preparer.prepare(b"nurse", [b"known"], None, [b"another text here"])
     assert not np.array_equal(stored.item_ids, given.item_ids)
 
 
+def test_a_job_sent_by_its_fields_is_the_stored_one(preparer: Preparer) -> None:
+    fields = json.dumps(JOB.model_dump(exclude={"job_id"})).encode()
+    stored = preparer.prepare(b"nurse", [b"known"])
+    sent = preparer.prepare(b"nurse", [b"x"], [fields])
+    assert sent.item_ids.tolist() == stored.item_ids.tolist()
+    both = preparer.prepare(b"nurse", [b"known", b"known"], [b"", fields])
+    assert both.item_lengths[0] == both.item_lengths[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (b"{", Status.BAD_JOB),
+        (b"[]", Status.BAD_JOB),
+        (b'{"title": 4}', Status.BAD_JOB),
+        (b'{"salary": "x"}', Status.BAD_JOB),
+        (b'{"title": "\\ud800"}', Status.BAD_JOB),
+        (b"[" * 100_000, Status.BAD_JOB),
+        (b'{"title": " "}', Status.EMPTY),
+        (b'{"location": "Reno"}', Status.EMPTY),
+        (b"\xff{}", Status.NOT_UTF8),
+    ],
+)
+def test_fields_that_are_no_job(preparer: Preparer, fields: bytes, status: Status) -> None:
+    prepared = preparer.prepare(b"nurse", [b"known", b"known"], [fields, b""])
+    assert [Status(one) for one in prepared.status] == [status, Status.OK]
+    assert prepared.item_lengths[0] == 0
+
+
 def test_a_huge_text_is_cut_fast(preparer: Preparer) -> None:
-    prepared = preparer.prepare(b"nurse", [b""], [b"word " * 400_000])
+    prepared = preparer.prepare(b"nurse", [b""], None, [b"word " * 400_000])
     assert Status(prepared.status[0]) is Status.TRUNCATED
 
 
@@ -68,5 +116,6 @@ def test_a_huge_text_is_cut_fast(preparer: Preparer) -> None:
 def test_bad_requests(
     preparer: Preparer, query: bytes, ids: list[bytes], texts: list[bytes] | None, text: str
 ) -> None:
-    with pytest.raises(ScoreError, match=text):
-        preparer.prepare(query, ids, texts)
+    kind = InvalidRequest if "job" in text else InvalidQuery
+    with pytest.raises(kind, match=text):
+        preparer.prepare(query, ids, None, texts)

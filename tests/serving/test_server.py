@@ -9,47 +9,58 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from slmrank.client.client import JobRef, RankClient, build_inputs
+import yaml
+from slmrank.artifacts import ArtifactStore
+from slmrank.client.client import ItemText, RankClient, build_inputs, explain
 from slmrank.data.labelled import read_labelled
-from slmrank.errors import MissingDependencyError, ScoreError, ServerError
+from slmrank.errors import (
+    InvalidQuery,
+    MissingDependencyError,
+    Overloaded,
+    ServerError,
+    Unreachable,
+)
 from slmrank.model.reference import ReferenceScorer
-from slmrank.pipeline.make import checkpoint_of
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
 from slmrank.prompt.corpus import SummaryItems
 from slmrank.repository.generate import check_repository
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.serving.server import Ports, Server, claim_port, fault_lines
-from slmrank.store.lmdb_store import SummaryStore
+from slmrank.serving.server import ANY_PORTS, Ports, Server, claim_port, fault_lines
+from slmrank.spec.reading import load_spec
+from slmrank.store.registry import open_store
 from slmrank.triton.config import print_config
 from slmrank.triton.status import Status
 from tritonclient import grpc as triton
 
-from tests.conftest import TinyBundle
+from tests.conftest import TinyBundle, write_own_data
 
 pytestmark = pytest.mark.triton
-FREE = Ports(grpc=0, http=0, metrics=0)
+FREE = ANY_PORTS
 
 
 def test_served_scores_equal_the_reference(tiny: TinyBundle, tiny_server: Server) -> None:
     bundle, store = tiny.bundle, tiny.store
-    checkpoint = checkpoint_of(run(bundle.served, store))
+    checkpoint = checkpoint_of(run(bundle.final, store))
     labelled = read_labelled(run(bundle.data, store).path)
     encoder = checkpoint.encoder()
     ids = list(labelled.jobs)[:20]
-    with SummaryStore(run(bundle.summaries, store).path / "store") as summaries:
-        items = [SummaryItems(encoder, summaries).item(job).ids for job in ids]
+    with closing(open_store("lmdb:", run(bundle.summaries, store).path)) as summaries:
+        items = [item.ids for item in SummaryItems(encoder, summaries).items(ids)]
     prefix = encoder.prefix("nurse shift 3")
     expected = ReferenceScorer(checkpoint).probabilities(
         [np.concatenate([prefix, item]) for item in items]
     )
     with RankClient(tiny_server.url) as client:
-        served = client.score("nurse shift 3", [JobRef(job_id=job) for job in ids])
-        alone = [client.score("nurse shift 3", [JobRef(job_id=job)])[0].score for job in ids[:5]]
+        served = client.score("nurse shift 3", ids)
+        alone = [client.score("nurse shift 3", [job])[0].score for job in ids[:5]]
     found = np.array([one.score for one in served])
     assert [one.job_id for one in served] == ids
     assert np.abs(found - expected).max() < 1e-3
@@ -59,11 +70,11 @@ def test_served_scores_equal_the_reference(tiny: TinyBundle, tiny_server: Server
 
 def test_every_item_gets_its_status(tiny_server: Server) -> None:
     jobs = [
-        JobRef(job_id="job-1"),
-        JobRef(job_id="nowhere"),
-        JobRef(),
-        JobRef(text="Job: pilot\nFly planes."),
-        JobRef(job_id="job-1", text="word " * 300),
+        "job-1",
+        "nowhere",
+        "",
+        ItemText(text="Job: pilot\nFly planes."),
+        ItemText(text="word " * 300, job_id="job-1"),
     ]
     with RankClient(tiny_server.url) as client:
         found = client.score("pilot", jobs)
@@ -72,11 +83,44 @@ def test_every_item_gets_its_status(tiny_server: Server) -> None:
     assert [np.isnan(one.score) for one in found] == [False, True, True, False, False]
 
 
+def test_a_job_by_its_fields_scores_like_the_stored_one_to_the_bit(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """200 jobs over gRPC, in one call and mixed into one listing."""
+    write_own_data(tmp_path, jobs=200)
+    values = {
+        "name": "fields",
+        "data": {"source": "jsonl", "jobs": "jobs.jsonl", "pairs": "pairs.jsonl"},
+        "base": {"source": str(make_model("llama"))},
+        "prompt": {"max_item_tokens": 96},
+        "summarize": {"budget_tokens": 40},
+        "finetune": {"steps": 1, "queries_per_step": 1, "items_per_query": 4, "warmup_steps": 0},
+        "engine": {"parity": {"max_mean_abs_dp": 0.5, "max_abs_dp": 1, "min_pair_order": 0.51}},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(values))
+    bundle, store = Bundle(load_spec(tmp_path / "spec.yaml")), ArtifactStore(tmp_path / "a")
+    repository = run(bundle.repository, store).path
+    jobs = read_labelled(run(bundle.data, store).path).jobs
+    assert len(jobs) == 200
+    with Server(repository, FREE) as server, RankClient(server.url) as client:
+        by_id = client.score("nurse on a night shift", list(jobs))
+        by_fields = client.score("nurse on a night shift", list(jobs.values()))
+        mixed = client.score(
+            "nurse on a night shift",
+            [job if place % 2 else job.job_id for place, job in enumerate(jobs.values())],
+        )
+    scores = [one.score for one in by_id]
+    assert len(set(scores)) > 100
+    assert [one.score for one in by_fields] == scores
+    assert [one.score for one in mixed] == scores
+    assert {one.status for one in by_id} == {one.status for one in by_fields} == {Status.OK}
+
+
 def test_long_listings_are_split_and_keep_their_order(tiny_server: Server) -> None:
-    jobs = [JobRef(job_id=f"job-{n % 40}") for n in range(23)]
+    jobs = [f"job-{n % 40}" for n in range(23)]
     with RankClient(tiny_server.url) as client:
         whole = client.score("cook", jobs)
-        client._max_items = 5
+        client._identity = {"max_items": "5"}
         split = client.score("cook", jobs)
     assert [one.index for one in split] == list(range(23))
     assert np.allclose([a.score for a in whole], [b.score for b in split], atol=1e-4)
@@ -87,8 +131,8 @@ def test_long_listings_are_split_and_keep_their_order(tiny_server: Server) -> No
     [("", "query is empty"), ("x" * 2**20, "1048576 bytes"), ("a b " * 60, "tokens")],
 )
 def test_bad_queries_fail_the_call(tiny_server: Server, query: str, text: str) -> None:
-    with RankClient(tiny_server.url) as client, pytest.raises(ScoreError, match=text):
-        client.score(query, [JobRef(job_id="job-1")])
+    with RankClient(tiny_server.url) as client, pytest.raises(InvalidQuery, match=text):
+        client.score(query, ["job-1"])
 
 
 def test_invalid_utf8_on_the_wire(tiny_server: Server) -> None:
@@ -109,7 +153,7 @@ def test_many_requests_at_once_are_answered_alike(tiny_server: Server) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with RankClient(tiny_server.url) as client, ThreadPoolExecutor(8) as pool:
-        jobs = [[JobRef(job_id=f"job-{n}") for n in range(1 + k % 8)] for k in range(32)]
+        jobs = [[f"job-{n}" for n in range(1 + k % 8)] for k in range(32)]
         answers = list(pool.map(lambda one: client.score("welder", one), jobs))
     for answer in answers:
         for item, first in zip(answer, answers[7], strict=False):
@@ -122,7 +166,7 @@ def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) ->
     assert told["engine"] == tiny.bundle.engine.key
     assert (
         told["tokenizer_hash"]
-        == checkpoint_of(run(tiny.bundle.served, tiny.store)).prompt.tokenizer_hash
+        == checkpoint_of(run(tiny.bundle.final, tiny.store)).ranker.tokenizer_hash
     )
     assert told["max_items"] == "1000"
 
@@ -201,7 +245,7 @@ def test_a_summary_store_of_another_tokenizer_is_refused(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     repository = broken_copy(tiny_repository, tmp_path / "r")
-    with SummaryStore(repository / "prepare" / "1" / "store", write=True) as store:
+    with closing(open_store("lmdb:", repository / "prepare" / "1", write=True)) as store:
         store.set_identity({"tokenizer_hash": "another"})
     with pytest.raises(ServerError, match="written for tokenizer another"):
         Server(repository, FREE).start()
@@ -210,8 +254,8 @@ def test_a_summary_store_of_another_tokenizer_is_refused(
 def test_a_dead_server_is_reported_in_time(tiny_server: Server) -> None:
     client = RankClient("127.0.0.1:1", timeout_s=1.0)
     started = time.monotonic()
-    with pytest.raises(ScoreError, match="no answer from 127.0.0.1:1"):
-        client.score("x", [JobRef(job_id="a")])
+    with pytest.raises(Unreachable, match="no answer from 127.0.0.1:1"):
+        client.score("x", ["a"])
     assert time.monotonic() - started < 5
 
 
@@ -229,10 +273,10 @@ def test_serve_stops_cleanly_on_sigterm(
         assert "rank is ready: gRPC 127.0.0.1:" in line
         url = line.split("gRPC ")[1].split(",")[0]
         with RankClient(url) as client:
-            assert client.score("cook", [JobRef(job_id="job-2")])[0].status is Status.OK
+            assert client.score("cook", ["job-2"])[0].status is Status.OK
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    with pytest.raises(ScoreError, match="no answer"):
+    with pytest.raises(Unreachable, match="no answer"):
         RankClient(url, timeout_s=0.5).describe()
 
 
@@ -251,7 +295,7 @@ def overloaded(repository: Path, folder: Path, *, size: int, timeout_us: int) ->
 def flood(url: str, requests: int) -> list[tuple[float, str]]:
     """(end, answer) of requests with 900 jobs each, sent at once, without repeats."""
     jobs = [
-        JobRef(text=f"Job: nurse {number} works with care day and night") for number in range(900)
+        ItemText(text=f"Job: nurse {number} works with care day and night") for number in range(900)
     ]
     inputs = build_inputs("nurse shift", jobs)
     ended: list[tuple[float, str]] = []
@@ -288,9 +332,9 @@ def test_a_full_queue_refuses_at_once_with_a_clear_status(
         assert all("UNAVAILABLE" in one and "Exceeds maximum queue size" in one for one in refused)
         # A refusal does not wait for the work that is done meanwhile.
         assert ended[-1][1] == "ok"
-        with RankClient(server.url) as client:
-            status, _, text = refused[0].partition(" ")
-            told = client._explain(triton.InferenceServerException(text, status))
+        status, _, text = refused[0].partition(" ")
+        told = explain(triton.InferenceServerException(text, status), server.url)
+        assert isinstance(told, Overloaded)
         assert told.message == f"{server.url} is overloaded and refused the request: " + (
             "Exceeds maximum queue size"
         )

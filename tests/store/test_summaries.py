@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slmrank.errors import ArtifactError
-from slmrank.store.lmdb_store import Entry, SummaryStore
+from slmrank.errors import ArtifactError, SpecError
+from slmrank.store.job_store import Entry
+from slmrank.store.registry import open_store
 
 
 def entry(*ids: int) -> Entry:
@@ -17,19 +19,19 @@ def entry(*ids: int) -> Entry:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    with SummaryStore(tmp_path, write=True) as store:
+    with closing(open_store("lmdb:", tmp_path, write=True)) as store:
         store.put(
             {"a": ("k1", entry(1, 2)), "\u00e4/2": ("k2", entry(70_000)), "c": ("k1", entry(1, 2))}
         )
         store.set_identity({"tokenizer_hash": "t"})
-    with SummaryStore(tmp_path) as store:
+    with closing(open_store("lmdb:", tmp_path)) as store:
         assert len(store) == 3
         assert sorted(store.job_ids()) == ["a", "c", "\u00e4/2"]
         found = store.get("\u00e4/2")
         assert found is not None
         assert found.ids.tolist() == [70_000]
         assert found.summary == "short"
-        ids = store.ids("c")
+        ids = store.ids_many(["c"])[0]
         assert ids is not None
         assert ids.tolist() == [1, 2]
         assert store.identity() == {"tokenizer_hash": "t"}
@@ -37,12 +39,18 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("job_id", ["", "unknown", "x" * 600, "\ud800"])
 def test_unknown_ids_are_none(tmp_path: Path, job_id: str) -> None:
-    with SummaryStore(tmp_path, write=True) as store:
+    with closing(open_store("lmdb:", tmp_path, write=True)) as store:
         store.put({"a": ("k1", entry(1))})
-    with SummaryStore(tmp_path) as store:
-        assert store.ids(job_id) is None
+    with closing(open_store("lmdb:", tmp_path)) as store:
+        assert store.ids_many([job_id, "a"])[0] is None
 
 
 def test_a_missing_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no summary store"):
-        SummaryStore(tmp_path / "none")
+        open_store("lmdb:", tmp_path / "none")
+
+
+def test_an_unknown_scheme_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no summary store 'lmbd'; did you mean 'lmdb'") as caught:
+        open_store("lmbd:x", tmp_path)
+    assert "lmdb" in caught.value.hint

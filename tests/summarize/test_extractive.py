@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.data.records import Job
 from slmrank.errors import DataError
-from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer
-from slmrank.summarize.build_store import SummarySettings, build_store
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import load_tokenizer, template_of
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.spec.model import PromptSpec
+from slmrank.store.registry import open_store
+from slmrank.summarize.build_store import build_store
 from slmrank.summarize.extractive import Salience, fit_salience, sentences_of, summarize
+from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.summarizer import Fitting, tokens_counted
 
 BOILERPLATE = (
     "We offer paid time off and a friendly team. Apply now using the button on this page. "
@@ -87,54 +94,62 @@ def test_nothing_to_fit_on_is_refused() -> None:
         fit_salience([])
 
 
+Build = Callable[..., tuple[Path, dict[str, Any]]]
+
+
 @pytest.fixture
-def build(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, object]]]:
+def build(tokenizer_folder: Path, tmp_path: Path) -> Build:
     encoder = PromptEncoder(
-        load_tokenizer(tokenizer_folder), PromptTemplate(), max_item_tokens=90, max_query_tokens=30
+        load_tokenizer(tokenizer_folder),
+        template_of(PromptSpec()),
+        max_item_tokens=90,
+        max_query_tokens=30,
     )
+    spec = SummarizeSpec(budget_tokens=24)
 
     def make(
-        name: str, jobs: dict[str, Job], earlier: Path | None = None
-    ) -> tuple[Path, dict[str, object]]:
-        target = tmp_path / name
-        target.mkdir()
-        settings = SummarySettings(method="extractive", budget_tokens=24, tokenizer_hash="t")
-        return target, build_store(
-            jobs, sorted(JOBS), encoder, settings, target, earlier, lambda *_: None
-        )
+        name: str, jobs: dict[str, Job], fit_on: dict[str, Job] = JOBS, earlier: str | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        fitting = Fitting(spec=spec, jobs=[*fit_on.values()], count_tokens=tokens_counted(encoder))
+        summarizer = SUMMARIZERS.get("extractive").fit(fitting)
+        target = open_store("lmdb:", tmp_path / name, write=True)
+        found = [open_store("lmdb:", tmp_path / earlier)] if earlier else []
+        identity = {"tokenizer_hash": "t", **summarizer.identity()}
+        figures = build_store(jobs, encoder, summarizer, identity, target, found, lambda *_: None)
+        for store in (target, *found):
+            store.close()
+        return tmp_path / name, figures
 
     return make
 
 
-def test_another_catalogue_gets_its_own_table(
-    build: Callable[..., tuple[Path, dict[str, object]]],
-) -> None:
-    first, figures = build("first", JOBS)
+def test_another_table_reuses_nothing(build: Build) -> None:
+    build("first", JOBS)
     other = {
         key: one.model_copy(update={"description": f"Quite another text {key}. " * 30})
         for key, one in JOBS.items()
     }
-    _, again = build("second", other, first)
-    assert again["salience"] != figures["salience"]
+    _, again = build("second", JOBS, other, "first")
     assert again["reused"] == 0
 
 
-def test_only_changed_jobs_are_computed(
-    build: Callable[..., tuple[Path, dict[str, object]]],
-) -> None:
-    first, figures = build("first", JOBS)
+def test_only_changed_jobs_are_computed_and_the_bytes_do_not_depend_on_it(build: Build) -> None:
+    _, figures = build("first", JOBS)
     assert figures["computed"] == 24
     changed = JOBS | {
         "j3": JOBS["j3"].model_copy(update={"description": BOILERPLATE + "Fly small planes."}),
-        "new": job(99, "Sail large ships across the sea."),
+        "j99": job(99, "Sail large ships across the sea."),
     }
     del changed["j5"]
-    second, figures = build("second", changed, first)
+    second, figures = build("second", changed, JOBS, "first")
     assert (figures["computed"], figures["reused"]) == (2, 22)
-    from slmrank.store.lmdb_store import SummaryStore
-
-    with SummaryStore(second / "store") as store:
-        assert store.ids("j5") is None
-        entry = store.get("j3")
-        assert entry is not None
-        assert "planes" in entry.summary
+    store = open_store("lmdb:", second)
+    assert store.ids_many(["j5"]) == [None]
+    entry = store.get("j3")
+    assert entry is not None
+    assert "planes" in entry.summary
+    store.close()
+    fresh, figures = build("fresh", changed)
+    assert figures["reused"] == 0
+    data = Path("store") / "data.mdb"
+    assert (fresh / data).read_bytes() == (second / data).read_bytes()

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from slmrank.errors import DataError
+from slmrank.model.decoder import LoadedRanker
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
-from slmrank.train.sft import TrainSettings, bernoulli_kl, draw_batches, learning_rate_at, train
+from slmrank.spec.train import TrainSpec
+from slmrank.train.sft import bernoulli_kl, draw_batches, learning_rate_at, train
 
 
 def query(seed: int, items: int = 6) -> EncodedQuery:
@@ -30,7 +32,7 @@ def query(seed: int, items: int = 6) -> EncodedQuery:
 QUERIES = [query(seed) for seed in range(3)]
 
 
-def settings(**changes: Any) -> TrainSettings:
+def settings(**changes: Any) -> TrainSpec:
     given: dict[str, Any] = {
         "steps": 12,
         "queries_per_step": 2,
@@ -38,10 +40,25 @@ def settings(**changes: Any) -> TrainSettings:
         "learning_rate": 3e-3,
         "warmup_steps": 2,
         "weight_decay": 0.0,
-        "seed": 0,
         "checkpoint_every": 4,
     }
-    return TrainSettings(**(given | changes))
+    return TrainSpec(**(given | changes))
+
+
+def fit(
+    ranker: LoadedRanker,
+    spec: TrainSpec,
+    work: Path,
+    progress: Callable[[int, int, float], None] = lambda *_: None,
+    inputs: dict[str, str] | None = None,
+    teacher: LoadedRanker | None = None,
+) -> dict[str, Any]:
+    return train(ranker, QUERIES, spec, work, progress, inputs=inputs or {}, teacher=teacher)
+
+
+def stop_at_six(step: int, _total: int, _loss: float) -> None:
+    if step == 6:
+        raise KeyboardInterrupt
 
 
 def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
@@ -81,14 +98,12 @@ def test_the_rate_warms_up_and_decays() -> None:
 def test_it_learns_and_leaves_the_embedding_alone(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
-    checkpoint = make_checkpoint()
-    model = load_model(checkpoint)
-    before = model.get_input_embeddings().weight.clone()
-    figures = train(
-        model, checkpoint.labels, QUERIES, settings(steps=30), tmp_path, lambda *_: None
-    )
+    ranker = load_model(make_checkpoint())
+    embedding = ranker.network.get_input_embeddings().weight
+    before = embedding.clone()
+    figures = fit(ranker, settings(steps=30), tmp_path)
     assert np.mean(figures["loss"][-5:]) < 0.6 * np.mean(figures["loss"][:5])
-    assert torch.equal(before, model.get_input_embeddings().weight)
+    assert torch.equal(before, embedding)
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(
@@ -96,59 +111,37 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
 ) -> None:
     checkpoint = make_checkpoint()
     whole = load_model(checkpoint)
-    expected = train(whole, checkpoint.labels, QUERIES, settings(), tmp_path / "a", lambda *_: None)
-
-    def stop_at_six(step: int, _total: int, _loss: float) -> None:
-        if step == 6:
-            raise KeyboardInterrupt
-
+    expected = fit(whole, settings(), tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        train(
-            load_model(checkpoint),
-            checkpoint.labels,
-            QUERIES,
-            settings(),
-            tmp_path / "b",
-            stop_at_six,
-        )
+        fit(load_model(checkpoint), settings(), tmp_path / "b", stop_at_six)
     resumed = load_model(checkpoint)
-    figures = train(
-        resumed, checkpoint.labels, QUERIES, settings(), tmp_path / "b", lambda *_: None
-    )
+    figures = fit(resumed, settings(), tmp_path / "b")
     assert figures["resumed_at"] == 4
     assert figures["loss"] == pytest.approx(expected["loss"], abs=2e-3)
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=2e-3)
+    pairs = zip(whole.network.parameters(), resumed.network.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in pairs)
 
 
-def test_state_of_other_settings_is_not_used(
-    make_checkpoint: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "inputs"), [({"steps": 6}, {"student": "a"}), ({}, {"student": "b"})]
+)
+def test_state_of_other_settings_or_inputs_is_not_used(
+    make_checkpoint: Callable[..., Any],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    inputs: dict[str, str],
 ) -> None:
+    """Killed, the student made again, started again: the old student's weights must not go on."""
     checkpoint = make_checkpoint()
-
-    def stop(step: int, _total: int, _loss: float) -> None:
-        if step == 6:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(load_model(checkpoint), checkpoint.labels, QUERIES, settings(), tmp_path, stop)
-    figures = train(
-        load_model(checkpoint),
-        checkpoint.labels,
-        QUERIES,
-        settings(steps=6),
-        tmp_path,
-        lambda *_: None,
-    )
+        fit(load_model(checkpoint), settings(), tmp_path, stop_at_six, {"student": "a"})
+    figures = fit(load_model(checkpoint), settings(**changes), tmp_path, inputs=inputs)
     assert figures["resumed_at"] == 0
 
 
 def test_a_teacher_replaces_the_grades(make_checkpoint: Callable[..., Any], tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
     teacher = load_model(checkpoint)
-    figures = train(
-        load_model(checkpoint), checkpoint.labels, QUERIES, settings(steps=2), tmp_path, lambda *_: None,
-        teacher,
-    )  # fmt: skip
+    figures = fit(load_model(checkpoint), settings(steps=2), tmp_path, teacher=teacher)
     # The student starts as the teacher, so the first loss is (nearly) nothing.
     assert figures["loss"][0] < 1e-4

@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from slmrank.artifacts import Artifact
-from slmrank.cli.display import StepDisplay, print_json, show_artifact, show_plan
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.cli.display import print_json, show_artifact, show_plan
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
+    Opened,
     PathType,
     artifacts_option,
+    device_option,
     dry_run_option,
+    force_option,
     json_option,
-    open_bundle,
+    read_bundle,
+    set_option,
     target_option,
 )
+from slmrank.deploy.engine_job import write_engine_job
 from slmrank.engine.trtllm.builder import NoBuilder, find_builder
 from slmrank.engine.trtllm.compile import (
-    BuiltEngine,
+    COMPILED,
     PlannedEngine,
-    build_engine,
-    find_engine,
+    compile_engine,
+    compiled_path,
+    find_compiled,
     read_planned,
     require_whole,
 )
 from slmrank.errors import EngineError
-from slmrank.pipeline.make_engine import JOB_FILE
-from slmrank.pipeline.steps import run
-from slmrank.spec.bundle import Target
+
+Outcome = Artifact | NoBuilder
 
 
 @click.command("build")
 @click.argument("source", type=PathType)
+@set_option
 @target_option
 @click.option(
-    "--engines",
-    type=PathType,
-    help="where compiled engines go, by tag  [default: ARTIFACTS/engines]",
+    "--engines", type=PathType, help="where compiled engines go, by tag  [default: ARTIFACTS]"
 )
 @click.option("--docker", is_flag=True, help="compile in the planned container with docker run")
 @click.option(
     "--require-engine", is_flag=True, help="fail when a GPU engine cannot be compiled here"
 )
-@click.option("--force", is_flag=True, help="make it again although nothing changed")
+@force_option
+@device_option
 @artifacts_option
 @dry_run_option
 @json_option
 def build_command(
     source: Path,
-    target: Target | None,
+    overrides: tuple[str, ...],
+    target: str | None,
     engines: Path | None,
     docker: bool,
     require_engine: bool,
     force: bool,
+    device: str,
     artifacts: Path,
     dry_run: bool,
     as_json: bool,
@@ -76,76 +82,74 @@ def build_command(
       control build build/demo.yaml
       control build build/demo.yaml --target trtllm-engine
     """
-    where = engines or artifacts / "engines"
+    store = ArtifactStore(engines or artifacts)
     if source.is_dir():
-        if target is not None:
-            raise click.UsageError("--target is for a spec; a planned engine has its target")
+        if target is not None or overrides:
+            raise click.UsageError("--target and --set are for a spec; a plan is as it is")
         planned = read_planned(source)
         if dry_run:
-            _show_command(planned, where, as_json=as_json)
+            _show_command(planned, store, as_json=as_json)
             return
-        outcome = _compile(planned, where, docker=docker)
-        _require(outcome, require_engine)
-        _show(None, planned, outcome, as_json=as_json)
+        outcome = _compile(planned, store, docker=docker, required=require_engine)
+        _show(None, planned, None, outcome, as_json=as_json)
         return
-    bundle, store = open_bundle(source, artifacts)
-    bundle = bundle.for_target(target)
+    opened = Opened(source, read_bundle(source, overrides, target), ArtifactStore(artifacts))
     if dry_run:
-        show_plan([bundle.engine], store, as_json=as_json)
+        show_plan([opened.bundle.engine], opened.store, as_json=as_json)
         return
-    display = StepDisplay()
-    with contextlib.closing(display):
-        artifact = run(bundle.engine, store, display, force=force)
-    if bundle.spec.engine.target != "trtllm-engine":
+    artifact = opened.run(opened.bundle.engine, force=force, device=device)
+    if not opened.bundle.target.compiled_elsewhere:
         show_artifact(artifact, as_json=as_json)
-        if bundle.spec.engine.target == "trtllm-llmapi" and not as_json:
-            click.echo("engine: nothing to compile; it was not loaded by TensorRT-LLM here")
+        if opened.bundle.target.needs_gpu and not as_json:
+            click.echo("engine: nothing to compile; it was not loaded on a GPU here")
         return
     planned = read_planned(artifact.path)
-    outcome = _compile(planned, where, docker=docker)
-    _require(outcome, require_engine)
-    _show(artifact, planned, outcome, as_json=as_json)
+    spec = opened.bundle.spec
+    job = write_engine_job(planned, spec.name, spec.deploy, spec.engine.trtllm.engines, artifacts)
+    outcome = _compile(planned, store, docker=docker, required=require_engine)
+    _show(artifact, planned, job, outcome, as_json=as_json)
 
 
-Outcome = BuiltEngine | NoBuilder
-
-
-def _compile(planned: PlannedEngine, engines: Path, *, docker: bool) -> Outcome:
+def _compile(
+    planned: PlannedEngine, store: ArtifactStore, *, docker: bool, required: bool
+) -> Outcome:
     require_whole(planned)
-    found = find_engine(engines, planned.tag)
+    found = find_compiled(store, planned.tag)
     if found is not None:
         return found
     builder = find_builder(planned.plan, docker=docker)
     if isinstance(builder, NoBuilder):
+        if required:
+            raise EngineError(f"engine: not built here ({builder.reason})", builder.fix)
         return builder
     # A Job is ended with SIGTERM; as an exception it also ends the build and clears its draft.
     interrupt_on_sigterm()
-    return build_engine(planned, engines, builder, lambda note: click.echo(note, err=True))
-
-
-def _require(outcome: Outcome, required: bool) -> None:
-    if required and isinstance(outcome, NoBuilder):
-        raise EngineError(f"engine: not built here ({outcome.reason})", outcome.fix)
+    return compile_engine(planned, store, builder, lambda note: click.echo(note, err=True))
 
 
 def _show(
-    artifact: Artifact | None, planned: PlannedEngine, outcome: Outcome, *, as_json: bool
+    artifact: Artifact | None,
+    planned: PlannedEngine,
+    job: Path | None,
+    outcome: Outcome,
+    *,
+    as_json: bool,
 ) -> None:
-    built = isinstance(outcome, BuiltEngine)
     if as_json:
         result: dict[str, Any] = {
             "kind": "engine",
-            "target": "trtllm-engine",
             "tag": planned.tag,
             "planned": str(planned.path),
             "plan": planned.plan.as_dict(),
-            "command": planned.plan.command(planned.checkpoint, f"/engines/{planned.tag}"),
-            "built": built,
+            "command": planned.plan.command(
+                planned.checkpoint, compiled_path("/engines", planned.tag)
+            ),
+            "built": isinstance(outcome, Artifact),
         }
         if artifact is not None:
-            result |= {"key": artifact.key, "figures": dict(artifact.figures)}
-        if isinstance(outcome, BuiltEngine):
-            result |= {"path": str(outcome.path), "cached": outcome.cached}
+            result |= {"key": artifact.key, "figures": dict(artifact.figures), "job": str(job)}
+        if isinstance(outcome, Artifact):
+            result |= {"path": str(outcome.path)}
         else:
             result |= {"reason": outcome.reason, "fix": outcome.fix}
         print_json(result)
@@ -154,23 +158,20 @@ def _show(
         show_artifact(artifact, as_json=False)
     click.echo(f"checkpoint: {planned.checkpoint} (verified against its plan and the reference)")
     click.echo(f"plan: {planned.path / 'plan.json'}")
-    if (planned.path / JOB_FILE).is_file():
-        click.echo(
-            f"Kubernetes Job: {planned.path / JOB_FILE} (it reads {planned.path} as "
-            f"/bundles/{planned.tag})"
-        )
-    if isinstance(outcome, BuiltEngine):
-        how = "found" if outcome.cached else "built"
-        click.echo(f"engine: {how}, {outcome.path}")
+    if job is not None:
+        click.echo(f"Kubernetes Job: {job} (it reads {planned.path} as /bundles/{planned.tag})")
+    if isinstance(outcome, Artifact):
+        click.echo(f"engine: {outcome.path}")
     else:
         click.echo(f"engine: not built here ({outcome.reason})")
         click.echo(f"to build it: {outcome.fix}")
 
 
-def _show_command(planned: PlannedEngine, engines: Path, *, as_json: bool) -> None:
-    command = planned.plan.command(planned.checkpoint, engines / planned.tag)
+def _show_command(planned: PlannedEngine, store: ArtifactStore, *, as_json: bool) -> None:
+    path = store.path(COMPILED, planned.tag)
+    command = planned.plan.command(planned.checkpoint, path)
     if as_json:
         print_json({"plan": {"tag": planned.tag, "command": command}})
         return
-    click.echo(f"would build {engines / planned.tag}:")
+    click.echo(f"would build {path}:")
     click.echo("  " + " ".join(command))

@@ -5,82 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import yaml
 
 from slmrank.cli.display import print_json
 from slmrank.cli.options import PathType, json_option
-from slmrank.errors import SweepError
-from slmrank.load.capacity import FORMULAS, plan_capacity
+from slmrank.cli.section_options import section_options
+from slmrank.load.capacity import FORMULAS, plan_capacity, slowest_cell
 from slmrank.load.record import read_record
+from slmrank.spec.deploy import ScalingSpec
 
 
 @click.command("capacity")
 @click.argument("record", type=PathType)
 @click.option("--load", type=float, required=True, help="items per second to be served")
-@click.option(
-    "--burst", type=float, default=1.5, show_default=True, help="largest load over the load"
-)
-@click.option(
-    "--cold-start",
-    "cold_start_s",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="seconds until a new replica serves",
-)
-@click.option(
-    "--ramp",
-    "ramp_s",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="seconds in which a burst grows to its full size; 0: at once",
-)
-@click.option("--items", type=int, help="which cell of the record, if it holds several")
-@click.option("--tokens", type=int, help="which cell of the record, if it holds several")
+@section_options(ScalingSpec, "burst", "cold_start_s", "ramp_s")
+@click.option("--items", type=int, help="only cells of this many items a request")
+@click.option("--tokens", type=int, help="only cells of this many tokens an item")
 @json_option
 def capacity_command(
     record: Path,
     load: float,
-    burst: float,
-    cold_start_s: float,
-    ramp_s: float,
+    given: ScalingSpec,
     items: int | None,
     tokens: int | None,
     as_json: bool,
 ) -> None:
     """Turn the rate that `control slo` found (RECORD) into replicas: the floor that carries a burst
-    while new replicas start, the peak, and an autoscaler's target. The lower end of the measured
-    spread counts. The formulas are printed.
+    while new replicas start, the peak, and the autoscaler's target. The slowest kind of request
+    that was measured counts, by the lower end of its spread. The formulas are printed, and the
+    section deploy.scaling with which the manifests follow them.
 
     \b
     Example:
       control capacity artifacts/sweeps/demo-1a2b3c4d.json --load 500 --burst 2 --cold-start 90
     """
-    measured = read_record(record)
-    cells = [
-        one
-        for one in measured["slo"]
-        if one["items_per_s_range"]
-        and (items is None or one["items"] == items)
-        and (tokens is None or one["tokens"] == tokens)
-    ]
-    if not cells:
-        raise SweepError(
-            f"{record} holds no rate at an objective for this cell", "run `control slo` first"
-        )
-    if len(cells) > 1:
-        names = ", ".join(f"items {one['items']} tokens {one['tokens']}" for one in cells)
-        raise SweepError(
-            f"{record} holds {len(cells)} cells: {names}", "choose one with --items and --tokens"
-        )
-    cell = cells[0]
-    plan = plan_capacity(
-        load=load,
-        burst=burst,
-        cold_start_s=cold_start_s,
-        ramp_s=ramp_s,
-        per_instance=cell["items_per_s_range"][0],
-    )
+    chosen = {"items": items, "tokens": tokens}
+    wanted = {name: value for name, value in chosen.items() if value is not None}
+    cell = slowest_cell(read_record(record), str(record), wanted)
+    plan = plan_capacity(load, cell["items_per_s_range"][0], given)
     if as_json:
         print_json({"cell": cell, "capacity": plan.as_dict()})
         return
@@ -89,8 +51,8 @@ def capacity_command(
     click.echo(f"measured: {low:.1f} to {high:.1f} items/s per instance at")
     click.echo(f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {low:.1f} counts")
     click.echo(
-        f"asked: {load:g} items/s, bursts of {burst:g}x within {ramp_s:g} s, "
-        f"cold start {cold_start_s:g} s"
+        f"asked: {load:g} items/s, bursts of {given.burst:g}x within {given.ramp_s:g} s, "
+        f"cold start {given.cold_start_s:g} s"
     )
     for formula in FORMULAS:
         click.echo(f"  {formula}")
@@ -98,3 +60,6 @@ def capacity_command(
     click.echo(f"floor (min replicas): {plan.floor}")
     click.echo(f"peak (max replicas):  {plan.peak}")
     click.echo(f"autoscaler target:    {plan.target:.1f} items/s per replica")
+    click.echo("in the spec:")
+    text = yaml.safe_dump({"deploy": {"scaling": plan.deploy_scaling()}}, sort_keys=False)
+    click.echo("\n".join(f"  {line}" for line in text.splitlines()))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,25 @@ from slmrank.cli.evaluate import show_quality
 from slmrank.cli.options import (
     PathType,
     artifacts_option,
+    device_option,
     dry_run_option,
     json_option,
-    open_bundle,
+    read_bundle,
+    set_option,
 )
-from slmrank.cli.sweep import Axes, announce, prepare_sweep, running, show_points
-from slmrank.client.client import ItemScore, JobRef, RankClient, rank_order
+from slmrank.cli.sweep import announce, show_points
+from slmrank.client.client import ItemScore, RankClient, rank_order
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet, Pair, group_by_query
 from slmrank.evaluate.table import QualityRow
 from slmrank.load.binary import find_perf_analyzer
-from slmrank.load.record import record_path, update_record
-from slmrank.load.run import Running, run_sweep
+from slmrank.load.session import running
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.quality import measure_quality, plan_quality
 from slmrank.pipeline.steps import run
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.serving.server import Ports, Server
+from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.shipped import shipped
 
 SHOWN_QUERIES = 3
@@ -43,10 +45,19 @@ SHOWN_JOBS = 5
 
 @click.command("demo")
 @click.option("--spec", type=PathType, help="another spec  [default: the shipped build/demo.yaml]")
+@set_option
+@device_option
 @artifacts_option
 @dry_run_option
 @json_option
-def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: bool) -> None:
+def demo_command(
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    artifacts: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Fine-tune, prune, recover, summarise, build, serve, score and sweep, for real, and report:
     times, sizes, quality of every stage, ranked results and the sweep table.
 
@@ -58,7 +69,8 @@ def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: boo
       control demo --spec my-bundle.yaml
     """
     started = time.monotonic()
-    bundle, store = open_bundle(spec or shipped("build/demo.yaml"), artifacts)
+    path = spec or shipped("build/demo.yaml")
+    bundle, store = read_bundle(path, overrides, None), ArtifactStore(artifacts)
     quality = plan_quality(bundle, served=True)
     if dry_run:
         show_plan([bundle.repository, *quality.steps], store, as_json=as_json)
@@ -67,31 +79,27 @@ def demo_command(spec: Path | None, artifacts: Path, dry_run: bool, as_json: boo
     with tempfile.TemporaryDirectory() as work:
         locate_tritonserver(Path(work))
         find_perf_analyzer(Path(work))
-    display = StepDisplay()
-    with contextlib.closing(display):
-        repository = run(bundle.repository, store, display)
-        rows, few = measure_quality(bundle, quality, store, display)
+    with StepDisplay() as display:
+        repository = run(bundle.repository, store, display, device=device)
+        rows, few = measure_quality(bundle, quality, store, display, device=device)
         labelled = read_labelled(run(bundle.data, store).path)
-        plan, _ = prepare_sweep(bundle, store, display, Axes())
-    with Server(repository.path, Ports(grpc=0, http=0, metrics=0)) as server:
+        session = open_bundle_session(bundle, store, display)
+    with Server(repository.path, ANY_PORTS) as server:
         click.echo(f"serving on {server.url}", err=True)
         with RankClient(server.url) as client:
             ranked = [
-                (query, rank_order(client.score(query, [JobRef(job_id=p.job_id) for p in pairs])))
+                (query, rank_order(client.score(query, [pair.job_id for pair in pairs])))
                 for query, pairs in example_queries(labelled).items()
             ]
         sweep_started = time.monotonic()
-        swept = run_sweep(plan, store, lambda: _same(server), announce)
-        points = swept.points
+        here = replace(session, server=lambda: contextlib.nullcontext(running(server)))
+        points, _ = here.sweep(announce)
         sweep_s = time.monotonic() - sweep_started
-    update_record(
-        record_path(store.root, plan.identity), plan.identity, points=points, drift=swept.drift
-    )
     wall_s = time.monotonic() - started
     times = [*display.timings, ("sweep", sum(one.seconds for one in points), sweep_s < 1)]
     report = _report(bundle, store, times, wall_s, rows, few, points)
     report["ranked"] = [
-        {"query": query, "items": [_item(one, labelled, query) for one in items[:SHOWN_JOBS]]}
+        {"query": query, "items": [_item(item, labelled, query) for item in items[:SHOWN_JOBS]]}
         for query, items in ranked
     ]
     target = store.root / "reports" / f"{bundle.spec.name}.json"
@@ -123,7 +131,7 @@ def _report(
     few: list[QualityRow],
     points: list[Artifact],
 ) -> dict[str, Any]:
-    served = run(bundle.served, store)
+    served = run(bundle.final, store)
     engine = run(bundle.engine, store)
     summaries = run(bundle.summaries, store)
     sizes = _sizes(bundle, store)
@@ -152,9 +160,9 @@ def _sizes(bundle: Bundle, store: ArtifactStore) -> dict[str, Any]:
     names = (
         "parameters_before",
         "parameters_after",
-        "block_parameters_before",
-        "block_parameters_after",
-        "block_parameters_removed",
+        "layer_parameters_before",
+        "layer_parameters_after",
+        "layer_parameters_removed",
     )
     errors = {"relative_error": figures["mean_relative_error"]}
     return {name: figures[name] for name in names} | errors
@@ -179,10 +187,10 @@ def _show(
     if sizes:
         click.echo(
             f"parameters: {sizes['parameters_before'] / 1e6:.1f}M -> "
-            f"{sizes['parameters_after'] / 1e6:.1f}M, in the blocks "
-            f"{sizes['block_parameters_before'] / 1e6:.1f}M -> "
-            f"{sizes['block_parameters_after'] / 1e6:.1f}M "
-            f"({sizes['block_parameters_removed']:.0%} removed)"
+            f"{sizes['parameters_after'] / 1e6:.1f}M, in the layers "
+            f"{sizes['layer_parameters_before'] / 1e6:.1f}M -> "
+            f"{sizes['layer_parameters_after'] / 1e6:.1f}M "
+            f"({sizes['layer_parameters_removed']:.0%} removed)"
         )
         errors = ", ".join(f"{k} {v:.4f}" for k, v in sizes["relative_error"].items())
         click.echo(f"mean relative output error of the pruned MLPs: {errors}")
@@ -213,8 +221,3 @@ def _item(item: ItemScore, labelled: LabelledSet, query: str) -> dict[str, Any]:
         "grade": grades[item.job_id],
         "title": labelled.jobs[item.job_id].title,
     }
-
-
-@contextlib.contextmanager
-def _same(server: Server) -> Iterator[Running]:
-    yield running(server)

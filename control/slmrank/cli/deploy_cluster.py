@@ -11,16 +11,21 @@ from rich.console import Console
 
 from slmrank.cli.display import print_json, print_table
 from slmrank.cli.interrupt import interrupt_on_sigterm
-from slmrank.cli.open_release import open_place, open_release, release_options, track_option
 from slmrank.cli.options import Decorated, PathType, json_option
+from slmrank.cli.release_options import (
+    open_place,
+    open_release,
+    release_options,
+    track_option,
+)
 from slmrank.client.client import RankClient
-from slmrank.client.known_answers import KnownAnswer, compare_known
+from slmrank.client.known_answers import compare_known
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.status import Status, read_status
-from slmrank.deploy.release import Place, Track
+from slmrank.deploy.cluster.waiting import Waiter
+from slmrank.deploy.release import Place, Release, Track
 from slmrank.errors import Refused
-from slmrank.spec.bundle import Target
 
 
 def _cluster_options(function: Decorated) -> Decorated:
@@ -29,16 +34,37 @@ def _cluster_options(function: Decorated) -> Decorated:
         click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]"),
     ):
         function = option(function)
-    return track_option(json_option(function))
+    return json_option(function)
 
 
-def _deployer(kubeconfig: Path | None, context: str | None, **options: Any) -> Deployer:
+def _deployer(
+    kubeconfig: Path | None, context: str | None, smoke_url: str | None = None, **options: Any
+) -> Deployer:
     console = Console(stderr=True)
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    return Deployer(cluster=connect(kubeconfig, context, warn=told), told=told, **options)
+    def ask(release: Release) -> None:
+        with RankClient(str(smoke_url), timeout_s=60) as client:
+            compare_known(client.score, release.known_answers, release.deploy.smoke_tolerance)
+
+    cluster = connect(kubeconfig, context, warn=report)
+    return Deployer(
+        cluster=cluster,
+        waiter=Waiter(cluster=cluster, report=report),
+        report=report,
+        smoke=ask if smoke_url else None,
+        **options,
+    )
+
+
+_smoke_url = click.option(
+    "--smoke-url", help="host:port that reaches the Service  [default: a Job inside]"
+)
+_skip_smoke = click.option(
+    "--skip-smoke", is_flag=True, help="do not ask for the known answers at the end"
+)
 
 
 @click.command("plan", short_help="Show what apply would change; changes nothing")
@@ -46,14 +72,7 @@ def _deployer(kubeconfig: Path | None, context: str | None, **options: Any) -> D
 @release_options
 @_cluster_options
 def plan_command(
-    source: Path,
-    target: Target | None,
-    record: Path | None,
-    artifacts: Path,
-    track: Track,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
+    source: Path, kubeconfig: Path | None, context: str | None, as_json: bool, **options: Any
 ) -> None:
     """Ask the API server what applying SOURCE (a spec or a release.yaml) would change: its own dry
     run of every object, and the difference to what is there.
@@ -62,7 +81,7 @@ def plan_command(
     Example:
       control deploy plan build/demo.yaml
     """
-    release = open_release(source, artifacts, target, record, track)
+    release = open_release(source, **options)
     planned = _deployer(kubeconfig, context).plan(release)
     if as_json:
         rows = [
@@ -84,8 +103,8 @@ def plan_command(
 @click.argument("source", type=PathType)
 @click.option("--force-conflicts", is_flag=True, help="take fields that other managers own")
 @click.option("--take-over", is_flag=True, help="go on although another apply seems to run")
-@click.option("--smoke-url", help="host:port that reaches the Service  [default: a Job inside]")
-@click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers at the end")
+@_smoke_url
+@_skip_smoke
 @release_options
 @_cluster_options
 def apply_command(
@@ -94,13 +113,10 @@ def apply_command(
     take_over: bool,
     smoke_url: str | None,
     skip_smoke: bool,
-    target: Target | None,
-    record: Path | None,
-    artifacts: Path,
-    track: Track,
     kubeconfig: Path | None,
     context: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Bring SOURCE (a spec or a release.yaml) into the cluster: our rules and the server's dry run
     of every object first, then server-side apply in order, the engine's build Job before the
@@ -111,20 +127,14 @@ def apply_command(
     Example:
       control deploy apply build/demo.yaml
     """
-    release = open_release(source, artifacts, target, record, track)
-
-    def ask() -> None:
-        answers = [KnownAnswer(**one.settings()) for one in release.known_answers]
-        with RankClient(str(smoke_url), timeout_s=60) as client:
-            compare_known(client.score, answers, release.deploy.smoke_tolerance)
-
+    release = open_release(source, **options)
     deployer = _deployer(
         kubeconfig,
         context,
+        smoke_url,
         force_conflicts=force_conflicts,
         take_over=take_over,
         skip_smoke=skip_smoke,
-        smoke=ask if smoke_url else None,
     )
     interrupt_on_sigterm()
     done = deployer.apply(release)
@@ -139,6 +149,7 @@ def apply_command(
 
 @click.command("status", short_help="Show what is deployed, and why a pod does not serve")
 @click.argument("source", type=PathType)
+@track_option
 @_cluster_options
 def status_command(
     source: Path,
@@ -202,24 +213,36 @@ def _show_status(status: Status, place: Place) -> None:
 
 @click.command("rollback", short_help="Put an earlier release back")
 @click.argument("source", type=PathType)
-@click.option("--to", "revision", type=click.IntRange(min=1), help="[default: the last good one]")
+@click.option(
+    "--to",
+    "revision",
+    type=click.IntRange(min=1),
+    help="[default: the newest good one]",
+)
+@_smoke_url
+@_skip_smoke
+@track_option
 @_cluster_options
 def rollback_command(
     source: Path,
     revision: int | None,
+    smoke_url: str | None,
+    skip_smoke: bool,
     track: Track,
     kubeconfig: Path | None,
     context: str | None,
     as_json: bool,
 ) -> None:
-    """Put the objects of an earlier deployment of SOURCE back, as they were, and wait for its pods.
+    """Put the objects of an earlier deployment of SOURCE back, as they were, wait for its pods and
+    ask for its known answers. A second rollback returns to what was left.
 
     \b
     Example:
       control deploy rollback build/demo.yaml --to 3
     """
     interrupt_on_sigterm()
-    done = _deployer(kubeconfig, context).rollback(open_place(source, track), revision)
+    deployer = _deployer(kubeconfig, context, smoke_url, skip_smoke=skip_smoke)
+    done = deployer.rollback(open_place(source, track), revision)
     if as_json:
         print_json(done)
         return
@@ -229,6 +252,7 @@ def rollback_command(
 @click.command("delete", short_help="Remove a bundle from the cluster")
 @click.argument("source", type=PathType)
 @click.option("--yes", is_flag=True, help="really do it")
+@track_option
 @_cluster_options
 def delete_command(
     source: Path,

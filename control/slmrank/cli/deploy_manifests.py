@@ -4,100 +4,72 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from slmrank.cli.display import print_json
-from slmrank.cli.open_release import open_release, release_options, track_option
 from slmrank.cli.options import PathType, json_option
+from slmrank.cli.release_options import open_release, release_options
 from slmrank.deploy.check.run import Checked, check
 from slmrank.deploy.check.schema import known_versions, load_crds
 from slmrank.deploy.check.sources import read_manifests
-from slmrank.deploy.files import (
-    BASE,
-    OVERLAYS,
-    all_files,
-    base_files,
-    find_stale,
-    first_kustomization,
-    overlay_files,
-    write_files,
-)
-from slmrank.deploy.release import RELEASE_FILE, Release, Track, load_release
+from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
 from slmrank.errors import DeployError, Refused
-from slmrank.spec.bundle import Target
 
-DEFAULT_FOLDER = Path("k8s")
+ROOT = Path("k8s")
 
 
 @click.command("render", short_help="Write the manifests of a spec, or check them")
 @click.argument("source", type=PathType, required=False)
-@click.option(
-    "--out",
-    "folder",
-    type=PathType,
-    default=DEFAULT_FOLDER,
-    show_default=True,
-    help="folder of the manifests",
-)
-@click.option("--overlay", help="write SOURCE as this overlay of the base that is there")
+@click.option("--out", "folder", type=PathType, help="folder of the manifests  [default: k8s/base]")
 @click.option("--check", "only_check", is_flag=True, help="write nothing; fail when stale")
 @release_options
-@track_option
 @json_option
 def render_command(
-    source: Path | None,
-    folder: Path,
-    overlay: str | None,
-    only_check: bool,
-    record: Path | None,
-    track: Track,
-    target: Target | None,
-    artifacts: Path,
-    as_json: bool,
+    source: Path | None, folder: Path | None, only_check: bool, as_json: bool, **options: Any
 ) -> None:
     """Write the manifests of SOURCE (a spec, whose repository is made when missing, or a
-    release.yaml) into k8s/. Without SOURCE everything is rendered again from the release.yaml files
-    that are there; with --check nothing is written and the exit code says whether all is fresh.
+    release.yaml) into a folder of their own. Without SOURCE everything below k8s (or --out) is
+    rendered again from the release.yaml files that are there; with --check nothing is written and
+    the exit code says whether all is fresh.
 
     \b
     Example:
-      control deploy render build/demo.yaml --out k8s
-      control deploy render build/h200.yaml --overlay h200
+      control deploy render build/demo.yaml
+      control deploy render build/h200.yaml --out k8s/h200
       control deploy render --check
     """
-    files = (
-        all_files(folder)
-        if source is None
-        else _files(open_release(source, artifacts, target, record, track), folder, overlay)
-    )
+    if source is None:
+        folders = rendered_folders(folder or ROOT)
+    else:
+        folders = {folder or ROOT / "base": release_files(open_release(source, **options))}
+    total = sum(len(files) for files in folders.values())
     if only_check:
-        stale = find_stale(folder, files)
+        stale = [
+            (where / one.path, one.why)
+            for where, files in folders.items()
+            for one in find_stale(where, files)
+        ]
         if as_json:
-            print_json({"fresh": not stale, "stale": [[one.path, one.why] for one in stale]})
+            print_json({"fresh": not stale, "stale": [[str(path), why] for path, why in stale]})
         else:
-            for one in stale:
-                click.echo(f"{one.why:<10} {folder / one.path}")
-            if not stale:
-                click.echo(f"{folder}: {len(files)} files, all as rendered")
+            for path, why in stale:
+                click.echo(f"{why:<10} {path}")
         if stale:
-            raise Refused(
-                f"{len(stale)} of {len(files)} files in {folder} are stale",
-                f"control deploy render --out {folder}",
-            )
+            raise Refused(f"{len(stale)} of {total} files are stale", "control deploy render")
+        if not as_json:
+            click.echo(f"{total} files in {', '.join(map(str, folders))}: all as rendered")
         return
-    touched = write_files(folder, files)
-    if overlay is not None:
-        start = folder / OVERLAYS / overlay / "kustomization.yaml"
-        if not start.is_file():
-            start.write_text(first_kustomization(files), encoding="utf-8")
-            touched.append(str(start.relative_to(folder)))
+    touched = [
+        str(where / name) for where, files in folders.items() for name in write_files(where, files)
+    ]
     if as_json:
-        print_json({"folder": str(folder), "written": touched, "files": sorted(files)})
+        print_json({"folders": [str(where) for where in folders], "written": touched})
         return
     for name in touched:
-        click.echo(f"wrote {folder / name}")
-    click.echo(f"{folder}: {len(files)} files, {len(touched)} changed")
+        click.echo(f"wrote {name}")
+    click.echo(f"{total} files in {', '.join(map(str, folders))}, {len(touched)} changed")
 
 
 @click.command("check", short_help="Find defects in any manifests, each with its fix")
@@ -181,14 +153,3 @@ def _show_findings(checked: Checked, versions: list[str], skipped: list[str]) ->
         click.echo(f"house rules have {len(checked.advice)} more to say (--house): {rules}")
     if skipped:
         click.echo(f"skipped: {', '.join(skipped)}")
-
-
-def _files(release: Release, folder: Path, overlay: str | None) -> dict[str, str]:
-    if overlay is None:
-        files = base_files(release)
-        # The overlays depend on the base.
-        for path in sorted((folder / OVERLAYS).glob(f"*/{RELEASE_FILE}")):
-            files |= overlay_files(path.parent.name, release, load_release(path))
-        return files
-    base = load_release(folder / BASE / RELEASE_FILE)
-    return {**base_files(base), **overlay_files(overlay, base, release)}

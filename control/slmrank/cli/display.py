@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.pipeline.steps import Step, in_order
+from slmrank.pipeline.steps import Step, find_current, in_order
 
 PLAIN_PAUSE_S = 15.0
 
@@ -31,8 +31,14 @@ class StepDisplay:
         self._title = ""
         self._said = 0.0
         self._started = 0.0
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self.timings: list[tuple[str, float, bool]] = []
+
+    def __enter__(self) -> StepDisplay:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def started(self, step: Step) -> None:
         self._title = step.title
@@ -62,8 +68,8 @@ class StepDisplay:
     def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None:
         self.close()
         label = f"{step.kind} {artifact.key[:8]}"
-        if f"{step.kind}/{artifact.key}" not in self._told:
-            self._told.add(f"{step.kind}/{artifact.key}")
+        if f"{step.kind}/{artifact.key}" not in self._shown:
+            self._shown.add(f"{step.kind}/{artifact.key}")
             self.timings.append((step.title, artifact.seconds, cached))
             how = "cached" if cached else f"made in {artifact.seconds:.1f} s"
             self._line(f"{step.title:<34} {how:<18} {label}")
@@ -80,26 +86,24 @@ class StepDisplay:
 
 def show_plan(steps: Iterable[Step], store: ArtifactStore, *, as_json: bool) -> None:
     """What running these steps would do."""
-    needed = {f"{one.kind}/{one.key}": one for step in steps for one in in_order(step)}
+    needed = {f"{step.kind}/{step.key}": step for last in steps for step in in_order(last)}
     rows = [
         {
-            "step": one.title,
-            "kind": one.kind,
-            "key": one.key,
-            "state": "cached" if store.find(one.kind, one.key) else "to be made",
-            "path": str(store.path(one.kind, one.key)),
-            "settings": dict(one.settings),
+            "step": step.title,
+            "kind": step.kind,
+            "key": step.key,
+            "state": "cached" if find_current(step, store) else "to be made",
+            "path": str(store.path(step.kind, step.key)),
+            "settings": dict(step.settings),
         }
-        for one in needed.values()
+        for step in needed.values()
     ]
     if as_json:
         print_json({"plan": rows})
         return
-    print_table(
-        "plan (nothing is done)",
-        ["step", "state", "path"],
-        [[str(row["step"]), str(row["state"]), str(row["path"])] for row in rows],
-    )
+    columns = ["step", "state", "path"]
+    cells = [[str(row[name]) for name in columns] for row in rows]
+    print_table("plan (nothing is done)", columns, cells)
 
 
 def show_artifact(artifact: Artifact, *, as_json: bool) -> None:

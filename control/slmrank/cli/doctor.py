@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import PathType, artifacts_option, json_option
+from slmrank.cli.options import PathType, artifacts_option, json_option, set_option
+from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import MissingDependencyError
 from slmrank.pipeline.doctor import diagnose, look
-from slmrank.spec.bundle import Target, TrtllmSpec, load_spec
-
-TARGETS: tuple[Target, ...] = get_args(Target)
+from slmrank.spec.engine import EngineSpec
+from slmrank.spec.reading import load_spec
 
 
 @click.command("doctor")
 @click.argument("spec", type=PathType, required=False)
+@set_option
 @click.option(
     "--target",
     "chosen",
-    type=click.Choice(TARGETS),
     multiple=True,
-    help="judge this target, may be repeated  [default: the spec's, else openvino]",
+    help="judge this target, may be repeated  [default: the spec's, else the embedded one]",
 )
 @artifacts_option
 @json_option
 def doctor_command(
-    spec: Path | None, chosen: tuple[Target, ...], artifacts: Path, as_json: bool
+    spec: Path | None,
+    overrides: tuple[str, ...],
+    chosen: tuple[str, ...],
+    artifacts: Path,
+    as_json: bool,
 ) -> None:
     """Say what this machine has against what each engine target needs: ok, wrong with the fix, or
     unknown. All targets are shown; the exit code judges those asked for: 0 when nothing is wrong
@@ -39,34 +42,25 @@ def doctor_command(
       control doctor
       control doctor build/demo.yaml --target trtllm-engine
     """
-    loaded = load_spec(spec) if spec is not None else None
-    trtllm = loaded.engine.trtllm if loaded is not None else TrtllmSpec()
-    judged = chosen or ((loaded.engine.target,) if loaded is not None else ("openvino",))
-    findings = diagnose(look(artifacts), TARGETS, trtllm)
+    engine = load_spec(spec, overrides).engine if spec is not None else EngineSpec()
+    judged = chosen or (engine.target,)
+    for name in judged:
+        TARGETS.get(name)
+    findings = diagnose(look(artifacts), TARGETS.names(), engine)
     wrong = {
-        target: sum(one.state == "wrong" for one in findings if one.target == target)
-        for target in TARGETS
+        name: sum(finding.state == "wrong" for finding in findings if finding.target == name)
+        for name in TARGETS.names()
     }
-    ready = not any(wrong[target] for target in judged)
+    ready = not any(wrong[name] for name in judged)
     if as_json:
-        print_json(
-            {
-                "judged": list(judged),
-                "ready": ready,
-                "wrong": wrong,
-                "findings": [one.as_dict() for one in findings],
-            }
-        )
+        shown = [finding.as_dict() for finding in findings]
+        print_json({"judged": list(judged), "ready": ready, "wrong": wrong, "findings": shown})
     else:
-        for target in TARGETS:
-            rows = [
-                [one.name, one.state, one.found, one.fix]
-                for one in findings
-                if one.target == target
-            ]
-            print_table(target, ["what", "state", "found", "fix"], rows)
-        for target in judged:
-            told = f"{wrong[target]} wrong" if wrong[target] else "ready"
-            click.echo(f"{target}: {told}")
+        for name in TARGETS.names():
+            own = [finding for finding in findings if finding.target == name]
+            rows = [[one.name, one.state, one.found, one.fix] for one in own]
+            print_table(name, ["what", "state", "found", "fix"], rows)
+        for name in judged:
+            click.echo(f"{name}: {f'{wrong[name]} wrong' if wrong[name] else 'ready'}")
     if not ready:
         raise click.exceptions.Exit(MissingDependencyError.exit_code)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
 from slmrank.cli.options import (
-    artifacts_option,
+    Opened,
+    device_option,
     dry_run_option,
     json_option,
-    open_bundle,
-    spec_argument,
-    target_option,
+    spec_options,
 )
 from slmrank.evaluate.metrics import Interval
 from slmrank.evaluate.table import QualityRow
 from slmrank.pipeline.quality import NAMES, REFERENCE, measure_quality, plan_quality
-from slmrank.spec.bundle import Target
 
 
 @click.command("evaluate")
-@spec_argument
-@target_option
+@spec_options
 @click.option("--served", is_flag=True, help="score the engine row through a real server")
-@artifacts_option
+@device_option
 @dry_run_option
 @json_option
 def evaluate_command(
-    spec: Path, target: Target | None, served: bool, artifacts: Path, dry_run: bool, as_json: bool
+    opened: Opened, served: bool, device: str, dry_run: bool, as_json: bool
 ) -> None:
     """Measure NDCG@10, AUC (grade 4 against 0) and mean |dp| of every stage of SPEC.
 
@@ -41,18 +36,14 @@ def evaluate_command(
     \b
     Example:
       control evaluate build/demo.yaml
+      control evaluate build/demo.yaml --set evaluate.split=dev
     """
-    bundle, store = open_bundle(spec, artifacts)
-    bundle = bundle.for_target(target)
-    plan = plan_quality(bundle, served=served)
+    plan = plan_quality(opened.bundle, served=served)
     if dry_run:
-        show_plan(plan.steps, store, as_json=as_json)
+        show_plan(plan.steps, opened.store, as_json=as_json)
         return
-    display = StepDisplay()
-    try:
-        rows, few = measure_quality(bundle, plan, store, display)
-    finally:
-        display.close()
+    with StepDisplay() as display:
+        rows, few = measure_quality(opened.bundle, plan, opened.store, display, device=device)
     if as_json:
         print_json(
             {"rows": [row.as_dict() for row in rows], "full_text": [row.as_dict() for row in few]}

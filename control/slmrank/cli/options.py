@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
-from slmrank.artifacts import ArtifactStore
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.cli.display import StepDisplay
 from slmrank.pipeline.bundle import Bundle
-from slmrank.spec.bundle import Target, load_spec
+from slmrank.pipeline.steps import Step, run
+from slmrank.spec.reading import load_spec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)
 
-
-def spec_argument(function: Decorated) -> Decorated:
-    return click.argument("spec", type=PathType)(function)
-
-
-def artifacts_option(function: Decorated) -> Decorated:
-    return click.option(
-        "--artifacts",
-        type=PathType,
-        default=Path("artifacts"),
-        envvar="CONTROL_ARTIFACTS",
-        show_default=True,
-        show_envvar=True,
-        help="where results are kept and found",
-    )(function)
-
-
-def json_option(function: Decorated) -> Decorated:
-    return click.option("--json", "as_json", is_flag=True, help="print the result as JSON")(
-        function
-    )
-
-
-def dry_run_option(function: Decorated) -> Decorated:
-    return click.option("--dry-run", is_flag=True, help="print what would be done and stop")(
-        function
-    )
-
-
-def open_bundle(spec: Path, artifacts: Path) -> tuple[Bundle, ArtifactStore]:
-    """The spec's bundle and the artifact store."""
-    return Bundle(load_spec(spec)), ArtifactStore(artifacts)
+artifacts_option = click.option(
+    "--artifacts",
+    type=PathType,
+    default=Path("artifacts"),
+    envvar="CONTROL_ARTIFACTS",
+    show_default=True,
+    show_envvar=True,
+    help="where results are kept and found",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+dry_run_option = click.option("--dry-run", is_flag=True, help="print what would be done and stop")
+force_option = click.option("--force", is_flag=True, help="make it again although nothing changed")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="where torch runs: auto, cpu, cuda or cuda:N; auto takes a GPU that torch sees",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="change a value of the spec, as engine.openvino.precision=bfloat16; repeatable",
+)
+target_option = click.option(
+    "--target", help="engine target, short for --set engine.target=NAME  [default: the spec's]"
+)
 
 
-def target_option(function: Decorated) -> Decorated:
-    return click.option(
-        "--target",
-        type=click.Choice(get_args(Target)),
-        help="engine target  [default: engine.target of the spec]",
-    )(function)
+@dataclass(frozen=True)
+class Opened:
+    """What a command line names: the spec's file, its bundle, and the artifact store."""
+
+    path: Path
+    bundle: Bundle
+    store: ArtifactStore
+
+    def run(self, step: Step, **options: Any) -> Artifact:
+        """Make a step, with its progress on stderr."""
+        with StepDisplay() as display:
+            return run(step, self.store, display, **options)
+
+
+def read_bundle(path: Path, overrides: tuple[str, ...], target: str | None) -> Bundle:
+    """The bundle of a spec with the overrides of a command line."""
+    more = (f"engine.target={target}",) if target else ()
+    return Bundle(load_spec(path, (*overrides, *more)))
+
+
+def spec_options(function: Decorated) -> Any:
+    """SPEC, --set, --target and --artifacts, given to the command as one `opened`."""
+
+    @click.argument("spec", type=PathType)
+    @set_option
+    @target_option
+    @artifacts_option
+    @functools.wraps(function)
+    def command(
+        spec: Path, overrides: tuple[str, ...], target: str | None, artifacts: Path, **more: Any
+    ) -> Any:
+        bundle = read_bundle(spec, overrides, target)
+        return function(opened=Opened(spec, bundle, ArtifactStore(artifacts)), **more)
+
+    return command

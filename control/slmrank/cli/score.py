@@ -8,24 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from slmrank.cli.display import print_json, print_table
 from slmrank.cli.options import PathType, json_option
-from slmrank.client.client import DEFAULT_TIMEOUT_S, ItemScore, JobRef, RankClient, rank_order
+from slmrank.client.client import (
+    DEFAULT_TIMEOUT_S,
+    Asked,
+    ItemScore,
+    ItemText,
+    RankClient,
+    rank_order,
+)
+from slmrank.data.records import Job
 from slmrank.errors import DataError, ScoreError
+
+JOB_KEYS = set(Job.model_fields)
 
 
 @click.command("score")
 @click.option("--query", "-q", help="the search; may also stand in --input")
 @click.option("--job", "-j", "job_ids", multiple=True, help="job id in the store; repeatable")
-@click.option("--text", "-t", "texts", multiple=True, help="job text to score as it is; repeatable")
+@click.option(
+    "--job-file",
+    "job_files",
+    type=PathType,
+    multiple=True,
+    help="JSON lines of jobs that are not in the store: title, company, location, description",
+)
+@click.option(
+    "--text", "-t", "texts", multiple=True, help="an item's text exactly as it goes into the prompt"
+)
 @click.option(
     "--input",
     "-i",
     "source",
     type=PathType,
-    help="file, or - for stdin: one job id a line, or JSON lines with job_id and/or job_text, "
-    "or one JSON object {query, jobs}",
+    help="file, or - for stdin: one job id a line, or JSON lines of jobs (job_id alone: stored; "
+    "with title, description ...: sent as it is; job_text: see --text), or one JSON object "
+    "{query, jobs}",
 )
 @click.option("--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL")
 @click.option("--top", type=int, default=0, help="show only the best N; 0: all")
@@ -41,6 +62,7 @@ from slmrank.errors import DataError, ScoreError
 def score_command(
     query: str | None,
     job_ids: tuple[str, ...],
+    job_files: tuple[Path, ...],
     texts: tuple[str, ...],
     source: Path | None,
     url: str,
@@ -50,45 +72,49 @@ def score_command(
 ) -> None:
     """Score jobs for a query on a running server and print them best first.
 
-    A job that could not be scored is listed last with its status; then the exit code is 9.
+    A job is an id in the server's store, or a job with its fields, which the server summarises and
+    formats as it does for its store, so that both score alike. A job that could not be scored is
+    listed last with its status; then the exit code is 9.
 
     \b
     Example:
       control score -q "night nurse" -j 29-1141.00-1 -j 35-3011.00-1
-      control score -q "night nurse" -t "Job: ICU nurse. Cares for patients at night."
+      control score -q "night nurse" --job-file new-jobs.jsonl
       cut -f1 ids.tsv | control score -q "night nurse" -i -
     """
-    jobs = [JobRef(job_id=one) for one in job_ids] + [JobRef(text=one) for one in texts]
+    jobs: list[Asked] = [*job_ids, *(ItemText(text=text) for text in texts)]
+    for path in job_files:
+        jobs += read_request(_read(path), str(path))[1]
     if source is not None:
         read_query, more = read_request(_read(source), str(source))
         query, jobs = query or read_query, jobs + more
     if query is None:
-        raise ScoreError("no query", "give one with --query, or as 'query' in --input")
-    if not query.strip():
-        raise ScoreError("query is empty", "give at least one word")
+        raise click.UsageError("no query: give one with --query, or as 'query' in --input")
     if not jobs:
-        raise ScoreError("no jobs", "give --job, --text or --input")
+        raise click.UsageError("no jobs: give --job, --job-file, --text or --input")
     with RankClient(url, timeout_s=timeout_s) as client:
         ranked = rank_order(client.score(query, jobs))
         identity = client.describe()
     shown = ranked[:top] if top > 0 else ranked
     if as_json:
-        print_json({"query": query, "items": [_record(one) for one in shown], "served": identity})
+        print_json({"query": query, "items": [_record(item) for item in shown], "served": identity})
     else:
         _show(query, shown, jobs)
-    failed = [one for one in ranked if not one.status.scored]
+    failed = [item for item in ranked if not item.status.scored]
     if failed:
-        names = ", ".join(f"{one.job_id or f'#{one.index}'} ({_words(one)})" for one in failed[:5])
+        names = ", ".join(
+            f"{item.job_id or f'#{item.index}'} ({item.status.words})" for item in failed[:5]
+        )
         more_text = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         if not as_json:
             raise ScoreError(
                 f"{len(failed)} of {len(ranked)} jobs were not scored: {names}{more_text}",
-                "check the ids, or run `control summarize` and `control repo` for new jobs",
+                "check the ids, or send jobs that are not in the store with their fields",
             )
         sys.exit(ScoreError.exit_code)
 
 
-def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
+def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     """A query (when the input is one JSON object) and jobs from bytes.
 
     Raises DataError for invalid UTF-8, broken JSON or unknown keys.
@@ -112,7 +138,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
             query = whole.get("query")
             if not isinstance(query, str | None):
                 raise DataError(f"{name}: query is not a string", "write it in quotes")
-            return query, [_job(one, name, 1) for one in whole["jobs"]]
+            return query, [_job(value, name, 1) for value in whole["jobs"]]
     jobs = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -129,16 +155,26 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[JobRef]]:
     return None, jobs
 
 
-def _job(value: Any, name: str, number: int) -> JobRef:
+def _job(value: Any, name: str, number: int) -> Asked:
     if isinstance(value, str):
-        return JobRef(job_id=value)
-    known = isinstance(value, dict) and set(value) <= {"job_id", "job_text"}
-    if not known or not all(isinstance(one, str | None) for one in value.values()):
-        raise DataError(
-            f"{name}:{number}: {json.dumps(value)[:80]} is not a job",
-            "a job is an id, or an object with job_id and/or job_text, both strings",
-        )
-    return JobRef(job_id=value.get("job_id") or "", text=value.get("job_text") or "")
+        return value
+    if isinstance(value, dict) and all(isinstance(one, str | None) for one in value.values()):
+        given = {key: one for key, one in value.items() if one}
+        if set(value) <= {"job_id", "job_text"}:
+            text, job_id = given.get("job_text"), given.get("job_id", "")
+            return job_id if text is None else ItemText(text=text, job_id=job_id)
+        if set(value) <= JOB_KEYS:
+            try:
+                return Job.model_validate({"job_id": f"#{number}", "description": "", **given})
+            except ValidationError as error:
+                raise DataError(
+                    f"{name}:{number}: {error.errors()[0]['msg']}", "correct the job"
+                ) from error
+    raise DataError(
+        f"{name}:{number}: {json.dumps(value)[:80]} is not a job",
+        "a job is an id, or an object of strings: job_id, title, company, location, description; "
+        "or job_id and job_text",
+    )
 
 
 def _read(source: Path) -> bytes:
@@ -150,34 +186,32 @@ def _read(source: Path) -> bytes:
         raise DataError(f"cannot read {source}: {error.strerror}", "check the path") from error
 
 
-def _show(query: str, items: list[ItemScore], jobs: list[JobRef]) -> None:
+def _show(query: str, items: list[ItemScore], jobs: list[Asked]) -> None:
     rows = [
         [
             str(place),
             "-" if item.score != item.score else f"{item.score:.4f}",
-            item.job_id or _excerpt(jobs[item.index].text),
-            "" if item.status == 0 else _words(item),
+            _name(item, jobs[item.index]),
+            "" if item.status == 0 else item.status.words,
         ]
         for place, item in enumerate(items, start=1)
     ]
     print_table(query, ["rank", "P(relevant)", "job", "status"], rows)
 
 
+def _name(item: ItemScore, job: Asked) -> str:
+    if isinstance(job, Job):
+        return f"{item.job_id} {job.title}".strip()
+    text = job.text if isinstance(job, ItemText) else ""
+    flat = " ".join(text.split())
+    return item.job_id or (flat if len(flat) <= 60 else flat[:57] + "...")
+
+
 def _record(item: ItemScore) -> dict[str, Any]:
-    score = None if item.score != item.score else item.score
     return {
         "index": item.index,
         "job_id": item.job_id,
-        "score": score,
+        "score": None if item.score != item.score else item.score,
         "status": int(item.status),
-        "status_text": _words(item),
+        "status_text": item.status.words,
     }
-
-
-def _words(item: ItemScore) -> str:
-    return item.status.name.lower().replace("_", " ")
-
-
-def _excerpt(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 60 else flat[:57] + "..."

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from slmrank.artifacts import ArtifactStore
-from slmrank.cli.display import StepDisplay, print_json, show_plan
+from slmrank.cli.display import print_json, show_plan
 from slmrank.cli.interrupt import interrupt_on_sigterm
-from slmrank.cli.options import PathType, artifacts_option, dry_run_option, json_option
+from slmrank.cli.options import (
+    Decorated,
+    Opened,
+    PathType,
+    artifacts_option,
+    dry_run_option,
+    json_option,
+    read_bundle,
+    set_option,
+    target_option,
+)
 from slmrank.errors import ServerError
-from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.steps import run
 from slmrank.repository.generate import check_repository
 from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Ports, Server
-from slmrank.spec.bundle import load_spec
 
-PORT = click.IntRange(0, 65535)
+
+def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
+    kind = click.IntRange(0, 65535)
+    return click.option(flag, type=kind, default=default, show_default=True, help="0: a free port")
 
 
 @click.command("serve")
 @click.argument("source", type=PathType)
-@click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free port")
-@click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free port")
-@click.option(
-    "--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free port"
-)
+@_port("--grpc-port", Ports().grpc)
+@_port("--http-port", Ports().http)
+@_port("--metrics-port", Ports().metrics)
 @click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option(
     "--start-timeout",
@@ -46,11 +54,15 @@ PORT = click.IntRange(0, 65535)
     show_default=True,
     help="seconds that running requests get after SIGTERM",
 )
+@set_option
+@target_option
 @artifacts_option
 @dry_run_option
 @json_option
 def serve_command(
     source: Path,
+    overrides: tuple[str, ...],
+    target: str | None,
     grpc_port: int,
     http_port: int,
     metrics_port: int,
@@ -69,8 +81,9 @@ def serve_command(
       control serve build/demo.yaml
       control serve /models/repository --address 0.0.0.0
     """
-    display = StepDisplay()
     if source.is_dir():
+        if target is not None or overrides:
+            raise click.UsageError("--target and --set are for a spec; a repository is as it is")
         repository = source
         check_repository(repository)
         if dry_run:
@@ -81,12 +94,12 @@ def serve_command(
                 click.echo(f"would serve {repository} on {address}:{grpc_port}")
             return
     else:
-        bundle, store = Bundle(load_spec(source)), ArtifactStore(artifacts)
+        bundle = read_bundle(source, overrides, target)
+        opened = Opened(source, bundle, ArtifactStore(artifacts))
         if dry_run:
-            show_plan([bundle.repository], store, as_json=as_json)
+            show_plan([bundle.repository], opened.store, as_json=as_json)
             return
-        with contextlib.closing(display):
-            repository = run(bundle.repository, store, display).path
+        repository = opened.run(bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
     server = Server(repository, ports, address=address, drain_s=drain_s)
     interrupt_on_sigterm()

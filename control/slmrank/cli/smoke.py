@@ -9,7 +9,8 @@ import click
 from slmrank.cli.display import print_json, print_table
 from slmrank.cli.options import PathType, json_option
 from slmrank.client.client import RankClient
-from slmrank.client.known_answers import KNOWN_FILE, TOLERANCE, compare_known, read_known
+from slmrank.client.known_answers import TOLERANCE, compare_known
+from slmrank.engine.known_answers import KNOWN_FILE, read_known
 
 
 @click.command("smoke")

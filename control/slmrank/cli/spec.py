@@ -8,15 +8,19 @@ import click
 import yaml
 
 from slmrank.cli.display import print_json
-from slmrank.cli.options import PathType, json_option
-from slmrank.spec.bundle import BundleSpec, load_spec
+from slmrank.cli.options import PathType, json_option, set_option
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.reading import load_spec
 
 
 @click.command("spec")
 @click.argument("spec", type=PathType, required=False)
 @click.option("--schema", is_flag=True, help="print the JSON schema of all keys")
+@set_option
 @json_option
-def spec_command(spec: Path | None, schema: bool, as_json: bool) -> None:
+def spec_command(
+    spec: Path | None, schema: bool, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Check SPEC and print it with every default filled in.
 
     \b
@@ -27,7 +31,7 @@ def spec_command(spec: Path | None, schema: bool, as_json: bool) -> None:
     if schema or spec is None:
         print_json(BundleSpec.model_json_schema())
         return
-    values = load_spec(spec).model_dump(mode="json")
+    values = load_spec(spec, overrides).model_dump(mode="json")
     if as_json:
         print_json(values)
     else:

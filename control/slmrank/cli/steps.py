@@ -1,54 +1,43 @@
-"""The verbs that make one artifact each, from data to the pruned and recovered model. They differ
-only in the step that they run."""
+"""The verbs that make one artifact each, from data to the model repository. They differ only in the
+step that they run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import click
 
-from slmrank.cli.display import StepDisplay, show_artifact, show_plan
+from slmrank.cli.display import show_artifact, show_plan
 from slmrank.cli.options import (
-    PathType,
-    artifacts_option,
+    Opened,
+    device_option,
     dry_run_option,
+    force_option,
     json_option,
-    open_bundle,
-    spec_argument,
+    spec_options,
 )
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.steps import Step, run
+from slmrank.pipeline.steps import Step
 
 
 def _verb(
-    name: str, text: str, choose: Callable[..., Step], options: tuple[Any, ...] = ()
+    name: str, text: str, choose: Callable[[Bundle], Step], example: str = ""
 ) -> click.Command:
-    @spec_argument
-    @artifacts_option
-    @click.option("--force", is_flag=True, help="make it again although nothing changed")
+    @spec_options
+    @force_option
+    @device_option
     @dry_run_option
     @json_option
-    def command(
-        spec: Path, artifacts: Path, force: bool, dry_run: bool, as_json: bool, **given: Any
-    ) -> None:
-        bundle, store = open_bundle(spec, artifacts)
-        step = choose(bundle, **given)
+    def command(opened: Opened, force: bool, device: str, dry_run: bool, as_json: bool) -> None:
+        step = choose(opened.bundle)
         if dry_run:
-            show_plan([step], store, as_json=as_json)
+            show_plan([step], opened.store, as_json=as_json)
             return
-        display = StepDisplay()
-        try:
-            artifact = run(step, store, display, force=force)
-        finally:
-            display.close()
-        show_artifact(artifact, as_json=as_json)
+        show_artifact(opened.run(step, force=force, device=device), as_json=as_json)
 
-    for option in options:
-        command = option(command)
-    example = f"\n\n\b\nExample:\n  control {name} build/demo.yaml"
-    return click.command(name, help=text + example)(command)
+    more = f"\n  control {name} build/demo.yaml {example}" if example else ""
+    help_text = f"{text}\n\n\b\nExample:\n  control {name} build/demo.yaml{more}"
+    return click.command(name, help=help_text)(command)
 
 
 data_command = _verb(
@@ -71,45 +60,47 @@ trim_command = _verb(
     "Trim the vocabulary of the base model of SPEC: embedding, head and tokenizer together. Texts "
     "that use only kept tokens score exactly as before; the figures say how many do.",
     lambda bundle: bundle.trimmed,
+    "--set trim.tokens=16384",
 )
 
 summarize_command = _verb(
     "summarize",
-    "Summarise the job descriptions of SPEC under the token budget into an LMDB store.\n\n"
-    "Summaries do not depend on queries. A later run copies every job that did not change.",
+    "Summarise the job descriptions of SPEC under the token budget into the summary store.\n\n"
+    "Summaries do not depend on queries. What an earlier run wrote for the same job, summarizer "
+    "and tokenizer is copied.",
     lambda bundle: bundle.summaries,
+    "--set summarize.budget_tokens=56",
 )
-
-
-def _finetune(bundle: Bundle, teacher: Path | None) -> Step:
-    return (bundle.taught_by(teacher) if teacher is not None else bundle).finetuned
-
 
 finetune_command = _verb(
     "finetune",
-    "Fine-tune the base model of SPEC on its labelled pairs: KL to grade/4 on the two label "
-    "logits at the last prompt token.\n\nInterrupted runs resume from their last saved state.",
-    _finetune,
-    (
-        click.option(
-            "--teacher",
-            type=PathType,
-            help="ranker checkpoint whose p replaces the grades as the target",
-        ),
-    ),
+    "Fine-tune the base model of SPEC on its labelled pairs: KL to grade/4, or to a teacher's p "
+    "(finetune.teacher), on the two label logits at the last prompt token.\n\nInterrupted runs "
+    "resume from their last saved state.",
+    lambda bundle: bundle.finetuned,
+    "--set finetune.teacher=my-ranker",
 )
 
 prune_command = _verb(
     "prune",
     "Prune the fine-tuned model of SPEC: OSSCAR chooses MLP neurons and refits the down "
-    "projection in closed form; the last blocks are removed. The figures compare OSSCAR's output "
+    "projection in closed form; the last layers are removed. The figures compare OSSCAR's output "
     "error with magnitude pruning, with and without refit.",
     lambda bundle: bundle.pruned,
 )
 
 recover_command = _verb(
     "recover",
-    "Fine-tune the pruned model of SPEC; the target is the unpruned fine-tuned model's p, or the "
-    "grades with recover.teacher: labels.",
+    "Distil the fine-tuned model of SPEC into the pruned one: the target is the unpruned model's "
+    "p, or the grades with recover.teacher: labels.",
     lambda bundle: bundle.recovered,
+)
+
+repo_command = _verb(
+    "repo",
+    "Generate the Triton model repository of SPEC: the ensemble rank = prepare -> ranker. Names, "
+    "data types and dims of the ensemble graph are checked before anything is written.\n\n"
+    "An engine that is compiled elsewhere is not copied in: the configuration points to where it "
+    "lies on the serving machine.",
+    lambda bundle: bundle.repository,
 )

@@ -30,7 +30,7 @@ def verify_command(
       control verify artifacts/repository/0123456789abcdef
     """
     expected = read_expected(manifest or repository / MANIFEST)
-    total = verify_repository(repository, expected, lambda done, of, name: None)
+    total = verify_repository(repository, expected)
     models = check_repository(repository)
     if engine is not None:
         verify_engine(engine, expected)

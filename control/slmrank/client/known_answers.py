@@ -1,34 +1,18 @@
-"""Known answers: a few scores written down when the engine was made, to be asked of a server.
-
-A server that loaded other weights, another tokenizer or another summary store answers as quickly as
-the right one. Only its scores show it.
-"""
+"""Ask a running server for its known answers and compare."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from slmrank.client.client import ItemScore, JobRef
-from slmrank.errors import ArtifactError, ScoreError
+from slmrank.client.client import ItemScore
+from slmrank.engine.known_answers import KnownAnswer
+from slmrank.errors import WrongAnswer
 
-KNOWN_FILE = "known_answers.json"
 # INT8 kernels of two processors differ by less; a wrong model or store by far more.
 TOLERANCE = 0.05
-Score = Callable[[str, Sequence[JobRef]], list[ItemScore]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownAnswer:
-    """One stored job and its P(relevant) for a query."""
-
-    query: str
-    job_id: str
-    p: float
+Score = Callable[[str, Sequence[str]], list[ItemScore]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,52 +27,15 @@ class Compared:
         return math.inf if self.p is None else abs(self.p - self.known.p)
 
 
-def choose_known(scored: Sequence[tuple[str, str, float]], count: int = 4) -> list[KnownAnswer]:
-    """From (query, job id, p) triples the query whose p are furthest apart, with `count` of its
-    jobs from lowest to highest: a server that answers one constant must not pass."""
-    by_query: dict[str, list[tuple[float, str]]] = {}
-    for query, job_id, p in scored:
-        by_query.setdefault(query, []).append((p, job_id))
-    if not by_query:
-        return []
-    query = max(by_query, key=lambda one: (max(by_query[one])[0] - min(by_query[one])[0], one))
-    ranked = sorted(set(by_query[query]))
-    last = len(ranked) - 1
-    places = sorted({round(last * step / max(count - 1, 1)) for step in range(count)})
-    return [
-        KnownAnswer(query=query, job_id=ranked[place][1], p=round(ranked[place][0], 6))
-        for place in places
-    ]
-
-
-def known_json(answers: Sequence[KnownAnswer]) -> str:
-    """The content of `known_answers.json`."""
-    return json.dumps({"schema": 1, "answers": [asdict(one) for one in answers]}, indent=2) + "\n"
-
-
-def read_known(path: Path) -> list[KnownAnswer]:
-    """Raises ArtifactError when the file holds no known answers."""
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        answers = [KnownAnswer(**one) for one in loaded["answers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} holds no known answers: {error}", "make the repository again: `control repo`"
-        ) from error
-    if not answers:
-        raise ArtifactError(f"{path} holds no known answers", "make the repository again")
-    return answers
-
-
 def compare_known(
     score: Score, answers: Sequence[KnownAnswer], tolerance: float = TOLERANCE
 ) -> list[Compared]:
-    """Ask for every known answer. Raises ScoreError that lists each one further away than
+    """Ask for every known answer. Raises WrongAnswer that lists each one further away than
     `tolerance`, beside what `score` raises."""
     compared: list[Compared] = []
     for query in dict.fromkeys(one.query for one in answers):
         wanted = [one for one in answers if one.query == query]
-        given = score(query, [JobRef(job_id=one.job_id) for one in wanted])
+        given = score(query, [answer.job_id for answer in wanted])
         for known, item in zip(wanted, given, strict=True):
             p = None if math.isnan(item.score) else item.score
             compared.append(Compared(known=known, p=p))
@@ -99,7 +46,7 @@ def compare_known(
             f"known {one.known.p:.4f}"
             for one in wrong
         )
-        raise ScoreError(
+        raise WrongAnswer(
             f"{len(wrong)} of {len(compared)} known answers are off by more than {tolerance:g}: "
             f"{told}",
             "the server runs another engine, tokenizer or summary store than the one that was "

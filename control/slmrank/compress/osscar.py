@@ -13,8 +13,8 @@ W and V by a rank-b step, so no system is solved again until the end. Double pre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from scipy.linalg import cho_factor, cho_solve
 from slmrank.errors import SpecError
 
 Matrix = npt.NDArray[np.float64]
-Method = Literal["osscar", "magnitude", "magnitude_refit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +46,22 @@ def prune_neurons(
     weights: Matrix,
     keep: int,
     *,
-    method: Method = "osscar",
+    method: str = "osscar",
     damping: float = 0.01,
     per_round: int = 8,
 ) -> Pruned:
     """Keep `keep` of p neurons. `gram` is X^T X [p, p], `weights` W0 [p, d].
 
-    `per_round` neurons are dropped between two updates; 1 is exact greedy. `magnitude` keeps the
-    neurons of largest |W_j| |X_j| and nothing is refitted; `magnitude_refit` adds the closed form.
-    Raises SpecError when `keep` is not in 1..p.
+    `per_round` neurons are dropped between two updates; 1 is exact greedy. `method` is a name of
+    CRITERIA. Raises SpecError when `keep` is not in 1..p.
     """
     count = len(weights)
     if not 0 < keep <= count:
         raise SpecError(f"cannot keep {keep} of {count} neurons", f"choose 1 to {count}")
     hessian = damped(gram, damping)
-    if method == "osscar":
-        kept = _greedy(hessian, weights, keep, per_round)
-    else:
-        kept = _largest(gram, weights, keep)
-    fitted = weights[kept] if method == "magnitude" else refit(hessian, weights, kept)
+    choose, refitted = CRITERIA[method]
+    kept = choose(hessian, gram, weights, keep, per_round)
+    fitted = refit(hessian, weights, kept) if refitted else weights[kept]
     return Pruned(
         kept=kept, weights=fitted, relative_error=relative_error(gram, weights, kept, fitted)
     )
@@ -88,7 +84,9 @@ def relative_error(
     return float(np.sum(change * (gram @ change))) / total if total else 0.0
 
 
-def _greedy(hessian: Matrix, weights: Matrix, keep: int, per_round: int) -> npt.NDArray[np.intp]:
+def _greedy(
+    hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int
+) -> npt.NDArray[np.intp]:
     inverse = np.linalg.inv(hessian)
     current = weights.copy()
     alive = np.ones(len(weights), dtype=bool)
@@ -110,7 +108,19 @@ def _greedy(hessian: Matrix, weights: Matrix, keep: int, per_round: int) -> npt.
     return np.flatnonzero(alive)
 
 
-def _largest(gram: Matrix, weights: Matrix, keep: int) -> npt.NDArray[np.intp]:
+def _largest(
+    _hessian: Matrix, gram: Matrix, weights: Matrix, keep: int, _per_round: int
+) -> npt.NDArray[np.intp]:
     # Wanda's criterion for a whole neuron: weight norm times input norm.
     size = np.linalg.norm(weights, axis=1) * np.sqrt(np.maximum(np.diag(gram), 0.0))
     return np.sort(np.argpartition(-size, keep - 1)[:keep])
+
+
+Choose = Callable[[Matrix, Matrix, Matrix, int, int], npt.NDArray[np.intp]]
+# Name -> (which neurons stay, whether the closed form refits them). The magnitude ones are
+# baselines: `magnitude` keeps the neurons of largest |W_j| |X_j| as they are.
+CRITERIA: dict[str, tuple[Choose, bool]] = {
+    "osscar": (_greedy, True),
+    "magnitude_refit": (_largest, True),
+    "magnitude": (_largest, False),
+}

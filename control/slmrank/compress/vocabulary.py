@@ -21,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from slmrank.artifacts import write_atomic
-from slmrank.errors import CheckpointError, ScoreError
+from slmrank.errors import CheckpointError, InvalidQuery
 from slmrank.model.checkpoint import TOKENIZER_FILES, Checkpoint, read_config
 from slmrank.model.tensor_files import NewTensor, Part, read_index, write_tensors
-from slmrank.prompt.encoder import Ids, PromptEncoder, load_tokenizer
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import load_tokenizer
+from slmrank.tokens import Ids
 
 ROW_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -196,7 +198,7 @@ def same_tokens_share(
         for text in texts:
             try:
                 found.append([tokenizer.id_to_token(int(one)) for one in encode(encoder, text)])
-            except ScoreError:
+            except InvalidQuery:
                 found.append(None)
         return found
 

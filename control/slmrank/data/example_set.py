@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.onet import Occupation, Occupations
@@ -16,29 +15,18 @@ from slmrank.data.postings import HeldOut, hold_out, posting
 from slmrank.data.queries import Query, queries_for
 from slmrank.data.records import SPLITS, Job, LabelledSet, Pair, Split
 from slmrank.data.relevance import grade_of, relation
+from slmrank.spec.data import OnetData
 
 RETRIEVED_SHARE = 0.375
 RELATED_SHARE = 0.375
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExampleSettings:
-    """Sizes of the set. Shares are of occupations; candidates are jobs judged per query."""
-
-    seed: int
-    postings_per_occupation: int
-    queries_per_occupation: int
-    candidates: Mapping[Split, int]
-    test_share: float
-    dev_share: float
-
-
-def build_example_set(table: Occupations, settings: ExampleSettings) -> LabelledSet:
+def build_example_set(table: Occupations, spec: OnetData) -> LabelledSet:
     """Build jobs and pairs from the occupation table (pure: same input, same output)."""
-    rng = random.Random(settings.seed)
-    splits = split_occupations(table.occupations, settings, rng)
+    rng = random.Random(spec.seed)
+    splits = split_occupations(table.occupations, spec, rng)
     held_out = {one.code: hold_out(one, rng) for one in table.occupations}
-    jobs, occupation_of = _postings(table, held_out, settings, rng)
+    jobs, occupation_of = _postings(table, held_out, spec, rng)
     pairs: dict[Split, list[Pair]] = {}
     asked_before: set[str] = set()
     for split in SPLITS:
@@ -49,13 +37,13 @@ def build_example_set(table: Occupations, settings: ExampleSettings) -> Labelled
         pairs[split] = []
         for one in members:
             relations = {other.code: relation(one, other, table.rarity) for other in members}
-            count = settings.queries_per_occupation
+            count = spec.queries_per_occupation
             for query in queries_for(one, held_out[one.code], table, count, rng):
                 if query.text in asked_before:
                     continue
                 asked_before.add(query.text)
                 grades = _grades(query, relations, members, occupation_of, pool)
-                chosen = _candidates(query, grades, index, settings.candidates[split], rng)
+                chosen = _candidates(query, grades, index, getattr(spec.candidates, split), rng)
                 pairs[split] += [
                     Pair(query=query.text, job_id=job_id, grade=grades[job_id], split=split)
                     for job_id in chosen
@@ -64,13 +52,13 @@ def build_example_set(table: Occupations, settings: ExampleSettings) -> Labelled
 
 
 def split_occupations(
-    occupations: Sequence[Occupation], settings: ExampleSettings, rng: random.Random
+    occupations: Sequence[Occupation], spec: OnetData, rng: random.Random
 ) -> dict[Split, list[Occupation]]:
     """Deal occupations into train, dev and test."""
     shuffled = list(occupations)
     rng.shuffle(shuffled)
-    tests = round(len(shuffled) * settings.test_share)
-    devs = round(len(shuffled) * settings.dev_share)
+    tests = round(len(shuffled) * spec.test_share)
+    devs = round(len(shuffled) * spec.dev_share)
     return {
         "test": shuffled[:tests],
         "dev": shuffled[tests : tests + devs],
@@ -81,13 +69,13 @@ def split_occupations(
 def _postings(
     table: Occupations,
     held_out: Mapping[str, HeldOut],
-    settings: ExampleSettings,
+    spec: OnetData,
     rng: random.Random,
 ) -> tuple[dict[str, Job], dict[str, Occupation]]:
     jobs: dict[str, Job] = {}
     occupation_of: dict[str, Occupation] = {}
     for occupation in table.occupations:
-        for copy in range(settings.postings_per_occupation):
+        for copy in range(spec.postings_per_occupation):
             job_id = f"{occupation.code}-{copy + 1}"
             jobs[job_id] = posting(occupation, held_out[occupation.code], table, job_id, rng)
             occupation_of[job_id] = occupation

@@ -18,19 +18,19 @@ from slmrank.data.records import (
     write_jsonl,
 )
 from slmrank.errors import DataError
+from slmrank.spec.data import JsonlData
 
 JOBS_FILE = "jobs.jsonl"
 PAIRS_FILE = "pairs.jsonl"
 
 
-def read_own_set(
-    jobs_path: Path, pairs_path: Path, *, test_share: float, dev_share: float, seed: int
-) -> LabelledSet:
+def read_own_set(spec: JsonlData) -> LabelledSet:
     """A user's jobs and pairs. Pairs without a split are dealt by a hash of their query, so that
     one query never stands on both sides.
 
     Raises DataError for a broken line, a pair whose job is missing, or a query in two splits.
     """
+    jobs_path, pairs_path = spec.jobs, spec.pairs
     jobs = read_jobs(jobs_path)
     pairs: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     place: dict[str, Split] = {}
@@ -40,7 +40,7 @@ def read_own_set(
                 f"{pairs_path}: pair {number} names job {pair.job_id!r}, which {jobs_path} lacks",
                 "add the job or remove the pair",
             )
-        split = pair.split or _deal(pair.query, test_share, dev_share, seed)
+        split = pair.split or _deal(pair.query, spec)
         if place.setdefault(pair.query, split) != split:
             raise DataError(
                 f"{pairs_path}: query {pair.query!r} is in split {split!r} and "
@@ -91,9 +91,9 @@ def read_labelled(folder: Path) -> LabelledSet:
     return LabelledSet(jobs=jobs, pairs=pairs)
 
 
-def _deal(query: str, test_share: float, dev_share: float, seed: int) -> Split:
-    digest = hashlib.sha256(f"{seed}:{query}".encode()).digest()
+def _deal(query: str, spec: JsonlData) -> Split:
+    digest = hashlib.sha256(f"{spec.seed}:{query}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < test_share:
+    if place < spec.test_share:
         return "test"
-    return "dev" if place < test_share + dev_share else "train"
+    return "dev" if place < spec.test_share + spec.dev_share else "train"

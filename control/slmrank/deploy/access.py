@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import INSTANCE, MANAGED_BY, MANAGER, NAME, Object, made
+from slmrank.deploy.naming import INSTANCE, MANAGED_BY, MANAGER, NAME, Object, labelled
 from slmrank.deploy.release import Release
 
 
@@ -26,7 +26,7 @@ def namespace(release: Release) -> Object:
 
 def service_account(release: Release) -> Object:
     """An identity without a token: the pods never call the API server."""
-    return made(
+    return labelled(
         release,
         "v1",
         "ServiceAccount",
@@ -44,7 +44,9 @@ def claim(release: Release, name: str) -> Object:
     }
     if storage.storage_class is not None:
         spec["storageClassName"] = storage.storage_class
-    made_claim = made(release, "v1", "PersistentVolumeClaim", name, component="storage", spec=spec)
+    made_claim = labelled(
+        release, "v1", "PersistentVolumeClaim", name, component="storage", spec=spec
+    )
     made_claim["metadata"]["labels"] = {NAME: MANAGER, MANAGED_BY: MANAGER}
     return made_claim
 
@@ -64,7 +66,7 @@ def deployer_role(release: Release) -> Object:
         ("", ["pods", "events"], ["get", "list", "watch"]),
         ("", ["pods/log"], ["get"]),
     ]
-    role = made(
+    role = labelled(
         release,
         "rbac.authorization.k8s.io/v1",
         "Role",

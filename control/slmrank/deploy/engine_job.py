@@ -1,53 +1,70 @@
 """The Kubernetes Job that builds one engine on a node with the planned GPU.
 
 The Job runs `control build` over the planned engine in the serving image, so that a cluster and a
-workstation build in the same way: into `<engines>/<tag>`, checked against the plan, manifest last.
-A second run finds the engine and ends at once.
+workstation build in the same way: into `<engines>/compiled/<tag>`, checked against the plan,
+manifest last. A second run finds the engine and ends at once.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from slmrank.artifacts import write_atomic
+from slmrank.deploy.naming import (
+    BUNDLE,
+    BUNDLES,
+    COMPONENT,
+    ENGINE,
+    INSTANCE,
+    MANAGED_BY,
+    MANAGER,
+    NAME,
+)
 from slmrank.deploy.pod import bundle_volume, pod_security, restricted
+from slmrank.deploy.release import unset_image
+from slmrank.deploy.yaml_text import to_yaml
+from slmrank.engine.trtllm.compile import PlannedEngine
 from slmrank.engine.trtllm.plan import BuildPlan
+from slmrank.spec.deploy import DeploySpec
 
-BUNDLES = "/bundles"
 DEADLINE_S = 7200
+FOLDER = "jobs"
+
+
+def write_engine_job(
+    planned: PlannedEngine, bundle: str, deploy: DeploySpec, engines: str, artifacts: Path
+) -> Path:
+    """Write the Job of a planned engine into the folder of artifacts; returns the file."""
+    job = engine_job(planned.plan, planned.tag, bundle, deploy, engines)
+    path = artifacts / FOLDER / f"engine-build-{planned.tag}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, to_yaml(job))
+    return path
 
 
 def engine_job(
-    plan: BuildPlan,
-    *,
-    tag: str,
-    bundle: str,
-    planned: str,
-    image: str,
-    engines: str,
-    namespace: str | None = None,
-    bundles_claim: str = "bundles",
-    engines_claim: str = "engines",
-    pull_secret: str | None = None,
+    plan: BuildPlan, tag: str, bundle: str, deploy: DeploySpec, engines: str
 ) -> dict[str, Any]:
-    """A `batch/v1` Job. `planned` is the planned engine's directory name below the claim of
-    bundles, `engines` where the claim of engines is mounted."""
+    """A `batch/v1` Job. The planned engine lies under its tag on the claim of bundles; `engines` is
+    where the claim of engines is mounted."""
     labels = {
-        "app.kubernetes.io/name": "slmrank",
-        "app.kubernetes.io/instance": bundle,
-        "app.kubernetes.io/component": "engine-build",
-        "app.kubernetes.io/managed-by": "slmrank",
-        "slmrank.io/bundle": bundle,
-        "slmrank.io/engine": tag,
+        NAME: MANAGER,
+        INSTANCE: bundle,
+        COMPONENT: "engine-build",
+        MANAGED_BY: MANAGER,
+        BUNDLE: bundle,
+        ENGINE: tag,
     }
-    source = str(PurePosixPath(BUNDLES) / planned)
+    storage = deploy.storage
     # Requests equal limits: a build that shares its GPU times its kernels wrongly.
     resources = {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"}
+    command = ["control", "build", f"{BUNDLES}/{tag}", "--engines", engines, "--require-engine"]
     container = {
         "name": "build",
-        "image": image,
+        "image": deploy.image or unset_image(needs_gpu=True),
         "imagePullPolicy": "IfNotPresent",
-        "command": ["control", "build", source, "--engines", engines, "--require-engine"],
+        "command": command,
         "env": [{"name": "HOME", "value": "/tmp"}],
         "workingDir": "/tmp",
         "resources": {"requests": resources, "limits": resources},
@@ -60,6 +77,7 @@ def engine_job(
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
+    claim = {"claimName": storage.engines_claim}
     pod = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -69,22 +87,20 @@ def engine_job(
         "securityContext": pod_security(),
         "containers": [container],
         "volumes": [
-            bundle_volume(bundles_claim),
-            {"name": "engines", "persistentVolumeClaim": {"claimName": engines_claim}},
+            bundle_volume(storage.bundles_claim),
+            {"name": "engines", "persistentVolumeClaim": claim},
             {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
         ],
     }
-    if pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": pull_secret}]
+    if deploy.image_pull_secret is not None:
+        pod["imagePullSecrets"] = [{"name": deploy.image_pull_secret}]
     annotations = {
         "slmrank.io/plan-hash": plan.hash,
         "slmrank.io/tensorrt-llm": plan.trtllm,
         "slmrank.io/container": plan.container,
     }
-    metadata: dict[str, Any] = {"name": f"engine-build-{tag}"}
-    if namespace is not None:
-        metadata["namespace"] = namespace
+    metadata = {"name": f"engine-build-{tag}", "namespace": deploy.namespace}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

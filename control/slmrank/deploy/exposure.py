@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import GRPC, HTTP, METRICS, Object, made, selector
+from slmrank.deploy.naming import GRPC, HTTP, METRICS, Object, labelled, selector
 from slmrank.deploy.release import Release
 
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -12,7 +12,7 @@ CLIENT_LABEL = "slmrank.io/clients"
 def grpc_service(release: Release) -> Object:
     """Headless: a gRPC channel is one connection, and behind a virtual address every call of it
     goes to one pod. Clients resolve all addresses and take them in turn (`round_robin`)."""
-    return made(
+    return labelled(
         release,
         "v1",
         "Service",
@@ -27,7 +27,7 @@ def grpc_service(release: Release) -> Object:
 
 def http_service(release: Release) -> Object:
     """HTTP and metrics, behind one address."""
-    return made(
+    return labelled(
         release,
         "v1",
         "Service",
@@ -54,7 +54,7 @@ def network_policy(release: Release) -> Object:
     monitoring = {
         "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
     }
-    return made(
+    return labelled(
         release,
         "networking.k8s.io/v1",
         "NetworkPolicy",
@@ -87,7 +87,7 @@ def grpc_route(release: Release) -> Object:
     ]
     if gateway.canary_percent == 0:
         backends.pop()
-    return made(
+    return labelled(
         release,
         "gateway.networking.k8s.io/v1",
         "GRPCRoute",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from slmrank.deploy.naming import COMPONENT, Object, made, selector
+from slmrank.deploy.naming import COMPONENT, Object, labelled, selector
 from slmrank.deploy.release import Release
 from slmrank.deploy.workload import deployment
 
@@ -27,7 +27,7 @@ def serving_runtime(release: Release) -> Object:
     container["readinessProbe"]["httpGet"]["port"] = 8000
     container["livenessProbe"]["httpGet"]["port"] = 8000
     kept = ("nodeSelector", "tolerations", "imagePullSecrets", "volumes")
-    return made(
+    return labelled(
         release,
         "serving.kserve.io/v1alpha1",
         "ServingRuntime",
@@ -55,7 +55,7 @@ def inference_service(release: Release) -> Object:
         "terminationGracePeriodSeconds",
         "priorityClassName",
     )
-    return made(
+    return labelled(
         release,
         "serving.kserve.io/v1beta1",
         "InferenceService",

@@ -5,11 +5,17 @@ The autoscaler's metrics exist only through these rules, so both come from one p
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Any
 
-from slmrank.deploy.naming import COMPONENT, INSTANCE, NAME, Object, made, pods_matching, selector
+from slmrank.deploy.naming import (
+    COMPONENT,
+    INSTANCE,
+    NAME,
+    Object,
+    labelled,
+    pods_matching,
+    selector,
+)
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from slmrank.deploy.sizing import target_items_per_s
@@ -25,7 +31,7 @@ def pod_monitor(release: Release) -> Object:
     chosen = {key: value for key, value in selector(release).items() if key != COMPONENT}
     return _labelled(
         release,
-        made(
+        labelled(
             release,
             "monitoring.coreos.com/v1",
             "PodMonitor",
@@ -157,7 +163,7 @@ def prometheus_rule(release: Release) -> Object:
     """The rules for the Prometheus operator."""
     return _labelled(
         release,
-        made(
+        labelled(
             release,
             "monitoring.coreos.com/v1",
             "PrometheusRule",
@@ -191,108 +197,6 @@ def adapter_values() -> dict[str, Any]:
     }
 
 
-def rule_tests(release: Release) -> dict[str, Any]:
-    """Unit tests for promtool: synthetic series of two pods, expected records and alerts."""
-    ours = {
-        "app_kubernetes_io_name": "slmrank",
-        "app_kubernetes_io_instance": release.name,
-        "slmrank_io_track": release.track,
-        "namespace": release.deploy.namespace,
-    }
-    pods = [f"{release.object_name}-5d8f7c9b4-{end}" for end in ("aaaaa", "bbbbb")]
-    # 60 items/s and 30 items/s; the other bundle must not be counted.
-    steps = [(SCRAPE_S * 60, pods[0], ours), (SCRAPE_S * 30, pods[1], ours)]
-    other = {**ours, "app_kubernetes_io_instance": "other"}
-    late_s = math.ceil(2 * release.latency_ms / 1000) + 1
-    series = [
-        *(
-            _series("slmrank_items_total", {**own, "pod": pod, "status": "ok"}, f"0+{step}x80")
-            for step, pod, own in [*steps, (SCRAPE_S * 999, "other-5d8f7c9b4-ccccc", other)]
-        ),
-        _series(
-            "slmrank_items_total",
-            {**ours, "pod": pods[0], "status": "unknown_job"},
-            f"0+{SCRAPE_S * 30}x80",
-        ),
-        *(
-            _series(
-                "nv_inference_pending_request_count",
-                {**ours, "pod": pods[0], "model": model},
-                f"{count}x80",
-            )
-            for model, count in (("rank", 9), ("prepare", 1), ("ranker", 4))
-        ),
-        _series(
-            "nv_inference_request_summary_us",
-            {**ours, "pod": pods[0], "model": "rank", "quantile": f"0.{release.percentile}"},
-            f"{late_s * 1_000_000}x80",
-        ),
-        _series(
-            "nv_inference_request_success",
-            {**ours, "pod": pods[0], "model": "rank"},
-            f"0+{SCRAPE_S * 9}x80",
-        ),
-        _series(
-            "nv_inference_request_failure",
-            {**ours, "pod": pods[0], "model": "rank", "reason": "OTHER"},
-            f"0+{SCRAPE_S}x80",
-        ),
-    ]
-    at = {"namespace": release.deploy.namespace}
-
-    def sample(metric: str, pod: str, value: float) -> dict[str, Any]:
-        return {"labels": _selector(metric, {**at, "pod": pod}), "value": value}
-
-    expected = [
-        (ITEMS_METRIC, [sample(ITEMS_METRIC, pods[0], 60), sample(ITEMS_METRIC, pods[1], 30)]),
-        (PENDING_METRIC, [sample(PENDING_METRIC, pods[0], 5)]),
-        (P_METRIC, [sample(P_METRIC, pods[0], late_s)]),
-        (FAILED_METRIC, [sample(FAILED_METRIC, pods[0], 0.1)]),
-    ]
-    alerts = {rule["alert"]: rule for rule in rule_groups(release)[1]["rules"]}
-    first = {**at, "pod": pods[0]}
-    above = target_items_per_s(release) * 1.5 < 45
-    ours_only = f'namespace="{release.deploy.namespace}",pod=~"{release.object_name}-.*"'
-    return {
-        "rule_files": ["rules.yaml"],
-        "evaluation_interval": f"{SCRAPE_S}s",
-        "tests": [
-            {
-                "interval": f"{SCRAPE_S}s",
-                "input_series": series,
-                "promql_expr_test": [
-                    {
-                        "expr": f"{metric}{{{ours_only}}}",
-                        "eval_time": "10m",
-                        "exp_samples": samples,
-                    }
-                    for metric, samples in expected
-                ],
-                "alert_rule_test": [
-                    _fires(alerts["SlmrankLatencyAboveObjective"], first, _duration(late_s)),
-                    _fires(alerts["SlmrankRequestsFail"], first, "10%"),
-                    _fires(alerts["SlmrankUnknownJobs"], {}, "25%"),
-                    _silent("SlmrankAutoscalerBlind"),
-                    _fires(alerts["SlmrankNotScraped"], _equal_labels(ours), ""),
-                    _fires(alerts["SlmrankAboveTargetForLong"], {}, "45")
-                    if above
-                    else _silent("SlmrankAboveTargetForLong"),
-                ],
-            },
-            {
-                "interval": f"{SCRAPE_S}s",
-                "input_series": [_series("up", {**ours, "pod": pods[0]}, "1x80")],
-                "alert_rule_test": [
-                    _silent("SlmrankLatencyAboveObjective"),
-                    _silent("SlmrankRequestsFail"),
-                    _fires(alerts["SlmrankAutoscalerBlind"], {}, ""),
-                    _silent("SlmrankNotScraped"),
-                ],
-            },
-        ],
-    }
-
-
 def _alert(
     name: str, expression: str, wait: str, severity: str, summary: str, action: str
 ) -> dict[str, Any]:
@@ -303,37 +207,3 @@ def _alert(
         "labels": {"severity": severity},
         "annotations": {"summary": summary, "action": action},
     }
-
-
-def _series(metric: str, given: dict[str, str], values: str) -> dict[str, str]:
-    return {"series": _selector(metric, given), "values": values}
-
-
-def _selector(metric: str, given: dict[str, str]) -> str:
-    inside = ",".join(f'{key}="{value}"' for key, value in sorted(given.items()))
-    return f"{metric}{{{inside}}}"
-
-
-def _fires(rule: dict[str, Any], labels: dict[str, str], value: str) -> dict[str, Any]:
-    """An alert that must fire, with its templates filled in."""
-    texts = dict(rule["annotations"])
-    for name, text in texts.items():
-        filled = re.sub(r"\{\{ \$value[^}]*\}\}", value, text)
-        texts[name] = filled.replace("{{ $labels.pod }}", labels.get("pod", ""))
-    expected = {"exp_labels": {**labels, **rule["labels"]}, "exp_annotations": texts}
-    return {"alertname": rule["alert"], "eval_time": "18m", "exp_alerts": [expected]}
-
-
-def _equal_labels(given: dict[str, str]) -> dict[str, str]:
-    """What `absent` keeps: the labels that it was asked for by equality."""
-    return {key: value for key, value in given.items() if key != "namespace"}
-
-
-def _silent(alert: str) -> dict[str, Any]:
-    return {"alertname": alert, "eval_time": "18m", "exp_alerts": []}
-
-
-def _duration(seconds: int) -> str:
-    """As Prometheus' humanizeDuration writes whole seconds below an hour."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes}m {rest}s" if minutes else f"{rest}s"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from slmrank.deploy.release import Release
+from slmrank.engine.trtllm.compile import compiled_path
 from slmrank.hashing import hash_value
 
 Object = dict[str, Any]
@@ -44,7 +46,7 @@ def labels(release: Release, component: str = "serve") -> dict[str, str]:
     }
 
 
-def made(
+def labelled(
     release: Release,
     api_version: str,
     kind: str,
@@ -81,7 +83,7 @@ def engine_path(release: Release) -> str | None:
     """Where the pod finds a compiled engine, None for targets without one."""
     if release.engine.plan is None:
         return None
-    return f"{release.engine.engines.rstrip('/')}/{release.engine.tag}"
+    return compiled_path(release.engine.engines, release.engine.tag)
 
 
 def pod_manifest(release: Release) -> dict[str, str]:
@@ -95,7 +97,7 @@ def pod_manifest(release: Release) -> dict[str, str]:
             "plan": release.engine.plan,
         },
     }
-    answers = [one.settings() for one in release.known_answers]
+    answers = [asdict(answer) for answer in release.known_answers]
     return {
         "manifest.json": json.dumps(manifest, sort_keys=True, indent=1) + "\n",
         "known_answers.json": json.dumps(

@@ -43,8 +43,8 @@ def placement(release: Release) -> dict[str, Any]:
     crashing there."""
     nodes = dict(release.deploy.placement.node_selector)
     chosen: dict[str, Any] = {}
-    if release.gpu_product is not None:
-        nodes[PRODUCT_LABEL] = release.gpu_product
+    if release.engine.gpu_product is not None:
+        nodes[PRODUCT_LABEL] = release.engine.gpu_product
     if nodes:
         chosen["nodeSelector"] = nodes
     if release.on_gpu:

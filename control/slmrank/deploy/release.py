@@ -8,7 +8,7 @@ capacity) with the section `deploy` of the spec. It is plain data, kept beside t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from slmrank.artifacts import Artifact
-from slmrank.client.known_answers import KNOWN_FILE, read_known
-from slmrank.engine.trtllm.compile import read_planned
-from slmrank.errors import DeployError
+from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, read_known
+from slmrank.engine.targets.base import EngineTarget
+from slmrank.errors import DeployError, SweepError
 from slmrank.hashing import hash_value
+from slmrank.load.capacity import slowest_cell
 from slmrank.load.record import read_record
-from slmrank.repository.generate import ENSEMBLE, check_repository
-from slmrank.spec.bundle import BundleSpec, SloSpec, Target
+from slmrank.repository.generate import read_identity
+from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
 from slmrank.spec.section import Section
 
@@ -46,7 +47,7 @@ class RepositoryFacts(Section):
     """The Triton model repository: `digest` names its folder on the claim."""
 
     digest: str = Field(pattern=r"^[0-9a-f]{16}$")
-    served: str = Field(description="hash of the served configurations")
+    configuration: str = Field(description="hash of the stages' configurations")
     files: dict[str, FileFact]
 
     @property
@@ -55,26 +56,15 @@ class RepositoryFacts(Section):
 
 
 class EngineFacts(Section):
-    """The engine; `plan` is the build plan of a compiled one (target trtllm-engine)."""
+    """The engine; `plan` is the build plan of a compiled one."""
 
-    target: Target
+    target: str
     tag: str = Field(pattern=r"^[0-9a-f]{12}$")
+    needs_gpu: bool
+    gpu_product: str | None = Field(None, description="node label nvidia.com/gpu.product")
     bytes: int = Field(ge=0, description="bytes that are loaded beside the repository")
     engines: str = Field("/engines", description="where compiled engines are mounted")
     plan: dict[str, str | int | bool] | None = None
-
-    @property
-    def gpu(self) -> str | None:
-        """The node label nvidia.com/gpu.product that it needs."""
-        return None if self.plan is None else str(self.plan["gpu"])
-
-
-class KnownFact(Section):
-    """One known answer."""
-
-    query: str
-    job_id: str
-    p: float = Field(ge=0, le=1)
 
 
 class CapacityFacts(Section):
@@ -106,13 +96,12 @@ class Release(Section):
     track: Track = "stable"
     latency_ms: float = Field(gt=0)
     percentile: Literal[95, 99]
-    gpu_product: str | None = None
     engine: EngineFacts
     repository: RepositoryFacts
-    known_answers: list[KnownFact]
+    known_answers: list[KnownAnswer]
     capacity: CapacityFacts
-    max_queue_size: int = Field(64, ge=1, description="waiting requests of one stage of a replica")
-    queue_timeout_us: int = Field(1_000_000, ge=1, description="longest wait in one stage")
+    max_queue_size: int = Field(ge=1, description="waiting requests of one stage of a replica")
+    queue_timeout_us: int = Field(ge=1, description="longest wait in one stage")
     deploy: DeploySpec
 
     @model_validator(mode="after")
@@ -144,7 +133,7 @@ class Release(Section):
 
     @property
     def on_gpu(self) -> bool:
-        return self.engine.target != "openvino"
+        return self.engine.needs_gpu
 
     @property
     def strategy(self) -> Strategy:
@@ -164,8 +153,7 @@ class Release(Section):
 
     @property
     def image(self) -> str:
-        kind = "gpu" if self.on_gpu else "cpu"
-        return self.deploy.image or f"slmrank-{kind}@{UNSET_DIGEST}"
+        return self.deploy.image or unset_image(needs_gpu=self.on_gpu)
 
     @property
     def hash(self) -> str:
@@ -176,8 +164,14 @@ class Release(Section):
         return yaml.safe_dump(self.settings(), sort_keys=True, width=100, allow_unicode=True)
 
 
+def unset_image(*, needs_gpu: bool) -> str:
+    """Stands for an image that nobody named yet."""
+    return f"slmrank-{'gpu' if needs_gpu else 'cpu'}@{UNSET_DIGEST}"
+
+
 def make_release(
     spec: BundleSpec,
+    target: EngineTarget,
     repository: Artifact,
     engine: Artifact,
     *,
@@ -189,40 +183,34 @@ def make_release(
     Raises DeployError when the capacity is unknown or was measured on another engine, and SpecError
     or DeployError for settings that do not go together.
     """
-    served = served_identity(repository.path)
-    files = {
-        name: FileFact(sha256=one["sha256"], bytes=one["bytes"])
-        for name, one in repository.manifest["files"].items()
-    }
-    known = [
-        KnownFact(query=one.query, job_id=one.job_id, p=one.p)
-        for one in read_known(repository.path / KNOWN_FILE)
-    ]
-    given = {
+    identity = read_identity(repository.path)
+    facts = target.deploy_facts(spec, engine)
+    values = {
         "name": spec.name,
         "track": track,
         "latency_ms": spec.sweep.slo.latency_ms,
         "percentile": spec.sweep.slo.percentile,
-        "gpu_product": None if spec.engine.target == "openvino" else spec.engine.trtllm.gpu,
-        "engine": _engine_facts(spec, engine).settings(),
+        "engine": {
+            "target": target.name,
+            "tag": facts.tag or hash_value([engine.key, engine.digest])[:TAG_LENGTH],
+            "needs_gpu": target.needs_gpu,
+            "gpu_product": facts.gpu_product,
+            "bytes": facts.bytes,
+            **({"engines": facts.engines} if facts.engines else {}),
+            "plan": facts.plan,
+        },
         "repository": {
             "digest": repository.digest,
-            "served": served["settings"],
-            "files": {name: one.settings() for name, one in files.items()},
+            "configuration": identity["configuration"],
+            "files": repository.manifest["files"],
         },
-        "known_answers": [one.settings() for one in known],
-        "capacity": _capacity(spec, served, record).settings(),
+        "known_answers": [asdict(answer) for answer in read_known(repository.path / KNOWN_FILE)],
+        "capacity": _capacity(spec, identity, record).settings(),
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
         "deploy": spec.deploy.settings(),
     }
-    return _validated(given, "the spec")
-
-
-def served_identity(repository: Path) -> dict[str, str]:
-    """What a server over this repository says of itself (`RankClient.describe`)."""
-    parameters = check_repository(repository)[ENSEMBLE].parameters
-    return {name: one.string_value for name, one in parameters.items()}
+    return _validated(values, "the spec")
 
 
 def load_release(path: Path) -> Release:
@@ -258,27 +246,7 @@ def _validated(given: Any, name: str) -> Release:
         raise DeployError(f"{name}: {told}", "correct the section deploy of the spec") from error
 
 
-def _engine_facts(spec: BundleSpec, engine: Artifact) -> EngineFacts:
-    target = spec.engine.target
-    if target != "trtllm-engine":
-        tag = hash_value([engine.key, engine.digest])[:TAG_LENGTH]
-        return EngineFacts(target=target, tag=tag, bytes=0)
-    planned = read_planned(engine.path)
-    size = sum(
-        one["bytes"]
-        for name, one in engine.manifest["files"].items()
-        if name.startswith(f"{planned.checkpoint.name}/")
-    )
-    return EngineFacts(
-        target=target,
-        tag=planned.tag,
-        bytes=size,
-        engines=spec.engine.trtllm.engines,
-        plan=planned.plan.as_dict(),
-    )
-
-
-def _capacity(spec: BundleSpec, served: Mapping[str, str], record: Path | None) -> CapacityFacts:
+def _capacity(spec: BundleSpec, identity: Mapping[str, str], record: Path | None) -> CapacityFacts:
     """The lower end of the measured spread, else the spec's number."""
     slo = spec.sweep.slo
     if record is None:
@@ -291,25 +259,22 @@ def _capacity(spec: BundleSpec, served: Mapping[str, str], record: Path | None) 
             )
         return CapacityFacts(items_per_s=declared, source="spec: deploy.scaling.items_per_s")
     measured = read_record(record)
-    names = sorted({*served, *measured["served"]})
+    names = sorted({*identity, *measured["served"]})
     other = [
-        f"{name} {measured['served'].get(name)} instead of {served.get(name)}"
+        f"{name} {measured['served'].get(name)} instead of {identity.get(name)}"
         for name in names
-        if measured["served"].get(name) != served.get(name)
+        if measured["served"].get(name) != identity.get(name)
     ]
     if other:
         raise DeployError(
             f"{record} was measured on something else: {'; '.join(other)}",
             "run `control slo` on this bundle again",
         )
-    cells = [one for one in measured["slo"] if one["items_per_s_range"] and _same(one, slo)]
-    if not cells:
-        raise DeployError(
-            f"{record} holds no rate at p{slo.percentile} <= {slo.latency_ms:g} ms",
-            "run `control slo` with the objective of the spec (sweep.slo)",
-        )
-    # The slowest kind of request that was measured: which kind comes is not ours to choose.
-    cell = min(cells, key=lambda one: one["items_per_s_range"][0])
+    wanted = {"limit_ms": slo.latency_ms, "percentile": slo.percentile}
+    try:
+        cell = slowest_cell(measured, str(record), wanted)
+    except SweepError as error:
+        raise DeployError(error.message, "run `control slo` with the spec's sweep.slo") from error
     jobs = f"{cell['items']} jobs of {cell['tokens']} tokens"
     kind = jobs if cell["tokens"] else f"{cell['items']} stored jobs"
     return CapacityFacts(
@@ -317,7 +282,3 @@ def _capacity(spec: BundleSpec, served: Mapping[str, str], record: Path | None) 
         source=f"measured: {kind} a request, p{slo.percentile} <= {slo.latency_ms:g} ms, record "
         + hash_value(measured)[:TAG_LENGTH],
     )
-
-
-def _same(cell: Mapping[str, Any], slo: SloSpec) -> bool:
-    return bool(cell["limit_ms"] == slo.latency_ms and cell["percentile"] == slo.percentile)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import Object, made, pods_matching, selector
+from slmrank.deploy.naming import Object, labelled, pods_matching, selector
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import target_items_per_s
 
@@ -36,7 +36,7 @@ def autoscaler(release: Release) -> Object:
     """Offered work per replica against the capacity at the objective, and the requests that wait.
     The larger answer counts: what is answered flattens at saturation, what waits does not."""
     scaling = release.deploy.scaling
-    return made(
+    return labelled(
         release,
         "autoscaling/v2",
         "HorizontalPodAutoscaler",
@@ -62,7 +62,7 @@ def autoscaler(release: Release) -> Object:
 def disruption_budget(release: Release) -> Object:
     """By `maxUnavailable`: `minAvailable: 1` blocks the drain of a node for ever once one pod is
     left."""
-    return made(
+    return labelled(
         release,
         "policy/v1",
         "PodDisruptionBudget",
@@ -97,7 +97,7 @@ def scaled_object(release: Release, server: str) -> Object:
             (PENDING_METRIC, str(scaling.pending)),
         )
     ]
-    return made(
+    return labelled(
         release,
         "keda.sh/v1alpha1",
         "ScaledObject",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from slmrank.deploy.release import Release
+from slmrank.load.capacity import autoscaler_target
 
 MIB, GIB = 2**20, 2**30
 # A shared disk that several new pods read at once; a local one has ten times that.
@@ -65,5 +66,5 @@ def memory_mib(release: Release) -> int:
 
 
 def target_items_per_s(release: Release) -> float:
-    """Items per second of one replica at which replicas are added."""
-    return release.capacity.items_per_s * release.deploy.scaling.target_share
+    """Items per second of one replica at which replicas are added: by `control capacity`."""
+    return autoscaler_target(release.capacity.items_per_s, release.deploy.scaling)

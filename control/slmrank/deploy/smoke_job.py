@@ -8,8 +8,8 @@ from slmrank.deploy.naming import (
     MANIFEST,
     TMP,
     Object,
+    labelled,
     labels,
-    made,
     manifest_name,
 )
 from slmrank.deploy.pod import placement, pod_security, restricted
@@ -60,7 +60,7 @@ def smoke_job(release: Release, name: str) -> Object:
     pod |= placement(release)
     if release.deploy.image_pull_secret is not None:
         pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
-    return made(
+    return labelled(
         release,
         "batch/v1",
         "Job",

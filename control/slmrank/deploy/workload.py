@@ -16,8 +16,8 @@ from slmrank.deploy.naming import (
     TMP,
     Object,
     engine_path,
+    labelled,
     labels,
-    made,
     manifest_name,
     pod_manifest,
     repository_path,
@@ -35,7 +35,7 @@ from slmrank.deploy.sizing import (
     startup_budget_s,
 )
 from slmrank.engine.trtllm.plan import BuildPlan
-from slmrank.repository.generate import ENSEMBLE
+from slmrank.triton.config import ENSEMBLE
 
 SPARE_GPUS = "slmrank.io/spare-gpus"
 
@@ -43,7 +43,7 @@ SPARE_GPUS = "slmrank.io/spare-gpus"
 def manifest_config(release: Release) -> Object:
     """What the pods compare the claim's files and their own answers with. Immutable, named by its
     content."""
-    return made(
+    return labelled(
         release,
         "v1",
         "ConfigMap",
@@ -57,20 +57,9 @@ def manifest_config(release: Release) -> Object:
 def engine_build_job(release: Release) -> Object:
     """The Job that compiles the engine where its GPU is; it ends at once when it finds it."""
     assert release.engine.plan is not None
-    storage = release.deploy.storage
     plan = BuildPlan(**release.engine.plan)  # type: ignore[arg-type]
-    return engine_job(
-        plan,
-        tag=release.engine.tag,
-        bundle=release.name,
-        planned=release.engine.tag,
-        image=release.image,
-        engines=release.engine.engines,
-        namespace=release.deploy.namespace,
-        bundles_claim=storage.bundles_claim,
-        engines_claim=storage.engines_claim,
-        pull_secret=release.deploy.image_pull_secret,
-    )
+    engine = release.engine
+    return engine_job(plan, engine.tag, release.name, release.deploy, engine.engines)
 
 
 def deployment(release: Release) -> Object:
@@ -92,7 +81,7 @@ def deployment(release: Release) -> Object:
     }
     if release.on_gpu:
         annotations[SPARE_GPUS] = str(release.deploy.rollout.spare_gpus)
-    return made(
+    return labelled(
         release,
         "apps/v1",
         "Deployment",

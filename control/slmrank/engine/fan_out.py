@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
-from slmrank.prompt.encoder import Ids
 from slmrank.prompt.labels import Labels
+from slmrank.tokens import Ids
 
 
 def whole_prompts(prefix: Ids, item_ids: Ids, item_lengths: Ids) -> list[Ids]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,17 @@ from slmrank.evaluate.metrics import Listing, pair_order_agreement
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.model.probability import probability
 from slmrank.prompt.corpus import EncodedQuery
+from slmrank.spec.engine import ParitySpec
 
 ORDER_MARGIN = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """Limits on p = P(relevant); `min_pair_order` is a share of same-query pairs."""
-
-    max_mean_abs_dp: float
-    max_abs_dp: float
-    min_pair_order: float
+# From one query to the log-odds [N] of its items.
+Scorer = Callable[[EncodedQuery], npt.NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What was measured: |p_engine - p_reference| and the share of pairs ordered alike."""
+    """What was measured: |p_engine - p_reference| and the share of pairs ordered alike (NaN: the
+    reference sets no pair apart)."""
 
     pairs: int
     mean_abs_dp: float
@@ -37,25 +33,26 @@ class Parity:
     pair_order: float
 
 
-def compare_with_reference(
-    checkpoint: Checkpoint,
-    logits: Callable[[EncodedQuery], npt.NDArray[np.floating[Any]]],
-    held_out: Sequence[EncodedQuery],
-) -> Parity:
-    """Score every held-out pair with transformers in float32 and with `logits`, which gives the
-    log-odds [N] of one query's items."""
+def check_parity(
+    checkpoint: Checkpoint, scorer: Scorer, held_out: Sequence[EncodedQuery], limits: ParitySpec
+) -> dict[str, Any]:
+    """Score every held-out pair with transformers in float32 and with the engine; returns figures.
+
+    Raises ParityError when a limit is broken.
+    """
     from slmrank.model.reference import ReferenceScorer
 
-    reference = ReferenceScorer(checkpoint)
-    prompts = [prompt for one in held_out for prompt in one.prompts()]
-    expected = iter(reference.probabilities(prompts).tolist())
+    prompts = [prompt for query in held_out for prompt in query.prompts()]
+    expected = iter(ReferenceScorer(checkpoint).probabilities(prompts).tolist())
     wanted, given = [], []
-    for one in held_out:
-        grades = np.array(one.grades, dtype=float)
-        scores = np.array([next(expected) for _ in one.items])
+    for query in held_out:
+        grades = np.array(query.grades, dtype=float)
+        scores = np.array([next(expected) for _ in query.items])
         wanted.append(Listing(scores=scores, grades=grades))
-        given.append(Listing(scores=probability(logits(one)), grades=grades))
-    return measure_parity(wanted, given)
+        given.append(Listing(scores=probability(scorer(query)), grades=grades))
+    parity = measure_parity(wanted, given)
+    require_parity(parity, limits)
+    return {"parity": asdict(parity), "tolerance": limits.settings()}
 
 
 def measure_parity(reference: Sequence[Listing], engine: Sequence[Listing]) -> Parity:
@@ -71,19 +68,25 @@ def measure_parity(reference: Sequence[Listing], engine: Sequence[Listing]) -> P
     )
 
 
-def require_parity(parity: Parity, tolerance: Tolerance) -> None:
+def require_parity(parity: Parity, limits: ParitySpec) -> None:
     """Raises ParityError that names every limit that is broken. NaN breaks all."""
+    if math.isnan(parity.pair_order) and not math.isnan(parity.mean_abs_dp):
+        raise ParityError(
+            f"the reference sets no two of {parity.pairs} held-out pairs apart by more than "
+            f"{ORDER_MARGIN}: it ranks nothing, so the engine's order cannot be judged",
+            "train the model longer, or give more engine.parity.pairs",
+        )
     faults = []
-    if not parity.mean_abs_dp <= tolerance.max_mean_abs_dp:
-        faults.append(f"mean |dp| {parity.mean_abs_dp:.4f} > {tolerance.max_mean_abs_dp}")
-    if not parity.max_abs_dp <= tolerance.max_abs_dp:
-        faults.append(f"largest |dp| {parity.max_abs_dp:.4f} > {tolerance.max_abs_dp}")
-    if not parity.pair_order >= tolerance.min_pair_order:
-        faults.append(f"pairs ordered alike {parity.pair_order:.4f} < {tolerance.min_pair_order}")
+    if not parity.mean_abs_dp <= limits.max_mean_abs_dp:
+        faults.append(f"mean |dp| {parity.mean_abs_dp:.4f} > {limits.max_mean_abs_dp}")
+    if not parity.max_abs_dp <= limits.max_abs_dp:
+        faults.append(f"largest |dp| {parity.max_abs_dp:.4f} > {limits.max_abs_dp}")
+    if not parity.pair_order >= limits.min_pair_order:
+        faults.append(f"pairs ordered alike {parity.pair_order:.4f} < {limits.min_pair_order}")
     if faults:
         raise ParityError(
             f"engine refused on {parity.pairs} held-out pairs: {'; '.join(faults)}",
-            "use a higher precision (openvino: engine.precision bfloat16; TensorRT-LLM: "
+            "use a higher precision (engine.openvino.precision bfloat16, "
             "engine.trtllm.quantization none), more calibration_prompts, or, if the loss is "
             "acceptable, a wider engine.parity",
         )

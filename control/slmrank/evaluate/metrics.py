@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from slmrank.data.records import MAX_GRADE
+from slmrank.errors import DataError
 
 Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One query's items: scores and grades, both [N]."""
+    """One query's items: scores and grades, both [N], and whose they are."""
 
     scores: Vector
     grades: Vector
+    query: str = ""
+    job_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> In
 
 def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:
     """Share of same-query pairs that b orders as a does, among those that a sets apart by more
-    than `margin`; 1.0 when there are none."""
+    than `margin`; NaN when there are none, so that a flat model is not taken for a good one."""
     agree = total = 0
     for left, right in zip(a, b, strict=True):
         gap = left.scores[:, None] - left.scores[None, :]
@@ -115,7 +118,39 @@ def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: flo
         apart = gap > margin
         total += int(apart.sum())
         agree += int((apart & (other > 0)).sum())
-    return agree / total if total else 1.0
+    return agree / total if total else math.nan
+
+
+def align(listings: Sequence[Listing], reference: Sequence[Listing]) -> list[Listing]:
+    """`listings` in the order of the reference's queries and jobs.
+
+    Raises DataError when they do not hold the same pairs: figures of other queries compare nothing.
+    """
+    by_query = {listing.query: listing for listing in listings}
+    aligned = []
+    for wanted in reference:
+        found = by_query.pop(wanted.query, None)
+        if found is None or sorted(found.job_ids) != sorted(wanted.job_ids):
+            raise DataError(
+                f"query {wanted.query!r} has other jobs in one row than in another, or is missing",
+                "score all rows on the same data: `control evaluate` again",
+            )
+        place = {job_id: index for index, job_id in enumerate(found.job_ids)}
+        order = [place[job_id] for job_id in wanted.job_ids]
+        aligned.append(
+            replace(
+                found,
+                scores=found.scores[order],
+                grades=found.grades[order],
+                job_ids=wanted.job_ids,
+            )
+        )
+    if by_query:
+        raise DataError(
+            f"a row has {len(by_query)} queries more, such as {next(iter(by_query))!r}",
+            "score all rows on the same data: `control evaluate` again",
+        )
+    return aligned
 
 
 def _interval(value: float, sampled: Vector) -> Interval:

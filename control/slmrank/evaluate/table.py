@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
     Interval,
     Listing,
+    align,
     auc_interval,
     mean_abs_dp,
     ndcg_difference,
@@ -56,9 +57,17 @@ class QualityRow:
 def quality_table(
     rows: Sequence[ScoredRow], reference: ScoredRow, bootstrap: int, seed: int
 ) -> list[QualityRow]:
-    """Metrics of rows over the same queries; `reference` is the row to compare with."""
+    """Metrics of rows over the same queries; `reference` is the row to compare with.
+
+    Raises DataError when a row was scored on other pairs.
+    """
     draws = resamples(len(reference.listings), bootstrap, seed)
-    return [_row(row, reference, draws) for row in rows]
+    return [
+        _row(replace(row, listings=align(row.listings, reference.listings)), reference, draws)
+        if row is not reference
+        else _row(row, reference, draws)
+        for row in rows
+    ]
 
 
 def read_scores(path: Path) -> list[Listing]:
@@ -73,10 +82,12 @@ def read_scores(path: Path) -> list[Listing]:
         raise DataError(f"cannot read {path}: {error}", "run `control evaluate` again") from error
     return [
         Listing(
-            scores=np.array([one["score"] for one in group], dtype=float),
-            grades=np.array([one["grade"] for one in group], dtype=float),
+            scores=np.array([record["score"] for record in group], dtype=float),
+            grades=np.array([record["grade"] for record in group], dtype=float),
+            query=query,
+            job_ids=tuple(record["job_id"] for record in group),
         )
-        for group in groups.values()
+        for query, group in groups.items()
     ]
 
 

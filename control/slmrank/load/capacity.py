@@ -1,13 +1,17 @@
-"""From items/s at the objective to replicas: how many at most, how many at least, and the target of
-an autoscaler. The formulas are part of the result."""
+"""From items/s at the objective to replicas: how many at least, how many at most, and the target of
+the autoscaler. One formula, for `control capacity` and for the manifests; it is part of the result.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from slmrank.errors import SweepError
+from slmrank.load.record import Record
+from slmrank.spec.deploy import ScalingSpec
 
 FORMULAS = (
     "reached = 1 + (burst - 1) * min(1, cold_start / ramp)   (ramp 0: the burst comes at once)",
@@ -19,53 +23,82 @@ FORMULAS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """Replicas for a load. Rates in items per second, times in seconds."""
+    """Replicas for a load. Rates in items per second; `reached`: the share of the ordinary load
+    that comes before a new replica serves."""
 
     load: float
-    burst: float
-    cold_start_s: float
-    ramp_s: float
     per_instance: float
+    scaling: ScalingSpec
     reached: float
     floor: int
     peak: int
     target: float
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "formulas": list(FORMULAS)}
+        own = {name: value for name, value in asdict(self).items() if name != "scaling"}
+        return {**own, "deploy": {"scaling": self.deploy_scaling()}, "formulas": list(FORMULAS)}
+
+    def deploy_scaling(self) -> dict[str, Any]:
+        """What a spec's section deploy.scaling must say, so that the manifests follow this plan."""
+        given = self.scaling
+        return {
+            "items_per_s": round(self.per_instance, 2),
+            "min_replicas": self.floor,
+            "max_replicas": max(self.peak, self.floor),
+            "burst": given.burst,
+            "cold_start_s": given.cold_start_s,
+            "ramp_s": given.ramp_s,
+        }
 
 
-def plan_capacity(
-    *, load: float, burst: float, cold_start_s: float, ramp_s: float, per_instance: float
-) -> Capacity:
-    """`per_instance`: items/s of one instance at the objective. `burst`: the largest load over
-    `load`; `ramp_s`: how long it takes to get there. Raises SweepError for values without sense."""
-    wrong = [
-        f"{name} {value:g} {rule}"
-        for name, value, rule, fine in (
-            ("load", load, "must be above 0", load > 0),
-            ("burst", burst, "must be 1 or more", burst >= 1),
-            ("cold start", cold_start_s, "must be 0 or more", cold_start_s >= 0),
-            ("ramp", ramp_s, "must be 0 or more", ramp_s >= 0),
-            ("items/s per instance", per_instance, "must be above 0", per_instance > 0),
-        )
-        if not fine
-    ]
-    if wrong:
-        raise SweepError("; ".join(wrong), "correct the value")
-    share = 1.0 if ramp_s == 0 else min(1.0, cold_start_s / ramp_s)
-    reached = 1 + (burst - 1) * (share if cold_start_s > 0 else 0.0)
+def reached_share(scaling: ScalingSpec) -> float:
+    """Load over the ordinary one when the first new replica serves."""
+    share = 1.0 if scaling.ramp_s == 0 else min(1.0, scaling.cold_start_s / scaling.ramp_s)
+    return 1 + (scaling.burst - 1) * (share if scaling.cold_start_s > 0 else 0.0)
+
+
+def autoscaler_target(per_instance: float, scaling: ScalingSpec) -> float:
+    """Items/s of one replica at which replicas are added: what is left below the capacity carries
+    a burst while they start."""
+    return per_instance / reached_share(scaling)
+
+
+def plan_capacity(load: float, per_instance: float, scaling: ScalingSpec) -> Capacity:
+    """`per_instance`: items/s of one instance at the objective; `scaling` says what bursts and cold
+    starts are like. Raises SweepError for rates that are not above 0."""
+    for name, value in (("load", load), ("items/s per instance", per_instance)):
+        if not value > 0:
+            raise SweepError(f"{name} {value:g} must be above 0", "correct the value")
+    reached = reached_share(scaling)
     return Capacity(
         load=load,
-        burst=burst,
-        cold_start_s=cold_start_s,
-        ramp_s=ramp_s,
         per_instance=per_instance,
+        scaling=scaling,
         reached=reached,
         floor=_ceil(load * reached / per_instance),
-        peak=_ceil(load * burst / per_instance),
-        target=per_instance / reached,
+        peak=_ceil(load * scaling.burst / per_instance),
+        target=autoscaler_target(per_instance, scaling),
     )
+
+
+def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The cell with the lowest rate among those whose values are the `wanted` ones: which kind of
+    request comes is not ours to choose. Its lower end of the measured spread is what counts.
+
+    Raises SweepError when there is none.
+    """
+    cells = [
+        cell
+        for cell in record["slo"]
+        if cell["items_per_s_range"] and all(cell[key] == value for key, value in wanted.items())
+    ]
+    if not cells:
+        asked = ", ".join(f"{key} {value}" for key, value in wanted.items()) or "any objective"
+        raise SweepError(
+            f"{name} holds no rate for {asked}", "run `control slo` with that objective first"
+        )
+    slowest: dict[str, Any] = min(cells, key=lambda cell: cell["items_per_s_range"][0])
+    return slowest
 
 
 def _ceil(value: float) -> int:

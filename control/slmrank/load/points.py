@@ -11,14 +11,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from slmrank.data.records import Job
-from slmrank.errors import ScoreError, SweepError
+from slmrank.errors import InvalidQuery, SweepError
 from slmrank.hashing import hash_value
-from slmrank.prompt.encoder import Ids, PromptEncoder, job_text
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import job_text
+from slmrank.tokens import Ids
 
 NEARBY = 40
 QUERY_TRIES = 50
@@ -77,14 +79,14 @@ class PointInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What inputs are drawn from. `stored` gives a job's stored ids, for the store mode."""
+    """What inputs are drawn from. `stored` gives jobs' stored ids, for the store mode."""
 
     jobs: Sequence[Job]
     queries: Sequence[str]
     encoder: PromptEncoder
     requests: int
     seed: int
-    stored: Callable[[str], Ids | None] | None = None
+    stored: Callable[[Sequence[str]], list[Ids | None]] | None = None
 
 
 def plan_points(
@@ -101,12 +103,6 @@ def plan_points(
         sorted(set(loads), key=lambda one: (one.kind, one.level)),
     )
     return [Point(items=i, tokens=t, query_tokens=q, load=load) for i, t, q, load in grid]
-
-
-def point_key(point: Point, repository: str, settings: dict[str, Any], data: str) -> str:
-    """Identity of a measured point: another engine, tool or input is another point."""
-    identity = {"point": asdict(point), "repository": repository}
-    return hash_value(identity | {"settings": settings, "data": data})[:16]
 
 
 def arrivals_us(rate: float, count: int, seed: str) -> list[int]:
@@ -205,13 +201,11 @@ def _stored_jobs(pool: Pool, count: int, rng: random.Random) -> tuple[list[str],
         raise SweepError("no summary store to draw job ids from", "use sweep.texts text")
     names = [job.job_id for job in pool.jobs]
     rng.shuffle(names)
-    found: list[str] = []
-    sizes: list[int] = []
-    for name in names[:count]:
-        ids = pool.stored(name)
-        if ids is not None:
-            found.append(name)
-            sizes.append(len(pool.encoder.item(ids).ids))
+    drawn = names[:count]
+    stored = zip(drawn, pool.stored(drawn), strict=True)
+    known = [(name, ids) for name, ids in stored if ids is not None]
+    found = [name for name, _ in known]
+    sizes = [len(pool.encoder.item(ids).ids) for _, ids in known]
     if not found:
         raise SweepError("the summary store holds none of the jobs", "run `control summarize`")
     return found, sizes
@@ -227,7 +221,7 @@ def _queries(pool: Pool, tokens: int | None, rng: random.Random) -> list[str]:
     def count(text: str) -> int:
         try:
             return len(pool.encoder.prefix(text)) - fixed
-        except ScoreError as error:
+        except InvalidQuery as error:
             # Blank, or above the limit; the search only asks which side it is on.
             return 0 if "empty" in error.message else pool.encoder.max_query_tokens + 1
 

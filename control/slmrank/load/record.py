@@ -1,23 +1,25 @@
 """The record of what was measured on one served configuration: points, drift, and rates at the
-objective. One JSON file that `report` and `capacity` read, and that can be copied elsewhere."""
+objective. One JSON file, gathered from the artifact store, that `report`, `capacity` and `deploy`
+read, and that can be copied elsewhere."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slmrank.artifacts import Artifact, write_atomic
+from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
 from slmrank.errors import SweepError
 from slmrank.hashing import hash_value
-from slmrank.load.slo import SloCell
+from slmrank.load.run import DRIFT_REPEAT, identity_key
+from slmrank.load.run import KIND as POINT
+from slmrank.load.slo import KIND as SLO
 
 RECORD = "slmrank-sweep"
 FOLDER = "sweeps"
 Record = dict[str, Any]
+CELL = ("items", "tokens", "query_tokens")
 
 
 def record_path(root: Path, identity: Mapping[str, str]) -> Path:
@@ -26,35 +28,47 @@ def record_path(root: Path, identity: Mapping[str, str]) -> Path:
     return root / FOLDER / f"{name}-{hash_value(dict(identity))[:8]}.json"
 
 
-def update_record(
-    path: Path,
-    identity: Mapping[str, str],
-    *,
-    points: Sequence[Artifact] = (),
-    drift: float | None = None,
-    slo: Sequence[SloCell] = (),
-) -> Record:
-    """Add to the record and write it whole; an entry for the same cell and load is replaced."""
+def write_record(store: ArtifactStore, identity: Mapping[str, str]) -> Path:
+    """Gather what the store holds of a served configuration and write it; returns the file."""
+    path = record_path(store.root, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        record = read_record(path) if path.is_file() else _empty(identity)
-        for artifact in points:
-            entry = _entry(artifact)
-            record["points"] = [one for one in record["points"] if _cell(one) != _cell(entry)]
-            record["points"].append(entry)
-            record["perf_analyzer"] = artifact.manifest["versions"]["perf_analyzer"]
-            record["host"] = artifact.manifest["host"]
-        if drift is not None:
-            record["drift"] = drift
-        for cell in slo:
-            made = cell.as_dict()
-            same = ("items", "tokens", "query_tokens", "limit_ms", "percentile")
-            record["slo"] = [
-                one for one in record["slo"] if any(one[name] != made[name] for name in same)
-            ]
-            record["slo"].append(made)
-        write_atomic(path, json.dumps(record, indent=1) + "\n")
-    return read_record(path)
+    write_atomic(path, json.dumps(gather_record(store, identity), indent=1) + "\n")
+    return path
+
+
+def gather_record(store: ArtifactStore, identity: Mapping[str, str]) -> Record:
+    """The newest measurement of every cell and load, without confirmation runs."""
+    served = identity_key(identity)
+
+    def measured(kind: str) -> list[Artifact]:
+        found = store.all(kind)
+        return [one for one in found if one.manifest["inputs"]["served"] == served]
+
+    points: dict[str, Artifact] = {}
+    repeats: dict[str, Artifact] = {}
+    for artifact in measured(POINT):
+        point = artifact.manifest["settings"]["point"]
+        place = json.dumps([point[name] for name in (*CELL, "load")])
+        if point["repeat"] == 0:
+            points.setdefault(place, artifact)
+        elif point["repeat"] == DRIFT_REPEAT:
+            repeats.setdefault(place, artifact)
+    cells: dict[str, Record] = {}
+    for artifact in measured(SLO):
+        cell = dict(artifact.figures)
+        place = json.dumps([cell[name] for name in (*CELL, "limit_ms", "percentile")])
+        cells.setdefault(place, cell)
+    newest = next(iter(points.values()), None)
+    return {
+        "kind": RECORD,
+        "schema": 1,
+        "served": dict(identity),
+        "perf_analyzer": newest.manifest["versions"]["perf_analyzer"] if newest else "",
+        "host": newest.manifest["host"] if newest else {},
+        "points": [_entry(artifact) for artifact in reversed(points.values())],
+        "drift": _drift(points, repeats),
+        "slo": list(reversed(cells.values())),
+    }
 
 
 def read_record(path: Path) -> Record:
@@ -70,21 +84,14 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _cell(entry: Record) -> list[Any]:
-    return [entry[name] for name in ("items", "tokens", "query_tokens", "load")]
-
-
-def _empty(identity: Mapping[str, str]) -> Record:
-    return {
-        "kind": RECORD,
-        "schema": 1,
-        "served": dict(identity),
-        "perf_analyzer": "",
-        "host": {},
-        "points": [],
-        "drift": None,
-        "slo": [],
-    }
+def _drift(points: Mapping[str, Artifact], repeats: Mapping[str, Artifact]) -> float | None:
+    """Throughput of the newest repeated point at the end of its sweep, over that at the start."""
+    for place, again in repeats.items():
+        first = points.get(place)
+        if first is not None and first.figures["stable"] and again.figures["stable"]:
+            ratio: float = again.figures["requests_per_s"] / first.figures["requests_per_s"]
+            return ratio
+    return None
 
 
 def _entry(artifact: Artifact) -> Record:
@@ -93,17 +100,7 @@ def _entry(artifact: Artifact) -> Record:
     return {
         "key": artifact.key,
         "created": artifact.manifest["created"],
-        "items": point["items"],
-        "tokens": point["tokens"],
-        "query_tokens": point["query_tokens"],
-        "load": point["load"],
+        **{name: point[name] for name in (*CELL, "load")},
         **figures,
         "path": str(artifact.path),
     }
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.with_name(f".{path.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -1,19 +1,20 @@
-"""Run a sweep: every point once, finished points skipped, each result kept with its evidence."""
+"""Measure points: each once, finished ones found, every result kept with its evidence."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.artifacts import Artifact, ArtifactStore, artifact_key
+from slmrank.code_hash import code_hash
 from slmrank.errors import SweepError
+from slmrank.hashing import hash_value
 from slmrank.load.binary import PerfAnalyzer, find_perf_analyzer
 from slmrank.load.evidence import (
     CONFIG_FILE,
@@ -27,144 +28,113 @@ from slmrank.load.evidence import (
     scrape_metrics,
     served_config,
 )
-from slmrank.load.perf_analyzer import FINAL, LoadSettings, run_point
-from slmrank.load.points import Load, Point, PointInput, Pool, make_input, point_key
+from slmrank.load.perf_analyzer import Measuring, run_point
+from slmrank.load.perf_result import FINAL
+from slmrank.load.points import Load, Point, PointInput
+from slmrank.spec.load import SweepSpec
 
 KIND = "point"
 DRIFT_REPEAT = 1_000_000
-WARM_UP = LoadSettings(window_ms=300, trials=3, stability_percent=100_000)
+WARM_UP = Measuring(spec=SweepSpec(window_ms=300, trials=3, stability_percent=100_000))
+CODE = "slmrank.load.perf_analyzer"
 Progress = Callable[[int, int, str], None]
 
 
-class Running(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Running:
     """A server to measure; `metrics_url` None: its metrics page is not known."""
 
-    @property
-    def url(self) -> str: ...
+    url: str
+    metrics_url: str | None = None
 
-    @property
-    def metrics_url(self) -> str | None: ...
+
+OpenServer = Callable[[], AbstractContextManager[Running]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """Points with their inputs; `identity` is what the server says it serves."""
+class Subject:
+    """What is measured, by what: the server's description of itself, the versions of what runs it
+    (another runtime is another measurement), and the tool."""
 
-    points: tuple[Point, ...]
-    inputs: tuple[PointInput, ...]
-    settings: LoadSettings
-    identity: dict[str, str]
+    identity: Mapping[str, str]
+    versions: Mapping[str, str]
     tool: str
 
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """The identity of each point's measurement: engine, tool, settings and input."""
-        settings = {**asdict(self.settings), "perf_analyzer": self.tool}
-        return tuple(
-            point_key(one, identity_key(self.identity), settings, given.hash)
-            for one, given in zip(self.points, self.inputs, strict=True)
-        )
+    def inputs(self, given: PointInput) -> dict[str, str]:
+        return {"served": identity_key(self.identity), "data": given.hash}
 
-    def pending(self, store: ArtifactStore) -> list[int]:
-        """Indices of the points that have no final result yet."""
-        found = [store.find(KIND, key) for key in self.keys]
-        return [
-            index
-            for index, one in enumerate(found)
-            if one is None or one.figures["verdict"] not in FINAL
-        ]
-
-    def estimate_s(self, store: ArtifactStore) -> float:
-        """Seconds that the pending points take when each is stable after three windows."""
-        windows = (self.settings.window_for(self.points[index]) for index in self.pending(store))
-        return sum(3 * 1.2 * window / 1000 + 3 for window in windows)
-
-    def only(self, points: Sequence[Point], inputs: Sequence[PointInput]) -> SweepPlan:
-        """The same plan over other points."""
-        return replace(self, points=tuple(points), inputs=tuple(inputs))
+    def key(self, kind: str, settings: Mapping[str, Any], given: PointInput) -> str:
+        """The key of a measurement of this subject."""
+        decisive = {**settings, "perf_analyzer": self.tool, "versions": dict(self.versions)}
+        return artifact_key(kind, decisive, self.inputs(given), code_hash(CODE))
 
 
-def plan_sweep(
-    points: Sequence[Point],
-    settings: LoadSettings,
-    identity: dict[str, str],
-    pool: Pool,
-    tool: str,
-) -> SweepPlan:
-    """Build the inputs. Raises SweepError for a point that cannot be measured as asked."""
-    # Loads of one cell share its input.
-    cells = {point.cell: point for point in points}
-    made = {cell: make_input(point, pool) for cell, point in cells.items()}
-    return SweepPlan(
-        points=tuple(points),
-        inputs=tuple(made[point.cell] for point in points),
-        settings=settings,
-        identity=identity,
-        tool=tool,
-    )
-
-
-def identity_key(identity: dict[str, str]) -> str:
-    """The served configuration as one text; another engine or another setting differs."""
-    return "|".join(f"{name}={value}" for name, value in sorted(identity.items()))
+def identity_key(identity: Mapping[str, str]) -> str:
+    """The served configuration as one hash; another engine or another setting differs."""
+    return hash_value(dict(identity))[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swept:
-    """Finished points in order, and the drift check where one was made: the first point measured
-    again at the end, as a ratio of throughputs."""
+class Task:
+    """One point with its input and how it is measured."""
 
-    points: list[Artifact]
-    drift: float | None
+    point: Point
+    given: PointInput
+    measuring: Measuring
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.measuring.settings(), "point": asdict(self.point)}
 
 
+@dataclass(kw_only=True)
 class Bench:
     """A running server and the tool, ready to measure; points go into the store."""
 
-    def __init__(self, store: ArtifactStore, analyzer: PerfAnalyzer, running: Running) -> None:
-        self.store = store
-        self.analyzer = analyzer
-        self.running = running
-        self.seen: list[Artifact] = []
-        self._host = host_facts()
+    store: ArtifactStore
+    subject: Subject
+    analyzer: PerfAnalyzer
+    running: Running
+    host: dict[str, Any] = field(default_factory=host_facts)
 
-    def warm_up(self, plan: SweepPlan, index: int) -> None:
+    def warm_up(self, task: Task) -> None:
         """Run one point and throw it away: the first requests after a start compile kernels."""
-        point = replace(plan.points[index], load=Load(kind="concurrency", level=1))
-        with tempfile.TemporaryDirectory(prefix="slmrank-warm-") as folder:
-            data = plan.inputs[index].data
-            # Nothing of it is used, so a tool that finds no figure in it is no fault.
-            with contextlib.suppress(SweepError):
-                run_point(self.analyzer, self.running.url, point, WARM_UP, data, Path(folder))
+        point = replace(task.point, load=Load(kind="concurrency", level=1))
+        # Nothing of it is used, so a tool that finds no figure in it is no fault.
+        with (
+            tempfile.TemporaryDirectory(prefix="slmrank-warm-") as folder,
+            contextlib.suppress(SweepError),
+        ):
+            url = self.running.url
+            run_point(self.analyzer, url, point, WARM_UP, task.given.data, Path(folder))
         require_ready(self.running.url)
 
-    def measure(self, plan: SweepPlan, index: int, *, again: bool = False) -> Artifact:
+    def measure(self, task: Task, *, again: bool = False) -> Artifact:
         """Measure one point, or find it. A tool that fails beside a healthy server gives a point
         with the verdict `failed`; raises SweepError when the server is gone."""
-        key = plan.keys[index]
+        key = self.subject.key(KIND, task.settings, task.given)
         with self.store.lock(KIND, key):
-            found = self.store.find(KIND, key)
-            if found is None or found.figures["verdict"] not in FINAL or again:
-                self._measure(plan, index, key)
-                found = self.store.find(KIND, key)
-        assert found is not None
-        self.seen.append(found)
+            found = find_point(self.store, self.subject, task)
+            if found is None or again:
+                self._measure(task, key)
+                found = self.store.read(KIND, key)
         return found
 
-    def _measure(self, plan: SweepPlan, index: int, key: str) -> None:
-        point, given, url = plan.points[index], plan.inputs[index], self.running.url
+    def _measure(self, task: Task, key: str) -> None:
+        given, url = task.given, self.running.url
         require_ready(url)
         before = read_counts(url)
         lineage: dict[str, Any] = {
-            "settings": {**asdict(plan.settings), "point": asdict(point)},
-            "inputs": {"served": plan.identity, "data": given.hash},
-            "versions": {"perf_analyzer": self.analyzer.version},
-            "host": {**self._host, "load_average": load_average()},
+            "settings": task.settings,
+            "inputs": {**self.subject.inputs(given), "identity": dict(self.subject.identity)},
+            "code": code_hash(CODE),
+            "versions": {**self.subject.versions, "perf_analyzer": self.analyzer.version},
+            "host": {**self.host, "load_average": load_average()},
         }
         with self.store.create(KIND, key, lineage) as draft:
             try:
                 outcome = run_point(
-                    self.analyzer, url, point, plan.settings, given.data, draft.path
+                    self.analyzer, url, task.point, task.measuring, given.data, draft.path
                 )
                 draft.figures.update(outcome.as_dict())
                 draft.figures["command"] = list(outcome.command)
@@ -188,44 +158,52 @@ class Bench:
                 (draft.path / METRICS_FILE).write_text(metrics)
 
 
+@contextlib.contextmanager
+def open_bench(store: ArtifactStore, subject: Subject, server: OpenServer) -> Any:
+    """A bench over a server that is opened for it."""
+    with tempfile.TemporaryDirectory(prefix="slmrank-sweep-") as work, server() as running:
+        require_ready(running.url)
+        analyzer = find_perf_analyzer(Path(work))
+        yield Bench(store=store, subject=subject, analyzer=analyzer, running=running)
+
+
+def find_point(store: ArtifactStore, subject: Subject, task: Task) -> Artifact | None:
+    """The finished measurement of a point, None when there is none that would not be repeated."""
+    found = store.find(KIND, subject.key(KIND, task.settings, task.given))
+    return None if found is None or found.figures["verdict"] not in FINAL else found
+
+
 def run_sweep(
-    plan: SweepPlan,
+    tasks: Sequence[Task],
     store: ArtifactStore,
-    server: Callable[[], AbstractContextManager[Running]],
+    subject: Subject,
+    server: OpenServer,
     progress: Progress,
-) -> Swept:
+) -> list[Artifact]:
     """Measure what is pending (the server is started only then); returns all points in order.
 
-    Raises SweepError when the server does not answer; what was measured stays.
+    The first closed-loop point is measured again at the end, as a drift check. Raises SweepError
+    when the server does not answer; what was measured stays.
     """
-    pending = plan.pending(store)
-    drift = None
+    pending = [task for task in tasks if find_point(store, subject, task) is None]
     if pending:
-        with tempfile.TemporaryDirectory(prefix="slmrank-sweep-") as work, server() as running:
-            require_ready(running.url)
-            bench = Bench(store, find_perf_analyzer(Path(work)), running)
-            bench.warm_up(plan, pending[0])
-            for number, index in enumerate(pending, start=1):
-                progress(number, len(pending), plan.points[index].name)
-                bench.measure(plan, index)
-            drift = _drift(plan, bench, pending, progress)
-    found = [store.find(KIND, key) for key in plan.keys]
-    return Swept(points=[artifact for artifact in found if artifact is not None], drift=drift)
+        with open_bench(store, subject, server) as bench:
+            bench.warm_up(pending[0])
+            for number, task in enumerate(pending, start=1):
+                progress(number, len(pending), task.point.name)
+                bench.measure(task)
+            # Another run of an open loop has other arrivals: only a closed loop repeats itself.
+            closed = [task for task in pending if task.point.load.kind == "concurrency"]
+            if len(pending) > 1 and closed:
+                progress(len(pending), len(pending), "drift check: the first point again")
+                again = replace(closed[0], point=replace(closed[0].point, repeat=DRIFT_REPEAT))
+                bench.measure(again, again=True)
+    keys = [subject.key(KIND, task.settings, task.given) for task in tasks]
+    found = [store.find(KIND, key) for key in keys]
+    return [artifact for artifact in found if artifact is not None]
 
 
-def _drift(plan: SweepPlan, bench: Bench, pending: list[int], progress: Progress) -> float | None:
-    """Throughput of the first measured closed-loop point at the end, over that at the beginning."""
-    # Another run of an open loop has other arrivals: only a closed loop repeats itself.
-    closed = [one for one in pending if plan.points[one].load.kind == "concurrency"]
-    if len(pending) < 2 or not closed:
-        return None
-    first = bench.store.find(KIND, plan.keys[closed[0]])
-    if first is None or not first.figures["stable"]:
-        return None
-    again = replace(plan.points[closed[0]], repeat=DRIFT_REPEAT)
-    progress(len(pending), len(pending), "drift check: the first point again")
-    last = bench.measure(plan.only([again], [plan.inputs[closed[0]]]), 0, again=True)
-    if not last.figures["stable"]:
-        return None
-    ratio: float = last.figures["requests_per_s"] / first.figures["requests_per_s"]
-    return ratio
+def estimate_s(tasks: Sequence[Task]) -> float:
+    """Seconds that points take when each is stable after three windows."""
+    windows = (task.measuring.window_for(task.point) for task in tasks)
+    return sum(3 * 1.2 * window / 1000 + 3 for window in windows)

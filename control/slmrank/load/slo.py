@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slmrank.artifacts import Artifact
-from slmrank.load.points import Load, Point, PointInput
-from slmrank.load.run import Bench, SweepPlan
+from slmrank.code_hash import code_hash
+from slmrank.load.points import Load
+from slmrank.load.run import CODE, Bench, Task
+from slmrank.spec.load import SloSpec
 
+KIND = "slo"
 STEP = 1.6
 BRACKET_STEPS = 12
 RETREAT = 0.9
@@ -92,8 +95,8 @@ def search_rate(
             high = middle
     for _ in range(RETREATS):
         found = tuple(observe(low, repeat) for repeat in range(1, confirmations + 1))
-        told = [one.latency_ms for one in found if one.latency_ms is not None]
-        if len(told) == len(found) and statistics.median(told) <= limit_ms:
+        waits = [one.latency_ms for one in found if one.latency_ms is not None]
+        if len(waits) == len(found) and statistics.median(waits) <= limit_ms:
             return FoundRate(rate=low, failed_at=high, confirmations=found, runs=runs)
         high, low = low, rounded(low * RETREAT)
     return FoundRate(rate=None, failed_at=high, confirmations=(), runs=runs)
@@ -121,46 +124,58 @@ class SloCell:
     failed_at: float | None
     runs: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def find_slo(
     bench: Bench,
-    plan: SweepPlan,
-    cell: Point,
-    given: PointInput,
-    *,
-    limit_ms: float,
-    percentile: int,
-    precision: float,
-    confirmations: int,
-    told: Callable[[str], None],
-) -> SloCell:
-    """Search one cell; `cell`'s own load is not used."""
+    task: Task,
+    slo: SloSpec,
+    report: Callable[[str], None],
+) -> Artifact:
+    """Search one cell, or find what was searched; the load of the task's point is not used."""
+    cell, given, subject = task.point, task.given, bench.subject
+    settings = {"slo": slo.settings(), **task.measuring.settings(), "cell": cell.cell}
+    key = subject.key(KIND, settings, given)
+    found = bench.store.find(KIND, key)
+    if found is not None:
+        report(f"{cell.cell}: searched before")
+        return found
+    lineage = {
+        "settings": settings,
+        "inputs": {**subject.inputs(given), "identity": dict(subject.identity)},
+        "code": code_hash(CODE),
+        "versions": {**subject.versions, "perf_analyzer": bench.analyzer.version},
+        "host": bench.host,
+    }
+    with bench.store.create(KIND, key, lineage) as draft:
+        draft.figures.update(asdict(_search(bench, task, slo, report)))
+    return bench.store.read(KIND, key)
 
-    def run(load: Load, repeat: int) -> Artifact:
+
+def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None]) -> SloCell:
+    cell = task.point
+
+    def run(load: Load, repeat: int) -> Mapping[str, Any]:
         point = replace(cell, load=load, repeat=repeat)
-        return bench.measure(plan.only([point], [given]), 0)
+        return bench.measure(replace(task, point=point)).figures
 
     def measure(rate: float, repeat: int) -> Observed:
-        figures = run(Load(kind="rate", level=rate), repeat).figures
-        latency = figures.get(f"p{percentile}_ms") if figures["stable"] else None
-        shown = f"p{percentile} {latency:.0f} ms" if latency is not None else figures["verdict"]
-        told(f"{cell.cell} at {rate:g} requests/s: {shown}")
+        figures = run(Load(kind="rate", level=rate), repeat)
+        latency = figures.get(f"p{slo.percentile}_ms") if figures["stable"] else None
+        shown = figures["verdict"] if latency is None else f"p{slo.percentile} {latency:.0f} ms"
+        report(f"{cell.cell} at {rate:g} requests/s: {shown}")
         answered = figures.get("requests_per_s") if figures["stable"] else None
         return Observed(latency_ms=latency, requests_per_s=answered)
 
-    alone = run(Load(kind="concurrency", level=1), 0).figures
+    alone = run(Load(kind="concurrency", level=1), 0)
     found = FoundRate(rate=None, failed_at=None, confirmations=(), runs=1)
     # When one request alone is already too slow, no rate can hold.
-    if alone["stable"] and alone["p50_ms"] <= limit_ms:
+    if alone["stable"] and alone["p50_ms"] <= slo.latency_ms:
         found = search_rate(
             measure,
             start=START_SHARE * alone["requests_per_s"],
-            limit_ms=limit_ms,
-            precision=precision,
-            confirmations=confirmations,
+            limit_ms=slo.latency_ms,
+            precision=slo.precision,
+            confirmations=slo.confirmations,
         )
     rates = [one.requests_per_s * cell.items for one in found.confirmations if one.requests_per_s]
     waits = [one.latency_ms for one in found.confirmations if one.latency_ms is not None]
@@ -168,8 +183,8 @@ def find_slo(
         items=cell.items,
         tokens=cell.tokens,
         query_tokens=cell.query_tokens,
-        limit_ms=limit_ms,
-        percentile=percentile,
+        limit_ms=slo.latency_ms,
+        percentile=slo.percentile,
         rate=found.rate,
         items_per_s=statistics.median(rates) if rates else None,
         items_per_s_range=(min(rates), max(rates)) if rates else None,

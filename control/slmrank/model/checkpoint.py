@@ -14,10 +14,12 @@ from typing import Any
 
 from slmrank.artifacts import write_atomic
 from slmrank.errors import CheckpointError
-from slmrank.prompt.encoder import PromptEncoder, PromptTemplate, load_tokenizer, tokenizer_hash
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import Labels, find_labels
+from slmrank.prompt.template import PromptTemplate, load_tokenizer, tokenizer_hash
 
 RANKER_FILE = "ranker.json"
+CHECKPOINT_FOLDER = "checkpoint"  # of an artifact that holds one
 SUPPORTED = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -33,20 +35,20 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes of a decoder: blocks, widths and heads."""
+    """The sizes of a decoder: layers, widths and heads."""
 
     family: str
-    blocks: int
-    hidden: int
+    layers: int
+    hidden_size: int
     heads: int
     kv_heads: int
     head_dim: int
-    ffn: int
-    vocab: int
+    intermediate_size: int
+    vocab_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class RankerFile:
     """What `ranker.json` says, checked against the tokenizer beside it."""
 
     path: Path
@@ -72,15 +74,15 @@ class Checkpoint:
 
     path: Path
     geometry: Geometry
-    prompt: Prompt
+    ranker: RankerFile
 
     @property
     def labels(self) -> Labels:
-        return self.prompt.labels
+        return self.ranker.labels
 
     def encoder(self, max_item_tokens: int | None = None) -> PromptEncoder:
-        """See `Prompt.encoder`."""
-        return self.prompt.encoder(max_item_tokens)
+        """See `RankerFile.encoder`."""
+        return self.ranker.encoder(max_item_tokens)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -111,13 +113,13 @@ def read_geometry(path: Path) -> Geometry:
         hidden = int(config["hidden_size"])
         return Geometry(
             family=family,
-            blocks=int(config["num_hidden_layers"]),
-            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            hidden_size=hidden,
             heads=heads,
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
-            ffn=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            vocab_size=int(config["vocab_size"]),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}/config.json lacks {error}", "restore it") from error
@@ -147,10 +149,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError when it is incomplete, its architecture is unknown, its label tokens are
     not single, or its tokenizer is not the one that `ranker.json` was written for.
     """
-    return Checkpoint(path=path, geometry=read_geometry(path), prompt=open_prompt(path))
+    return Checkpoint(path=path, geometry=read_geometry(path), ranker=open_ranker_file(path))
 
 
-def open_prompt(path: Path) -> Prompt:
+def open_ranker_file(path: Path) -> RankerFile:
     """Open `ranker.json` and the tokenizer beside it; see `open_checkpoint` for the errors."""
     try:
         ranker = json.loads((path / RANKER_FILE).read_text(encoding="utf-8"))
@@ -175,7 +177,9 @@ def open_prompt(path: Path) -> Prompt:
             f"{path}: label ids {written} in {RANKER_FILE}, tokenizer says {labels}",
             "import the checkpoint again",
         )
-    return Prompt(path=path, template=template, labels=labels, tokenizer_hash=recorded, **limits)
+    return RankerFile(
+        path=path, template=template, labels=labels, tokenizer_hash=recorded, **limits
+    )
 
 
 def copy_ranker_files(source: Path, target: Path) -> None:

@@ -15,31 +15,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slmrank.model.placement import Placement
 from slmrank.prompt.labels import Labels
 
 KeyValue = tuple[Tensor, Tensor]
-LENGTH_STEP = 8
-PACKED_STEP = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRanker:
+    """A transformers model on its placement, with its label tokens."""
+
+    network: Any
+    labels: Labels
+    placement: Placement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Padded:
-    """Rows of unequal length in one matrix: ids [B, S] padded with 0 on the right, lengths [B]."""
+    """Rows of unequal length in one matrix: ids [B, S] padded with 0 on the right, lengths [B] as a
+    tensor on the same device and as numbers."""
 
     ids: Tensor
     lengths: Tensor
+    sizes: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
     """The real tokens of padded rows as one list of T, for all work that is done token by token.
 
-    A training batch of 16 items pads a quarter more tokens than it has. T is rounded up to a
-    multiple of PACKED_STEP with tokens that nothing reads, because oneDNN compiles for each T.
+    A training batch of 16 items pads a quarter more tokens than it has. T is rounded up to the
+    placement's step with tokens that nothing reads.
     """
 
     rows: int
@@ -59,36 +74,32 @@ class Packing:
         return filled[:-1].view(self.rows, self.size, -1)
 
 
-def make_packing(lengths: Tensor, size: int) -> Packing:
-    """The packing of rows with these lengths [B], padded to `size`."""
-    rows = len(lengths)
-    real = torch.arange(size)[None] < lengths[:, None]
-    index = real.flatten().nonzero().flatten()
-    spare = -len(index) % PACKED_STEP
+def pack_rows(padded: Padded, placement: Placement) -> Packing:
+    """The packing of padded rows. Indices are computed from the numbers on the host, so that no
+    device is waited for."""
+    rows, size = padded.ids.shape
+    index = np.flatnonzero(np.arange(size)[None] < np.array(padded.sizes)[:, None])
+    spare = -len(index) % placement.packed_step
     return Packing(
         rows=rows,
         size=size,
-        gather=torch.cat([index, index.new_zeros(spare)]),
-        scatter=torch.cat([index, index.new_full((spare,), rows * size)]),
-        last=lengths.cumsum(0) - 1,
+        gather=placement.tensor(np.concatenate([index, np.zeros(spare, dtype=np.int64)])),
+        scatter=placement.tensor(np.concatenate([index, np.full(spare, rows * size)])),
+        last=placement.tensor(np.cumsum(padded.sizes) - 1),
     )
 
 
-def pad_rows(rows: Sequence[Any]) -> Padded:
-    """Pad integer sequences on the right, to a multiple of LENGTH_STEP.
-
-    oneDNN compiles its kernels for each new shape; with few widths a training step on two cores
-    takes 2.8 s instead of 3.0 s at the same number of real tokens.
-    """
-    lengths = [len(row) for row in rows]
-    width = -(-max(lengths) // LENGTH_STEP) * LENGTH_STEP
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
+def pad_rows(rows: Sequence[Any], placement: Placement) -> Padded:
+    """Pad integer sequences on the right, to a multiple of the placement's length step."""
+    sizes = tuple(len(row) for row in rows)
+    width = -(-max(sizes) // placement.length_step) * placement.length_step
+    ids = np.zeros((len(rows), width), dtype=np.int64)
     for index, row in enumerate(rows):
-        ids[index, : lengths[index]] = torch.as_tensor(row, dtype=torch.long)
-    return Padded(ids=ids, lengths=torch.tensor(lengths))
+        ids[index, : sizes[index]] = row
+    return Padded(ids=placement.tensor(ids), lengths=placement.tensor(sizes), sizes=sizes)
 
 
-def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+def causal_mask(length: int, device: torch.device | str) -> Tensor:
     """Boolean [S, S], True where row may see column."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
@@ -103,46 +114,46 @@ def item_mask(prefix_lengths: Tensor, prefix_size: int, item_size: int) -> Tenso
     return torch.cat([left, right], dim=-1)
 
 
-def run_blocks(
-    model: nn.Module,
+def run_layers(
+    network: nn.Module,
     ids: Tensor,
     positions: Tensor,
     mask: Tensor,
     past: Sequence[KeyValue] | None = None,
     packing: Packing | None = None,
 ) -> tuple[Tensor, list[KeyValue]]:
-    """Embed ids [B, S] and run all blocks.
+    """Embed ids [B, S] and run all layers.
 
     `positions` [B, S] are rotary positions, `mask` broadcasts to [B, H, S, P + S], `past` holds one
-    (keys, values) pair per block, each [B, K, P, D]. Returns hidden states before the final norm,
-    [B, S, E] or, with `packing`, [T, E], and the new keys and values [B, K, S, D] per block,
+    (keys, values) pair per layer, each [B, K, P, D]. Returns hidden states before the final norm,
+    [B, S, E] or, with `packing`, [T, E], and the new keys and values [B, K, S, D] per layer,
     without the past.
     """
-    decoder: Any = model.model
+    decoder: Any = network.model
     hidden = decoder.embed_tokens(ids)
     rotary = decoder.rotary_emb(hidden, positions)
     if packing is not None:
         hidden = packing.pack(hidden)
-    made: list[KeyValue] = []
-    for index, block in enumerate(decoder.layers):
+    cache: list[KeyValue] = []
+    for index, layer in enumerate(decoder.layers):
         before = past[index] if past else None
-        hidden, key_value = run_block(block, hidden, rotary, mask, before, packing)
-        made.append(key_value)
-    return hidden, made
+        hidden, key_value = run_layer(layer, hidden, rotary, mask, before, packing)
+        cache.append(key_value)
+    return hidden, cache
 
 
-def run_block(
-    block: Any,
+def run_layer(
+    layer: Any,
     hidden: Tensor,
     rotary: tuple[Tensor, Tensor],
     mask: Tensor,
     past: KeyValue | None = None,
     packing: Packing | None = None,
 ) -> tuple[Tensor, KeyValue]:
-    """One block: hidden [B, S, E] -> hidden [B, S, E] and its keys and values [B, K, S, D];
+    """One layer: hidden [B, S, E] -> hidden [B, S, E] and its keys and values [B, K, S, D];
     hidden is [T, E] with `packing`."""
-    attention = block.self_attn
-    normed = block.input_layernorm(hidden)
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
     projected = [attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)]
     if packing is not None:
         projected = [packing.unpack(one) for one in projected]
@@ -167,51 +178,46 @@ def run_block(
     if packing is not None:
         mixed = packing.pack(mixed)
     hidden = hidden + attention.o_proj(mixed)
-    hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+    hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return hidden, (key, value)
 
 
-def label_row(model: Any, labels: Labels) -> Tensor:
+def label_row(ranker: LoadedRanker) -> Tensor:
     """The one-row head W_yes - W_no, shape [E]."""
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight[labels.yes] - weight[labels.no]
+    weight: Tensor = ranker.network.get_output_embeddings().weight
+    return weight[ranker.labels.yes] - weight[ranker.labels.no]
 
 
-def last_hidden(model: Any, hidden: Tensor, lengths: Tensor) -> Tensor:
+def last_hidden(network: Any, hidden: Tensor, lengths: Tensor) -> Tensor:
     """Normed hidden state [B, E] of the last real token of each row."""
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    normed: Tensor = model.model.norm(hidden[rows, lengths - 1])
+    normed: Tensor = network.model.norm(hidden[rows, lengths - 1])
     return normed
 
 
-def score_items(
-    model: Any,
-    labels: Labels,
-    prefixes: Padded,
-    items: Padded,
-    prefix_of: Tensor,
-) -> Tensor:
+def score_items(ranker: LoadedRanker, prefixes: Padded, items: Padded, prefix_of: Tensor) -> Tensor:
     """Logits [B] (log-odds of "yes") of items that share prefixes.
 
     `prefix_of` [B] gives the row of `prefixes` that each item follows. An item's positions start at
     its own prefix length, exactly as if it were scored alone (paper, section 4.1 of the notes).
     """
+    network, device = ranker.network, prefixes.ids.device
     prefix_size, item_size = prefixes.ids.shape[1], items.ids.shape[1]
-    steps = torch.arange(prefix_size)[None].expand_as(prefixes.ids)
-    _, cache = run_blocks(model, prefixes.ids, steps, causal_mask(prefix_size))
+    steps = torch.arange(prefix_size, device=device)[None].expand_as(prefixes.ids)
+    _, cache = run_layers(network, prefixes.ids, steps, causal_mask(prefix_size, device))
     starts = prefixes.lengths[prefix_of]
     past = [(key[prefix_of], value[prefix_of]) for key, value in cache]
-    packing = make_packing(items.lengths, item_size)
-    hidden, _ = run_blocks(
-        model,
+    packing = pack_rows(items, ranker.placement)
+    hidden, _ = run_layers(
+        network,
         items.ids,
-        starts[:, None] + torch.arange(item_size)[None],
+        starts[:, None] + torch.arange(item_size, device=device)[None],
         item_mask(starts, prefix_size, item_size),
         past,
         packing,
     )
-    final = model.model.norm(hidden[packing.last])
-    logits: Tensor = final.float() @ label_row(model, labels).float()
+    final = network.model.norm(hidden[packing.last])
+    logits: Tensor = final.float() @ label_row(ranker).float()
     return logits
 
 

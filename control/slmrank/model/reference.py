@@ -6,37 +6,44 @@ Nothing is shared or re-implemented here, which makes it the yardstick for every
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from slmrank.errors import CheckpointError
-from slmrank.model.checkpoint import Checkpoint
-from slmrank.model.decoder import label_row, pad_rows
+from slmrank.model.checkpoint import (
+    CHECKPOINT_FOLDER,
+    Checkpoint,
+    copy_ranker_files,
+    open_checkpoint,
+)
+from slmrank.model.decoder import LoadedRanker, label_row, pad_rows
+from slmrank.model.placement import Placement
 from slmrank.model.probability import probability
 from slmrank.model.quiet import quiet
-from slmrank.prompt.encoder import Ids
+from slmrank.tokens import Ids
 
-Precision = Literal["float32", "bfloat16"]
 Logits = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 BATCH_TOKENS = 4096
 
 
-def load_model(checkpoint: Checkpoint, precision: Precision = "float32") -> Any:
-    """The checkpoint as a transformers model in evaluation mode.
+def load_model(checkpoint: Checkpoint, placement: Placement | None = None) -> LoadedRanker:
+    """The checkpoint as a transformers model in evaluation mode; float32 on the CPU by default.
 
     Raises CheckpointError when the weights do not load.
     """
     from transformers import AutoModelForCausalLM
 
+    placement = placement or Placement()
     try:
         with quiet():
             model: Any
             model, loading = AutoModelForCausalLM.from_pretrained(
-                str(checkpoint.path), dtype=getattr(torch, precision), output_loading_info=True
+                str(checkpoint.path), dtype=placement.torch_dtype, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -48,15 +55,24 @@ def load_model(checkpoint: Checkpoint, precision: Precision = "float32") -> Any:
             f"{checkpoint.path} lacks {len(wrong)} weights, for example {wrong[0]}",
             "save the whole model again; missing weights would be random",
         )
-    return model.eval()
+    network = model.eval().to(placement.device)
+    return LoadedRanker(network=network, labels=checkpoint.labels, placement=placement)
+
+
+def save_model(ranker: LoadedRanker, source: Checkpoint, folder: Path) -> None:
+    """Write the weights, with the ranker files of `source`, as the checkpoint inside `folder`."""
+    target = folder / CHECKPOINT_FOLDER
+    with quiet():
+        ranker.network.save_pretrained(target)
+    copy_ranker_files(source.path, target)
+    open_checkpoint(target)
 
 
 class ReferenceScorer:
     """Scores whole prompts with a transformers model."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision = "float32") -> None:
-        self.checkpoint = checkpoint
-        self._model = load_model(checkpoint, precision)
+    def __init__(self, checkpoint: Checkpoint, placement: Placement | None = None) -> None:
+        self._ranker = load_model(checkpoint, placement)
 
     def logits(self, prompts: Sequence[Ids], progress: Progress | None = None) -> Logits:
         """Log-odds of "yes" [N] for whole prompts (prefix and item ids)."""
@@ -76,13 +92,14 @@ class ReferenceScorer:
 
     @torch.no_grad()
     def _score(self, prompts: list[Ids]) -> Logits:
-        rows = pad_rows(prompts)
-        steps = torch.arange(rows.ids.shape[1])[None]
+        network, placement = self._ranker.network, self._ranker.placement
+        rows = pad_rows(prompts, placement)
+        steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None]
         attention = (steps < rows.lengths[:, None]).long()
-        output = self._model.model(input_ids=rows.ids, attention_mask=attention, use_cache=False)
-        final = output.last_hidden_state[torch.arange(len(prompts)), rows.lengths - 1]
-        head = label_row(self._model, self.checkpoint.labels).float()
-        logits: Logits = (final.float() @ head).double().numpy()
+        output = network.model(input_ids=rows.ids, attention_mask=attention, use_cache=False)
+        places = torch.arange(len(prompts), device=rows.ids.device)
+        final = output.last_hidden_state[places, rows.lengths - 1]
+        logits: Logits = (final.float() @ label_row(self._ranker).float()).double().cpu().numpy()
         return logits
 
 

@@ -131,10 +131,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def count_parameters(checkpoint: Path) -> dict[str, int]:
-    """`total` and `blocks` parameters; a tied head is stored, and counted, once."""
+    """`total` and `layers` parameters; a tied head is stored, and counted, once."""
     sizes = {name: tensor.elements for name, tensor in read_index(checkpoint).items()}
-    blocks = sum(size for name, size in sizes.items() if ".layers." in name)
-    return {"total": sum(sizes.values()), "blocks": blocks}
+    layers = sum(size for name, size in sizes.items() if ".layers." in name)
+    return {"total": sum(sizes.values()), "layers": layers}
 
 
 def write_tensors(path: Path, tensors: Sequence[NewTensor], dtype: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """From a bundle spec to its steps: which artifact is made from which, with which settings.
 
-Pure wiring: what each step does stands in `control/pipeline/make.py` and below.
+Pure wiring: what each step does stands in `slmrank/pipeline/stages`. Nothing here needs torch, so
+that an operator's machine finds what a training machine made.
 """
 
 from __future__ import annotations
@@ -11,17 +12,32 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
+from slmrank.code_hash import code_hash
 from slmrank.data.packaged import ONET_TASKS, SMOLLM2_135M
-from slmrank.engine.trtllm.plan import check_spec
-from slmrank.errors import DataError, SpecError
+from slmrank.engine.targets.base import EngineTarget
+from slmrank.engine.targets.registry import TARGETS
+from slmrank.errors import SpecError
 from slmrank.hashing import hash_file
-from slmrank.pipeline import make, make_engine
-from slmrank.pipeline.steps import Step
-from slmrank.spec.bundle import PACKAGED_MODEL, BundleSpec, EngineSpec, JsonlData, Target
+from slmrank.pipeline.local_files import checkpoint_hashes, file_hash, local_checkpoint
+from slmrank.pipeline.stages.base_model import make_base_model
+from slmrank.pipeline.stages.engine import make_engine
+from slmrank.pipeline.stages.onet_data import make_onet_data
+from slmrank.pipeline.stages.own_data import make_own_data
+from slmrank.pipeline.stages.repository import make_repository
+from slmrank.pipeline.stages.scores import make_scores
+from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, make_summarizer
+from slmrank.pipeline.steps import Making, Step
+from slmrank.repository.generate import prepare_stage
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.compress import PruneSpec, SummarizeSpec
+from slmrank.spec.data import JsonlData
+from slmrank.spec.model import TrimSpec
+from slmrank.spec.train import TrainSpec
+from slmrank.store.registry import store_kind
+from slmrank.summarize.registry import SUMMARIZERS
 
 TRAINING = ("torch", "transformers")
+STAGES = "slmrank.pipeline.stages"
 Row = Literal["bm25", "base", "finetuned", "pruned", "recovered", "engine", "served"]
 
 
@@ -32,45 +48,49 @@ class Bundle:
     spec: BundleSpec
 
     @cached_property
+    def target(self) -> EngineTarget:
+        target = TARGETS.get(self.spec.engine.target)
+        target.check(self.spec.engine)
+        return target
+
+    @cached_property
     def data(self) -> Step:
         data = self.spec.data
         settings = data.settings()
         if isinstance(data, JsonlData):
-            settings |= {name: _hash(getattr(data, name)) for name in ("jobs", "pairs")}
-            maker = partial(make.own_data, data)
+            settings |= {name: file_hash(getattr(data, name)) for name in ("jobs", "pairs")}
+            maker, stage = partial(make_own_data, data), "own_data"
         else:
-            settings["table"] = _hash(data.table) if data.table else ONET_TASKS.identity
-            maker = partial(make.onet_data, data)
-        return Step(kind="data", title="labelled data", settings=settings, make=maker)
+            settings["table"] = file_hash(data.table) if data.table else ONET_TASKS.identity
+            maker, stage = partial(make_onet_data, data), "onet_data"
+        return self._step("data", "labelled data", settings, maker, code=(f"{STAGES}.{stage}",))
 
     @cached_property
     def imported(self) -> Step:
-        source = self.spec.base.source
-        local = _local_checkpoint(source)
+        local = local_checkpoint(self.spec.base.source)
         settings = {
-            "source": SMOLLM2_135M.identity if local is None else _hash_directory(local),
+            "source": SMOLLM2_135M.identity if local is None else checkpoint_hashes(local),
             "prompt": self.spec.prompt.settings(),
         }
-        return Step(
-            kind="base",
-            title="base model",
-            settings=settings,
-            make=partial(make.base_model, local, self.spec.prompt),
+        return self._step(
+            "base",
+            "base model",
+            settings,
+            partial(make_base_model, local, self.spec.prompt),
+            code=(f"{STAGES}.base_model",),
             tools=() if local is not None else (*TRAINING, "gguf"),
         )
 
     @cached_property
     def trimmed(self) -> Step:
-        if self.spec.trim is None:
-            raise SpecError(
-                "the spec has no trim section", "add one, for example trim: {tokens: 16384}"
-            )
-        return Step(
-            kind="trimmed",
-            title="vocabulary trimming",
-            settings=self.spec.trim.settings(),
-            inputs={"data": self.data, "checkpoint": self.imported},
-            make=partial(make.trimmed, self.spec.trim),
+        spec = _required(self.spec.trim, "trim", "for example trim: {tokens: 16384}")
+        return self._step(
+            "trimmed",
+            "vocabulary trimming",
+            spec.settings(),
+            partial(_trimmed, spec),
+            {"data": self.data, "checkpoint": self.imported},
+            code=(f"{STAGES}.trimmed",),
         )
 
     @property
@@ -79,82 +99,96 @@ class Bundle:
         return self.imported if self.spec.trim is None else self.trimmed
 
     @cached_property
+    def summarizer(self) -> Step:
+        """What is fitted once. A kind that needs a ranker gets the one that this bundle trains on
+        the summaries of the default kind."""
+        spec = self.spec.summarize
+        kind = SUMMARIZERS.get(spec.method)
+        inputs = {"checkpoint": self.base}
+        settings = spec.settings()
+        if spec.fitted is not None:
+            folder = fitted_folder(spec.fitted)
+            settings["fitted"] = {one.name: hash_file(one) for one in sorted(folder.iterdir())}
+        else:
+            inputs["data"] = self.data
+            if kind.needs_ranker:
+                default = SummarizeSpec.model_fields["method"].default
+                first = spec.model_copy(update={"method": default, "options": {}})
+                ranker = Bundle(self.spec.model_copy(update={"summarize": first}))
+                inputs["ranker"] = ranker.finetuned
+        for name in ("store", "max_cut_share"):
+            settings.pop(name)
+        return self._step(
+            "summarizer",
+            "summarizer",
+            settings,
+            partial(make_summarizer, spec),
+            inputs,
+            code=(f"{STAGES}.summaries", type(kind).__module__),
+        )
+
+    @cached_property
     def summaries(self) -> Step:
-        return Step(
-            kind="summaries",
-            title="summaries",
-            settings=self.spec.summarize.settings(),
-            inputs={"data": self.data, "checkpoint": self.base},
-            make=partial(make.summaries, self.spec.summarize),
+        spec = self.spec.summarize
+        kind, _ = store_kind(spec.store)
+        settings = {"store": spec.store, "max_cut_share": spec.max_cut_share}
+        code = (type(SUMMARIZERS.get(spec.method)).__module__, type(kind).__module__)
+        return self._step(
+            "summaries",
+            "summaries",
+            settings,
+            partial(make_summaries, spec),
+            {"data": self.data, "checkpoint": self.base, "summarizer": self.summarizer},
+            code=(f"{STAGES}.summaries", *code),
         )
 
     @cached_property
     def finetuned(self) -> Step:
-        teacher = self.spec.finetune.teacher
-        settings = self.spec.finetune.settings()
-        if teacher is not None:
-            settings["teacher"] = _hash_directory(teacher)
-        return Step(
-            kind="finetuned",
-            title="fine-tuning",
-            settings=settings,
-            inputs={"data": self.data, "summaries": self.summaries, "student": self.base},
-            make=partial(make.finetuned, self.spec.finetune, teacher),
+        spec = self.spec.finetune
+        settings = spec.settings()
+        if spec.teacher is not None:
+            settings["teacher"] = checkpoint_hashes(spec.teacher)
+        return self._step(
+            "finetuned",
+            "fine-tuning",
+            settings,
+            partial(_trained, spec, spec.teacher),
+            {"data": self.data, "summaries": self.summaries, "student": self.base},
+            code=(f"{STAGES}.trained",),
             tools=TRAINING,
         )
 
     @cached_property
     def pruned(self) -> Step:
-        if self.spec.prune is None:
-            raise SpecError("the spec has no prune section", "add one, see build/demo.yaml")
-        return Step(
-            kind="pruned",
-            title="pruning",
-            settings=self.spec.prune.settings(),
-            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.finetuned},
-            make=partial(make.pruned, self.spec.prune),
+        spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
+        return self._step(
+            "pruned",
+            "pruning",
+            spec.settings(),
+            partial(_pruned, spec),
+            {"data": self.data, "summaries": self.summaries, "checkpoint": self.finetuned},
+            code=(f"{STAGES}.pruned",),
             tools=(*TRAINING, "scipy"),
         )
 
     @cached_property
     def recovered(self) -> Step:
-        recover = self.spec.recover
-        if recover is None:
-            raise SpecError("the spec has no recover section", "add one, see build/demo.yaml")
+        spec = _required(self.spec.recover, "recover", "see build/demo.yaml")
         inputs = {"data": self.data, "summaries": self.summaries, "student": self.pruned}
-        if recover.teacher == "finetuned":
+        if spec.teacher == "finetuned":
             inputs["teacher"] = self.finetuned
-        return Step(
-            kind="recovered",
-            title="recovery",
-            settings=recover.settings(),
-            inputs=inputs,
-            make=partial(make.finetuned, recover, None),
+        return self._step(
+            "recovered",
+            "recovery",
+            spec.settings(),
+            partial(_trained, spec, None),
+            inputs,
+            code=(f"{STAGES}.trained",),
             tools=TRAINING,
         )
 
-    def taught_by(self, teacher: Path) -> Bundle:
-        """The same bundle with another teacher of the fine-tuning."""
-        finetune = self.spec.finetune.model_copy(update={"teacher": teacher})
-        return Bundle(self.spec.model_copy(update={"finetune": finetune}))
-
-    def for_target(self, target: Target | None) -> Bundle:
-        """The same bundle for another engine target; the same one for None.
-
-        Raises SpecError when the spec's settings do not fit that target.
-        """
-        if target is None or target == self.spec.engine.target:
-            return self
-        given = {**self.spec.engine.model_dump(), "target": target}
-        try:
-            engine = EngineSpec.model_validate(given)
-        except ValidationError as error:
-            text = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
-            raise SpecError(f"--target {target}: {text}", "change the spec") from error
-        return Bundle(self.spec.model_copy(update={"engine": engine}))
-
     @property
-    def served(self) -> Step:
+    def final(self) -> Step:
         """The checkpoint that is served: the last one that the spec asks for."""
         if self.spec.recover is not None:
             return self.recovered
@@ -162,50 +196,53 @@ class Bundle:
 
     @cached_property
     def engine(self) -> Step:
-        spec = self.spec.engine
-        tools: tuple[str, ...] = (*TRAINING, "openvino", "nncf")
-        extra = "local"
-        if spec.target != "openvino":
-            check_spec(spec.trtllm)
-            tools, extra = (*TRAINING, "safetensors"), "train"
-            if spec.trtllm.quantization != "none":
-                tools, extra = (*tools, "nvidia-modelopt"), "quantize"
-        settings = spec.settings()
-        if spec.target == "trtllm-engine":
-            settings["name"] = self.spec.name  # it stands in the Job's labels
-        return Step(
-            kind="engine",
-            title="engine",
-            settings=settings,
-            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.served},
-            make=partial(make_engine.ENGINES[spec.target], self.spec),
+        target, spec = self.target, self.spec.engine
+        tools, extra = target.tools(spec)
+        settings = {
+            "target": target.name,
+            "section": target.settings(self.spec),
+            "parity": spec.parity.settings(),
+        }
+        return self._step(
+            "engine",
+            "engine",
+            settings,
+            partial(make_engine, self.spec, target),
+            {"data": self.data, "summaries": self.summaries, "checkpoint": self.final},
+            code=(f"{STAGES}.engine", type(target).__module__, *target.code),
             tools=tools,
             extra=extra,
-            version=3,
         )
 
     @cached_property
+    def server_code(self) -> str:
+        """Hash of what runs inside the server: another one is another thing to measure."""
+        kind = SUMMARIZERS.get(self.spec.summarize.method)
+        modules = ("slmrank.serving.prepare", type(kind).__module__, *self.target.server_code)
+        return code_hash(*modules, files=(prepare_stage(), self.target.stage()))
+
+    @cached_property
     def repository(self) -> Step:
-        spec = self.spec.engine
+        target, spec = self.target, self.spec
         settings: dict[str, Any] = {
-            **self.spec.repository.settings(),
-            "queue_timeout_us": self.spec.queue_timeout_us,
-            "name": self.spec.name,
-            "stages": make_engine.stages_hash(spec.target),
+            **spec.repository.settings(),
+            "queue_timeout_us": spec.queue_timeout_us,
+            "name": spec.name,
+            "server_code": self.server_code,
+            "serving": target.serving_settings(spec),
         }
-        if spec.target != "openvino":
-            settings["serving"] = spec.serving_settings()
-        return Step(
-            kind="repository",
-            title="model repository",
-            settings=settings,
-            inputs={
+        return self._step(
+            "repository",
+            "model repository",
+            settings,
+            partial(make_repository, spec, target, self.server_code),
+            {
                 "engine": self.engine,
+                "summarizer": self.summarizer,
                 "summaries": self.summaries,
-                "checkpoint": self.served,
+                "checkpoint": self.final,
             },
-            make=partial(make_engine.repository, self.spec),
-            version=4,
+            code=(f"{STAGES}.repository", type(target).__module__),
         )
 
     def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:
@@ -230,42 +267,64 @@ class Bundle:
             settings["dtype"] = evaluate.dtype
             tools = TRAINING
         elif row == "engine":
-            inputs |= {"checkpoint": self.served, "engine": self.engine}
-            tools = ("openvino",) if self.spec.engine.target == "openvino" else TRAINING
+            inputs |= {"checkpoint": self.final, "engine": self.engine}
+            tools, _ = self.target.tools(self.spec.engine)
         elif row == "served":
-            inputs |= {"checkpoint": self.served, "repository": self.repository}
-        return Step(
-            kind="scores",
-            title=f"scores: {row}"
-            + (", full text" if full_text else ", few queries" if few else ""),
-            settings=settings,
-            inputs=inputs,
-            make=partial(make.scores, settings),
+            inputs |= {"checkpoint": self.final, "repository": self.repository}
+        note = ", full text" if full_text else ", few queries" if few else ""
+        return self._step(
+            "scores",
+            f"scores: {row}{note}",
+            settings,
+            partial(make_scores, settings, self.target),
+            inputs,
+            code=(f"{STAGES}.scores",),
             tools=tools,
         )
 
+    def steps(self) -> list[Step]:
+        """Every artifact that the spec asks for, up to the repository."""
+        return [self.repository]
 
-def _local_checkpoint(source: str) -> Path | None:
-    """The directory of a local base model, None for the packaged one."""
-    if source == PACKAGED_MODEL:
-        return None
-    path = Path(source)
-    if not path.is_dir():
-        raise SpecError(
-            f"base.source {source!r} is neither {PACKAGED_MODEL} nor a directory",
-            "give the path of a Hugging Face checkpoint",
+    def _step(
+        self,
+        kind: str,
+        title: str,
+        settings: Mapping[str, Any],
+        make: Any,
+        inputs: Mapping[str, Step] | None = None,
+        **more: Any,
+    ) -> Step:
+        return Step(
+            kind=kind,
+            title=title,
+            settings=settings,
+            make=make,
+            inputs=inputs or {},
+            bundle=self.spec.name,
+            **more,
         )
-    return path
 
 
-def _hash(path: Path) -> str:
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
+def _trimmed(spec: TrimSpec, making: Making) -> None:
+    from slmrank.pipeline.stages.trimmed import make_trimmed
+
+    make_trimmed(spec, making)
 
 
-def _hash_directory(path: Path) -> Mapping[str, str]:
-    names = ("config.json", "tokenizer.json", "ranker.json")
-    files = [path / name for name in names if (path / name).is_file()]
-    return {file.name: hash_file(file) for file in [*files, *sorted(path.glob("*.safetensors"))]}
+def _trained(spec: TrainSpec, teacher: Path | None, making: Making) -> None:
+    from slmrank.pipeline.stages.trained import make_trained
+
+    make_trained(spec, teacher, making)
+
+
+def _pruned(spec: PruneSpec, making: Making) -> None:
+    from slmrank.pipeline.stages.pruned import make_pruned
+
+    make_pruned(spec, making)
+
+
+def _required(section: Any, name: str, example: str) -> Any:
+    if section is None:
+        raise SpecError(f"the spec has no {name} section", f"add one, {example}")
+    return section

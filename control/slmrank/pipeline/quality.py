@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slmrank.artifacts import ArtifactStore
+from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle, Row
-from slmrank.pipeline.make import CHECKPOINT_FOLDER, SCORES_FILE
+from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 
 NAMES: dict[Row, str] = {
@@ -54,16 +55,22 @@ def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
 
 
 def measure_quality(
-    bundle: Bundle, plan: QualityPlan, store: ArtifactStore, watcher: Watcher
+    bundle: Bundle,
+    plan: QualityPlan,
+    store: ArtifactStore,
+    watcher: Watcher,
+    *,
+    device: str = "cpu",
 ) -> tuple[list[QualityRow], list[QualityRow]]:
     """Score every row and compute the two tables (the second is empty without full texts)."""
     evaluate = bundle.spec.evaluate
     names = dict(NAMES)
-    if bundle.spec.engine.target != "openvino":
-        names["engine"] = f"{bundle.spec.engine.target}, weights only"
+    if bundle.target.needs_gpu:
+        names["engine"] = f"{bundle.target.name}, weights only"
 
     def scored(row: Row, text: str, step: Step) -> ScoredRow:
-        return _scored(names[row], row, text, step, store, watcher)
+        artifact = run(step, store, watcher, device=device)
+        return _scored(names[row], row, text, step, artifact, store)
 
     rows = [scored(row, "summary", step) for row, step in plan.rows.items()]
     few = [scored(row, text, step) for (row, text), step in plan.few_rows.items()]
@@ -75,9 +82,8 @@ def measure_quality(
 
 
 def _scored(
-    name: str, row: Row, text: str, step: Step, store: ArtifactStore, watcher: Watcher
+    name: str, row: Row, text: str, step: Step, artifact: Artifact, store: ArtifactStore
 ) -> ScoredRow:
-    artifact = run(step, store, watcher)
     tokens = artifact.figures["prompt_tokens"]
     parameters = None
     if "checkpoint" in step.inputs:

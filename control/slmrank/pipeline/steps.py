@@ -1,7 +1,8 @@
 """Steps and how they run: a step is made once, from the artifacts of the steps before it.
 
-A step's key is known before anything runs, from its settings, its inputs' keys and the versions of
-the tools that decide its result; that is how `--dry-run` can plan and a second run says `cached`.
+A step's key is known before anything runs, from its settings, its inputs' keys and the code that
+makes it; that is how `--dry-run` can plan and a second run says `cached`. The versions of the tools
+that made an artifact are recorded in it and do not decide where it is found.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key
+from slmrank.code_hash import code_hash
 from slmrank.errors import MissingDependencyError
 
 
 class Watcher(Protocol):
-    """Told what happens; the command line shows it, the library does not care."""
+    """Hears what happens; the command line shows it, the library does not care."""
 
     def started(self, step: Step) -> None: ...
 
@@ -27,7 +29,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """A watcher that shows nothing."""
 
     def started(self, step: Step) -> None: ...
 
@@ -38,44 +40,46 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """What a step's `make` gets: where to write, finished inputs by name, and the watcher."""
+    """What a step's `make` gets: where to write, finished inputs by name, the watcher, and the
+    device (`auto`, `cpu`, `cuda:0`) for what runs on one."""
 
     draft: Draft
     inputs: Mapping[str, Artifact]
     watcher: Watcher
     store: ArtifactStore
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One artifact to be: its kind, what decides it, and how to make it.
 
-    `version` is raised when the code of the step changes its result; `tools` are distributions
-    whose versions decide it too.
+    `code` names modules that make it, beside the one of `make`; `tools` are the distributions that
+    making it needs, which `extra` brings.
     """
 
     kind: str
     title: str
     settings: Mapping[str, Any]
     make: Callable[[Making], None]
+    code: tuple[str, ...]
     inputs: Mapping[str, Step] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
     extra: str = "train"
-    version: int = 1
+    bundle: str = ""
+
+    @cached_property
+    def code_key(self) -> str:
+        return code_hash(*self.code)
 
     @cached_property
     def key(self) -> str:
-        return artifact_key(
-            self.kind,
-            self.settings,
-            {name: step.key for name, step in self.inputs.items()},
-            self.versions,
-        )
+        inputs = {name: step.key for name, step in self.inputs.items()}
+        return artifact_key(self.kind, self.settings, inputs, self.code_key)
 
-    @cached_property
-    def versions(self) -> dict[str, str]:
+    def tool_versions(self) -> dict[str, str]:
         """Raises MissingDependencyError when a needed distribution is not installed."""
-        found = {"step": str(self.version)}
+        found = {}
         for tool in self.tools:
             try:
                 found[tool] = importlib.metadata.version(tool)
@@ -91,81 +95,92 @@ def in_order(step: Step) -> list[Step]:
     """The step and everything before it, inputs first, each once."""
     ordered: dict[str, Step] = {}
 
-    def visit(one: Step) -> None:
-        for before in one.inputs.values():
+    def visit(current: Step) -> None:
+        for before in current.inputs.values():
             visit(before)
-        ordered.setdefault(f"{one.kind}/{one.key}", one)
+        ordered.setdefault(f"{current.kind}/{current.key}", current)
 
     visit(step)
     return list(ordered.values())
 
 
 def run(
-    step: Step, store: ArtifactStore, watcher: Watcher | None = None, *, force: bool = False
+    step: Step,
+    store: ArtifactStore,
+    watcher: Watcher | None = None,
+    *,
+    force: bool = False,
+    device: str = "cpu",
 ) -> Artifact:
     """Make a step and whatever it needs; returns its artifact. `force` remakes the step itself."""
-    told = watcher or Silent()
-    found = None if force else _find(step, store)
+    watching = watcher or Silent()
+    found = None if force else find_current(step, store)
     if found is not None:
         # What it was made from may have been cleaned away; that is no reason to make it again.
         for before in in_order(step)[:-1]:
             earlier = store.find(before.kind, before.key)
             if earlier is not None:
-                told.finished(before, earlier, cached=True)
-        told.finished(step, found, cached=True)
+                watching.finished(before, earlier, cached=True)
+        watching.finished(step, found, cached=True)
         return found
     for before in in_order(step)[:-1]:
-        _ensure(before, store, told, force=False)
-    return _ensure(step, store, told, force=force)
+        _ensure(before, store, watching, force=False, device=device)
+    return _ensure(step, store, watching, force=force, device=device)
 
 
-def _find(step: Step, store: ArtifactStore) -> Artifact | None:
+def find_current(step: Step, store: ArtifactStore) -> Artifact | None:
     """The step's artifact, unless one of its inputs was made again since with other content
     (training is not reproducible to the bit)."""
     found = store.find(step.kind, step.key)
-    if found is None:
-        return None
+    return None if found is None or changed_inputs(step, found, store) else found
+
+
+def changed_inputs(step: Step, artifact: Artifact, store: ArtifactStore) -> list[str]:
+    """Inputs whose content is not the one that the artifact was made from."""
+    changed = []
     for name, before in step.inputs.items():
-        recorded = found.manifest["inputs"].get(name, {}).get("digest")
-        now = _find(before, store)
-        if now is None:
-            if store.find(before.kind, before.key) is not None:
-                return None
-        elif now.digest != recorded:
-            return None
-    return found
+        recorded = artifact.manifest["inputs"].get(name, {}).get("digest")
+        current = find_current(before, store)
+        gone = current is None and store.find(before.kind, before.key) is None
+        if not gone and (current is None or current.digest != recorded):
+            changed.append(name)
+    return changed
 
 
-def _ensure(step: Step, store: ArtifactStore, watcher: Watcher, *, force: bool) -> Artifact:
-    key = step.key
-    found = None if force else _find(step, store)
+def _ensure(
+    step: Step, store: ArtifactStore, watcher: Watcher, *, force: bool, device: str
+) -> Artifact:
+    found = None if force else find_current(step, store)
     if found is None:
-        with store.lock(step.kind, key):
-            found = None if force else _find(step, store)
+        with store.lock(step.kind, step.key):
+            found = None if force else find_current(step, store)
             if found is None:
-                return _make(step, key, store, watcher)
+                return _make(step, store, watcher, device)
     watcher.finished(step, found, cached=True)
     return found
 
 
-def _make(step: Step, key: str, store: ArtifactStore, watcher: Watcher) -> Artifact:
+def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
     inputs: dict[str, Artifact] = {}
     for name, before in step.inputs.items():
         artifact = store.find(before.kind, before.key)
         assert artifact is not None, f"{name} was made before {step.kind}"
         inputs[name] = artifact
     lineage = {
+        "bundle": step.bundle,
         "settings": dict(step.settings),
         "inputs": {
-            name: {"kind": one.kind, "key": one.key, "digest": one.digest}
-            for name, one in inputs.items()
+            name: {"kind": artifact.kind, "key": artifact.key, "digest": artifact.digest}
+            for name, artifact in inputs.items()
         },
-        "versions": step.versions,
+        "code": step.code_key,
+        "versions": step.tool_versions(),
     }
     watcher.started(step)
-    with store.create(step.kind, key, lineage) as draft:
-        step.make(Making(draft=draft, inputs=inputs, watcher=watcher, store=store))
-    made = store.find(step.kind, key)
-    assert made is not None
-    watcher.finished(step, made, cached=False)
-    return made
+    with store.create(step.kind, step.key, lineage) as draft:
+        making = Making(draft=draft, inputs=inputs, watcher=watcher, store=store, device=device)
+        step.make(making)
+    artifact = store.find(step.kind, step.key)
+    assert artifact is not None
+    watcher.finished(step, artifact, cached=False)
+    return artifact

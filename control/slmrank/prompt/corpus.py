@@ -3,103 +3,115 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from slmrank.data.records import Job, Pair, group_by_query
-from slmrank.errors import DataError, ScoreError
-from slmrank.prompt.encoder import Ids, Item, PromptEncoder, job_text
+from slmrank.errors import DataError, InvalidQuery
+from slmrank.prompt.encoder import Item, PromptEncoder
+from slmrank.prompt.template import job_text
+from slmrank.store.job_store import JobStore
+from slmrank.tokens import Ids
 
 
 class JobItems(Protocol):
-    """Where an item's ids come from: stored summaries or full texts."""
+    """Where items come from: stored summaries or full texts."""
 
-    def item(self, job_id: str) -> Item: ...
-
-
-class _Stored(Protocol):
-    def ids(self, job_id: str) -> Ids | None: ...
+    def items(self, job_ids: Sequence[str]) -> list[Item]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedQuery:
-    """One query with its judged items: prefix ids, item ids, job ids and grades."""
+    """One query with its judged items: prefix ids, item ids, job ids, grades, and how many of the
+    items were cut to the prompt's limit."""
 
     query: str
     prefix: Ids
     items: tuple[Ids, ...]
     job_ids: tuple[str, ...]
     grades: tuple[int, ...]
+    truncated: int = 0
 
     def prompts(self) -> list[Ids]:
         """The whole prompt, prefix and item, of every item."""
         return [np.concatenate([self.prefix, item]) for item in self.items]
 
-    def head(self, count: int) -> EncodedQuery:
-        """The first `count` items only."""
-        return EncodedQuery(
-            query=self.query,
-            prefix=self.prefix,
-            items=self.items[:count],
-            job_ids=self.job_ids[:count],
-            grades=self.grades[:count],
+    def pick(self, places: Sequence[int]) -> EncodedQuery:
+        """The items at these places, in this order."""
+        return replace(
+            self,
+            items=tuple(self.items[place] for place in places),
+            job_ids=tuple(self.job_ids[place] for place in places),
+            grades=tuple(self.grades[place] for place in places),
         )
 
 
 class SummaryItems:
     """Items from the summary store."""
 
-    def __init__(self, encoder: PromptEncoder, store: _Stored) -> None:
+    def __init__(self, encoder: PromptEncoder, store: JobStore) -> None:
         self._encoder = encoder
         self._store = store
 
-    def item(self, job_id: str) -> Item:
-        """Raises DataError when the store lacks the job."""
-        body = self._store.ids(job_id)
-        if body is None:
-            raise DataError(f"no summary of job {job_id!r}", "run `control summarize` again")
-        return self._encoder.item(body)
+    def items(self, job_ids: Sequence[str]) -> list[Item]:
+        """Raises DataError when the store lacks a job."""
+        items = []
+        for job_id, body in zip(job_ids, self._store.ids_many(job_ids), strict=True):
+            if body is None:
+                raise DataError(f"no summary of job {job_id!r}", "run `control summarize` again")
+            items.append(self._encoder.item(body))
+        return items
 
 
 class FullTextItems:
     """Items with the whole description, cut only by the encoder's limit."""
 
-    def __init__(self, encoder: PromptEncoder, jobs: dict[str, Job]) -> None:
+    def __init__(self, encoder: PromptEncoder, jobs: Mapping[str, Job]) -> None:
         self._encoder = encoder
         self._jobs = jobs
 
-    def item(self, job_id: str) -> Item:
-        job = self._jobs[job_id]
-        return self._encoder.item(self._encoder.body(job_text(job, job.description)))
+    def items(self, job_ids: Sequence[str]) -> list[Item]:
+        jobs = [self._jobs[job_id] for job_id in job_ids]
+        texts = (job_text(job, job.description) for job in jobs)
+        return [self._encoder.item(self._encoder.body(text)) for text in texts]
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], encoder: PromptEncoder, items: JobItems
+    pairs: Sequence[Pair], encoder: PromptEncoder, source: JobItems
 ) -> list[EncodedQuery]:
     """Pairs grouped by query, in order of first appearance."""
-    known: dict[str, Ids] = {}
+    job_ids = list(dict.fromkeys(pair.job_id for pair in pairs))
+    known = dict(zip(job_ids, source.items(job_ids), strict=True))
     encoded = []
     for query, group in group_by_query(pairs).items():
-        for pair in group:
-            if pair.job_id not in known:
-                known[pair.job_id] = items.item(pair.job_id).ids
         try:
             prefix = encoder.prefix(query)
-        except ScoreError as error:
+        except InvalidQuery as error:
             raise DataError(f"query {query[:60]!r}: {error.message}", error.hint) from error
+        items = [known[pair.job_id] for pair in group]
         encoded.append(
             EncodedQuery(
                 query=query,
                 prefix=prefix,
-                items=tuple(known[pair.job_id] for pair in group),
+                items=tuple(item.ids for item in items),
                 job_ids=tuple(pair.job_id for pair in group),
                 grades=tuple(pair.grade for pair in group),
+                truncated=sum(item.truncated for item in items),
             )
         )
     return encoded
+
+
+def corpus_figures(queries: Sequence[EncodedQuery]) -> dict[str, int]:
+    """How much there is, and how many items were cut to the prompt's limit."""
+    return {
+        "queries": len(queries),
+        "items": sum(len(query.items) for query in queries),
+        "items_cut": sum(query.truncated for query in queries),
+    }
 
 
 def sample_queries(pairs: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:

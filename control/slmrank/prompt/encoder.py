@@ -9,33 +9,15 @@ query holding `<|im_end|>` is only text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from slmrank.data.records import Job
-from slmrank.errors import CheckpointError, ScoreError
-from slmrank.hashing import hash_file, hash_value
+from slmrank.errors import CheckpointError, InvalidQuery
+from slmrank.prompt.template import PromptTemplate
+from slmrank.tokens import Ids
 
-Ids = npt.NDArray[np.int32]
 MAX_QUERY_BYTES = 16_384
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptTemplate:
-    """The fixed wording around query and job, and the two answers whose tokens give the score."""
-
-    prefix: str = "Does the job match the search?\nSearch: {query}\n"
-    closing: str = "Match:"
-    yes: str = " Yes"
-    no: str = " No"
-
-    @property
-    def hash(self) -> str:
-        """16 hex digits over the wording."""
-        return hash_value([self.prefix, self.closing, self.yes, self.no])[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,35 +26,6 @@ class Item:
 
     ids: Ids
     truncated: bool
-
-
-def job_text(job: Job, text: str) -> str:
-    """The item's text for one job: title, company and place, then `text` (summary or full)."""
-    place = ", ".join(part for part in (job.company, job.location) if part)
-    lines = [f"Job: {job.title}" if job.title else "", place, text]
-    return "\n".join(line for line in lines if line) + "\n"
-
-
-def load_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint directory. Raises CheckpointError when it is not there."""
-    path = checkpoint / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{checkpoint} has no tokenizer.json",
-            "save the checkpoint with a fast tokenizer (tokenizer.save_pretrained)",
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the binding raises bare Exception
-        raise CheckpointError(f"{path} does not load: {error}", "restore tokenizer.json") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def tokenizer_hash(checkpoint: Path) -> str:
-    """16 hex digits over the bytes of `tokenizer.json`."""
-    return hash_file(checkpoint / "tokenizer.json")[:16]
 
 
 class PromptEncoder:
@@ -124,18 +77,18 @@ class PromptEncoder:
     def prefix(self, query: str) -> Ids:
         """Ids [P] of instruction and query.
 
-        Raises ScoreError when the query is blank or too long: a cut query would be another query.
+        Raises InvalidQuery when the query is blank or too long: a cut query would be another query.
         """
         size = len(query.encode("utf-8", "surrogatepass"))
         if size > MAX_QUERY_BYTES:
-            raise ScoreError(
+            raise InvalidQuery(
                 f"query has {size} bytes, the limit is {MAX_QUERY_BYTES}", "shorten the query"
             )
         if not query.strip():
-            raise ScoreError("query is empty", "give at least one word")
+            raise InvalidQuery("query is empty", "give at least one word")
         ids = self._text(self._lead + " ".join(query.split()))
         if len(ids) > self.max_query_tokens:
-            raise ScoreError(
+            raise InvalidQuery(
                 f"query has {len(ids)} tokens, the limit is {self.max_query_tokens}",
                 "shorten the query or raise prompt.max_query_tokens in the spec",
             )

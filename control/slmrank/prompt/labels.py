@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from slmrank.errors import CheckpointError
-from slmrank.prompt.encoder import PromptTemplate
+from slmrank.prompt.template import PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)

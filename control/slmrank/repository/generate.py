@@ -15,15 +15,14 @@ from pathlib import Path
 from slmrank.errors import RepositoryError
 from slmrank.hashing import hash_value
 from slmrank.model.checkpoint import RANKER_FILE
-from slmrank.repository.rankers import RANKER, Ranker, stage_folder
 from slmrank.shipped import shipped
+from slmrank.spec.bundle import BundleSpec
 from slmrank.triton.config import (
-    ITEM_IDS,
-    ITEM_LENGTHS,
-    JOB_ID,
-    JOB_TEXT,
-    PREFIX_IDS,
-    QUERY,
+    ASKED,
+    ENSEMBLE,
+    PREPARE,
+    PREPARED,
+    RANKER,
     SCORE,
     STATUS,
     ModelConfig,
@@ -36,7 +35,6 @@ from slmrank.triton.config import (
 )
 from slmrank.triton.graph import check_ensemble
 
-ENSEMBLE = "rank"
 CONFIG = "config.pbtxt"
 # Without any delay the batcher of Triton 2.51 sometimes misses a request until it looks again, 500
 # ms later: 41 of 10,900 requests, one after the other (tiny model, 5 starts); 7 of 12,500 with 500
@@ -45,90 +43,92 @@ PREPARE_DELAY_US = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepositorySettings:
-    """Batching over requests, queue limits and request size."""
+class Contents:
+    """What a repository holds beside its configurations: the `model.py` of each Python stage, files
+    for `prepare`, and folders by their path inside."""
 
-    max_batch_size: int
-    max_queue_delay_us: int
-    max_queue_size: int
-    queue_timeout_us: int
-    max_items: int
+    stages: Mapping[str, Path]
+    prepare_files: Mapping[str, str]
+    checkpoint: Path
+    links: Mapping[str, Path]
+
+
+def queue_of(spec: BundleSpec) -> Queue:
+    """Dynamic batching of `ranker`, and when a waiting request is refused."""
+    return Queue(
+        max_delay_us=spec.repository.max_queue_delay_us,
+        max_size=spec.repository.max_queue_size,
+        timeout_us=spec.queue_timeout_us,
+    )
+
+
+def prepare_stage() -> Path:
+    """The `model.py` of the stage `prepare`."""
+    return shipped("model_repository") / PREPARE / "1" / "model.py"
 
 
 def render_configs(
-    settings: RepositorySettings, engine: Ranker, identity: Mapping[str, str]
+    spec: BundleSpec, ranker: Mapping[str, ModelConfig], identity: Mapping[str, str]
 ) -> dict[str, ModelConfig]:
-    """Model configurations by model name (pure). `identity` names engine, checkpoint, template and
-    tokenizer; it stands in the ensemble's parameters, so that any client can read what answers.
-    `settings` there is a hash over every other configuration: a sweep knows by it what it measured.
+    """Model configurations by model name (pure). `ranker` are the engine target's models.
+
+    `identity` names engine, checkpoint, template and tokenizer; it stands in the ensemble's
+    parameters, so that any client can read what answers. `configuration` there is a hash over every
+    other configuration: a sweep knows by it what it measured.
     """
-    queue = Queue(
-        max_delay_us=settings.max_queue_delay_us,
-        max_size=settings.max_queue_size,
-        timeout_us=settings.queue_timeout_us,
-    )
-    inner = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS)
+    own = spec.repository
     prepare = python_model(
-        "prepare",
-        (QUERY, JOB_ID, JOB_TEXT),
-        (*inner, STATUS),
-        max_batch_size=settings.max_batch_size,
-        queue=replace(queue, max_delay_us=PREPARE_DELAY_US),
-        parameters={"max_items": str(settings.max_items)},
+        PREPARE,
+        ASKED,
+        (*PREPARED, STATUS),
+        max_batch_size=own.max_batch_size,
+        queue=replace(queue_of(spec), max_delay_us=PREPARE_DELAY_US),
+        parameters={"max_items": str(own.max_items)},
     )
-    inside = {"prepare": prepare, **engine.models(settings.max_batch_size, queue)}
+    inside = {PREPARE: prepare, **ranker}
     rank = ensemble(
         ENSEMBLE,
-        (QUERY, JOB_ID, JOB_TEXT),
+        ASKED,
         (SCORE, STATUS),
         (
             Stage(
-                model="prepare",
-                inputs={one.name: one.name for one in (QUERY, JOB_ID, JOB_TEXT)},
-                outputs={one.name: one.name for one in (*inner, STATUS)},
+                model=PREPARE,
+                inputs={tensor.name: tensor.name for tensor in ASKED},
+                outputs={tensor.name: tensor.name for tensor in (*PREPARED, STATUS)},
             ),
             Stage(
-                model="ranker",
-                inputs={one.name: one.name for one in inner},
+                model=RANKER,
+                inputs={tensor.name: tensor.name for tensor in PREPARED},
                 outputs={SCORE.name: SCORE.name},
             ),
         ),
-        max_batch_size=settings.max_batch_size,
+        max_batch_size=own.max_batch_size,
         parameters={
             **identity,
-            "settings": hash_value([print_config(one) for one in inside.values()])[:16],
-            "max_items": str(settings.max_items),
+            "configuration": hash_value([print_config(one) for one in inside.values()])[:16],
+            "max_items": str(own.max_items),
         },
     )
     return {**inside, ENSEMBLE: rank}
 
 
-def write_repository(
-    target: Path,
-    configs: Mapping[str, ModelConfig],
-    ranker: Ranker,
-    *,
-    engine: Path,
-    checkpoint: Path,
-    store: Path,
-) -> None:
+def write_repository(target: Path, configs: Mapping[str, ModelConfig], contents: Contents) -> None:
     """Write the repository into the empty folder `target`, then check what was written."""
     for name, config in configs.items():
         version = target / name / "1"
         version.mkdir(parents=True)
-        (target / name / CONFIG).write_text(print_config(config))
+        (target / name / CONFIG).write_text(print_config(config), encoding="utf-8")
         if config.backend == "python":
-            stage = stage_folder(ranker.target) if name == RANKER else name
-            code = shipped("model_repository") / stage / "1" / "model.py"
-            shutil.copy2(code, version / "model.py")
+            shutil.copy2(contents.stages[name], version / "model.py")
         else:
             # Triton wants a version folder, and some copy tools drop an empty one.
             (version / ".keep").touch()
-    prepare = target / "prepare" / "1"
+    prepare = target / PREPARE / "1"
     for file in ("tokenizer.json", RANKER_FILE):
-        shutil.copy2(checkpoint / file, prepare / file)
-    link_tree(store, prepare / "store")
-    for inside, source in ranker.links(engine).items():
+        shutil.copy2(contents.checkpoint / file, prepare / file)
+    for file, text in contents.prepare_files.items():
+        (prepare / file).write_text(text, encoding="utf-8")
+    for inside, source in contents.links.items():
         link_tree(source, target / inside)
     check_repository(target)
 
@@ -150,13 +150,19 @@ def check_repository(path: Path) -> dict[str, ModelConfig]:
                 f"{file}: name {config.name!r} is not its folder's name {folder!r}",
                 "rename one of them",
             )
-        if not [one for one in file.parent.iterdir() if one.name.isdigit()]:
+        if not [entry for entry in file.parent.iterdir() if entry.name.isdigit()]:
             raise RepositoryError(f"{file.parent} has no version folder", "add the folder 1/")
         configs[folder] = config
     for config in configs.values():
         if config.platform == "ensemble":
             check_ensemble(config, configs)
     return configs
+
+
+def read_identity(path: Path) -> dict[str, str]:
+    """What a server over this repository says of itself (`RankClient.describe`)."""
+    parameters = check_repository(path)[ENSEMBLE].parameters
+    return {name: value.string_value for name, value in parameters.items()}
 
 
 def link_tree(source: Path, target: Path) -> None:

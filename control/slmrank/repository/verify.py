@@ -7,14 +7,13 @@ way, and an engine of another TensorRT-LLM version fails late and in words that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrank.artifacts import MANIFEST
+from slmrank.artifacts import MANIFEST, ArtifactStore
 from slmrank.engine.trtllm.compatibility import same_release
-from slmrank.engine.trtllm.compile import find_engine
+from slmrank.engine.trtllm.compile import find_compiled
 from slmrank.errors import RepositoryError
 from slmrank.hashing import hash_file
 from slmrank.machine.facts import installed_version
@@ -22,7 +21,6 @@ from slmrank.machine.facts import installed_version
 LISTED = 8
 # A server that ran over the folder before it was copied leaves these.
 _LEFT_BY_A_SERVER = {"__pycache__", "lock.mdb"}
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ def read_expected(path: Path) -> Expected:
         ) from error
 
 
-def verify_repository(repository: Path, expected: Expected, progress: Progress) -> int:
+def verify_repository(repository: Path, expected: Expected) -> int:
     """Compare every file with its size and SHA-256; returns the bytes read.
 
     Raises RepositoryError that lists what is missing or different. Files beside them are accepted
@@ -67,7 +65,7 @@ def verify_repository(repository: Path, expected: Expected, progress: Progress) 
         )
     wrong: list[str] = []
     done = 0
-    for number, (name, file) in enumerate(sorted(expected.files.items()), start=1):
+    for name, file in sorted(expected.files.items()):
         path = repository / name
         if not path.is_file():
             wrong.append(f"{name}: missing")
@@ -76,7 +74,6 @@ def verify_repository(repository: Path, expected: Expected, progress: Progress) 
         elif hash_file(path) != file["sha256"]:
             wrong.append(f"{name}: other content")
         done += int(file["bytes"])
-        progress(number, len(expected.files), name)
     wrong += [
         f"{path.relative_to(repository)}: not part of it"
         for path in sorted(repository.glob("*/**/*"))
@@ -98,7 +95,7 @@ def verify_repository(repository: Path, expected: Expected, progress: Progress) 
 def verify_engine(engine: Path, expected: Expected) -> None:
     """Compare a compiled engine with the plan: whole, of this tag, and for the TensorRT-LLM that is
     installed here. Raises RepositoryError or EngineError."""
-    found = find_engine(engine.parent, engine.name)
+    found = find_compiled(ArtifactStore(engine.parent.parent), engine.name)
     if found is None:
         raise RepositoryError(
             f"the engine {engine} is not there",
@@ -106,12 +103,12 @@ def verify_engine(engine: Path, expected: Expected) -> None:
         )
     plan = expected.plan or {}
     wrong = [
-        f"{name} is {found.manifest['plan'].get(name)}, planned {value}"
+        f"{name} is {found.manifest['settings'].get(name)}, planned {value}"
         for name, value in sorted(plan.items())
-        if found.manifest["plan"].get(name) != value
+        if found.manifest["settings"].get(name) != value
     ]
-    if expected.tag and found.tag != expected.tag:
-        wrong.append(f"tag {found.tag}, planned {expected.tag}")
+    if expected.tag and found.key != expected.tag:
+        wrong.append(f"tag {found.key}, planned {expected.tag}")
     here = installed_version("tensorrt_llm")
     if plan and here is not None and not same_release(here, str(plan["trtllm"])):
         wrong.append(f"built for TensorRT-LLM {plan['trtllm']}, this image has {here}")

@@ -1,33 +1,43 @@
-"""From a scoring request to token ids: look up job texts, encode, truncate, report per item.
+"""From a scoring request to token ids: look up or summarise jobs, encode, cut, report per item.
 
-One bad item never fails a request: it gets a status and no ids, and its score will be NaN. Only the
-query can fail the whole request.
+A job comes as an id (looked up in the store), as its fields (summarised and formatted by the code
+that filled the store, so that the ids are the same), or as an item's text, taken as it is. One bad
+item never fails a request: it gets a status and no ids, and its score will be NaN. Only the query
+can fail the whole request.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from pydantic import ValidationError
 
-from slmrank.errors import RepositoryError, ScoreError
-from slmrank.model.checkpoint import open_prompt
-from slmrank.prompt.encoder import Ids, PromptEncoder
-from slmrank.store.lmdb_store import SummaryStore
+from slmrank.data.records import Job
+from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError
+from slmrank.model.checkpoint import open_ranker_file
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.store.job_store import JobStore, require_tokenizer
+from slmrank.store.registry import open_store
+from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.summarizer import (
+    FITTED_FOLDER,
+    Summarizer,
+    summarize_entries,
+    tokens_counted,
+)
+from slmrank.tokens import EMPTY, Ids
 from slmrank.triton.status import Status
 
+SUMMARIES_FILE = "summaries.json"
 # A longer text is cut before it is tokenised: 1 MB would hold the tokenizer for a second, and no
 # item of up to 8,192 tokens needs more.
 MAX_TEXT_CHARACTERS = 131_072
-
-
-class JobTexts(Protocol):
-    """What `prepare` asks of a summary store."""
-
-    def ids(self, job_id: str) -> Ids | None: ...
+JOB_FIELDS = ("title", "company", "location", "description")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,88 +53,160 @@ class Prepared:
 class Preparer:
     """Turns one query and its jobs into ids."""
 
-    def __init__(self, encoder: PromptEncoder, store: JobTexts, max_items: int) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, store: JobStore, summarizer: Summarizer, max_items: int
+    ) -> None:
         self._encoder = encoder
         self._store = store
+        self._summarizer = summarizer
         self._max_items = max_items
 
     def prepare(
-        self, query: bytes, job_ids: Sequence[bytes], job_texts: Sequence[bytes] | None = None
+        self,
+        query: bytes,
+        job_ids: Sequence[bytes],
+        jobs: Sequence[bytes] | None = None,
+        job_texts: Sequence[bytes] | None = None,
     ) -> Prepared:
-        """Encode one request. A text that is given wins over the stored one.
+        """Encode one request. `jobs` holds a job's fields as a JSON object, `job_texts` the text of
+        an item as it goes into the prompt; an empty entry means: not sent. A text wins over fields,
+        fields over the stored job.
 
-        Raises ScoreError for a bad query, too many jobs, or texts that do not match the ids in
-        number.
+        Raises InvalidQuery for a bad query, InvalidRequest for too many jobs or columns of
+        different length.
         """
         if len(job_ids) > self._max_items:
-            raise ScoreError(
+            raise InvalidRequest(
                 f"request has {len(job_ids)} jobs, the limit is {self._max_items}",
                 "split the request or raise repository.max_items in the spec",
             )
-        if job_texts is not None and len(job_texts) != len(job_ids):
-            raise ScoreError(
-                f"{len(job_texts)} job_text for {len(job_ids)} job_id",
-                "send one text per job; an empty text means: use the stored one",
-            )
+        for name, column in (("job", jobs), ("job_text", job_texts)):
+            if column is not None and len(column) != len(job_ids):
+                raise InvalidRequest(
+                    f"{len(column)} {name} for {len(job_ids)} job_id",
+                    f"send one {name} per job_id; an empty one means: use the stored job",
+                )
         prefix = self._encoder.prefix(_decode_query(query))
-        texts = job_texts if job_texts is not None else [b""] * len(job_ids)
-        items: list[Ids] = []
-        statuses: list[int] = []
-        for job_id, text in zip(job_ids, texts, strict=True):
-            ids, status = self._item(job_id, text)
+        empty = [b""] * len(job_ids)
+        columns = zip(job_ids, jobs or empty, job_texts or empty, strict=True)
+        bodies = self._bodies(list(columns))
+        items, statuses = [], []
+        for body, status in bodies:
+            ids = EMPTY
+            if body is not None:
+                item = self._encoder.item(body)
+                ids = item.ids
+                status = Status.TRUNCATED if item.truncated else status
             items.append(ids)
             statuses.append(status)
         return Prepared(
             prefix_ids=prefix.astype(np.int32),
-            item_ids=np.concatenate([_NONE, *items]).astype(np.int32),
+            item_ids=np.concatenate([EMPTY, *items]).astype(np.int32),
             item_lengths=np.array([len(item) for item in items], dtype=np.int32),
             status=np.array(statuses, dtype=np.int32),
         )
 
-    def _item(self, job_id: bytes, text: bytes) -> tuple[Ids, Status]:
-        if text.strip():
-            try:
-                decoded = text.decode("utf-8")
-            except UnicodeDecodeError:
-                return _NONE, Status.NOT_UTF8
-            body = self._encoder.body(decoded[:MAX_TEXT_CHARACTERS])
-            cut = len(decoded) > MAX_TEXT_CHARACTERS
-        elif job_id:
-            stored = self._store.ids(job_id.decode("utf-8", "replace"))
-            if stored is None:
-                return _NONE, Status.UNKNOWN_JOB
-            body, cut = stored, False
-        else:
-            return _NONE, Status.EMPTY
-        item = self._encoder.item(body)
-        return item.ids, Status.TRUNCATED if item.truncated or cut else Status.OK
+    def _bodies(
+        self, asked: Sequence[tuple[bytes, bytes, bytes]]
+    ) -> list[tuple[Ids | None, Status]]:
+        """Body ids and status of each (id, fields, text); the store is asked once."""
+        found: list[tuple[Ids | None, Status]] = [(None, Status.EMPTY)] * len(asked)
+        stored: list[int] = []
+        sent: list[tuple[int, Job, Status]] = []
+        for place, (job_id, fields, text) in enumerate(asked):
+            if text.strip():
+                found[place] = self._text(text)
+            elif fields.strip():
+                job, status = _read_job(fields)
+                found[place] = (None, status)
+                if job is not None:
+                    sent.append((place, job, status))
+            elif job_id:
+                stored.append(place)
+        names = [asked[place][0].decode("utf-8", "replace") for place in stored]
+        for place, ids in zip(stored, self._store.ids_many(names) if names else [], strict=True):
+            found[place] = (ids, Status.UNKNOWN_JOB if ids is None else Status.OK)
+        if sent:
+            jobs = [job for _, job, _ in sent]
+            entries = summarize_entries(jobs, self._summarizer, self._encoder)
+            for (place, _, status), entry in zip(sent, entries, strict=True):
+                found[place] = (entry.ids, status)
+        return found
+
+    def _text(self, text: bytes) -> tuple[Ids | None, Status]:
+        try:
+            decoded = text.decode("utf-8")
+        except UnicodeDecodeError:
+            return None, Status.NOT_UTF8
+        cut = len(decoded) > MAX_TEXT_CHARACTERS
+        body = self._encoder.body(decoded[:MAX_TEXT_CHARACTERS])
+        return body, Status.TRUNCATED if cut else Status.OK
 
 
 def open_preparer(folder: Path, max_items: int) -> Preparer:
-    """The preparer over a folder with `ranker.json`, `tokenizer.json` and `store/`.
+    """The preparer over a folder with `ranker.json`, `tokenizer.json`, `summaries.json` (section
+    `summarize` of the spec), what the summarizer fitted, and an embedded store.
 
-    Raises RepositoryError when the store was written for another tokenizer.
+    Raises RepositoryError when store or summarizer are not those that the engine was made for.
     """
-    prompt = open_prompt(folder)
-    store = SummaryStore(folder / "store")
-    stored = store.identity().get("tokenizer_hash")
-    if stored != prompt.tokenizer_hash:
+    ranker = open_ranker_file(folder)
+    try:
+        written = (folder / SUMMARIES_FILE).read_text(encoding="utf-8")
+        spec = SummarizeSpec.model_validate_json(written)
+    except (OSError, ValidationError) as error:
         raise RepositoryError(
-            f"summary store was written for tokenizer {stored}, the engine has "
-            f"{prompt.tokenizer_hash}",
+            f"{folder} has no usable {SUMMARIES_FILE}: {error}", "run `control repo` again"
+        ) from error
+    encoder = ranker.encoder()
+    summarizer = SUMMARIZERS.get(spec.method).load(
+        folder / FITTED_FOLDER, spec, tokens_counted(encoder)
+    )
+    store = open_store(spec.store, folder)
+    require_tokenizer(store, ranker.tokenizer_hash)
+    identity = store.identity()
+    other = [
+        name
+        for name, value in summarizer.identity().items()
+        if name != "code" and identity.get(name) != value
+    ]
+    if other:
+        raise RepositoryError(
+            f"the store's summaries have another {', '.join(other)} than the summarizer beside it",
             "run `control summarize` and `control repo` again",
         )
-    return Preparer(prompt.encoder(), store, max_items)
+    return Preparer(encoder, store, summarizer, max_items)
 
 
-_NONE = np.zeros(0, dtype=np.int32)
+def _read_job(fields: bytes) -> tuple[Job | None, Status]:
+    """A job from the JSON of its fields; the id does not enter the prompt."""
+    try:
+        decoded = fields.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, Status.NOT_UTF8
+    try:
+        values = json.loads(decoded)
+        if not isinstance(values, dict) or not set(values) <= {"job_id", *JOB_FIELDS}:
+            return None, Status.BAD_JOB
+        cut = any(len(str(value)) > MAX_TEXT_CHARACTERS for value in values.values())
+        values = {name: _shortened(values.get(name, "")) for name in JOB_FIELDS}
+        job = Job.model_validate({**values, "job_id": "sent"})
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # no half surrogate pairs
+    except (ValueError, RecursionError):
+        return None, Status.BAD_JOB
+    if not f"{job.title}{job.description}".strip():
+        return None, Status.EMPTY
+    return job, Status.TRUNCATED if cut else Status.OK
+
+
+def _shortened(value: object) -> object:
+    return value[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
 
 
 def _decode_query(query: bytes) -> str:
     try:
         return query.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ScoreError(
+        raise InvalidQuery(
             f"query is not UTF-8: byte {error.start} is 0x{query[error.start]:02x}",
             "encode the query as UTF-8",
         ) from error

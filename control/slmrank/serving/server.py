@@ -21,9 +21,9 @@ from tritonclient import grpc as triton
 
 from slmrank.engine.trtllm.backend_config import BACKEND, ENGINE_PATH
 from slmrank.errors import ServerError
-from slmrank.repository.generate import ENSEMBLE, check_repository
+from slmrank.repository.generate import check_repository
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.triton.config import ModelConfig
+from slmrank.triton.config import ENSEMBLE, ModelConfig
 
 START_TIMEOUT_S = 180.0
 # How long running requests may take after SIGTERM, and how much longer the process may.
@@ -40,6 +40,9 @@ class Ports:
     grpc: int = 8001
     http: int = 8000
     metrics: int = 8002
+
+
+ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
 
 
 class Server:

@@ -70,8 +70,12 @@ class ScalingSpec(Section):
         description="what one replica serves at the objective; a record of `control slo` given "
         "with --capacity replaces it",
     )
-    target_share: float = Field(
-        0.6, gt=0, le=1, description="share of that at which replicas are added"
+    burst: float = Field(
+        1.5, ge=1, description="largest load over the ordinary one that comes before replicas do"
+    )
+    cold_start_s: float = Field(90, ge=0, description="seconds until a new replica serves")
+    ramp_s: float = Field(
+        0, ge=0, description="seconds in which a burst grows to its full size; 0: at once"
     )
     pending: int = Field(
         8, ge=1, description="requests waiting in one replica at which replicas are added"
@@ -150,8 +154,8 @@ class DeploySpec(Section):
         description="labels of PodMonitor and PrometheusRule that your Prometheus selects by, such "
         "as release: kube-prometheus-stack",
     )
-    storage: StorageSpec = Field(default_factory=lambda: StorageSpec())
-    placement: PlacementSpec = Field(default_factory=lambda: PlacementSpec())
-    scaling: ScalingSpec = Field(default_factory=lambda: ScalingSpec())
-    rollout: RolloutSpec = Field(default_factory=lambda: RolloutSpec())
-    gateway: GatewaySpec = Field(default_factory=lambda: GatewaySpec())
+    storage: StorageSpec = Field(default_factory=StorageSpec)
+    placement: PlacementSpec = Field(default_factory=PlacementSpec)
+    scaling: ScalingSpec = Field(default_factory=ScalingSpec)
+    rollout: RolloutSpec = Field(default_factory=RolloutSpec)
+    gateway: GatewaySpec = Field(default_factory=GatewaySpec)

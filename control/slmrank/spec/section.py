@@ -15,3 +15,11 @@ class Section(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The section as plain JSON values: part of an artifact's key."""
         return self.model_dump(mode="json")
+
+
+def multiple_of_64(name: str, value: int) -> int:
+    """The value, when kernels can hold that width. Raises ValueError naming the next ones."""
+    if value % 64:
+        below = value // 64 * 64
+        raise ValueError(f"{name} {value} is not a multiple of 64; use {below} or {below + 64}")
+    return value

@@ -5,8 +5,9 @@ under a knapsack constraint (Lin and Bilmes, 2010, section 4), which rewards new
 gives nothing for repetition. A word's salience is its inverse document frequency over job
 descriptions, so wording that every posting shares (benefits, how to apply) counts little.
 
-The salience table is fitted once and kept with the summaries, so that a job's summary depends on
-that job alone and a later run recomputes only what changed.
+The salience table is fitted on the jobs of the training pairs and kept with the summaries. A table
+of an earlier run can be kept on purpose (`summarize.fitted`), so that a growing catalogue computes
+only what changed.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from slmrank.data.bm25 import words_of
+from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
+from slmrank.data.words import words_of
 from slmrank.errors import DataError
 from slmrank.hashing import hash_value
-
-CountTokens = Callable[[str], int]
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.summarizer import CountTokens, Fitting, Summary
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _BULLET = re.compile(r"^[\s\-*\u2022\u00b7\d.)]*(?=\w)")
+SALIENCE_FILE = "salience.json"
 COST_EXPONENT = 0.7
 MIN_WORDS = 3
 
@@ -45,15 +49,6 @@ class Salience:
 
     def of(self, word: str) -> float:
         return self.weights.get(word, self.unseen)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The chosen sentences in document order, with token counts before and after."""
-
-    text: str
-    tokens: int
-    source_tokens: int
 
 
 def fit_salience(jobs: Iterable[Job]) -> Salience:
@@ -75,17 +70,50 @@ def fit_salience(jobs: Iterable[Job]) -> Salience:
     return Salience(weights=weights, unseen=ordered[len(ordered) // 2] if ordered else 1.0)
 
 
-def save_salience(path: Path, salience: Salience) -> None:
-    path.write_text(json.dumps({"unseen": salience.unseen, "weights": dict(salience.weights)}))
+class ExtractiveKind:
+    """Sentences chosen by the salience of their words."""
+
+    needs_ranker = False
+
+    def fit(self, fitting: Fitting) -> Extractive:
+        salience = fit_salience(fitting.jobs)
+        return Extractive(salience, fitting.spec.budget_tokens, fitting.count_tokens)
+
+    def load(self, folder: Path, spec: SummarizeSpec, count_tokens: CountTokens) -> Extractive:
+        """Raises DataError when the table is missing or broken."""
+        path = folder / SALIENCE_FILE
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+            salience = Salience(weights=loaded["weights"], unseen=float(loaded["unseen"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"cannot read {path}: {error}", "run `control summarize` again"
+            ) from error
+        return Extractive(salience, spec.budget_tokens, count_tokens)
 
 
-def load_salience(path: Path) -> Salience:
-    """Raises DataError when the file is missing or broken."""
-    try:
-        loaded = json.loads(path.read_text())
-        return Salience(weights=loaded["weights"], unseen=float(loaded["unseen"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read {path}: {error}", "run `control summarize` again") from error
+@dataclass(frozen=True)
+class Extractive:
+    """A salience table, a budget in tokens of the summary alone, and the tokenizer that counts."""
+
+    salience: Salience
+    budget: int
+    count_tokens: CountTokens
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "method": "extractive",
+            "budget_tokens": self.budget,
+            "salience": self.salience.hash,
+            "code": code_hash(__name__),
+        }
+
+    def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
+        return [summarize(job, self.salience, self.budget, self.count_tokens) for job in jobs]
+
+    def save(self, folder: Path) -> None:
+        table = {"unseen": self.salience.unseen, "weights": dict(self.salience.weights)}
+        (folder / SALIENCE_FILE).write_text(json.dumps(table), encoding="utf-8")
 
 
 def sentences_of(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from slmrank.errors import RepositoryError
+from slmrank.prompt.labels import Labels
 
 STRING, FLOAT, INT = "TYPE_STRING", "TYPE_FP32", "TYPE_INT32"
 ModelConfig = Any  # model_config_pb2.ModelConfig; the generated class carries no types
@@ -52,12 +53,16 @@ class Stage:
 # The contract of every engine target (design.md 5.2).
 QUERY = Tensor(name="query", dtype=STRING, dims=(1,))
 JOB_ID = Tensor(name="job_id", dtype=STRING, dims=(-1,))
+JOB = Tensor(name="job", dtype=STRING, dims=(-1,), optional=True)
 JOB_TEXT = Tensor(name="job_text", dtype=STRING, dims=(-1,), optional=True)
 PREFIX_IDS = Tensor(name="prefix_ids", dtype=INT, dims=(-1,))
 ITEM_IDS = Tensor(name="item_ids", dtype=INT, dims=(-1,))
 ITEM_LENGTHS = Tensor(name="item_lengths", dtype=INT, dims=(-1,))
 STATUS = Tensor(name="status", dtype=INT, dims=(-1,))
 SCORE = Tensor(name="score", dtype=FLOAT, dims=(-1,))
+ASKED = (QUERY, JOB_ID, JOB, JOB_TEXT)
+PREPARED = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS)
+ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
 
 
 def python_model(
@@ -84,6 +89,21 @@ def python_model(
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
     add_parameters(config, parameters)
     return config
+
+
+def ranker_model(
+    max_batch_size: int, queue: Queue, parameters: dict[str, str], instances: int = 1
+) -> ModelConfig:
+    """The stage `ranker`, whose tensors are the same for every engine target."""
+    return python_model(
+        RANKER,
+        PREPARED,
+        (SCORE,),
+        max_batch_size=max_batch_size,
+        queue=queue,
+        parameters=parameters,
+        instances=instances,
+    )
 
 
 def ensemble(
@@ -152,3 +172,8 @@ def _add_tensors(
 def add_parameters(config: ModelConfig, parameters: dict[str, str]) -> None:
     for name, value in sorted(parameters.items()):
         config.parameters[name].string_value = value
+
+
+def label_parameters(labels: Labels) -> dict[str, str]:
+    """The label tokens, for stages that read logits."""
+    return {"yes_id": str(labels.yes), "no_id": str(labels.no)}

@@ -13,7 +13,13 @@ class Status(IntEnum):
     UNKNOWN_JOB = 2
     EMPTY = 3
     NOT_UTF8 = 4
+    BAD_JOB = 5
 
     @property
     def scored(self) -> bool:
         return self < Status.UNKNOWN_JOB
+
+    @property
+    def words(self) -> str:
+        """Such as `unknown job`."""
+        return self.name.lower().replace("_", " ")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.errors import ControlError
+from slmrank.errors import ControlError, InvalidRequest
 from slmrank.serving.prepare import open_preparer
 from slmrank.triton.status import Status
 
@@ -26,10 +26,11 @@ class TritonPythonModel:
             prepared = self._preparer.prepare(
                 _strings(request, "query")[0],
                 _strings(request, "job_id"),
+                _strings(request, "job"),
                 _strings(request, "job_text"),
             )
         except ControlError as error:
-            text = f"{error.message}. Fix: {error.hint}"
+            text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
             failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
         self._counted.add(prepared)
@@ -70,7 +71,7 @@ def _strings(request, name):
         return None
     values = tensor.as_numpy()
     if values.shape[0] != 1:
-        raise ControlError(
+        raise InvalidRequest(
             f"{name} has shape {list(values.shape)}, one request holds one query",
             "send the tensors with shape [1, N]",
         )

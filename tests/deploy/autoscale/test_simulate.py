@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from slmrank.deploy.autoscale.fleet import Limits, Replica, Seen, run_fleet
 from slmrank.deploy.autoscale.hpa import Behavior
-from slmrank.deploy.autoscale.simulate import (
-    Result,
-    Situation,
-    best,
-    compare,
-    find_floor,
-    service_for,
-)
+from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
+from slmrank.deploy.autoscale.situation import Situation, service_for
 from slmrank.deploy.autoscale.traces import KINDS, Trace, make_trace, read_trace
 from slmrank.errors import DataError
 
@@ -52,7 +46,7 @@ def situation(**changes: object) -> Situation:
         cold_start_s=120,
         queue=8,
         queue_timeout_s=1.0,
-        target_share=0.6,
+        target_items_per_s=24,
         pending=8,
         floor=8,
         maximum=60,
@@ -219,7 +213,7 @@ def test_the_service_time_just_meets_the_objective() -> None:
     service = service_for(40, 4, 0.5, 95)
     assert 0.05 < service < 0.1
     assert service_for(40, 4, 50, 95) > service
-    # An objective below what an idle replica needs leaves no more than itself.
+    # One that an idle replica just meets leaves no more than itself.
     assert service_for(40, 4, 0.02, 95) < 0.02
 
 
@@ -243,7 +237,7 @@ def test_the_command_reports_and_draws(tmp_path: Path, control: Control) -> None
     [
         (["--trace", "nothing.csv"], 3, "neither a file nor one of"),
         (["--service-ms", "900"], 3, "the objective is 500 ms"),
-        (["--load", "-1"], 2, "Invalid value"),
+        (["--load", "-1"], 2, "--load Input should be greater than 0"),
         (["--load", "1e9"], 3, "requests, at most"),
     ],
 )

@@ -226,6 +226,10 @@ class ApiServer:
         if path == "/version":
             major, minor = self.version.split(".")
             return {"major": major, "minor": f"{minor}+", "gitVersion": f"v{self.version}.0"}
+        if path == "/api":
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        if path == "/apis":
+            return self._groups()
         parts = [part for part in path.split("/") if part]
         api_version = parts[1] if parts[0] == "api" else f"{parts[1]}/{parts[2]}"
         rest = parts[2:] if parts[0] == "api" else parts[3:]
@@ -257,16 +261,34 @@ class ApiServer:
             if kind_of != "application/apply-patch+yaml":
                 raise Refusal(415, "UnsupportedMediaType", f"the body of {kind_of} is not accepted")
             force = query.get("force", "false")
-            if force not in ("true", "false"):
+            # Go's ParseBool, as the server reads it.
+            if force not in ("true", "True", "false", "False"):
                 raise Refusal(400, "BadRequest", f'strconv.ParseBool: parsing "{force}"')
             manager = query.get("fieldManager")
             if not manager:
                 raise Refusal(422, "Invalid", "fieldManager: Required value: is required for apply")
             content = yaml.safe_load(body)
             return self._apply(
-                key, content, manager, force=force == "true", dry=query.get("dryRun") == "All"
+                key,
+                content,
+                manager,
+                force=force.lower() == "true",
+                dry=query.get("dryRun") == "All",
             )
         raise Refusal(405, "MethodNotAllowed", f"the server does not allow {method}")
+
+    def _groups(self) -> Object:
+        groups: dict[str, list[Object]] = {}
+        for api_version in self.kinds:
+            group, _, version = api_version.rpartition("/")
+            named = {"groupVersion": api_version, "version": version}
+            if group:
+                groups.setdefault(group, []).append(named)
+        listed = [
+            {"name": name, "versions": versions, "preferredVersion": versions[0]}
+            for name, versions in groups.items()
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
 
     def _discovery(self, api_version: str) -> Object:
         resources = [

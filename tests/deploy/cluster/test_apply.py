@@ -15,10 +15,11 @@ from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.records import list_records
 from slmrank.deploy.cluster.status import read_status
+from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import progress_deadline_s
-from slmrank.errors import DeployFailed, Refused, RolledBack, ScoreError
+from slmrank.errors import DeployError, DeployFailed, Refused, RolledBack, WrongAnswer
 
 from tests.conftest import Control
 from tests.deploy import releases
@@ -67,12 +68,14 @@ class Bench:
         self.lines: list[str] = []
         self.server = server
         cluster = connect(server.kubeconfig(folder / "kubeconfig"), warn=self.lines.append)
-        self.deployer = Deployer(
+        self.waiter = Waiter(
             cluster=cluster,
-            told=self.lines.append,
+            report=self.lines.append,
             clock=lambda: server.now,
             sleep=server.advance,
-            **options,
+        )
+        self.deployer = Deployer(
+            cluster=cluster, waiter=self.waiter, report=self.lines.append, **options
         )
 
     def apply(self, release: Release) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def bad(server: ApiServer, fate: Fate, engine: str) -> None:
 
 def second(**changes: Any) -> Release:
     """The next release: another engine."""
-    engine = {"target": "openvino", "tag": "222222222222", "bytes": 0}
+    engine = {**releases.values()["engine"], "tag": "222222222222"}
     repository = cpu().repository.settings() | {"digest": "2222222222222222"}
     return cpu(engine=engine, repository=repository, **changes)
 
@@ -298,14 +301,14 @@ def test_wrong_answers_through_the_service_are_rolled_back(bench: Bench, server:
 
 
 def test_a_smoke_from_here_replaces_the_job(server: ApiServer, tmp_path: Path) -> None:
-    asked: list[int] = []
-    bench = Bench(server, tmp_path, smoke=lambda: asked.append(1))
+    asked: list[str] = []
+    bench = Bench(server, tmp_path, smoke=lambda release: asked.append(release.name))
     bench.apply(cpu())
-    assert asked == [1]
+    assert asked == ["demo"]
     assert server.all("Job") == []
 
-    def wrong() -> None:
-        raise ScoreError("off", "fix")
+    def wrong(release: Release) -> None:
+        raise WrongAnswer("off", "fix")
 
     bench.deployer.smoke = wrong
     with pytest.raises(RolledBack):
@@ -370,14 +373,14 @@ def test_an_outage_that_does_not_end_is_no_refusal(
 ) -> None:
     monkeypatch.setattr("slmrank.deploy.cluster.api.RETRY_PAUSE_S", 0.0001)
     bench.apply(cpu())
-    original = bench.deployer.sleep
+    original = bench.waiter.sleep
 
     def gone(seconds: float) -> None:
         server.fail("", "/", 503, "gone", count=10**6)
         server.faults[-1]["method"] = "*"
         original(seconds)
 
-    bench.deployer.sleep = gone
+    bench.waiter.sleep = gone
     with pytest.raises(DeployFailed) as caught:
         bench.apply(second())
     assert caught.value.exit_code == 3
@@ -409,7 +412,7 @@ def test_a_deployment_scaled_to_zero_has_not_arrived(bench: Bench, server: ApiSe
 
 def test_somebody_elses_rollout_is_not_taken_for_ours(bench: Bench, server: ApiServer) -> None:
     bench.apply(cpu())
-    original = bench.deployer.sleep
+    original = bench.waiter.sleep
 
     def overtaken(seconds: float) -> None:
         server.objects["apps/v1", "Deployment", "slmrank", "slmrank-demo"]["metadata"][
@@ -417,7 +420,7 @@ def test_somebody_elses_rollout_is_not_taken_for_ours(bench: Bench, server: ApiS
         ]["slmrank.io/release"] = "somebody"
         original(seconds)
 
-    bench.deployer.sleep = overtaken
+    bench.waiter.sleep = overtaken
     with pytest.raises(DeployFailed, match="is of release somebody now"):
         bench.apply(second())
 
@@ -428,11 +431,11 @@ def test_interrupts_end_with_a_word_about_the_cluster(bench: Bench, server: ApiS
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    keep = bench.deployer.sleep
-    bench.deployer.sleep = interrupted
+    keep = bench.waiter.sleep
+    bench.waiter.sleep = interrupted
     with pytest.raises(DeployFailed, match="interrupted; the cluster goes on"):
         bench.apply(second())
-    bench.deployer.sleep = keep
+    bench.waiter.sleep = keep
     # No lock is left behind.
     assert bench.apply(second())["revision"] == 3
 
@@ -491,10 +494,10 @@ def test_a_server_that_is_gone_is_an_error_with_a_fix(
 ) -> None:
     monkeypatch.setattr("slmrank.deploy.cluster.api.RETRY_PAUSE_S", 0.01)
     with ApiServer() as server:
-        bench = Bench(server, tmp_path)
-    with pytest.raises(Exception, match="no answer from http://127.0.0.1") as caught:
-        bench.apply(cpu())
-    assert "kubectl cluster-info" in caught.value.hint  # type: ignore[attr-defined]
+        pass
+    with pytest.raises(DeployError, match="no answer from http://127.0.0.1") as caught:
+        Bench(server, tmp_path)
+    assert "kubectl cluster-info" in caught.value.hint
 
 
 def test_two_applies_at_once_are_refused(bench: Bench, server: ApiServer) -> None:
@@ -526,7 +529,7 @@ def test_rollback_puts_the_objects_of_an_earlier_release_back(
     assert bench.serving() == {"222222222222"}
     # What runs is no way back, whatever failed meanwhile.
     bad(server, NEVER, "333333333333")
-    engine = {"target": "openvino", "tag": "333333333333", "bytes": 0}
+    engine = {**releases.values()["engine"], "tag": "333333333333"}
     with pytest.raises(RolledBack):
         bench.apply(cpu(engine=engine))
     assert bench.serving() == {"222222222222"}
@@ -538,7 +541,7 @@ def test_rollback_puts_the_objects_of_an_earlier_release_back(
 def test_old_manifests_are_pruned_and_kept_ones_stay(bench: Bench, server: ApiServer) -> None:
     for number in range(7):
         files = {"a": {"sha256": f"{number:064x}", "bytes": 1}}
-        repository = {"digest": f"{number:016x}", "served": "0" * 16, "files": files}
+        repository = {"digest": f"{number:016x}", "configuration": "0" * 16, "files": files}
         bench.apply(cpu(repository=repository))
     names = [one["metadata"]["name"] for one in server.all("ConfigMap")]
     assert len([name for name in names if "-release-" in name]) == 5

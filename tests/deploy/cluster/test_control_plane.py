@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slmrank.deploy.access import namespace
 from slmrank.deploy.check.schema import as_version
-from slmrank.deploy.cluster import apply as apply_module
 from slmrank.deploy.cluster import plan as plan_module
+from slmrank.deploy.cluster import waiting as waiting_module
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict, connect
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.status import read_status
+from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import render, render_base
@@ -81,11 +83,12 @@ def deployer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Deployer:
         warnings.warn(f"Kubernetes {found} has no {', '.join(sorted(missing))}", stacklevel=2)
         left_out = dict.fromkeys(missing, "left out of this test")
         monkeypatch.setattr(plan_module, "OPTIONAL", {**plan_module.OPTIONAL, **left_out})
-    return Deployer(cluster=cluster, told=print)
+    waiter = Waiter(cluster=cluster, report=print)
+    return Deployer(cluster=cluster, waiter=waiter, report=print)
 
 
 def release(tag: str = "111111111111", **changes: Any) -> Release:
-    engine = {"target": "openvino", "tag": tag, "bytes": 0}
+    engine = {**releases.values()["engine"], "tag": tag}
     deploy = {
         "rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1},
         **changes.pop("deploy", {}),
@@ -137,7 +140,7 @@ def test_fields_of_other_managers_survive_and_conflicts_are_told(
 
 
 def test_the_server_refuses_what_our_rules_refuse(cluster: Cluster, deployer: Deployer) -> None:
-    deployer._make_namespace(release())
+    cluster.apply(namespace(release()))
     accepted = []
     for name, (_, plant) in DEFECTS.items():
         objects = copy.deepcopy(render_base(releases.gpu()))
@@ -155,7 +158,7 @@ def test_the_server_refuses_what_our_rules_refuse(cluster: Cluster, deployer: De
 
 
 def test_our_own_objects_pass_the_servers_dry_run(cluster: Cluster, deployer: Deployer) -> None:
-    deployer._make_namespace(release())
+    cluster.apply(namespace(release()))
     for one in (release(), releases.gpu()):
         for given in render(one):
             if cluster.find_kind(given["apiVersion"], given["kind"]) is not None:
@@ -175,13 +178,13 @@ def test_gpus_that_are_taken_are_explained_and_a_surge_would_deadlock(
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/slmrank-demo"
     scale = {"spec": {"replicas": 2}}
     plane.request("PATCH", f"{path}/scale", scale, "application/merge-patch+json")
-    deployer.wait(NAMESPACE, "slmrank-demo")
+    deployer.waiter.rollout(NAMESPACE, "slmrank-demo")
     # In place one old pod goes first: this arrives on a full cluster.
     files = {"rank/config.pbtxt": {"sha256": "3" * 64, "bytes": 1}}
-    repository = {"digest": "3" * 16, "served": "x", "files": files}
+    repository = {"digest": "3" * 16, "configuration": "x", "files": files}
     deployer.apply(releases.gpu(tag="666666666666", repository=repository, deploy=fast))
     # A new engine cannot be built there, and with a surge the new pod waits for a GPU for ever.
-    monkeypatch.setattr(apply_module, "UNSCHEDULABLE_S", 5.0)
+    monkeypatch.setattr(waiting_module, "UNSCHEDULABLE_S", 5.0)
     surge = {"rollout": {**fast["rollout"], "spare_gpus": 1}}
     for wanted in (
         releases.gpu(tag="777777777777", deploy=fast),

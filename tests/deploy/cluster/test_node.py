@@ -9,17 +9,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from slmrank.client.client import JobRef, RankClient
-from slmrank.client.known_answers import KnownAnswer, compare_known
+from slmrank.client.client import RankClient
+from slmrank.client.known_answers import compare_known
 from slmrank.deploy.check.schema import as_version
 from slmrank.deploy.cluster import plan as plan_module
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Release
 from slmrank.errors import ControlError, RolledBack
 
@@ -118,7 +119,7 @@ class Load:
             client = clients.setdefault(address, RankClient(f"{address}:8001"))
             try:
                 # Less than any repeat of the client could use.
-                client.score("nurse", [JobRef(job_id="job-1")], timeout_s=5)
+                client.score("nurse", ["job-1"], timeout_s=5)
                 self.answered += 1
             except ControlError as error:
                 self.failed.append(f"{address}: {error.message}")
@@ -150,29 +151,29 @@ def release_of(tiny: TinyBundle, node: RealNode, **changes: Any) -> Release:
     return made
 
 
-def deployer_of(node: RealNode, folder: Path, release: Release) -> Deployer:
-    def smoke() -> None:
+def deployer_of(node: RealNode, folder: Path) -> Deployer:
+    def smoke(release: Release) -> None:
         """There is no cluster DNS: the pods are asked one by one."""
-        answers = [KnownAnswer(**one.settings()) for one in release.known_answers]
         addresses = ready_addresses(node.plane, NAMESPACE, release.object_name)
         assert len(addresses) == 2
         for address in addresses:
             with RankClient(f"{address}:8001") as client:
-                compare_known(client.score, answers)
+                compare_known(client.score, release.known_answers)
 
     def told(text: str) -> None:
         node.lines.append(text)
         print(text)
 
     cluster = connect(node.plane.kubeconfig(folder / "kubeconfig"), warn=told)
-    return Deployer(cluster=cluster, told=told, smoke=smoke)
+    waiter = Waiter(cluster=cluster, report=told)
+    return Deployer(cluster=cluster, waiter=waiter, report=told, smoke=smoke)
 
 
 def test_real_pods_serve_are_updated_under_load_and_a_damaged_one_never_serves(
     tiny: TinyBundle, node: RealNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = release_of(tiny, node)
-    deployer = deployer_of(node, tmp_path, first)
+    deployer = deployer_of(node, tmp_path)
     version = as_version(deployer.cluster.version())
     if version < plan_module.OLDEST:
         monkeypatch.setattr(plan_module, "OLDEST", version)
@@ -184,9 +185,8 @@ def test_real_pods_serve_are_updated_under_load_and_a_damaged_one_never_serves(
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{first.object_name}"
     scale = {"spec": {"replicas": 2}}
     node.plane.request("PATCH", f"{path}/scale", scale, "application/merge-patch+json")
-    deployer.wait(NAMESPACE, first.object_name)
+    deployer.waiter.rollout(NAMESPACE, first.object_name)
     deployer.skip_smoke = False
-    deployer.smoke = deployer_of(node, tmp_path, first).smoke
     # Another release of the same engine, so that every pod is replaced.
     second = first.model_copy(update={"latency_ms": 12_000.0})
     with Load(node.plane) as load:
@@ -205,9 +205,7 @@ def test_real_pods_serve_are_updated_under_load_and_a_damaged_one_never_serves(
     assert "items.bin: other content" in caught.value.message
     assert "copy repository and engine" in caught.value.hint
     # A wrong engine answers quickly and wrongly: its own startup probe keeps it out.
-    known = [
-        one.model_copy(update={"p": 0.0 if one.p > 0.5 else 1.0}) for one in second.known_answers
-    ]
+    known = [replace(one, p=0.0 if one.p > 0.5 else 1.0) for one in second.known_answers]
     fourth = second.model_copy(update={"known_answers": known})
     with Load(node.plane) as load, pytest.raises(RolledBack) as caught:
         deployer.apply(fourth)

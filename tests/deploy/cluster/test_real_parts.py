@@ -3,9 +3,11 @@ known answers out of the ConfigMap that was applied."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release, make_release
 from slmrank.errors import DeployError, RolledBack
-from slmrank.load.record import update_record
+from slmrank.load.record import RECORD
 from slmrank.load.slo import SloCell
 from slmrank.pipeline.steps import run
 
@@ -37,6 +39,7 @@ def deployed(tiny: TinyBundle, record: Path | None = None, **changes: Any) -> Re
     deploy = type(spec.deploy).model_validate(given)
     return make_release(
         spec.model_copy(update={"deploy": deploy}),
+        tiny.bundle.target,
         run(tiny.bundle.repository, tiny.store),
         run(tiny.bundle.engine, tiny.store),
         record=record,
@@ -83,7 +86,7 @@ def test_a_release_is_asked_for_its_answers_by_its_own_job(
         assert done["smoke"] == "known answers hold"
         # A release that knows other answers is not what serves there.
         known = [
-            one.model_copy(update={"p": 1 - one.p if abs(one.p - 0.5) > 0.1 else 0.9})
+            replace(one, p=1 - one.p if abs(one.p - 0.5) > 0.1 else 0.9)
             for one in release.known_answers
         ]
         other = release.model_copy(update={"known_answers": known})
@@ -117,17 +120,19 @@ def test_capacity_comes_from_a_record_of_this_very_bundle(
             runs=9,
         )
 
-    path = tmp_path / "record.json"
-    update_record(path, served, slo=[cell(4, 81.5), cell(1, 33.25)])
-    release = deployed(tiny, path)
+    def record(served: dict[str, str], *cells: SloCell) -> Path:
+        path = tmp_path / f"record-{len(list(tmp_path.iterdir()))}.json"
+        slo = [asdict(one) for one in cells]
+        path.write_text(json.dumps({"kind": RECORD, "served": served, "points": [], "slo": slo}))
+        return path
+
+    release = deployed(tiny, record(served, cell(4, 81.5), cell(1, 33.25)))
     # The slowest kind of request, at the lower end of its spread.
     assert release.capacity.items_per_s == 33.25
     assert "measured: 1 jobs of 24 tokens a request" in release.capacity.source
-    update_record(tmp_path / "other.json", {**served, "engine": "another"}, slo=[cell(4, 80)])
     with pytest.raises(DeployError, match="engine another instead of"):
-        deployed(tiny, tmp_path / "other.json")
-    update_record(tmp_path / "empty.json", served)
-    with pytest.raises(DeployError, match="holds no rate at p95"):
-        deployed(tiny, tmp_path / "empty.json")
+        deployed(tiny, record({**served, "engine": "another"}, cell(4, 80)))
+    with pytest.raises(DeployError, match="holds no rate for"):
+        deployed(tiny, record(served))
     with pytest.raises(DeployError, match="the autoscaler has no target"):
         deployed(tiny, scaling={})

@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.engine.openvino.build import OpenVinoSettings, build_openvino
+from slmrank.engine.openvino.build import build_openvino
 from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad
-from slmrank.engine.parity import Parity, Tolerance, measure_parity, require_parity
+from slmrank.engine.parity import Parity, measure_parity, require_parity
+from slmrank.engine.targets.base import Building
 from slmrank.errors import EngineError, ParityError
 from slmrank.evaluate.metrics import Listing
 from slmrank.model.reference import ReferenceScorer
 from slmrank.prompt.corpus import EncodedQuery
+from slmrank.shipped import shipped
+from slmrank.spec.engine import ParitySpec
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import FAMILIES
 
 RNG = np.random.default_rng(5)
-TIGHT = Tolerance(max_mean_abs_dp=1e-4, max_abs_dp=1e-3, min_pair_order=0.99)
-LOOSE = Tolerance(max_mean_abs_dp=0.5, max_abs_dp=1.0, min_pair_order=0.51)
+TIGHT = ParitySpec(max_mean_abs_dp=1e-4, max_abs_dp=1e-3, min_pair_order=0.99)
+LOOSE = ParitySpec(max_mean_abs_dp=0.5, max_abs_dp=1.0, min_pair_order=0.51)
 
 
 def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
@@ -43,11 +47,19 @@ def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
 
 
 def build(
-    checkpoint: Any, precision: str, tolerance: Tolerance, target: Path, limit: int = 32
+    checkpoint: Any, precision: str, tolerance: ParitySpec, target: Path, limit: int = 32
 ) -> dict[str, Any]:
-    settings = OpenVinoSettings(precision=precision, smooth_quant_alpha=0.65, max_batch_items=limit)
+    own = {"precision": precision, "max_batch_items": limit}
+    change = {"engine": {"openvino": own, "parity": tolerance.model_dump()}}
     return build_openvino(
-        checkpoint, settings, queries(), queries(), tolerance, target, lambda _: None
+        Building(
+            spec=change_spec(load_spec(shipped("build/demo.yaml")), change),
+            checkpoint=checkpoint,
+            calibration=lambda _: queries(),
+            held_out=queries(),
+            folder=target,
+            report=lambda _: None,
+        )
     )
 
 
@@ -109,7 +121,7 @@ def test_lower_precision_builds_and_stays_near(
 def test_the_gate_refuses_and_names_every_limit(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
-    impossible = Tolerance(max_mean_abs_dp=1e-12, max_abs_dp=1e-12, min_pair_order=1.0)
+    impossible = ParitySpec(max_mean_abs_dp=1e-12, max_abs_dp=1e-12, min_pair_order=1.0)
     with pytest.raises(ParityError, match="mean .dp.*largest .dp") as caught:
         build(make_checkpoint("llama"), "bfloat16", impossible, tmp_path)
     assert "precision" in caught.value.hint
@@ -121,6 +133,14 @@ def test_nan_scores_never_pass() -> None:
     with pytest.raises(ParityError):
         require_parity(measure_parity([wanted], [broken]), LOOSE)
     require_parity(Parity(pairs=2, mean_abs_dp=0, max_abs_dp=0, pair_order=1), LOOSE)
+
+
+def test_an_order_that_cannot_be_measured_does_not_pass() -> None:
+    flat = Listing(scores=np.array([0.5, 0.51]), grades=np.array([0.0, 4.0]))
+    measured = measure_parity([flat], [flat])
+    assert np.isnan(measured.pair_order)
+    with pytest.raises(ParityError, match="no two of 2 held-out pairs apart"):
+        require_parity(measured, LOOSE)
 
 
 def test_a_folder_without_engine_is_named(tmp_path: Path) -> None:

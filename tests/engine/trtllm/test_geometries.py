@@ -12,7 +12,8 @@ import torch
 from slmrank.engine.trtllm.checkpoint import emit_checkpoint
 from slmrank.engine.trtllm.reference import EmittedModel
 from slmrank.model.checkpoint import Checkpoint, write_ranker
-from slmrank.prompt.encoder import PromptTemplate
+from slmrank.prompt.template import template_of
+from slmrank.spec.model import PromptSpec
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def qwen3(
     for file in tokenizer_folder.iterdir():
         shutil.copy2(file, folder)
     yield (
-        write_ranker(folder, PromptTemplate(), max_item_tokens=128, max_query_tokens=96),
+        write_ranker(folder, template_of(PromptSpec()), max_item_tokens=128, max_query_tokens=96),
         parameters,
     )
     shutil.rmtree(tmp_path)

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slmrank.artifacts import inventory
+from slmrank.artifacts import ArtifactStore, inventory
 from slmrank.engine.trtllm.compatibility import load_compatibility, same_release
 from slmrank.engine.trtllm.plan import BuildPlan, check_engine_config, make_plan
 from slmrank.errors import EngineError, SpecError
 from slmrank.hashing import hash_value
 from slmrank.model.checkpoint import Geometry
-from slmrank.spec.bundle import TrtllmSpec
+from slmrank.spec.engine import TrtllmSpec
 
 from tests.conftest import ROOT
 
 GEOMETRY = Geometry(
     family="qwen3",
-    blocks=20,
-    hidden=1024,
+    layers=20,
+    hidden_size=1024,
     heads=16,
     kv_heads=8,
     head_dim=128,
-    ffn=1536,
-    vocab=151936,
+    intermediate_size=1536,
+    vocab_size=151936,
 )
 CHECKPOINT = {
     "architecture": "Qwen3ForCausalLM",
@@ -134,8 +134,8 @@ def test_wrong_pairs_and_limits_name_what_to_use(
 def test_the_model_must_have_positions_and_widths_for_it() -> None:
     with pytest.raises(SpecError, match="the model has 128 positions"):
         make_plan(TrtllmSpec(), GEOMETRY, positions=128, longest_prompt=235)
-    odd = dataclasses.replace(GEOMETRY, ffn=1530)
-    with pytest.raises(SpecError, match="neurons is 1530"):
+    odd = dataclasses.replace(GEOMETRY, intermediate_size=1530)
+    with pytest.raises(SpecError, match="intermediate size is 1530"):
         make_plan(TrtllmSpec(quantization="fp8"), odd, positions=4096, longest_prompt=235)
 
 
@@ -332,41 +332,38 @@ def planned(make_checkpoint: Callable[..., Any], tmp_path: Path) -> Any:
     return read_planned(folder)
 
 
-def build(planned: Any, engines: Path, *, docker: bool = False, timeout_s: float = 60.0) -> Any:
+def build(planned: Any, root: Path, *, docker: bool = False, timeout_s: float = 60.0) -> Any:
     from slmrank.engine.trtllm.builder import Builder, find_builder
-    from slmrank.engine.trtllm.compile import build_engine
+    from slmrank.engine.trtllm.compile import compile_engine
 
     builder = find_builder(planned.plan, docker=docker)
     assert isinstance(builder, Builder), builder
-    return build_engine(planned, engines, builder, lambda _: None, timeout_s)
+    return compile_engine(planned, ArtifactStore(root), builder, lambda _: None, timeout_s)
 
 
 def test_a_build_is_checked_kept_by_tag_and_found_again(
     planned: Any, machine: FakeGpuMachine, tmp_path: Path
 ) -> None:
-    engines = tmp_path / "engines"
-    built = build(planned, engines)
-    assert (built.path, built.cached) == (engines / planned.tag, False)
+    built = build(planned, tmp_path)
+    assert built.path == tmp_path / "compiled" / planned.tag
     manifest = json.loads((built.path / "manifest.json").read_text())
-    assert manifest["built_with"]["capability"] == "9.0"
-    assert manifest["plan_hash"] == planned.plan.hash
+    assert manifest["versions"]["capability"] == "9.0"
+    assert manifest["settings"] == planned.plan.as_dict()
+    assert manifest["inputs"] == {"checkpoint": planned.checkpoint_digest}
     assert set(manifest["files"]) == {"config.json", "rank0.engine"}
     config = json.loads((built.path / "config.json").read_text())
     assert config["seen"] == "GPU-planned", "the other GPU of the machine was visible"
-    timings = engines / ".timings" / "1.2.1-9.0"
+    timings = tmp_path / "work" / "timings" / "1.2.1-9.0"
     assert timings.read_text() == "1"
     machine.tool("trtllm-build", "sys.exit('must not run again')")
-    assert build(planned, engines).cached
+    assert build(planned, tmp_path).manifest == manifest
     machine.tool("trtllm-build")
     shutil.rmtree(built.path)
-    abandoned = engines / f".{planned.tag}.1.tmp"
-    abandoned.mkdir()
-    assert not build(planned, engines).cached
+    build(planned, tmp_path)
     assert timings.read_text() == "2", "the kernel timings were not found again"
-    assert not abandoned.exists()
     (built.path / "rank0.engine").write_bytes(b"cut")
     with pytest.raises(EngineError, match="not a whole engine"):
-        build(planned, engines)
+        build(planned, tmp_path)
 
 
 def test_docker_runs_the_planned_image_without_network(
@@ -374,7 +371,7 @@ def test_docker_runs_the_planned_image_without_network(
 ) -> None:
     machine.remove("trtllm-build")
     machine.versions.clear()
-    built = build(planned, tmp_path / "engines", docker=True)
+    built = build(planned, tmp_path, docker=True)
     arguments = json.loads(machine.docker_log.read_text())
     image = arguments.index(planned.plan.image)
     assert arguments[:2] == ["run", "--rm"]
@@ -382,7 +379,7 @@ def test_docker_runs_the_planned_image_without_network(
     assert arguments[arguments.index("--network") + 1] == "none"
     assert f"{planned.checkpoint.resolve()}:/checkpoint:ro" in arguments
     assert arguments[arguments.index("--gpus") + 1] == "device=GPU-planned"
-    assert built.manifest["built_with"]["image"] == planned.plan.image
+    assert built.manifest["versions"]["image"] == planned.plan.image
 
 
 @pytest.mark.parametrize(
@@ -401,13 +398,12 @@ def test_a_failed_build_keeps_nothing_and_says_why(
     planned: Any, machine: FakeGpuMachine, tmp_path: Path, body: str, text: str
 ) -> None:
     machine.tool("trtllm-build", body)
-    engines = tmp_path / "engines"
     with pytest.raises(EngineError) as caught:
-        build(planned, engines, timeout_s=1.0 if "sleep" in body else 60.0)
+        build(planned, tmp_path, timeout_s=1.0 if "sleep" in body else 60.0)
     assert text in caught.value.message
-    assert not (engines / planned.tag).exists()
-    assert not list(engines.glob(".*.tmp"))
-    assert (engines / f"{planned.tag}.log").is_file()
+    compiled = tmp_path / "compiled"
+    assert not [path for path in compiled.iterdir() if path.is_dir()]
+    assert list((tmp_path / "work").rglob("*.log"))
 
 
 def reason(planned: Any, *, docker: bool = False) -> str:
@@ -474,7 +470,7 @@ import sys
 from slmrank.engine.trtllm import builder as trtllm_builder
 trtllm_builder.installed_version = {"tensorrt-llm": "1.2.1"}.get
 from slmrank.cli.main import main
-sys.argv = ["control", "build", sys.argv[1], "--engines", sys.argv[2]]
+sys.argv = ["control", "build", sys.argv[1], "--artifacts", sys.argv[2]]
 main()
 """
 
@@ -487,8 +483,7 @@ def test_a_terminated_build_ends_its_compiler_and_leaves_nothing(
         f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\nimport time; time.sleep(99)"
     )
     machine.tool("trtllm-build", body)
-    engines = tmp_path / "engines"
-    command = [sys.executable, "-c", BUILDING, str(planned.path), str(engines)]
+    command = [sys.executable, "-c", BUILDING, str(planned.path), str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for _ in range(200):
             if pid_file.exists() and pid_file.read_text():
@@ -498,8 +493,7 @@ def test_a_terminated_build_ends_its_compiler_and_leaves_nothing(
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
-    assert not list(engines.glob(".*.tmp"))
-    assert not (engines / planned.tag).exists()
+    assert not [path for path in (tmp_path / "compiled").iterdir() if path.is_dir()]
 
 
 def test_an_edited_plan_is_refused(planned: Any) -> None:

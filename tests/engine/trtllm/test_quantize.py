@@ -15,6 +15,7 @@ from slmrank.engine.trtllm.quantize import emit_quantized
 from slmrank.engine.trtllm.reference import EmittedModel
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.model.reference import ReferenceScorer
+from slmrank.spec.engine import TrtllmSpec
 
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(3)
@@ -25,14 +26,8 @@ STORED = {"fp8": torch.float8_e4m3fn, "int8-sq": torch.int8}
 
 
 def emit(checkpoint: Checkpoint, target: Path, quantization: str) -> None:
-    emit_quantized(
-        checkpoint,
-        target,
-        quantization=quantization,
-        dtype="bfloat16",
-        logits_dtype="float32",
-        calibration=CALIBRATION,
-    )
+    spec = TrtllmSpec.model_validate({"quantization": quantization})
+    emit_quantized(checkpoint, target, spec, CALIBRATION)
 
 
 @pytest.mark.parametrize("quantization", ALGORITHM)

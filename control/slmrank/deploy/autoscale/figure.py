@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from slmrank.deploy.autoscale.fleet import Outcome
-from slmrank.deploy.autoscale.simulate import Situation, per_minute
+from slmrank.deploy.autoscale.simulate import per_minute
+from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
 from slmrank.load.figures import headless_pyplot
 

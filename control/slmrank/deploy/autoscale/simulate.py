@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Sizing, run_fleet
-from slmrank.deploy.autoscale.hpa import Autoscaler, Behavior
+from slmrank.deploy.autoscale.hpa import Autoscaler
 from slmrank.deploy.autoscale.policies import Reactive, Scheduled, Trend
+from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import Trace
 from slmrank.errors import DataError
 
@@ -21,31 +22,6 @@ from slmrank.errors import DataError
 PATIENCE_S = 30.0
 NO_LIMIT = 1_000_000
 MOST_REQUESTS = 20_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Situation:
-    """Everything beside trace and policy. `capacity_items_per_s`: what one replica serves at the
-    objective; times in seconds."""
-
-    capacity_items_per_s: float
-    items: int
-    limit_s: float
-    service_s: float
-    jitter: float
-    cold_start_s: float
-    queue: int
-    queue_timeout_s: float
-    target_share: float
-    pending: int
-    floor: int
-    maximum: int
-    behavior: Behavior
-    seed: int
-
-    @property
-    def target(self) -> float:
-        return self.capacity_items_per_s * self.target_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +46,7 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool
     """The compared policies: name -> (floor, whether it sheds, sizing). `reactive` has the floor
     that the trace's quiet load needs; `shipped` is what the manifests hold."""
     quiet = float(np.percentile(trace.rates, 5))
-    low = max(1, math.ceil(quiet / situation.target))
+    low = max(1, math.ceil(quiet / situation.target_items_per_s))
 
     def reactive(floor: int, *, pending: bool = False) -> Reactive:
         scaler = Autoscaler(
@@ -78,7 +54,7 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool
         )
         return Reactive(
             autoscaler=scaler,
-            target_items_per_s=situation.target,
+            target_items_per_s=situation.target_items_per_s,
             target_pending=situation.pending if pending else None,
         )
 
@@ -102,14 +78,14 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool
 
 
 def compare(
-    situation: Situation, trace: Trace, told: Callable[[str], None]
+    situation: Situation, trace: Trace, report: Callable[[str], None]
 ) -> tuple[list[Result], dict[str, Outcome]]:
     """Every policy on the same arrivals and service times. Raises DataError for a trace without
     requests, or with more than can be simulated."""
     arrivals = arrivals_of(situation, trace)
     results, outcomes = [], {}
     for name, (floor, sheds, sizing) in policies_of(situation, trace).items():
-        told(name)
+        report(name)
         outcome = _run(situation, trace, arrivals, floor, sheds, sizing)
         results.append(_result(name, floor, outcome, situation))
         outcomes[name] = outcome
@@ -117,7 +93,7 @@ def compare(
 
 
 def find_floor(
-    situation: Situation, trace: Trace, attainment: float, told: Callable[[str], None]
+    situation: Situation, trace: Trace, attainment: float, report: Callable[[str], None]
 ) -> tuple[int | None, list[tuple[int, float]]]:
     """The least floor with which the shipped policy keeps `attainment` of the requests within the
     objective, by bisection, and (floor, share) of what was tried. None: not with any floor up to
@@ -127,7 +103,7 @@ def find_floor(
 
     def share(floor: int) -> float:
         if floor not in tried:
-            told(f"floor {floor}")
+            report(f"floor {floor}")
             given = replace(situation, floor=floor, maximum=max(situation.maximum, floor))
             name = "floor + shedding + pending (shipped)"
             low, sheds, sizing = policies_of(given, trace)[name]
@@ -159,37 +135,6 @@ def arrivals_of(situation: Situation, trace: Trace) -> npt.NDArray[np.float64]:
     if not len(arrivals):
         raise DataError("the trace holds no request", "raise --load or --hours")
     return arrivals
-
-
-def service_for(capacity_items_per_s: float, items: int, limit_s: float, percentile: int) -> float:
-    """The service time of a request, in seconds, with which one replica just meets the objective at
-    its capacity: an M/D/1 queue whose waiting time is simulated (Lindley). For when nothing better
-    was measured.
-
-    Raises DataError when no service time does.
-    """
-    gap = items / capacity_items_per_s
-    random = np.random.default_rng(0)
-    gaps = random.exponential(gap, 40_000)
-
-    def latency(service: float) -> float:
-        steps = np.concatenate([[0.0], service - gaps])
-        walk = np.cumsum(steps)
-        waits = walk - np.minimum.accumulate(walk)
-        return float(np.percentile(waits + service, percentile))
-
-    low, high = 0.0, min(gap * 0.999, limit_s)
-    if latency(high) <= limit_s:
-        return high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if latency(middle) <= limit_s else (low, middle)
-    if low <= 0:
-        raise DataError(
-            f"no service time meets {limit_s:g} s at {capacity_items_per_s:g} items/s",
-            "give --service-ms",
-        )
-    return low
 
 
 def per_minute(outcome: Outcome, limit_s: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -224,7 +169,7 @@ def _run(
         ),
         limits,
         sizing,
-        start=max(floor, math.ceil(first / situation.target)),
+        start=max(floor, math.ceil(first / situation.target_items_per_s)),
         seconds=trace.seconds,
         seed=situation.seed,
     )

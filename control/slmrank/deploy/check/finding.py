@@ -181,3 +181,8 @@ def mapping(value: Any) -> dict[str, Any]:
 def sequence(value: Any) -> Sequence[Any]:
     """The value when it is a list, else an empty one."""
     return value if isinstance(value, list) else ()
+
+
+def advice(given: Located, path: str, rule: str, message: str, fix: str) -> Finding:
+    """A finding that binds our own objects and advises others."""
+    return Finding(rule=rule, where=given.at(path), message=message, fix=fix, level="advice")

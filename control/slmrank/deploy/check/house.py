@@ -4,11 +4,10 @@ the reasons). They bind our own objects; of other people's they are advice."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from slmrank.deploy.check.finding import Finding, Located, PodSpec, mapping, matches, sequence
-from slmrank.deploy.workload import SPARE_GPUS
+from slmrank.deploy.check.finding import Finding, Located, PodSpec, advice, mapping, sequence
 
 _SERVING = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
 _READY_PATH = re.compile(r"/ready(z|iness)?/?$")
@@ -18,7 +17,7 @@ _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 def object_advice(given: Located) -> Iterator[Finding]:
     """Advice on one object outside its pod template."""
     if given.native == "PodDisruptionBudget" and "minAvailable" in given.spec:
-        yield _advice(
+        yield advice(
             given,
             "spec.minAvailable",
             "pdb-min-available",
@@ -28,7 +27,7 @@ def object_advice(given: Located) -> Iterator[Finding]:
     if given.native == "HorizontalPodAutoscaler":
         metrics = [mapping(one) for one in sequence(given.spec.get("metrics"))]
         if metrics and all(one.get("type") in ("Resource", "ContainerResource") for one in metrics):
-            yield _advice(
+            yield advice(
                 given,
                 "spec.metrics",
                 "hpa-utilisation",
@@ -48,7 +47,7 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
     yield from _security(pod)
     for volume in map(mapping, sequence(pod.spec.get("volumes"))):
         if "hostPath" in volume:
-            yield _advice(
+            yield advice(
                 given,
                 f"{pod.path}.spec.volumes",
                 "host-path",
@@ -57,7 +56,7 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
             )
         empty = volume.get("emptyDir")
         if isinstance(empty, dict) and empty.get("medium") == "Memory" and "sizeLimit" not in empty:
-            yield _advice(
+            yield advice(
                 given,
                 f"{pod.path}.spec.volumes",
                 "shm-limit",
@@ -66,7 +65,7 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
             )
     for path, container in pod.containers():
         yield from _image(given, path, container)
-        yield from _resource_advice(given, path, container)
+        yield from _resources(given, path, container)
         for number, port in enumerate(sequence(container.get("ports"))):
             if "protocol" not in mapping(port):
                 yield _protocol(given, f"{path}.ports[{number}]")
@@ -74,22 +73,6 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
         yield from _probes(pod, path, container)
     yield from _gpu_placement(pod)
     yield from _drain(pod)
-
-
-def set_advice(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
-    """Advice on a pod template among the objects that it belongs with."""
-    scaler = _scaler_of(pod.owner, objects)
-    if scaler is not None and "replicas" in pod.owner.spec:
-        yield _advice(
-            pod.owner,
-            "spec.replicas",
-            "replicas-under-autoscaler",
-            f"every apply resets what {scaler.kind} {scaler.name} decided",
-            "leave replicas out",
-        )
-    if pod.owner.ours and pod.owner.kind == "Deployment" and len(objects) > 1:
-        yield from _companions(pod, objects)
-    yield from _rollout(pod)
 
 
 def _security(pod: PodSpec) -> Iterator[Finding]:
@@ -107,7 +90,7 @@ def _security(pod: PodSpec) -> Iterator[Finding]:
         if profile.get("type") not in ("RuntimeDefault", "Localhost"):
             wrong.append("seccompProfile: {type: RuntimeDefault}")
         if wrong:
-            yield _advice(
+            yield advice(
                 pod.owner,
                 f"{path}.securityContext",
                 "restricted",
@@ -119,7 +102,7 @@ def _security(pod: PodSpec) -> Iterator[Finding]:
 def _image(given: Located, path: str, container: dict[str, Any]) -> Iterator[Finding]:
     image = str(container.get("image", ""))
     if image and not _DIGEST.search(image):
-        yield _advice(
+        yield advice(
             given,
             f"{path}.image",
             "image-digest",
@@ -128,7 +111,7 @@ def _image(given: Located, path: str, container: dict[str, Any]) -> Iterator[Fin
         )
 
 
-def _resource_advice(given: Located, path: str, container: dict[str, Any]) -> Iterator[Finding]:
+def _resources(given: Located, path: str, container: dict[str, Any]) -> Iterator[Finding]:
     resources = mapping(container.get("resources"))
     requests, limits = mapping(resources.get("requests")), mapping(resources.get("limits"))
     numbers = [
@@ -138,7 +121,7 @@ def _resource_advice(given: Located, path: str, container: dict[str, Any]) -> It
         if not isinstance(one, str)
     ]
     if numbers:
-        yield _advice(
+        yield advice(
             given,
             f"{path}.resources",
             "string-quantity",
@@ -146,7 +129,7 @@ def _resource_advice(given: Located, path: str, container: dict[str, Any]) -> It
             "put amounts into quotes",
         )
     if "memory" not in limits or str(limits["memory"]) != str(requests.get("memory")):
-        yield _advice(
+        yield advice(
             given,
             f"{path}.resources",
             "memory-limit",
@@ -162,7 +145,7 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
     readiness = mapping(container.get("readinessProbe"))
     startup = mapping(container.get("startupProbe"))
     if liveness and _handler(liveness) == _handler(readiness):
-        yield _advice(
+        yield advice(
             pod.owner,
             f"{path}.livenessProbe",
             "same-probe",
@@ -171,7 +154,7 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
         )
     alive = str(mapping(liveness.get("httpGet")).get("path", ""))
     if _READY_PATH.search(alive):
-        yield _advice(
+        yield advice(
             pod.owner,
             f"{path}.livenessProbe",
             "ready-for-liveness",
@@ -179,11 +162,11 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
             "use /v2/health/live",
         )
     if pod.owner.ours and not readiness:
-        yield _advice(
+        yield advice(
             pod.owner, path, "readiness", "has no readinessProbe", "ask /v2/models/rank/ready"
         )
     if liveness and not startup and (pod.gpus or pod.owner.ours):
-        yield _advice(
+        yield advice(
             pod.owner,
             path,
             "startup-probe",
@@ -195,7 +178,7 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
     budget = _budget_s(startup)
     if pod.owner.kind == "Deployment" and startup and isinstance(deadline, int):  # noqa: SIM102
         if deadline <= budget:
-            yield _advice(
+            yield advice(
                 pod.owner,
                 "spec.progressDeadlineSeconds",
                 "progress-deadline",
@@ -210,7 +193,7 @@ def _gpu_placement(pod: PodSpec) -> Iterator[Finding]:
         return
     keys = {str(mapping(one).get("key")) for one in sequence(pod.spec.get("tolerations"))}
     if pod.owner.ours and "nvidia.com/gpu" not in keys:
-        yield _advice(
+        yield advice(
             pod.owner,
             f"{pod.path}.spec.tolerations",
             "gpu-toleration",
@@ -221,7 +204,7 @@ def _gpu_placement(pod: PodSpec) -> Iterator[Finding]:
     affinity = str(mapping(pod.spec.get("affinity")).get("nodeAffinity", ""))
     product = "nvidia.com/gpu.product"
     if product not in selected and product not in affinity:
-        yield _advice(
+        yield advice(
             pod.owner,
             f"{pod.path}.spec.nodeSelector",
             "gpu-product",
@@ -237,7 +220,7 @@ def _drain(pod: PodSpec) -> Iterator[Finding]:
         pause = _pause_s(mapping(mapping(container.get("lifecycle")).get("preStop")))
         drain = _drain_s(container)
         if pause + drain > 0 and isinstance(grace, int) and grace <= pause + drain:
-            yield _advice(
+            yield advice(
                 pod.owner,
                 f"{pod.path}.spec.terminationGracePeriodSeconds",
                 "grace-period",
@@ -246,7 +229,7 @@ def _drain(pod: PodSpec) -> Iterator[Finding]:
                 f"set it to {pause + drain + 5}",
             )
         if pod.owner.ours and pod.owner.kind == "Deployment" and not pause:
-            yield _advice(
+            yield advice(
                 pod.owner,
                 f"{path}.lifecycle",
                 "pre-stop",
@@ -255,78 +238,18 @@ def _drain(pod: PodSpec) -> Iterator[Finding]:
             )
 
 
-def _rollout(pod: PodSpec) -> Iterator[Finding]:
-    if pod.owner.kind != "Deployment":
-        return
-    strategy = mapping(pod.owner.spec.get("strategy"))
-    surge = mapping(strategy.get("rollingUpdate")).get("maxSurge", "25%")
-    rolling = strategy.get("type", "RollingUpdate") == "RollingUpdate"
-    spare = mapping(pod.owner.metadata.get("annotations")).get(SPARE_GPUS, "0")
-    if pod.gpus and rolling and str(surge) not in ("0", "0%") and str(spare) == "0":
-        yield _advice(
-            pod.owner,
-            "spec.strategy.rollingUpdate.maxSurge",
-            "gpu-surge",
-            f"maxSurge {surge} needs a GPU more than the replicas hold; without one the new pod "
-            "stays Pending and the rollout never ends",
-            f"set maxSurge: 0 and maxUnavailable: 1, or declare spare GPUs ({SPARE_GPUS})",
-        )
-    for path, container in pod.mains():
-        words = " ".join(
-            str(word) for field in ("command", "args") for word in sequence(container.get(field))
-        )
-        if "trtllm-build" in words or re.search(r"\bcontrol build\b", words):
-            yield _advice(
-                pod.owner,
-                path,
-                "engine-in-pod",
-                "the serving pod builds its engine: every start takes the build's minutes",
-                "build once in a Job and mount the result read-only",
-            )
-
-
-def _companions(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
-    """A Deployment of ours comes with a disruption budget and a network policy."""
-    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
-        chosen = [
-            one
-            for one in objects
-            if one.kind == kind
-            and one.namespace == pod.owner.namespace
-            and matches(mapping(one.spec.get(field)), pod.labels)
-        ]
-        if not chosen:
-            yield _advice(
-                pod.owner,
-                "",
-                "companion",
-                f"no {kind} of this set selects its pods",
-                "render it with `control deploy render`",
-            )
-
-
 def _grpc_balance(given: Located) -> Iterator[Finding]:
     ports = [mapping(one) for one in sequence(given.spec.get("ports"))]
     grpc = any("grpc" in (str(one.get("name")), str(one.get("appProtocol"))) for one in ports)
     inside = given.spec.get("type", "ClusterIP") == "ClusterIP"
     if grpc and inside and given.spec.get("clusterIP") != "None":
-        yield _advice(
+        yield advice(
             given,
             "spec.clusterIP",
             "grpc-balance",
             "a gRPC channel through one address sends every call to one pod",
             "make it headless (clusterIP: None) and let clients balance round_robin",
         )
-
-
-def _scaler_of(workload: Located, objects: Sequence[Located]) -> Located | None:
-    for one in objects:
-        if one.kind in ("HorizontalPodAutoscaler", "ScaledObject"):
-            target = mapping(one.spec.get("scaleTargetRef"))
-            same = target.get("name") == workload.name and one.namespace == workload.namespace
-            if same and target.get("kind", "Deployment") == workload.kind:
-                return one
-    return None
 
 
 def _handler(probe: dict[str, Any]) -> dict[str, Any]:
@@ -354,14 +277,10 @@ def _drain_s(container: dict[str, Any]) -> int:
 
 
 def _protocol(given: Located, path: str) -> Finding:
-    return _advice(
+    return advice(
         given,
         path,
         "protocol",
         "has no protocol: server-side apply merges ports by number and protocol",
         "write protocol: TCP",
     )
-
-
-def _advice(given: Located, path: str, rule: str, message: str, fix: str) -> Finding:
-    return Finding(rule=rule, where=given.at(path), message=message, fix=fix, level="advice")

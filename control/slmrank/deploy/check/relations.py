@@ -9,31 +9,11 @@ from slmrank.deploy.check.finding import Finding, Located, PodSpec, mapping, mat
 
 def set_defects(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator[Finding]:
     """Defects of the set as a whole."""
-    yield from _same_object(objects)
     for one in objects:
         if one.native == "Service":
             yield from _target_ports(one, pods)
         elif one.native == "HorizontalPodAutoscaler":
             yield from _two_owners(one, objects)
-
-
-def _same_object(objects: Sequence[Located]) -> Iterator[Finding]:
-    seen: dict[tuple[str, ...], Located] = {}
-    for one in objects:
-        if not one.name:
-            continue
-        group = one.api_version.rpartition("/")[0]
-        key = (group, one.kind, one.namespace, one.name)
-        if key in seen:
-            yield Finding(
-                rule="duplicate-object",
-                # In two files of a folder these may be alternatives.
-                level="advice" if one.group and one.source != seen[key].source else "error",
-                where=one.at(),
-                message=f"is also in {seen[key].source}; the later one replaces the earlier",
-                fix="keep one of them, or give them different names",
-            )
-        seen.setdefault(key, one)
 
 
 def _target_ports(service: Located, pods: Sequence[PodSpec]) -> Iterator[Finding]:

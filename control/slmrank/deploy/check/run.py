@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from slmrank.deploy.check.defects import object_defects, pod_defects
 from slmrank.deploy.check.finding import Finding, Located, pod_of
-from slmrank.deploy.check.house import object_advice, pod_advice, set_advice
+from slmrank.deploy.check.house import object_advice, pod_advice
+from slmrank.deploy.check.house_sets import set_advice
 from slmrank.deploy.check.relations import set_defects
 from slmrank.deploy.check.schema import Crds, check_schema
 from slmrank.deploy.naming import Object

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,48 +20,6 @@ from slmrank.errors import DeployError, MissingDependencyError
 from slmrank.shipped import shipped
 
 OLDEST = "1.29"
-# Marks the schema of a CRD file: it lists every field, the shipped ones do not.
-WHOLE = "x-slmrank-whole"
-NEAR = 0.8
-# (apiVersion, kind) -> (the version without it, what to use)
-REMOVED: dict[tuple[str, str], tuple[str, str]] = {
-    ("autoscaling/v2beta1", "HorizontalPodAutoscaler"): ("1.25", "autoscaling/v2"),
-    ("autoscaling/v2beta2", "HorizontalPodAutoscaler"): ("1.26", "autoscaling/v2"),
-    ("batch/v1beta1", "CronJob"): ("1.25", "batch/v1"),
-    ("discovery.k8s.io/v1beta1", "EndpointSlice"): ("1.25", "discovery.k8s.io/v1"),
-    ("events.k8s.io/v1beta1", "Event"): ("1.25", "events.k8s.io/v1"),
-    ("policy/v1beta1", "PodDisruptionBudget"): ("1.25", "policy/v1"),
-    ("policy/v1beta1", "PodSecurityPolicy"): ("1.25", "Pod Security labels on the namespace"),
-    ("node.k8s.io/v1beta1", "RuntimeClass"): ("1.25", "node.k8s.io/v1"),
-    ("extensions/v1beta1", "Deployment"): ("1.16", "apps/v1"),
-    ("extensions/v1beta1", "DaemonSet"): ("1.16", "apps/v1"),
-    ("extensions/v1beta1", "ReplicaSet"): ("1.16", "apps/v1"),
-    ("extensions/v1beta1", "NetworkPolicy"): ("1.16", "networking.k8s.io/v1"),
-    ("extensions/v1beta1", "Ingress"): ("1.22", "networking.k8s.io/v1"),
-    ("networking.k8s.io/v1beta1", "Ingress"): ("1.22", "networking.k8s.io/v1"),
-    ("apps/v1beta1", "Deployment"): ("1.16", "apps/v1"),
-    ("apps/v1beta1", "StatefulSet"): ("1.16", "apps/v1"),
-    ("apps/v1beta2", "Deployment"): ("1.16", "apps/v1"),
-    ("apps/v1beta2", "StatefulSet"): ("1.16", "apps/v1"),
-    ("apps/v1beta2", "DaemonSet"): ("1.16", "apps/v1"),
-    ("rbac.authorization.k8s.io/v1beta1", "Role"): ("1.22", "rbac.authorization.k8s.io/v1"),
-    ("rbac.authorization.k8s.io/v1beta1", "RoleBinding"): ("1.22", "rbac.authorization.k8s.io/v1"),
-    ("rbac.authorization.k8s.io/v1beta1", "ClusterRole"): ("1.22", "rbac.authorization.k8s.io/v1"),
-    ("apiextensions.k8s.io/v1beta1", "CustomResourceDefinition"): (
-        "1.22",
-        "apiextensions.k8s.io/v1",
-    ),
-    ("admissionregistration.k8s.io/v1beta1", "ValidatingWebhookConfiguration"): (
-        "1.22",
-        "admissionregistration.k8s.io/v1",
-    ),
-    ("storage.k8s.io/v1beta1", "StorageClass"): ("1.22", "storage.k8s.io/v1"),
-    ("scheduling.k8s.io/v1beta1", "PriorityClass"): ("1.22", "scheduling.k8s.io/v1"),
-    ("flowcontrol.apiserver.k8s.io/v1beta3", "FlowSchema"): (
-        "1.32",
-        "flowcontrol.apiserver.k8s.io/v1",
-    ),
-}
 Crds = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -77,24 +35,17 @@ def known_versions() -> list[str]:
 def check_schema(given: Located, version: str, crds: Crds) -> list[Finding]:
     """Faults of one object against the schemas of a Kubernetes `version`."""
     key = (given.api_version, given.kind)
-    if key in REMOVED and as_version(version) >= as_version(REMOVED[key][0]):
-        since, instead = REMOVED[key]
-        return [
-            Finding(
-                rule="removed-api",
-                where=given.at("apiVersion"),
-                message=f"{given.api_version} {given.kind} was removed in Kubernetes {since}",
-                fix=f"use {instead}",
-            )
-        ]
     if key in crds:
-        return list(_crd_faults(given, crds[key]))
-    validator = _validator()
+        import jsonschema
+
+        validator = jsonschema.Draft202012Validator(crds[key])
+        return [_fault(given, error) for error in validator.iter_errors(given.content)]
+    strict = _validator()
     try:
-        validator.validate(given.content, version, strict=True)
-    except validator.SchemaNotFoundError:
+        strict.validate(given.content, version, strict=True)
+    except strict.SchemaNotFoundError:
         return [_unknown(given, version)]
-    except validator.ValidationError as error:
+    except strict.ValidationError as error:
         return [_fault(given, error)]
     return []
 
@@ -138,7 +89,8 @@ def _unknown(given: Located, version: str) -> Finding:
         rule="unknown-kind",
         where=given.at("kind"),
         message=f"{given.api_version} {given.kind} is no kind of Kubernetes {version}",
-        fix="correct apiVersion and kind; for a custom kind give its CRD with --crd",
+        fix="correct apiVersion and kind, or use the API version that replaced a removed one "
+        "(autoscaling/v2, policy/v1); for a custom kind give its CRD with --crd",
     )
 
 
@@ -173,49 +125,6 @@ def _path(parts: Any) -> str:
     return text
 
 
-def _crd_faults(given: Located, schema: Mapping[str, Any]) -> Iterator[Finding]:
-    """Types and required fields by JSON Schema; of unknown fields only those that look like a known
-    one are faults, because the shipped schemas need not know the newest fields."""
-    import jsonschema
-
-    for error in jsonschema.Draft202012Validator(dict(schema)).iter_errors(given.content):
-        yield _fault(given, error)
-    whole = bool(schema.get(WHOLE))
-    yield from _near_names(given, given.content, schema, "", whole=whole)
-
-
-def _near_names(
-    given: Located, value: Any, schema: Mapping[str, Any], path: str, *, whole: bool = False
-) -> Iterator[Finding]:
-    if isinstance(value, list):
-        for number, one in enumerate(value):
-            inner = mapping(schema.get("items"))
-            yield from _near_names(given, one, inner, f"{path}[{number}]", whole=whole)
-        return
-    known = mapping(schema.get("properties"))
-    open_ended = "additionalProperties" in schema or schema.get(
-        "x-kubernetes-preserve-unknown-fields"
-    )
-    if not isinstance(value, dict) or not known or open_ended:
-        return
-    for name, inner in value.items():
-        below = f"{path}.{name}" if path else str(name)
-        if name in known:
-            yield from _near_names(given, inner, mapping(known[name]), below, whole=whole)
-            continue
-        if not path and name in ("apiVersion", "kind", "metadata"):
-            continue
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=NEAR)
-        if near or (whole and path):
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            yield Finding(
-                rule="unknown-field",
-                where=given.at(below),
-                message=f"has no field {name}{meant}",
-                fix="correct its name or place",
-            )
-
-
 def _as_json_schema(schema: Any) -> Any:
     """OpenAPI v3 as JSON Schema: nullable, boolean exclusive bounds, and patterns that only Go can
     read left out."""
@@ -223,21 +132,25 @@ def _as_json_schema(schema: Any) -> Any:
         return [_as_json_schema(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: _as_json_schema(one) for key, one in schema.items()}
-    if made.pop("nullable", False) is True and isinstance(made.get("type"), str):
-        made["type"] = [made["type"], "null"]
+    converted = {key: _as_json_schema(value) for key, value in schema.items()}
+    if converted.pop("nullable", False) is True and isinstance(converted.get("type"), str):
+        converted["type"] = [converted["type"], "null"]
     for bound in ("Minimum", "Maximum"):
-        strict = made.get(f"exclusive{bound}")
+        strict = converted.get(f"exclusive{bound}")
         if isinstance(strict, bool):
-            del made[f"exclusive{bound}"]
-            if strict and bound.lower() in made:
-                made[f"exclusive{bound}"] = made.pop(bound.lower())
-    if isinstance(made.get("pattern"), str):
+            del converted[f"exclusive{bound}"]
+            if strict and bound.lower() in converted:
+                converted[f"exclusive{bound}"] = converted.pop(bound.lower())
+    if isinstance(converted.get("pattern"), str):
         try:
-            re.compile(made["pattern"])
+            re.compile(converted["pattern"])
         except re.error:
-            del made["pattern"]
-    return made
+            del converted["pattern"]
+    # A CRD lists every field that it has; the server drops the others.
+    closed = not converted.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and closed:
+        converted.setdefault("additionalProperties", False)
+    return converted
 
 
 def _read_crds(path: Path) -> Crds:
@@ -253,7 +166,7 @@ def _read_crds(path: Path) -> Crds:
         for version in sequence(spec.get("versions")):
             schema = mapping(mapping(version).get("schema")).get("openAPIV3Schema")
             key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
-            found[key] = {**_as_json_schema(mapping(schema)), WHOLE: True}
+            found[key] = {**_as_json_schema(mapping(schema)), "additionalProperties": True}
     if not found:
         raise DeployError(f"{path} holds no CustomResourceDefinition", "give the CRD of the kind")
     return found

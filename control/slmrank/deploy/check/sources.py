@@ -28,77 +28,30 @@ class Read:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it, and strict: a key that stands twice in one mapping is an error,
-    dates and `12:30` are texts, y and n are booleans, 0o17 is a number, keys are texts."""
+    """YAML as kubectl reads it where PyYAML differs and it matters: a key that stands twice is an
+    error, dates and `12:30` are texts."""
 
-
-def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    own = [
-        _key(loader, key_node)
-        for key_node, _ in node.value
-        if key_node.tag != "tag:yaml.org,2002:merge"
-    ]
-    twice = [key for key in own if own.count(key) > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"the key {twice[0]!r} stands twice", node.start_mark
-        )
-    # Merged keys come first, so that the mapping's own replace them.
-    loader.flatten_mapping(node)
-    return {
-        _key(loader, key_node): loader.construct_object(value_node, deep=True)
-        for key_node, value_node in node.value
-    }
-
-
-def _key(loader: Loader, node: yaml.Node) -> str:
-    key = loader.construct_object(node, deep=True)
-    if isinstance(key, bool):
-        return str(key).lower()
-    if isinstance(key, dict | list):
-        raise yaml.constructor.ConstructorError(
-            None, None, "a key is not a plain value", node.start_mark
-        )
-    return "null" if key is None else str(key)
-
-
-def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
-    text = str(node.value).replace("_", "")
-    if text.lstrip("+-").startswith("0o"):
-        return int(text.replace("0o", ""), 8)
-    return int(yaml.SafeLoader.construct_yaml_int(loader, node))
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag.rpartition(":")[2] not in ("timestamp", "int", "float", "bool")
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag, _pattern, _first in (
-    (
-        "bool",
-        r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
-        "yYnNtTfFoO",
-    ),
-    ("int", r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|0|[1-9][0-9_]*)", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?([0-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+"
-        r"|[-+]?[0-9][0-9_]*\.|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
-Loader.bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
-Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-# `=` is a plain text; PyYAML has no value for it (an argument of some containers).
-Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(0x[0-9a-fA-F]+|0o?[0-7]+|0|[1-9][0-9]*)$"),
+    list("-+0123456789"),
+)
 
 
 def read_manifests(paths: Iterable[Path]) -> Read:

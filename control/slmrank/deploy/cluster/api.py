@@ -1,7 +1,7 @@
-"""The API server as a few plain calls: discovery, read, list, server-side apply, delete.
+"""The API server as a few plain calls: read, list, server-side apply, delete.
 
-Transport, TLS and credentials are the official client's; objects are plain mappings, because its
-typed models drop fields that they do not know.
+Discovery, transport, TLS and credentials are the official client's dynamic client's; objects are
+plain mappings, because its typed models drop fields that they do not know.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import yaml
 from slmrank.deploy.naming import MANAGER, Object
 from slmrank.errors import DeployError, MissingDependencyError
 
-FIELD_MANAGER = MANAGER
 REQUEST_TIMEOUT_S = (5.0, 30.0)
 RETRIES = 4
 RETRY_PAUSE_S = 0.3
+# The client keeps what it discovers in a folder that everybody may write, unless it cannot.
+_NO_CACHE = "/nonexistent/slmrank-discovery.json"
 _AGAIN = (429, 500, 502, 503, 504)
 
 
@@ -39,60 +39,48 @@ class Conflict(ApiError):
     """Another field manager owns what we would set."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """Where the API server keeps a kind."""
-
-    api_version: str
-    plural: str
-    namespaced: bool
-
-    def path(self, namespace: str = "", name: str = "") -> str:
-        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
-        inside = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
-        return f"{root}{inside}/{self.plural}" + (f"/{name}" if name else "")
-
-
 class Cluster:
     """One API server. `where` names it in messages."""
 
     def __init__(self, client: Any, where: str) -> None:
         self._client = client
         self.where = where
-        self._groups: dict[str, dict[str, Kind]] = {}
+        self._kinds: dict[tuple[str, str], Any] = {}
 
     def version(self) -> str:
         """Such as 1.33."""
-        found = self._request("get", "/version")
-        minor = "".join(one for one in str(found.get("minor", "")) if one.isdigit())
+        found = self._call(lambda more: self._client.version["kubernetes"])
+        minor = "".join(digit for digit in str(found.get("minor", "")) if digit.isdigit())
         return f"{found.get('major')}.{minor}"
 
-    def find_kind(self, api_version: str, kind: str) -> Kind | None:
-        """Where a kind lives, None when the server has none."""
-        if api_version not in self._groups:
-            root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+    def find_kind(self, api_version: str, kind: str) -> Any:
+        """The client's resource of a kind, None when the server has none."""
+        from kubernetes.dynamic.exceptions import ResourceNotFoundError
+
+        def look(_more: Mapping[str, Any]) -> Any:
             try:
-                listed = self._request("get", root).get("resources", [])
+                return self._client.resources.get(api_version=api_version, kind=kind)
+            except ResourceNotFoundError:
+                return None
+
+        if self._kinds.get((api_version, kind)) is None:
+            try:
+                self._kinds[api_version, kind] = self._call(look)
             except ApiError as error:
                 if error.status not in (403, 404):
                     raise
-                listed = []
-            self._groups[api_version] = {
-                one["kind"]: Kind(
-                    api_version=api_version, plural=one["name"], namespaced=one["namespaced"]
-                )
-                for one in listed
-                if "/" not in one["name"]
-            }
-        return self._groups[api_version].get(kind)
+                return None
+        return self._kinds[api_version, kind]
 
     def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         """One object, None when it does not exist (or its kind does not)."""
-        place = self.find_kind(api_version, kind)
-        if place is None:
+        resource = self.find_kind(api_version, kind)
+        if resource is None:
             return None
         try:
-            return self._request("get", place.path(namespace, name))
+            return self._read(
+                lambda more: resource.get(name=name, **_inside(resource, namespace), **more)
+            )
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -102,18 +90,17 @@ class Cluster:
         self, api_version: str, kind: str, namespace: str, labels: Mapping[str, str] | None = None
     ) -> list[Object]:
         """Objects of a kind by labels; none when the kind does not exist."""
-        place = self.find_kind(api_version, kind)
-        if place is None:
+        resource = self.find_kind(api_version, kind)
+        if resource is None:
             return []
-        chosen = ",".join(f"{name}={value}" for name, value in (labels or {}).items())
+        params: dict[str, Any] = {"limit": 500, **_inside(resource, namespace)}
+        if labels:
+            params["label_selector"] = ",".join(f"{key}={one}" for key, one in labels.items())
         items: list[Object] = []
-        params: dict[str, Any] = {"limit": 500}
-        if chosen:
-            params["label_selector"] = chosen
         while True:
-            page = self._request("get", place.path(namespace), **params)
-            for one in page.get("items") or []:
-                items.append({"apiVersion": api_version, "kind": kind, **one})
+            page = self._read(lambda more: resource.get(**params, **more))
+            for item in page.get("items") or []:
+                items.append({"apiVersion": api_version, "kind": kind, **item})
             following = page.get("metadata", {}).get("continue")
             if not following:
                 return items
@@ -124,82 +111,76 @@ class Cluster:
 
         Raises Conflict when another manager owns a field, ApiError for every other refusal.
         """
-        place = self.require_kind(given)
-        metadata = given["metadata"]
-        params: dict[str, Any] = {
-            "content_type": "application/apply-patch+yaml",
-            "field_manager": FIELD_MANAGER,
-            # Sent as text: a Python bool would become the word True, which the server refuses.
-            "force_conflicts": "true" if force else "false",
-        }
+        resource = self.require_kind(given)
+        params: dict[str, Any] = {"field_manager": MANAGER, "force_conflicts": force}
         if dry_run:
             params["dry_run"] = "All"
-        path = place.path(metadata.get("namespace", ""), metadata["name"])
-        return self._request("patch", path, body=given, **params)
+        return self._read(
+            lambda more: resource.server_side_apply(
+                body=given, **_place(resource, given), **params, **more
+            )
+        )
 
     def create(self, given: Object) -> Object:
         """Create an object that must not exist yet. Raises ApiError with reason AlreadyExists."""
-        place = self.require_kind(given)
-        return self._request("post", place.path(given["metadata"].get("namespace", "")), body=given)
+        resource = self.require_kind(given)
+        namespace = _inside(resource, given["metadata"].get("namespace", ""))
+        return self._read(lambda more: resource.create(body=given, **namespace, **more))
 
     def delete(
         self, given: Object, *, propagation: str = "Background", dry_run: bool = False
     ) -> bool:
         """Delete an object; False when it was not there."""
-        place = self.require_kind(given)
-        metadata = given["metadata"]
+        resource = self.require_kind(given)
         params: dict[str, Any] = {"propagation_policy": propagation}
         if dry_run:
             params["dry_run"] = "All"
         try:
-            path = place.path(metadata.get("namespace", ""), metadata["name"])
-            self._request("delete", path, **params)
+            self._read(lambda more: resource.delete(**_place(resource, given), **params, **more))
         except ApiError as error:
             if error.status == 404:
                 return False
             raise
         return True
 
-    def require_kind(self, given: Object) -> Kind:
+    def require_kind(self, given: Object) -> Any:
         """Raises ApiError when the server does not know the object's kind."""
-        place = self.find_kind(given["apiVersion"], given["kind"])
-        if place is None:
+        resource = self.find_kind(given["apiVersion"], given["kind"])
+        if resource is None:
             raise ApiError(
                 f"{self.where} has no kind {given['apiVersion']} {given['kind']}",
                 "install its CRD, or use a cluster that has it",
                 404,
             )
-        return place
+        return resource
 
-    def _request(self, method: str, path: str, body: Any = None, **params: Any) -> dict[str, Any]:
+    def _read(self, call: Callable[[Mapping[str, Any]], Any]) -> Object:
+        """The answer of a call as a mapping."""
+        reply = self._call(call)
+        loaded: Object = json.loads(reply.data or b"{}")
+        return loaded
+
+    def _call(self, call: Callable[[Mapping[str, Any]], Any]) -> Any:
         """One call, repeated when the server asks for it: every call here can be repeated."""
+        more = {"serialize": False, "_request_timeout": REQUEST_TIMEOUT_S}
         pause = RETRY_PAUSE_S
         for attempt in range(RETRIES + 1):
             try:
-                reply = self._client.request(
-                    method,
-                    path,
-                    body=body,
-                    serialize=False,
-                    _request_timeout=REQUEST_TIMEOUT_S,
-                    **params,
-                )
-                loaded: dict[str, Any] = json.loads(_bytes(reply) or b"{}")
-                return loaded
+                return call(more)
             except Exception as error:
                 status = getattr(error, "status", None)
                 if attempt == RETRIES or not _passing(error, status):
-                    raise self._explained(error, method, path) from error
+                    raise self._explained(error) from error
             time.sleep(pause)
             pause *= 2
         raise AssertionError("unreachable")
 
-    def _explained(self, error: Exception, method: str, path: str) -> DeployError:
+    def _explained(self, error: Exception) -> DeployError:
         status = getattr(error, "status", None)
         if not isinstance(status, int):
-            told = str(getattr(error, "reason", "") or error)
+            text = str(getattr(error, "reason", "") or error)
             return ApiError(
-                f"no answer from {self.where}: {_one_line(told)}",
+                f"no answer from {self.where}: {_one_line(text)}",
                 "check the cluster's address, the network and `kubectl cluster-info`",
             )
         body = _body_of(error)
@@ -209,7 +190,7 @@ class Cluster:
             return Conflict(_one_line(message), _conflict_fix(body), status, reason)
         fixes = {
             401: "log in again: the credentials of the kubeconfig are refused",
-            403: "ask for the Role in k8s/access/deployer-role.yaml",
+            403: "ask for the Role in access/deployer-role.yaml of the rendered folder",
         }
         return ApiError(
             _one_line(message), fixes.get(status, "correct the named field"), status, reason
@@ -245,9 +226,9 @@ def connect(
         else:
             config.load_incluster_config(client_configuration=configuration)
     except (config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
-        told = _one_line(str(error)) if named else "no kubeconfig, and this is not a pod"
+        text = _one_line(str(error)) if named else "no kubeconfig, and this is not a pod"
         raise DeployError(
-            f"no cluster is configured: {told}",
+            f"no cluster is configured: {text}",
             "set KUBECONFIG, or give --kubeconfig and --context",
         ) from error
     # Retries are ours: the transport's own would hide a server that is not there for minutes.
@@ -255,13 +236,18 @@ def connect(
     if not configuration.verify_ssl:
         warn("the kubeconfig switches TLS verification off")
     api = client.ApiClient(configuration)
-    where = configuration.host
-    return Cluster(DynamicClient(api, discoverer=lambda *_: None), where)
+    cluster = Cluster(None, configuration.host)
+    cluster._client = cluster._call(lambda more: DynamicClient(api, cache_file=_NO_CACHE))
+    return cluster
 
 
-def _bytes(reply: Any) -> bytes:
-    data = reply.data
-    return data if isinstance(data, bytes) else str(data).encode()
+def _inside(resource: Any, namespace: str) -> dict[str, str]:
+    return {"namespace": namespace} if resource.namespaced and namespace else {}
+
+
+def _place(resource: Any, given: Object) -> dict[str, str]:
+    metadata = given["metadata"]
+    return {"name": metadata["name"], **_inside(resource, metadata.get("namespace", ""))}
 
 
 def _passing(error: Exception, status: Any) -> bool:
@@ -283,7 +269,7 @@ def _body_of(error: Exception) -> dict[str, Any]:
 
 def _conflict_fix(body: Mapping[str, Any]) -> str:
     causes = body.get("details", {}).get("causes", [])
-    fields = ", ".join(str(one.get("field")) for one in causes if one.get("field"))
+    fields = ", ".join(str(cause.get("field")) for cause in causes if cause.get("field"))
     named = f" ({fields})" if fields else ""
     return f"let its manager give the fields up{named}, or take them with --force-conflicts"
 

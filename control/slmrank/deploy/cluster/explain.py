@@ -74,7 +74,7 @@ def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
         kind, reason = condition.get("type"), str(condition.get("reason"))
         message = str(condition.get("message", ""))
         if kind == "ScalingActive" and condition.get("status") == "False":
-            fix = "is the metrics adapter running, with k8s/monitoring/adapter-values.yaml?"
+            fix = "is the metrics adapter running, with monitoring/adapter-values.yaml?"
             if reason == "ScalingDisabled":
                 fix = "the Deployment was scaled to 0 by hand: scale it to 1"
             found.append(Trouble(name=name, state=reason, message=message, fix=fix))

@@ -9,22 +9,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
 from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME, TRACK, Object
-from slmrank.deploy.release import Place, Release
+from slmrank.deploy.release import RELEASE_FILE, Place, Release
 from slmrank.deploy.yaml_text import to_documents
 from slmrank.errors import DeployError, Refused
 
 COMPONENT_NAME = "release"
 STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
 KEPT = 5
-State = Literal["applying", "deployed", "failed"]
+State = Literal["applying", "deployed", "failed", "rolled-back"]
+GOOD: tuple[State, ...] = ("deployed", "rolled-back")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One deployment of one release. `objects` are in the order of their application."""
+    """One deployment of one release. `objects` are in the order of their application;
+    `release_values` None: recorded by a version that did not keep them."""
 
     name: str
     revision: int
@@ -33,6 +36,7 @@ class Record:
     release: str
     engine: str
     objects: tuple[Object, ...]
+    release_values: Release | None = None
 
 
 def record_labels(place: Place) -> dict[str, str]:
@@ -61,6 +65,7 @@ def list_records(cluster: Cluster, place: Place) -> list[Record]:
                     release=data["release"],
                     engine=data["engine"],
                     objects=tuple(yaml.safe_load_all(data["objects.yaml"])),
+                    release_values=_release(data.get(RELEASE_FILE)),
                 )
             )
         except (KeyError, ValueError, yaml.YAMLError):
@@ -89,6 +94,7 @@ def write_record(
         release=release.hash,
         engine=release.engine.tag,
         objects=tuple(objects),
+        release_values=release,
     )
     try:
         cluster.create(_content(record, release.place))
@@ -109,13 +115,13 @@ def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> N
 
 
 def find_record(records: Sequence[Record], revision: int | None) -> Record:
-    """The record of a revision; without one the newest that was deployed.
+    """The record of a revision; without one the newest that was good.
 
     Raises DeployError when there is none.
     """
     known = ", ".join(f"{one.revision} ({one.state})" for one in records) or "none"
     for one in records:
-        if revision is None and one.state == "deployed":
+        if revision is None and one.state in GOOD:
             return one
         if revision is not None and one.revision == revision:
             return one
@@ -124,6 +130,7 @@ def find_record(records: Sequence[Record], revision: int | None) -> Record:
 
 
 def _content(record: Record, place: Place) -> dict[str, Any]:
+    release = record.release_values
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -141,5 +148,14 @@ def _content(record: Record, place: Place) -> dict[str, Any]:
             "release": record.release,
             "engine": record.engine,
             "objects.yaml": to_documents(record.objects),
+            **({RELEASE_FILE: release.to_yaml()} if release is not None else {}),
         },
     }
+
+
+def _release(text: str | None) -> Release | None:
+    """The release that a record was written for; None where it says nothing that is read now."""
+    try:
+        return Release.model_validate(yaml.safe_load(text)) if text else None
+    except (ValidationError, yaml.YAMLError):
+        return None

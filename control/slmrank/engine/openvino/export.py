@@ -1,6 +1,6 @@
 """Turn a ranker checkpoint into two OpenVINO graphs, and quantise the second.
 
-`prefix.xml`: ids [1, P] int64 -> keys and values of all blocks, [L, 2, K, P, D] float32.
+`prefix.xml`: ids [1, P] int64 -> keys and values of all layers, [L, 2, K, P, D] float32.
 `items.xml`: ids [B, S] int64, lengths [B] int64, past [L, 2, K, P, D] -> logits [B] float32.
 
 Two graphs because the first tokens of a decoder carry huge activations that ruin per-tensor INT8
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from slmrank.model.checkpoint import Checkpoint
-from slmrank.model.decoder import causal_mask, label_row, last_hidden, run_blocks
+from slmrank.model.decoder import causal_mask, label_row, last_hidden, run_layers
 from slmrank.model.quiet import quiet
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
@@ -39,7 +39,7 @@ class _PrefixPass(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         size = ids.shape[1]
         positions = torch.arange(size)[None]
-        _, cache = run_blocks(self.model, ids, positions, causal_mask(size))
+        _, cache = run_layers(self.model, ids, positions, causal_mask(size, "cpu"))
         return torch.stack([torch.cat([key, value], dim=0) for key, value in cache])
 
 
@@ -54,21 +54,21 @@ class _ItemsPass(nn.Module):
         prefix = past.shape[3]
         positions = prefix + torch.arange(size)[None]
         seen = torch.ones(size, prefix, dtype=torch.bool)
-        mask = torch.cat([seen, causal_mask(size)], dim=1)
+        mask = torch.cat([seen, causal_mask(size, "cpu")], dim=1)
         shared = past[:, :, None].expand(-1, -1, rows, -1, -1, -1)
         cache = [(layer[0], layer[1]) for layer in shared.unbind(0)]
-        hidden, _ = run_blocks(self.model, ids, positions, mask, cache)
+        hidden, _ = run_layers(self.model, ids, positions, mask, cache)
         head: Tensor = self.head  # type: ignore[assignment]
         return last_hidden(self.model, hidden, lengths).float() @ head
 
 
 def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """The prefix graph and the items graph, in float32."""
-    model = load_model(checkpoint)
-    head = label_row(model, checkpoint.labels).detach().float()
+    ranker = load_model(checkpoint)
+    head = label_row(ranker).detach().float()
     shape = checkpoint.geometry
     ids = torch.ones(1, 5, dtype=torch.long)
-    past = torch.zeros(shape.blocks, 2, shape.kv_heads, 5, shape.head_dim)
+    past = torch.zeros(shape.layers, 2, shape.kv_heads, 5, shape.head_dim)
     items = {
         "ids": torch.ones(2, 7, dtype=torch.long),
         "lengths": torch.tensor([7, 4]),
@@ -76,17 +76,17 @@ def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
     }
     with torch.no_grad(), quiet():
         prefix_graph = ov.convert_model(
-            _PrefixPass(model),
+            _PrefixPass(ranker.network),
             example_input={"ids": ids},
             input=[("ids", ov.PartialShape([1, -1]))],
         )
         items_graph = ov.convert_model(
-            _ItemsPass(model, head),
+            _ItemsPass(ranker.network, head),
             example_input=items,
             input=[
                 ("ids", ov.PartialShape([-1, -1])),
                 ("lengths", ov.PartialShape([-1])),
-                ("past", ov.PartialShape([shape.blocks, 2, shape.kv_heads, -1, shape.head_dim])),
+                ("past", ov.PartialShape([shape.layers, 2, shape.kv_heads, -1, shape.head_dim])),
             ],
         )
     _name(prefix_graph, "prefix", "past")

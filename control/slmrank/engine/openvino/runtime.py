@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from slmrank.errors import EngineError, MissingDependencyError
 from slmrank.machine.facts import usable_cores
-from slmrank.prompt.encoder import Ids
+from slmrank.tokens import Ids
 
 ENGINE_FILE = "engine.json"
 LENGTH_STEP = 8

@@ -1,33 +1,31 @@
 """Compile a planned TensorRT-LLM engine, and keep it by its tag.
 
-A planned engine is a directory with `checkpoint/`, `plan.json` and `tag`; a built one is
-`<engines>/<tag>/` with `rank0.engine`, `config.json` and `manifest.json`, which is written last.
+A planned engine is a directory with `checkpoint/` and `plan.json`; a compiled one is an artifact of
+kind `compiled` under its tag, with `rank0.engine` and `config.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrank.artifacts import inventory, write_atomic
-from slmrank.engine.scorer import EMITTED_FOLDER
+from slmrank.artifacts import Artifact, ArtifactStore, inventory, write_atomic
 from slmrank.engine.trtllm.builder import Builder, Folders
 from slmrank.engine.trtllm.checkpoint import read_trtllm_config
-from slmrank.engine.trtllm.plan import BuildPlan, check_engine_config
-from slmrank.errors import EngineError
+from slmrank.engine.trtllm.plan import EMITTED_FOLDER, BuildPlan, check_engine_config
+from slmrank.errors import ArtifactError, EngineError
 from slmrank.hashing import hash_value
 
+COMPILED = "compiled"
 PLAN_FILE = "plan.json"
-ENGINE_MANIFEST = "manifest.json"
+LOG_FILE = "build.log"
 BUILD_TIMEOUT_S = 7200.0
 LOG_LINES = 15
 Report = Callable[[str], None]
@@ -47,14 +45,9 @@ class PlannedEngine:
         return self.path / EMITTED_FOLDER
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuiltEngine:
-    """A finished engine directory."""
-
-    path: Path
-    tag: str
-    cached: bool
-    manifest: dict[str, Any]
+def compiled_path(engines: str, tag: str) -> str:
+    """Where a compiled engine lies below a directory of engines."""
+    return f"{engines.rstrip('/')}/{COMPILED}/{tag}"
 
 
 def read_planned(path: Path) -> PlannedEngine:
@@ -68,7 +61,7 @@ def read_planned(path: Path) -> PlannedEngine:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(
             f"{path} holds no planned engine: {error}",
-            "make one with `control build SPEC --target trtllm-engine`",
+            "make one: `control build SPEC` with a target that plans its engine",
         ) from error
     if planned.tag != wanted:
         raise EngineError(
@@ -87,7 +80,7 @@ def write_plan(path: Path, plan: BuildPlan, checkpoint_digest: str) -> str:
         "checkpoint_digest": checkpoint_digest,
         "plan_hash": plan.hash,
         "plan": plan.as_dict(),
-        "command": plan.command(EMITTED_FOLDER, f"/engines/{tag}"),
+        "command": plan.command(EMITTED_FOLDER, compiled_path("/engines", tag)),
     }
     write_atomic(path / PLAN_FILE, json.dumps(content, indent=2) + "\n")
     return tag
@@ -104,69 +97,62 @@ def require_whole(planned: PlannedEngine) -> None:
         )
 
 
-def build_engine(
+def compile_engine(
     planned: PlannedEngine,
-    engines: Path,
+    store: ArtifactStore,
     builder: Builder,
     report: Report,
     timeout_s: float = BUILD_TIMEOUT_S,
-) -> BuiltEngine:
-    """Build into `<engines>/<tag>`; a finished one with that tag is found instead.
+) -> Artifact:
+    """Build into `store`; a finished engine with that tag is found instead.
 
     Raises EngineError with the last lines of the build's log when it fails, takes longer than
     `timeout_s`, or gives another engine than planned. Nothing half-built keeps the final name.
     """
-    engines.mkdir(parents=True, exist_ok=True)
-    with _lock(engines / f".{planned.tag}.lock"):
-        found = find_engine(engines, planned.tag)
+    with store.lock(COMPILED, planned.tag):
+        found = find_compiled(store, planned.tag)
         if found is not None:
             return found
-        for abandoned in engines.glob(f".{planned.tag}.*.tmp"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        draft = engines / f".{planned.tag}.{os.getpid()}.tmp"
-        draft.mkdir()
-        log = engines / f"{planned.tag}.log"
-        try:
+        lineage = {
+            "settings": planned.plan.as_dict(),
+            "inputs": {"checkpoint": planned.checkpoint_digest},
+            "code": planned.plan.hash,
+            "versions": builder.facts,
+        }
+        with store.create(COMPILED, planned.tag, lineage) as draft:
+            draft.work.mkdir(parents=True, exist_ok=True)
+            log = draft.work / LOG_FILE
             report(f"build with {builder.how}; log: {log}")
-            timings = engines / ".timings" / f"{planned.plan.trtllm}-{planned.plan.capability}"
-            timings.parent.mkdir(exist_ok=True)
-            folders = Folders(checkpoint=planned.checkpoint, output=draft, timings=timings)
-            _run(builder, builder.command(folders), log, draft.parent, timeout_s)
-            config = _engine_config(draft)
+            timings = store.root / "work" / "timings"
+            timings.mkdir(exist_ok=True)
+            folders = Folders(
+                checkpoint=planned.checkpoint,
+                output=draft.path,
+                timings=timings / f"{planned.plan.trtllm}-{planned.plan.capability}",
+            )
+            _run(builder, builder.command(folders), log, draft.work, timeout_s)
+            config = _engine_config(draft.path)
             check_engine_config(config, planned.plan, read_trtllm_config(planned.checkpoint))
-            manifest = {
-                "schema": 1,
-                "kind": "trtllm-engine",
-                "tag": planned.tag,
-                "plan": planned.plan.as_dict(),
-                "plan_hash": planned.plan.hash,
-                "built_with": builder.facts,
-                "files": inventory(draft),
-            }
-            write_atomic(draft / ENGINE_MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            draft.rename(engines / planned.tag)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        log.unlink(missing_ok=True)
-    return BuiltEngine(path=engines / planned.tag, tag=planned.tag, cached=False, manifest=manifest)
+    built = find_compiled(store, planned.tag)
+    assert built is not None
+    return built
 
 
-def find_engine(engines: Path, tag: str) -> BuiltEngine | None:
-    """The finished engine with a tag, or None. Raises EngineError when files of it are missing or
+def find_compiled(store: ArtifactStore, tag: str) -> Artifact | None:
+    """The compiled engine with a tag, or None. Raises EngineError when files of it are missing or
     cut short: it may be in use, so it is not replaced."""
-    path = engines / tag
+    path = store.path(COMPILED, tag)
     if not path.exists():
         return None
     try:
-        manifest = json.loads((path / ENGINE_MANIFEST).read_text(encoding="utf-8"))
-        files = {name: one["bytes"] for name, one in manifest["files"].items()}
+        found = store.read(COMPILED, tag)
+        files = {name: file["bytes"] for name, file in found.manifest["files"].items()}
         wrong = [name for name, size in files.items() if (path / name).stat().st_size != size]
-    except (OSError, ValueError, KeyError) as error:
+    except (ArtifactError, OSError, KeyError) as error:
         raise EngineError(f"{path} is not a whole engine: {error}", "remove the folder") from error
-    if wrong or manifest.get("tag") != tag:
+    if wrong or found.key != tag:
         raise EngineError(f"{path} is not a whole engine: {wrong or 'other tag'}", "remove it")
-    return BuiltEngine(path=path, tag=tag, cached=True, manifest=manifest)
+    return found
 
 
 def _run(builder: Builder, command: list[str], log: Path, work: Path, timeout_s: float) -> None:
@@ -200,9 +186,9 @@ def _run(builder: Builder, command: list[str], log: Path, work: Path, timeout_s:
             raise
     if status != 0:
         lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        told = "\n".join(f"  | {line}" for line in lines)
+        tail = "\n".join(f"  | {line}" for line in lines)
         raise EngineError(
-            f"{command[0]} ended with status {status}; log: {log}\n{told}",
+            f"{command[0]} ended with status {status}; log: {log}\n{tail}",
             "the lines above are its own; check the machine with `control doctor`",
         )
 
@@ -216,10 +202,3 @@ def _engine_config(folder: Path) -> dict[str, Any]:
         )
     loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return loaded
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

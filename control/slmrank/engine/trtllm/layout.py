@@ -22,8 +22,8 @@ FINAL_NORM = "transformer.ln_f.weight"
 ROPE_TYPES = ("default", "linear", "llama3")
 Index = Mapping[str, StoredTensor]
 
-# Weights of one block: ours -> Hugging Face, concatenated along the output dimension.
-_BLOCK: dict[str, tuple[str, ...]] = {
+# Weights of one layer: ours -> Hugging Face, concatenated along the output dimension.
+_LAYER: dict[str, tuple[str, ...]] = {
     "input_layernorm": ("input_layernorm",),
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.dense": ("self_attn.o_proj",),
@@ -35,15 +35,15 @@ _BLOCK: dict[str, tuple[str, ...]] = {
 _QK_NORMS = {"attention.q_layernorm": "q_norm", "attention.k_layernorm": "k_norm"}
 
 
-def block_prefix(block: int) -> str:
-    return f"transformer.layers.{block}."
+def layer_prefix(layer: int) -> str:
+    return f"transformer.layers.{layer}."
 
 
 def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) -> list[NewTensor]:
     """The tensors of `rank0.safetensors`, in the order they are written.
 
     Raises CheckpointError for an architecture detail that the engine cannot hold, a missing or
-    unknown tensor, or blocks of different widths.
+    unknown tensor, or layers of different widths.
     """
     refuse_unsupported(geometry, config)
     wanted = expected_shapes(geometry, config)
@@ -80,9 +80,9 @@ def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) ->
         return NewTensor(name=name, parts=tuple(Part(tensor=index[one]) for one in sources))
 
     planned = [new(EMBEDDING, "model.embed_tokens.weight")]
-    for block in range(geometry.blocks):
-        ours, theirs = block_prefix(block), f"model.layers.{block}."
-        for name, sources in _BLOCK.items():
+    for layer in range(geometry.layers):
+        ours, theirs = layer_prefix(layer), f"model.layers.{layer}."
+        for name, sources in _LAYER.items():
             for suffix in ("weight", "bias"):
                 full = [f"{theirs}{one}.{suffix}" for one in sources]
                 if full[0] in wanted:
@@ -100,10 +100,12 @@ def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) ->
 
 def expected_shapes(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a Hugging Face checkpoint of this geometry must hold."""
-    hidden, ffn = geometry.hidden, geometry.ffn
+    hidden, ffn = geometry.hidden_size, geometry.intermediate_size
     query = geometry.heads * geometry.head_dim
     key_value = geometry.kv_heads * geometry.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (geometry.vocab, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (geometry.vocab_size, hidden)
+    }
     linears = {
         "self_attn.q_proj": (query, hidden),
         "self_attn.k_proj": (key_value, hidden),
@@ -114,8 +116,8 @@ def expected_shapes(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, 
         "mlp.down_proj": (hidden, ffn),
     }
     biased = _biased(geometry.family, config)
-    for block in range(geometry.blocks):
-        prefix = f"model.layers.{block}."
+    for layer in range(geometry.layers):
+        prefix = f"model.layers.{layer}."
         for name, shape in linears.items():
             shapes[f"{prefix}{name}.weight"] = shape
             if name in biased:
@@ -127,7 +129,7 @@ def expected_shapes(geometry: Geometry, config: Mapping[str, Any]) -> dict[str, 
                 shapes[f"{prefix}self_attn.{norm}.weight"] = (geometry.head_dim,)
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings", False):
-        shapes["lm_head.weight"] = (geometry.vocab, hidden)
+        shapes["lm_head.weight"] = (geometry.vocab_size, hidden)
     return shapes
 
 
@@ -143,13 +145,13 @@ def trtllm_config(
         "architecture": SUPPORTED[geometry.family],
         "dtype": dtype,
         "logits_dtype": logits_dtype,
-        "num_hidden_layers": geometry.blocks,
-        "hidden_size": geometry.hidden,
-        "intermediate_size": geometry.ffn,
+        "num_hidden_layers": geometry.layers,
+        "hidden_size": geometry.hidden_size,
+        "intermediate_size": geometry.intermediate_size,
         "num_attention_heads": geometry.heads,
         "num_key_value_heads": geometry.kv_heads,
         "head_size": geometry.head_dim,
-        "vocab_size": geometry.vocab,
+        "vocab_size": geometry.vocab_size,
         "max_position_embeddings": positions_of(config),
         "hidden_act": "silu",
         "norm_epsilon": float(_required(config, "rms_norm_eps")),
@@ -246,7 +248,7 @@ def _required(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _biased(family: str, config: Mapping[str, Any]) -> frozenset[str]:
-    """The linear layers of a block that have a bias."""
+    """The linear maps of a layer that have a bias."""
     if family == "qwen2":
         return frozenset({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"})
     names: set[str] = set()
@@ -265,6 +267,6 @@ def _biased(family: str, config: Mapping[str, Any]) -> frozenset[str]:
 def _wrong_shape(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[str, str]:
     return (
         f"{name!r} has shape {list(actual)}, config.json says {list(wanted)}",
-        "TensorRT-LLM needs one width for all blocks: prune uniformly (control prune does), and "
+        "TensorRT-LLM needs one width for all layers: prune uniformly (control prune does), and "
         "save config.json with the model (num_key_value_heads and head_dim included)",
     )

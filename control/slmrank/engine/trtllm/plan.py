@@ -23,9 +23,10 @@ from slmrank.engine.trtllm.compatibility import (
 from slmrank.errors import EngineError, SpecError
 from slmrank.hashing import hash_value
 from slmrank.model.checkpoint import Geometry
-from slmrank.spec.bundle import TrtllmSpec
+from slmrank.spec.engine import TrtllmSpec
 
 TAG_LENGTH = 12
+EMITTED_FOLDER = "checkpoint"  # of the planned engine: the TensorRT-LLM checkpoint
 QUANT_ALGORITHMS = {"none": None, "fp8": "FP8", "int8-sq": "W8A8_SQ_PER_CHANNEL"}
 
 
@@ -149,7 +150,10 @@ def make_plan(
     table = load_compatibility()
     row = table.container(spec.container, spec.version)
     if spec.quantization == "fp8":
-        for name, width in {"hidden size": geometry.hidden, "neurons": geometry.ffn}.items():
+        for name, width in {
+            "hidden size": geometry.hidden_size,
+            "intermediate size": geometry.intermediate_size,
+        }.items():
             if width % 16:
                 raise SpecError(
                     f"quantization fp8 needs widths that are multiples of 16, {name} is {width}",

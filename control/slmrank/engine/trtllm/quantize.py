@@ -31,29 +31,25 @@ from slmrank.model.checkpoint import Checkpoint, read_config
 from slmrank.model.quiet import quiet
 from slmrank.model.reference import load_model
 from slmrank.model.tensor_files import read_header, read_index
-from slmrank.prompt.encoder import Ids
+from slmrank.spec.engine import TrtllmSpec
+from slmrank.tokens import Ids
 
 _STORED_WEIGHT = {"fp8": "F8_E4M3", "int8-sq": "I8"}
 _SCALES = (".weights_scaling_factor", ".activation_scaling_factor", ".prequant_scaling_factor")
 
 
 def emit_quantized(
-    checkpoint: Checkpoint,
-    target: Path,
-    *,
-    quantization: str,
-    dtype: str,
-    logits_dtype: str,
-    calibration: Sequence[Ids],
+    checkpoint: Checkpoint, target: Path, spec: TrtllmSpec, calibration: Sequence[Ids]
 ) -> Emitted:
     """Calibrate on whole prompts and write the quantised checkpoint into the folder `target`.
 
     Raises MissingDependencyError without nvidia-modelopt, CheckpointError as the plain emitter, and
     EngineError when the exporter leaves out or reshapes a tensor.
     """
+    quantization, dtype = spec.quantization, spec.dtype
     config = read_config(checkpoint.path)
     planned = plan_tensors(checkpoint.geometry, config, read_index(checkpoint.path))
-    made = trtllm_config(checkpoint.geometry, config, dtype=dtype, logits_dtype=logits_dtype)
+    made = trtllm_config(checkpoint.geometry, config, dtype=dtype, logits_dtype=spec.logits_dtype)
     made["quantization"] = {
         "quant_algo": QUANT_ALGORITHMS[quantization],
         "kv_cache_quant_algo": None,
@@ -91,7 +87,7 @@ def _export(
             f"quantization {quantization} needs nvidia-modelopt {MODELOPT}: {error}",
             "pip install 'slmrank[quantize]'",
         ) from error
-    model: Any = load_model(checkpoint).to(getattr(torch, dtype))
+    model: Any = load_model(checkpoint).network.to(getattr(torch, dtype))
     recipe = mtq.FP8_DEFAULT_CFG if quantization == "fp8" else mtq.INT8_SMOOTHQUANT_CFG
 
     def show_prompts(one: Any) -> None:

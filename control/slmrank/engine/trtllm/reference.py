@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from slmrank.engine.trtllm.checkpoint import WEIGHTS, read_trtllm_config
-from slmrank.engine.trtllm.layout import EMBEDDING, FINAL_NORM, HEAD, block_prefix
+from slmrank.engine.trtllm.layout import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 from slmrank.model.decoder import pad_rows
+from slmrank.model.placement import Placement
 from slmrank.model.reference import Logits, token_batches
-from slmrank.prompt.encoder import Ids
 from slmrank.prompt.labels import Labels
+from slmrank.tokens import Ids
 
 FP8_MAX = 448.0
 
@@ -67,7 +68,7 @@ class EmittedModel:
         self._frequencies = rotary_frequencies(config)
         linears = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
         self._blocks = [
-            {name: self._linear(block_prefix(block) + name) for name in linears}
+            {name: self._linear(layer_prefix(block) + name) for name in linears}
             for block in range(int(config["num_hidden_layers"]))
         ]
         self._embedding, self._head = self._float(EMBEDDING), self._float(HEAD)
@@ -89,14 +90,14 @@ class EmittedModel:
         return result
 
     def _last_hidden(self, prompts: Sequence[Ids]) -> Tensor:
-        rows = pad_rows(prompts)
+        rows = pad_rows(prompts, Placement())
         hidden = self._embedding[rows.ids]
         steps = torch.arange(rows.ids.shape[1], dtype=torch.float32)
         angles = steps[:, None] * self._frequencies[None]
         turn = torch.cat([angles, angles], dim=-1)
         rotary = (turn.cos(), turn.sin())
         for number, block in enumerate(self._blocks):
-            prefix = block_prefix(number)
+            prefix = layer_prefix(number)
             hidden = hidden + self._attention(
                 prefix, block, self._norm(hidden, prefix + "input_layernorm"), rotary
             )

@@ -1,0 +1,85 @@
+"""The release that a command line names: by a spec, a release.yaml, or the folder of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.cli.options import (
+    Decorated,
+    Opened,
+    PathType,
+    artifacts_option,
+    read_bundle,
+    set_option,
+    target_option,
+)
+from slmrank.deploy.release import (
+    RELEASE_FILE,
+    Place,
+    Release,
+    Track,
+    is_release,
+    load_release,
+    make_release,
+)
+from slmrank.errors import DeployError
+from slmrank.spec.reading import load_spec
+
+track_option = click.option(
+    "--track",
+    type=click.Choice(["stable", "canary"]),
+    default="stable",
+    show_default=True,
+    help="of a spec: the deployment that serves, or the second one beside it",
+)
+
+
+def release_options(function: Decorated) -> Decorated:
+    """What decides a release beside its source."""
+    capacity = click.option(
+        "--capacity",
+        "record",
+        type=PathType,
+        help="record of `control slo`: what one replica serves at the objective",
+    )
+    for option in (capacity, target_option, set_option, artifacts_option, track_option):
+        function = option(function)
+    return function
+
+
+def open_place(source: Path, track: Track) -> Place:
+    """Where a spec or a release is deployed; nothing is made for that."""
+    source = source / RELEASE_FILE if source.is_dir() else source
+    if is_release(source):
+        return load_release(source).place
+    spec = load_spec(source)
+    return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)
+
+
+def open_release(
+    source: Path,
+    *,
+    artifacts: Path,
+    overrides: tuple[str, ...],
+    target: str | None,
+    record: Path | None,
+    track: Track,
+) -> Release:
+    """The release of a spec (its repository is made when missing), or the one in a file."""
+    source = source / RELEASE_FILE if source.is_dir() else source
+    if is_release(source):
+        if target is not None or record is not None or track != "stable" or overrides:
+            raise click.UsageError("--target, --set, --capacity and --track are for a spec")
+        return load_release(source)
+    bundle = read_bundle(source, overrides, target)
+    opened = Opened(source, bundle, ArtifactStore(artifacts))
+    repository = opened.run(bundle.repository)
+    engine = opened.store.find(bundle.engine.kind, bundle.engine.key)
+    if engine is None:
+        raise DeployError(
+            f"the engine of {source} is no longer in {artifacts}", "run `control build` again"
+        )
+    return make_release(bundle.spec, bundle.target, repository, engine, record=record, track=track)

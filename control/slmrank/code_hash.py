@@ -1,0 +1,89 @@
+"""What the code of a result is: a hash over the modules that make it, found through their imports.
+
+A raised number ("step version 4") is forgotten; this is computed. Comments, docstrings and blank
+lines do not count. The ground (spec sections, errors, the artifact store) is left out: values of a
+spec are in the key themselves, the rest decides no content.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from functools import cache
+from pathlib import Path
+
+from slmrank.hashing import hash_value
+
+PACKAGE = "slmrank"
+_ROOT = Path(__file__).resolve().parent
+_LEFT_OUT = ("spec", "errors", "artifacts", "code_hash", "plugins", "machine", "pipeline.steps")
+# A registry imports every implementation; a step names those that it uses.
+_REGISTRY = "registry"
+
+
+def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
+    """16 hex digits over the modules `roots`, everything of this package that they import, at the
+    top or inside functions, and the given source files; registries are not followed."""
+    found: dict[str, str] = {path.name: source_hash(path) for path in files}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _path_of(name)
+        if name in found or path is None:
+            continue
+        found[name] = source_hash(path)
+        waiting += [one for one in _imports(path) if not _left_out(one)]
+    return hash_value(found)[:16]
+
+
+@cache
+def source_hash(path: Path) -> str:
+    """Hash of a source file without comments, docstrings and blank lines."""
+    return hash_value(significant_text(path.read_text(encoding="utf-8")))
+
+
+def significant_text(source: str) -> str:
+    """Source text without comments, docstrings and blank lines."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                for row in range(first.lineno - 1, first.end_lineno or first.lineno):
+                    lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """Modules of this package that a file imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{one.name}" for one in node.names] + [node.module]
+    own = [one for one in names if one.startswith(f"{PACKAGE}.")]
+    return tuple(dict.fromkeys(one for one in own if _path_of(one) is not None))
+
+
+def _path_of(name: str) -> Path | None:
+    """The file of a module of this package, or of one that is loaded already."""
+    if name.startswith(f"{PACKAGE}."):
+        path = _ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        return path if path.is_file() else None
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file) if file else None
+
+
+def _left_out(name: str) -> bool:
+    inner = name.removeprefix(f"{PACKAGE}.")
+    if inner.rpartition(".")[2] == _REGISTRY:
+        return True
+    return any(inner == one or inner.startswith(f"{one}.") for one in _LEFT_OUT)

@@ -1,0 +1,60 @@
+"""Which objects of a cluster belong to a bundle, and which of them nothing needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmrank.deploy.cluster.api import Cluster
+from slmrank.deploy.cluster.records import KEPT, Record
+from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, TRACK, Object
+from slmrank.deploy.release import Place
+from slmrank.deploy.render import identity
+
+# What is looked through; claims and namespaces hold other people's data. The autoscaler comes
+# first: it would start pods again.
+OWN_KINDS = (
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("apps/v1", "Deployment"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("v1", "Service"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("batch/v1", "Job"),
+    ("v1", "ConfigMap"),
+    ("v1", "ServiceAccount"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
+)
+
+
+def owned_objects(cluster: Cluster, place: Place) -> list[Object]:
+    """Objects of a bundle and track, in the order of their removal."""
+    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle}
+    return [
+        given
+        for api_version, kind in OWN_KINDS
+        for given in cluster.list(api_version, kind, place.namespace, labels)
+        if (given["metadata"].get("labels") or {}).get(TRACK, "stable") == place.track
+    ]
+
+
+def prune(
+    cluster: Cluster, place: Place, contents: Sequence[Object], records: Sequence[Record]
+) -> list[str]:
+    """Remove objects of earlier releases that neither the new contents nor a kept record needs;
+    returns what was removed."""
+    needed = {identity(given)[1:] for given in contents}
+    named = set()
+    for record in [one for one in records if one.state != "failed"][:KEPT]:
+        named.add(record.name)
+        needed |= {identity(one)[1:] for one in record.objects if one["kind"] == "ConfigMap"}
+    removed = []
+    for given in owned_objects(cluster, place):
+        component = given["metadata"]["labels"].get(COMPONENT)
+        name = given["metadata"]["name"]
+        if component in ("smoke", "engine-build") or identity(given)[1:] in needed:
+            continue
+        if component == "release" and name in named:
+            continue
+        cluster.delete(given)
+        removed.append(f"{given['kind']} {name}")
+    return removed

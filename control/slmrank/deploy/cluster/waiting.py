@@ -1,0 +1,209 @@
+"""Wait for what a cluster does: a rollout, a Job, an object that goes away. What happens meanwhile
+is reported as it comes, and what keeps it is explained."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmrank.deploy.cluster.api import ApiError, Cluster
+from slmrank.deploy.cluster.explain import UNSCHEDULABLE, Trouble, explain_pods
+from slmrank.deploy.cluster.plan import job_states
+from slmrank.deploy.cluster.rollout import Standing, judge, newest_set, pods_of
+from slmrank.deploy.naming import RELEASE, Object
+from slmrank.errors import DeployFailed
+
+REMOVAL_S = 60.0
+UNSCHEDULABLE_S = 600.0
+# After the cluster's own deadline: it tells of it within seconds.
+DEADLINE_MARGIN_S = 5.0
+ROLLOUT_DEADLINE_S = 600.0
+Report = Callable[[str], None]
+
+
+class Overtaken(DeployFailed):
+    """Somebody else changed the Deployment while it was waited for: nothing is put back over it."""
+
+
+@dataclass(kw_only=True)
+class Waiter:
+    """A cluster and whom to report to; `clock` and `sleep` are for tests."""
+
+    cluster: Cluster
+    report: Report
+    poll_s: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _seen_events: set[tuple[str, Any]] = field(default_factory=set)
+
+    def _poll(self, look: Callable[[float], bool]) -> None:
+        """Call `look(seconds so far)` once in a while until it says that it is over."""
+        started = self.clock()
+        while not look(self.clock() - started):
+            self.sleep(self.poll_s)
+
+    def rollout(
+        self, namespace: str, name: str, release: str | None = None, stale: str | None = None
+    ) -> Standing:
+        """Until a Deployment's new pods are available. `release` is whose Deployment it must still
+        be, `stale` what `timed_out` said before the change.
+
+        Raises DeployFailed with what keeps its pods, when its deadline has passed since the last
+        progress: the controller counts like that, and may itself be gone. An API server that does
+        not answer for a while is waited for as long.
+        """
+        standing = Standing(state="waiting", text="")
+        progressed, deadline = 0.0, ROLLOUT_DEADLINE_S
+        deployment: Object | None = None
+        sets: list[Object] = []
+        events: list[Object] = []
+
+        def look(passed: float) -> bool:
+            nonlocal standing, progressed, deadline, deployment, sets, events
+            before = standing.text
+            try:
+                deployment = self.cluster.get("apps/v1", "Deployment", namespace, name)
+                sets = self.cluster.list("apps/v1", "ReplicaSet", namespace)
+                standing = _judged(deployment, sets, name, release, stale)
+                events = self.report_events(namespace, name)
+            except ApiError as error:
+                if error.status in (401, 403):
+                    raise
+                standing = Standing(state="waiting", text=error.message)
+            if standing.text != before:
+                progressed = passed
+                self.report(f"{passed:4.0f} s  {standing.text}")
+            if standing.state == "arrived":
+                return True
+            if deployment is not None:
+                spec = deployment["spec"]
+                deadline = spec.get("progressDeadlineSeconds", ROLLOUT_DEADLINE_S)
+            late = passed - progressed > deadline + DEADLINE_MARGIN_S
+            if standing.state == "failed" or late:
+                why = f"not there in {deadline:g} s: {standing.text}" if late else standing.text
+                raise self._explained(why, namespace, deployment, sets, events)
+            return False
+
+        self._poll(look)
+        return standing
+
+    def job(self, job: Object, limit_s: float) -> None:
+        """Until a Job is complete. Raises DeployFailed with what its pods said, also when none
+        finds a place for UNSCHEDULABLE_S: building an engine needs a GPU beside those that serve.
+        """
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        placed, shown = 0.0, ""
+        self.report(f"waiting for Job {name}, at most {limit_s:g} s")
+
+        def look(passed: float) -> bool:
+            nonlocal placed, shown
+            try:
+                found = self.cluster.get("batch/v1", "Job", namespace, name)
+                pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
+            except ApiError as error:
+                if error.status in (401, 403) or passed > limit_s:
+                    raise
+                return False
+            if found is None:
+                raise DeployFailed(f"Job {name} is gone", "somebody deleted it meanwhile")
+            states = job_states(found)
+            if "Complete" in states:
+                return True
+            troubles = explain_pods(pods)
+            why = troubles[-1].line() if troubles else "see kubectl logs"
+            if troubles and why != shown:
+                shown = why
+                self.report(f"{passed:4.0f} s  {why}")
+            if not any(trouble.state == UNSCHEDULABLE for trouble in troubles):
+                placed = passed
+            late = passed > limit_s + DEADLINE_MARGIN_S
+            if "Failed" in states or late or passed - placed > UNSCHEDULABLE_S:
+                if "Failed" not in states:
+                    self.cluster.delete(job)
+                raise DeployFailed(f"Job {name} failed: {why}", first_fix(troubles))
+            return False
+
+        self._poll(look)
+
+    def run_job(self, job: Object, limit_s: float) -> None:
+        """Start a Job and wait for its end; one that runs or is done is taken as it is, because a
+        Job cannot be changed, and one that failed is started again."""
+        place = job["metadata"]["namespace"], job["metadata"]["name"]
+        live = self.cluster.get("batch/v1", "Job", *place)
+        if live is not None and "Failed" in job_states(live):
+            self.cluster.delete(job)
+
+            def gone(passed: float) -> bool:
+                if passed > REMOVAL_S:
+                    raise DeployFailed(f"Job {place[1]} does not go away", "delete it by hand")
+                return self.cluster.get("batch/v1", "Job", *place) is None
+
+            self._poll(gone)
+            live = None
+        if live is None:
+            self.cluster.apply(job)
+        self.job(job, limit_s)
+
+    def report_events(self, namespace: str, name: str) -> list[Object]:
+        """New events of the Deployment, its ReplicaSets and pods; returns all of them."""
+        first = not self._seen_events
+        found = []
+        try:
+            listed = self.cluster.list("v1", "Event", namespace)
+        except ApiError:
+            return []  # events explain; a rollout does not depend on them
+        for event in listed:
+            about = event.get("involvedObject") or {}
+            who = str(about.get("name", ""))
+            if who != name and not who.startswith(f"{name}-"):
+                continue
+            found.append(event)
+            key = (str(event["metadata"].get("uid")), event.get("count"))
+            if key not in self._seen_events and not first:
+                text = " ".join(str(event.get("message", "")).split())
+                self.report(f"        {about.get('kind')} {who}: {text}")
+            self._seen_events.add(key)
+        self._seen_events.add(("", None))
+        return found
+
+    def _explained(
+        self,
+        why: str,
+        namespace: str,
+        deployment: Object | None,
+        sets: Sequence[Object],
+        events: Sequence[Object],
+    ) -> DeployFailed:
+        new = newest_set(deployment, sets) if deployment is not None else None
+        troubles: list[Trouble] = []
+        if new is not None:
+            with contextlib.suppress(ApiError):
+                pods = pods_of(new, self.cluster.list("v1", "Pod", namespace))
+                troubles = explain_pods(pods, events)
+        lines = "".join(f"\n  {one.name}: {one.state}: {one.message}" for one in troubles)
+        return DeployFailed(f"the rollout did not arrive: {why}{lines}", first_fix(troubles))
+
+
+def first_fix(troubles: Sequence[Trouble]) -> str:
+    return next((one.fix for one in troubles if one.fix), "see `control deploy status`")
+
+
+def _judged(
+    deployment: Object | None,
+    sets: Sequence[Object],
+    name: str,
+    release: str | None,
+    stale: str | None,
+) -> Standing:
+    if deployment is None:
+        raise DeployFailed(f"Deployment {name} is gone", "somebody deleted it meanwhile")
+    found = (deployment["metadata"].get("annotations") or {}).get(RELEASE)
+    if release is not None and found != release:
+        raise Overtaken(
+            f"Deployment {name} is of release {found} now, not of {release}",
+            "somebody else deployed meanwhile; see `control deploy status`",
+        )
+    return judge(deployment, sets, stale=stale)

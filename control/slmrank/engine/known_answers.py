@@ -1,0 +1,63 @@
+"""Known answers: a few scores written down when the engine was built, to be asked of a server.
+
+A server that loaded other weights, another tokenizer or another summary store answers as quickly as
+the right one. Only its scores show it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slmrank.errors import ArtifactError
+
+KNOWN_FILE = "known_answers.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownAnswer:
+    """One stored job and its P(relevant) for a query."""
+
+    query: str
+    job_id: str
+    p: float
+
+
+def choose_known(scored: Sequence[tuple[str, str, float]], count: int = 4) -> list[KnownAnswer]:
+    """From (query, job id, p) triples the query whose p are furthest apart, with `count` of its
+    jobs from lowest to highest: a server that answers one constant must not pass."""
+    by_query: dict[str, list[tuple[float, str]]] = {}
+    for query, job_id, p in scored:
+        by_query.setdefault(query, []).append((p, job_id))
+    if not by_query:
+        return []
+    query = max(by_query, key=lambda one: (max(by_query[one])[0] - min(by_query[one])[0], one))
+    ranked = sorted(set(by_query[query]))
+    last = len(ranked) - 1
+    places = sorted({round(last * step / max(count - 1, 1)) for step in range(count)})
+    return [
+        KnownAnswer(query=query, job_id=ranked[place][1], p=round(ranked[place][0], 6))
+        for place in places
+    ]
+
+
+def known_json(answers: Sequence[KnownAnswer]) -> str:
+    """The content of `known_answers.json`."""
+    return json.dumps({"schema": 1, "answers": [asdict(one) for one in answers]}, indent=2) + "\n"
+
+
+def read_known(path: Path) -> list[KnownAnswer]:
+    """Raises ArtifactError when the file holds no known answers."""
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        answers = [KnownAnswer(**one) for one in loaded["answers"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} holds no known answers: {error}", "make the repository again: `control repo`"
+        ) from error
+    if not answers:
+        raise ArtifactError(f"{path} holds no known answers", "make the repository again")
+    return answers

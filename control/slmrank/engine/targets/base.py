@@ -1,0 +1,118 @@
+"""What an engine target is: everything about one way to run the ranker, in one object.
+
+A target knows its section of the spec, what building it needs, how it is built and scored in this
+process, which Triton models serve it, and what a machine must have for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import Artifact
+from slmrank.engine.parity import Scorer
+from slmrank.machine.inspection import Machine, Report
+from slmrank.model.checkpoint import Checkpoint
+from slmrank.prompt.corpus import EncodedQuery
+from slmrank.shipped import shipped
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.engine import EngineSpec
+from slmrank.triton.config import RANKER, ModelConfig, Queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """What a target builds from: `calibration(n)` gives training queries with n items in all,
+    `held_out` those of the parity gate; files go into `folder`."""
+
+    spec: BundleSpec
+    checkpoint: Checkpoint
+    calibration: Callable[[int], list[EncodedQuery]]
+    held_out: Sequence[EncodedQuery]
+    folder: Path
+    report: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployFacts:
+    """What a cluster must know of an engine: the key of a compiled one and the bytes loaded beside
+    the repository, where compiled engines are mounted, the build plan, the GPU product."""
+
+    tag: str | None = None
+    bytes: int = 0
+    engines: str | None = None
+    plan: Mapping[str, Any] | None = None
+    gpu_product: str | None = None
+
+
+class EngineTarget(ABC):
+    """One way to run the ranker. `code` are the modules that build it, `server_code` those that run
+    inside the server beside its stage; `runtime` the distributions whose versions decide its speed.
+    `compiled_elsewhere`: `build` gives a plan, which is compiled where its GPU is."""
+
+    name: str
+    needs_gpu: bool = False
+    compiled_elsewhere: bool = False
+    code: tuple[str, ...] = ()
+    server_code: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
+
+    def settings(self, spec: BundleSpec) -> dict[str, Any]:
+        """What decides the engine: another target's settings do not."""
+        return spec.engine.section.settings()
+
+    def serving_settings(self, spec: BundleSpec) -> dict[str, Any]:
+        """What decides the repository beside the engine."""
+        return {}
+
+    def check(self, spec: EngineSpec) -> None:  # noqa: B027
+        """Refuse what needs no model to be refused, before anything is trained: SpecError."""
+
+    @abstractmethod
+    def tools(self, spec: EngineSpec) -> tuple[tuple[str, ...], str]:
+        """(distributions that building needs, the extra that brings them)."""
+
+    @abstractmethod
+    def precision(self, spec: EngineSpec) -> str:
+        """Such as int8: stands in reports."""
+
+    @abstractmethod
+    def build(self, building: Building) -> dict[str, Any]:
+        """Build into `building.folder`, behind the parity gate; returns figures.
+
+        Raises ParityError when its scores leave the tolerance.
+        """
+
+    @abstractmethod
+    def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
+        """Score with the engine directory in this process. Where its kernels need hardware that is
+        not here: its weights with reference arithmetic."""
+
+    @abstractmethod
+    def triton_models(
+        self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
+    ) -> dict[str, ModelConfig]:
+        """The Triton models of the stage `ranker`, by name. `figures` are the engine's."""
+
+    def stage(self) -> Path:
+        """The `model.py` of the stage `ranker`."""
+        folder = f"{RANKER}_{self.name.replace('-', '_')}"
+        return shipped("model_repository") / folder / "1" / "model.py"
+
+    def links(self, engine: Path) -> dict[str, Path]:
+        """Folders to put into the repository: path inside it -> where it lies now."""
+        return {}
+
+    def identity(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        """What a server adds to its description."""
+        return {}
+
+    def deploy_facts(self, spec: BundleSpec, engine: Artifact) -> DeployFacts:
+        return DeployFacts()
+
+    @abstractmethod
+    def diagnose(self, machine: Machine, spec: EngineSpec, report: Report) -> None:
+        """Add what a machine has, and lacks, for this target."""

@@ -1,0 +1,178 @@
+"""What perf_analyzer measured in one point, recomputed from the requests that it exported.
+
+A point has numbers only when the tool's CSV row and this recomputation agree; of an open loop the
+schedule that was really kept is compared with the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from slmrank.errors import SweepError
+from slmrank.load.points import Point
+
+CSV_FILE = "latency.csv"
+EXPORT_FILE = "profile.json"
+MERGED_WINDOWS = 3
+DISAGREEMENT = 0.02
+LEAST_ACHIEVED = 0.99
+BACKLOG_SHARE = 0.05
+
+Verdict = Literal["ok", "disagrees", "unstable", "late", "overload", "refused", "failed"]
+# Measuring again would tell nothing new.
+FINAL: tuple[Verdict, ...] = ("ok", "disagrees", "late", "overload", "refused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One point's result; latencies in milliseconds over the merged stable windows. `achieved`:
+    share of the asked rate that was really sent, 1 in a closed loop. `backlog`: requests that were
+    due in the windows of an open loop, less those answered in them."""
+
+    window_ms: int
+    requests: int
+    requests_per_s: float
+    items_per_s: float
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    reported_requests_per_s: float
+    disagreement: float
+    achieved: float
+    backlog: int
+    stages_us: dict[str, dict[str, float]]
+
+    @property
+    def trusted(self) -> bool:
+        """The tool's own figure agrees with ours within 2 %."""
+        return self.disagreement <= DISAGREEMENT
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.achieved < LEAST_ACHIEVED:
+            return "late"
+        if self.backlog > max(3, BACKLOG_SHARE * self.requests):
+            return "overload"
+        return "ok" if self.trusted else "disagrees"
+
+
+def read_result(
+    folder: Path, point: Point, window_ms: int, schedule: list[int] | None = None
+) -> Measured:
+    """Figures of a finished point from its export, its CSV and its stage CSVs. `schedule` holds the
+    gaps in us that an open loop was to keep.
+
+    Raises SweepError when a file or the row is missing, or no request ended in the windows.
+    """
+    export = _read_json(folder / EXPORT_FILE)
+    latencies, begin, end = merged_requests(export)
+    if not len(latencies):
+        raise SweepError(
+            f"no request of {point.name} ended inside a window",
+            "raise sweep.window_ms: one request takes longer than a window",
+        )
+    rate = len(latencies) / ((end - begin) / 1e9)
+    rows = _rows(folder / CSV_FILE)
+    if not rows:
+        raise SweepError(f"perf_analyzer wrote no row for {point.name}", "see the tool's own lines")
+    reported = float(rows[0]["Inferences/Second"])
+    p50, p90, p95, p99 = (float(x) for x in np.percentile(latencies, [50, 90, 95, 99]))
+    return Measured(
+        window_ms=window_ms,
+        requests=len(latencies),
+        requests_per_s=rate,
+        items_per_s=rate * point.items,
+        mean_ms=float(latencies.mean()),
+        p50_ms=p50,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        reported_requests_per_s=reported,
+        disagreement=abs(reported - rate) / rate,
+        achieved=kept_share(export, schedule) if schedule else 1.0,
+        backlog=due_requests(export, schedule, begin, end) - len(latencies) if schedule else 0,
+        stages_us=_stages(folder),
+    )
+
+
+def kept_share(export: dict[str, Any], schedule: list[int]) -> float:
+    """Share of the asked rate that was sent: what the schedule's gaps between the first and the
+    last request were to take, over what they took. Above 1 is early by rounding."""
+    sent = sorted(request["timestamp"] for request in export["experiments"][0]["requests"])
+    if len(sent) < 2:
+        return 1.0
+    # The tool waits one gap before its first request, and starts over at the end of the list.
+    gaps = [schedule[index % len(schedule)] for index in range(1, len(sent))]
+    return float(sum(gaps) * 1000 / (sent[-1] - sent[0]))
+
+
+def due_requests(export: dict[str, Any], schedule: list[int], begin: int, end: int) -> int:
+    """Requests that the schedule wants between two times in ns. The export cannot tell: it lacks
+    every request that was not answered."""
+    started = min(request["timestamp"] for request in export["experiments"][0]["requests"])
+    rounds = math.ceil((end - started) / (sum(schedule) * 1000)) + 1
+    gaps = np.tile(np.array(schedule, dtype=np.int64) * 1000, rounds)[1:]
+    due = started + np.concatenate([[0], np.cumsum(gaps)])
+    return int(((due >= begin) & (due <= end)).sum())
+
+
+def merged_requests(export: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int, int]:
+    """Latencies in ms of the requests that ended inside the last three windows, and the windows'
+    begin and end in ns. The export holds all windows; the tool reports the merged last three."""
+    experiment = export["experiments"][0]
+    borders = experiment["window_boundaries"]
+    if len(borders) < 2:
+        return np.zeros(0), 0, 0
+    begin, end = borders[max(len(borders) - 1 - MERGED_WINDOWS, 0)], borders[-1]
+    latencies = [
+        (request["response_timestamps"][-1] - request["timestamp"]) / 1e6
+        for request in experiment["requests"]
+        if request["response_timestamps"] and begin <= request["response_timestamps"][-1] <= end
+    ]
+    return np.array(latencies), begin, end
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _stages(folder: Path) -> dict[str, dict[str, float]]:
+    """Average server time in us per stage (queue, compute), from `<model>_v<n>.latency.csv`."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(folder.glob(f"*.{CSV_FILE}")):
+        rows = _rows(path)
+        if rows:
+            stage = path.name.removesuffix(f".{CSV_FILE}").rsplit("_v", 1)[0]
+            found[stage] = {
+                "queue": float(rows[0]["Server Queue"]),
+                "compute": sum(
+                    float(rows[0][f"Server Compute {part}"])
+                    for part in ("Input", "Infer", "Output")
+                ),
+            }
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        # The export copies string tensors byte for byte, length prefixes included, so it is
+        # neither UTF-8 nor free of control characters.
+        text = path.read_bytes().decode("utf-8", "replace")
+        loaded: dict[str, Any] = json.loads(text, strict=False)
+    except (OSError, ValueError) as error:
+        raise SweepError(
+            f"perf_analyzer left no readable export: {error}", "see the tool's own lines"
+        ) from error
+    return loaded

@@ -1,0 +1,182 @@
+"""A measuring session over one repository: which points, drawn from what, on which server.
+
+`sweep` and `slo` are what the verbs of these names do; the command line only parses and prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.client.client import RankClient
+from slmrank.data.records import LabelledSet
+from slmrank.errors import SweepError
+from slmrank.load.binary import find_perf_analyzer
+from slmrank.load.evidence import require_ready
+from slmrank.load.perf_analyzer import Measuring
+from slmrank.load.points import Load, Point, PointInput, Pool, make_input, plan_points
+from slmrank.load.record import write_record
+from slmrank.load.run import (
+    OpenServer,
+    Progress,
+    Running,
+    Subject,
+    Task,
+    find_point,
+    open_bench,
+    run_sweep,
+)
+from slmrank.load.slo import find_slo
+from slmrank.machine.facts import installed_version
+from slmrank.model.checkpoint import open_ranker_file
+from slmrank.repository.generate import read_identity
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.load import SweepSpec
+from slmrank.store.registry import open_store
+from slmrank.triton.config import PREPARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """`subject` is what is measured, `server` how to get at it, `pool` what requests are drawn
+    from."""
+
+    spec: SweepSpec
+    subject: Subject
+    pool: Pool
+    store: ArtifactStore
+    server: OpenServer
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The points of the spec's grid. Raises SweepError for one that cannot be measured."""
+        loads = [Load(kind="concurrency", level=level) for level in self.spec.concurrency]
+        loads += [Load(kind="rate", level=rate) for rate in self.spec.rates]
+        requests = self.spec.slo.requests if self.spec.rates else 0
+        return self._tasks(loads, Measuring(spec=self.spec, min_requests=requests))
+
+    @cached_property
+    def cells(self) -> list[Task]:
+        """One task for each kind of request, whose load the search for a rate chooses."""
+        measuring = Measuring(spec=self.spec, min_requests=self.spec.slo.requests)
+        return self._tasks([Load(kind="concurrency", level=1)], measuring)
+
+    @property
+    def pending(self) -> list[Task]:
+        """The points that have no final result yet."""
+        return [task for task in self.tasks if find_point(self.store, self.subject, task) is None]
+
+    def sweep(self, progress: Progress) -> tuple[list[Artifact], Path]:
+        """Measure every point; returns them in order, and the record's file."""
+        points = run_sweep(self.tasks, self.store, self.subject, self.server, progress)
+        return points, write_record(self.store, self.subject.identity)
+
+    def slo(self, report: Callable[[str], None]) -> tuple[list[Artifact], Path]:
+        """Search the rate at the objective of every cell; returns what was found, and the
+        record's file."""
+        with open_bench(self.store, self.subject, self.server) as bench:
+            bench.warm_up(self.cells[0])
+            found = [find_slo(bench, task, self.spec.slo, report) for task in self.cells]
+        return found, write_record(self.store, self.subject.identity)
+
+    def _tasks(self, loads: Sequence[Load], measuring: Measuring) -> list[Task]:
+        stored = self.spec.texts == "store"
+        points = plan_points(
+            self.spec.items,
+            [None] if stored else self.spec.tokens,
+            loads,
+            self.spec.query_tokens or [None],
+        )
+        # Loads of one cell share its input.
+        inputs: dict[str, PointInput] = {}
+        tasks = []
+        for point in points:
+            if point.cell not in inputs:
+                inputs[point.cell] = self._input(point)
+            tasks.append(Task(point=point, given=inputs[point.cell], measuring=measuring))
+        return tasks
+
+    def _input(self, point: Point) -> PointInput:
+        return make_input(point, self.pool)
+
+
+def open_session(
+    spec: BundleSpec,
+    repository: Path,
+    labelled: LabelledSet,
+    store: ArtifactStore,
+    *,
+    runtime: Sequence[str] = (),
+    url: str | None = None,
+    metrics_url: str | None = None,
+) -> Session:
+    """The session of a repository, on a server of its own or on the running one at `url`.
+
+    `runtime` names distributions whose versions decide the speed of a server here. Raises
+    SweepError when a running server serves another tokenizer or template.
+    """
+    identity = read_identity(repository)
+    versions = {name: installed_version(name) or "none" for name in runtime}
+    if url is not None:
+        identity = _identity_of(url, identity)
+        versions = {}
+    folder = repository / PREPARE / "1"
+    stored = None
+    if spec.sweep.texts == "store":
+        stored = open_store(spec.summarize.store, folder).ids_many
+    pool = Pool(
+        jobs=list(labelled.jobs.values()),
+        queries=sorted({pair.query for pair in labelled.pairs["test"]}),
+        encoder=open_ranker_file(folder).encoder(),
+        requests=spec.sweep.requests,
+        seed=spec.sweep.seed,
+        stored=stored,
+    )
+    with tempfile.TemporaryDirectory(prefix="slmrank-tool-") as work:
+        tool = find_perf_analyzer(Path(work)).version
+
+    def server() -> AbstractContextManager[Running]:
+        if url is not None:
+            return contextlib.nullcontext(Running(url=url, metrics_url=metrics_url))
+        return _own_server(repository)
+
+    return Session(
+        spec=spec.sweep,
+        subject=Subject(identity=identity, versions=versions, tool=tool),
+        pool=pool,
+        store=store,
+        server=server,
+    )
+
+
+def running(server: Server) -> Running:
+    """A server that was started here, as something to measure."""
+    metrics = f"http://{server.address}:{server.ports.metrics}/metrics"
+    return Running(url=server.url, metrics_url=metrics)
+
+
+@contextlib.contextmanager
+def _own_server(repository: Path) -> Iterator[Running]:
+    with Server(repository, ANY_PORTS) as server:
+        yield running(server)
+
+
+def _identity_of(url: str, wanted: dict[str, str]) -> dict[str, str]:
+    require_ready(url)
+    with RankClient(url) as client:
+        served = client.describe()
+    for name in ("tokenizer_hash", "prompt_hash", "max_item_tokens"):
+        if served.get(name) != wanted[name]:
+            raise SweepError(
+                f"{url} serves {name} {served.get(name)}, the spec's repository has "
+                f"{wanted[name]}: texts could not be cut to length",
+                "give the spec that the server was made from",
+            )
+    return served

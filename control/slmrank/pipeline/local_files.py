@@ -1,0 +1,39 @@
+"""What a spec names on this machine's disk: checkpoints and data files, by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from slmrank.errors import DataError, SpecError
+from slmrank.hashing import hash_file
+from slmrank.spec.model import PACKAGED_MODEL
+
+
+def local_checkpoint(source: str) -> Path | None:
+    """The directory of a local base model, None for the packaged one. Raises SpecError when it is
+    neither."""
+    if source == PACKAGED_MODEL:
+        return None
+    path = Path(source)
+    if not path.is_dir():
+        raise SpecError(
+            f"base.source {source!r} is neither {PACKAGED_MODEL} nor a directory",
+            "give the path of a Hugging Face checkpoint",
+        )
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """Raises DataError when the file cannot be read."""
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
+
+
+def checkpoint_hashes(path: Path) -> Mapping[str, str]:
+    """The hash of every file that decides a checkpoint's scores, by name."""
+    names = ("config.json", "tokenizer.json", "ranker.json")
+    files = [path / name for name in names if (path / name).is_file()]
+    return {file.name: hash_file(file) for file in [*files, *sorted(path.glob("*.safetensors"))]}

@@ -1,0 +1,51 @@
+"""What several stages read from their inputs: the checkpoint, and a split's queries as ids."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+from slmrank.artifacts import Artifact
+from slmrank.data.labelled import read_labelled
+from slmrank.data.records import Split
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
+from slmrank.pipeline.steps import Making
+from slmrank.prompt.corpus import EncodedQuery, SummaryItems, encode_pairs
+from slmrank.store.job_store import JobStore
+from slmrank.store.registry import open_store
+
+
+def checkpoint_of(artifact: Artifact) -> Checkpoint:
+    """The checkpoint inside an artifact of kind base, finetuned, pruned or recovered."""
+    return open_checkpoint(artifact.path / CHECKPOINT_FOLDER)
+
+
+def stored_summaries(making: Making) -> contextlib.closing[JobStore]:
+    """The store of the input `summaries`."""
+    summaries = making.inputs["summaries"]
+    url = summaries.manifest["settings"]["store"]
+    return contextlib.closing(open_store(url, summaries.path))
+
+
+def split_queries(
+    making: Making, checkpoint: Checkpoint, split: Split, seed: int
+) -> list[EncodedQuery]:
+    """A split's queries on summaries, in an order that the seed decides."""
+    labelled = read_labelled(making.inputs["data"].path)
+    encoder = checkpoint.encoder()
+    with stored_summaries(making) as store:
+        queries = encode_pairs(labelled.pairs[split], encoder, SummaryItems(encoder, store))
+    random.Random(seed).shuffle(queries)
+    return queries
+
+
+def take_items(queries: list[EncodedQuery], items: int, per_query: int = 4) -> list[EncodedQuery]:
+    """The first queries that together hold `items` items, at most `per_query` of each."""
+    taken: list[EncodedQuery] = []
+    left = items
+    for query in queries:
+        if left <= 0:
+            break
+        taken.append(query.pick(range(min(per_query, left, len(query.items)))))
+        left -= len(taken[-1].items)
+    return taken

@@ -1,0 +1,11 @@
+"""Make `data` from a user's own jobs and pairs."""
+
+from __future__ import annotations
+
+from slmrank.data.labelled import read_own_set, write_labelled
+from slmrank.pipeline.steps import Making
+from slmrank.spec.data import JsonlData
+
+
+def make_own_data(spec: JsonlData, making: Making) -> None:
+    making.draft.figures.update(write_labelled(making.draft.path, read_own_set(spec)))

@@ -1,0 +1,29 @@
+"""Make `pruned`: fewer MLP neurons and layers."""
+
+from __future__ import annotations
+
+import random
+
+from slmrank.compress.structured import prune_model
+from slmrank.model.placement import choose_placement
+from slmrank.model.reference import load_model, save_model
+from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
+from slmrank.pipeline.steps import Making
+from slmrank.prompt.corpus import corpus_figures
+from slmrank.spec.compress import PruneSpec
+
+
+def make_pruned(spec: PruneSpec, making: Making) -> None:
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    queries = split_queries(making, checkpoint, "train", 0)
+    prompts = [prompt for query in queries for prompt in query.prompts()]
+    random.Random(spec.seed).shuffle(prompts)
+    ranker = load_model(checkpoint, choose_placement(making.device))
+    figures = prune_model(
+        ranker,
+        prompts[: spec.calibration_prompts],
+        spec,
+        lambda layer, layers: making.watcher.progress(layer, layers, "layers"),
+    )
+    save_model(ranker, checkpoint, making.draft.path)
+    making.draft.figures.update({**figures, **corpus_figures(queries)})

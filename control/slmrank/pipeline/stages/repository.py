@@ -1,0 +1,66 @@
+"""Make `repository`: the Triton model repository."""
+
+from __future__ import annotations
+
+from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, known_json
+from slmrank.engine.targets.base import EngineTarget
+from slmrank.pipeline.stages.inputs import checkpoint_of
+from slmrank.pipeline.steps import Making
+from slmrank.repository.generate import (
+    Contents,
+    prepare_stage,
+    queue_of,
+    render_configs,
+    write_repository,
+)
+from slmrank.serving.prepare import SUMMARIES_FILE
+from slmrank.spec.bundle import BundleSpec
+from slmrank.store.registry import store_kind
+from slmrank.summarize.summarizer import FITTED_FOLDER
+from slmrank.triton.config import PREPARE, RANKER
+
+
+def make_repository(
+    spec: BundleSpec, target: EngineTarget, server_code: str, making: Making
+) -> None:
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    engine, summaries = making.inputs["engine"], making.inputs["summaries"]
+    ranker = checkpoint.ranker
+    identity = {
+        "bundle": spec.name,
+        "engine": engine.key,
+        "engine_target": target.name,
+        "precision": target.precision(spec.engine),
+        "checkpoint": making.inputs["checkpoint"].key,
+        "summaries": summaries.key,
+        "prompt_hash": ranker.template.hash,
+        "tokenizer_hash": ranker.tokenizer_hash,
+        "max_item_tokens": str(ranker.max_item_tokens),
+        "max_query_tokens": str(ranker.max_query_tokens),
+        "code": server_code,
+        **target.identity(engine.figures),
+    }
+    models = target.triton_models(spec, checkpoint, engine.figures, queue_of(spec))
+    configs = render_configs(spec, models, identity)
+    prepare = f"{PREPARE}/1"
+    links = {
+        f"{prepare}/{FITTED_FOLDER}": making.inputs["summarizer"].path / FITTED_FOLDER,
+        **target.links(engine.path),
+    }
+    kind, place = store_kind(spec.summarize.store)
+    files = kind.files(place, summaries.path)
+    if files is not None:
+        links[f"{prepare}/{files.name}"] = files
+    write_repository(
+        making.draft.path,
+        configs,
+        Contents(
+            stages={PREPARE: prepare_stage(), RANKER: target.stage()},
+            prepare_files={SUMMARIES_FILE: spec.summarize.model_dump_json(exclude={"fitted"})},
+            checkpoint=checkpoint.path,
+            links=links,
+        ),
+    )
+    answers = [KnownAnswer(**answer) for answer in engine.figures["known_answers"]]
+    (making.draft.path / KNOWN_FILE).write_text(known_json(answers), encoding="utf-8")
+    making.draft.figures.update(identity)

@@ -1,0 +1,120 @@
+"""Make `scores`: the evaluation pairs, scored by one row of the quality table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slmrank.client.client import RankClient
+from slmrank.data.bm25 import Bm25
+from slmrank.data.labelled import read_labelled
+from slmrank.data.records import LabelledSet, Pair, group_by_query
+from slmrank.engine.targets.base import EngineTarget
+from slmrank.errors import ArtifactError, DataError
+from slmrank.model.probability import probability
+from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
+from slmrank.pipeline.steps import Making
+from slmrank.prompt.corpus import (
+    EncodedQuery,
+    FullTextItems,
+    JobItems,
+    SummaryItems,
+    encode_pairs,
+    sample_queries,
+)
+from slmrank.serving.server import ANY_PORTS, Server
+
+SCORES_FILE = "scores.jsonl"
+Scores = dict[tuple[str, str], float]
+
+
+def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Making) -> None:
+    """P(relevant) of every evaluation pair, or BM25 scores, by the row's scorer."""
+    labelled = read_labelled(making.inputs["data"].path)
+    pairs = sample_queries(labelled.pairs[settings["split"]], settings["queries"], settings["seed"])
+    if not pairs:
+        raise DataError(
+            f"the data has no pairs in split {settings['split']!r}",
+            "choose another evaluate.split, or give pairs with that split",
+        )
+    figures: dict[str, Any] = {"pairs": len(pairs), "prompt_tokens": 0}
+    if settings["row"] == "bm25":
+        index = Bm25(labelled.jobs)
+        scores = {
+            (pair.query, pair.job_id): index.scores(pair.query, [pair.job_id])[0] for pair in pairs
+        }
+    elif settings["row"] == "served":
+        scores = _over_grpc(pairs, making)
+    else:
+        queries = _encoded(pairs, labelled, settings["full_text_tokens"], making)
+        figures["prompt_tokens"] = sum(
+            len(query.prefix) + len(item) for query in queries for item in query.items
+        )
+        figures["items_cut"] = sum(query.truncated for query in queries)
+        scores = _in_process(settings, queries, target, making)
+    with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
+        for pair in pairs:
+            record = {"query": pair.query, "job_id": pair.job_id, "grade": pair.grade}
+            record["score"] = scores[pair.query, pair.job_id]
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    making.draft.figures.update(figures)
+
+
+def _encoded(
+    pairs: Sequence[Pair], labelled: LabelledSet, full_text_tokens: int | None, making: Making
+) -> list[EncodedQuery]:
+    encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(full_text_tokens)
+    with stored_summaries(making) as store:
+        source: JobItems = SummaryItems(encoder, store)
+        if full_text_tokens:
+            source = FullTextItems(encoder, labelled.jobs)
+        return encode_pairs(pairs, encoder, source)
+
+
+def _in_process(
+    settings: Mapping[str, Any],
+    queries: Sequence[EncodedQuery],
+    target: EngineTarget,
+    making: Making,
+) -> Scores:
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    keys = [(query.query, job_id) for query in queries for job_id in query.job_ids]
+    found: list[float] = []
+    if settings["row"] == "engine":
+        scorer = target.open_scorer(making.inputs["engine"].path, checkpoint)
+        for number, query in enumerate(queries, start=1):
+            found += probability(scorer(query)).tolist()
+            making.watcher.progress(number, len(queries), "queries")
+    else:
+        from slmrank.model.placement import choose_placement
+        from slmrank.model.reference import ReferenceScorer
+
+        placement = choose_placement(making.device, settings["dtype"])
+        making.draft.figures["dtype"] = placement.dtype
+        prompts = [prompt for query in queries for prompt in query.prompts()]
+        found = (
+            ReferenceScorer(checkpoint, placement)
+            .probabilities(
+                prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
+            )
+            .tolist()
+        )
+    return dict(zip(keys, found, strict=True))
+
+
+def _over_grpc(pairs: Sequence[Pair], making: Making) -> Scores:
+    scores: Scores = {}
+    groups = group_by_query(pairs)
+    repository = making.inputs["repository"].path
+    with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
+        for number, (query, group) in enumerate(groups.items(), start=1):
+            for item in client.score(query, [pair.job_id for pair in group]):
+                if not item.status.scored:
+                    raise ArtifactError(
+                        f"the server did not score job {item.job_id!r}: {item.status.words}",
+                        "run `control summarize` and `control repo` again",
+                    )
+                scores[query, item.job_id] = item.score
+            making.watcher.progress(number, len(groups), "queries over gRPC")
+    return scores

@@ -1,0 +1,97 @@
+"""Make `summarizer` and `summaries`: what is fitted once, and the store of job texts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.data.labelled import read_labelled
+from slmrank.errors import ArtifactError
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
+from slmrank.pipeline.steps import Making
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.store.job_store import JobStore
+from slmrank.store.registry import open_store
+from slmrank.summarize.build_store import build_store, require_room
+from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, tokens_counted
+
+
+def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
+    """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
+    encoder = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER).encoder()
+    counted = tokens_counted(encoder)
+    kind = SUMMARIZERS.get(spec.method)
+    if spec.fitted is not None:
+        summarizer = kind.load(fitted_folder(spec.fitted), spec, counted)
+    else:
+        labelled = read_labelled(making.inputs["data"].path)
+        trained_on = sorted({pair.job_id for pair in labelled.pairs["train"]})
+        ranker = making.inputs.get("ranker")
+        summarizer = kind.fit(
+            Fitting(
+                spec=spec,
+                jobs=[labelled.jobs[job_id] for job_id in trained_on],
+                count_tokens=counted,
+                ranker=ranker.path / CHECKPOINT_FOLDER if ranker is not None else None,
+            )
+        )
+    folder = making.draft.path / FITTED_FOLDER
+    folder.mkdir()
+    summarizer.save(folder)
+    making.draft.figures.update({"identity": summarizer.identity()})
+
+
+def make_summaries(spec: SummarizeSpec, making: Making) -> None:
+    labelled = read_labelled(making.inputs["data"].path)
+    checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
+    encoder = checkpoint.encoder()
+    summarizer = SUMMARIZERS.get(spec.method).load(
+        making.inputs["summarizer"].path / FITTED_FOLDER, spec, tokens_counted(encoder)
+    )
+    identity: dict[str, Any] = {
+        "tokenizer_hash": checkpoint.ranker.tokenizer_hash,
+        **summarizer.identity(),
+    }
+    with _earlier_stores(making.store, spec.store) as earlier:
+        target = open_store(spec.store, making.draft.path, write=True)
+        with contextlib.closing(target):
+            figures = build_store(
+                labelled.jobs,
+                encoder,
+                summarizer,
+                identity,
+                target,
+                earlier,
+                lambda done, total: making.watcher.progress(done, total, "jobs"),
+            )
+    require_room(figures, spec, encoder)
+    making.draft.figures.update({**figures, "identity": identity})
+
+
+def fitted_folder(path: Path) -> Path:
+    """The fitted files of a summarizer artifact. Raises ArtifactError when there are none."""
+    folder = path / FITTED_FOLDER
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"summarize.fitted {path} is no summarizer artifact",
+            "give a folder of ARTIFACTS/summarizer",
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def _earlier_stores(store: ArtifactStore, url: str) -> Iterator[list[JobStore]]:
+    """Readable stores of earlier runs, newest first."""
+    opened: list[JobStore] = []
+    try:
+        for artifact in store.all("summaries"):
+            with contextlib.suppress(ArtifactError):
+                opened.append(open_store(url, artifact.path))
+        yield opened
+    finally:
+        for earlier in opened:
+            earlier.close()

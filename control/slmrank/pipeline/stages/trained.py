@@ -1,0 +1,52 @@
+"""Make `finetuned` and `recovered`: one training run each, with or without a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slmrank.errors import CheckpointError
+from slmrank.model.checkpoint import Checkpoint, open_checkpoint
+from slmrank.model.placement import choose_placement
+from slmrank.model.reference import load_model, save_model
+from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
+from slmrank.pipeline.steps import Making
+from slmrank.prompt.corpus import corpus_figures
+from slmrank.spec.train import TrainSpec
+from slmrank.train.sft import train
+
+
+def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
+    student = checkpoint_of(making.inputs["student"])
+    placement = choose_placement(making.device)
+    digests = {name: artifact.digest for name, artifact in making.inputs.items()}
+    teacher = None
+    if "teacher" in making.inputs:
+        teacher = load_model(checkpoint_of(making.inputs["teacher"]), placement)
+    elif teacher_path is not None:
+        teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student), placement)
+        digests["teacher"] = str(making.draft.lineage["settings"]["teacher"])
+    queries = split_queries(making, student, "train", 0)
+    ranker = load_model(student, placement)
+    figures = train(
+        ranker,
+        queries,
+        spec,
+        making.draft.work,
+        lambda step, steps, loss: making.watcher.progress(step, steps, f"KL {loss:.3f}"),
+        inputs=digests,
+        teacher=teacher,
+    )
+    save_model(ranker, student, making.draft.path)
+    making.draft.figures.update({**figures, "device": placement.device, **corpus_figures(queries)})
+
+
+def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """The teacher, when it reads the student's ids. Raises CheckpointError otherwise."""
+    for name in ("tokenizer_hash", "template", "labels"):
+        theirs, ours = getattr(teacher.ranker, name), getattr(student.ranker, name)
+        if theirs != ours:
+            raise CheckpointError(
+                f"teacher {teacher.path} has {name} {theirs}, the student has {ours}",
+                "use a teacher that was imported with the same tokenizer and prompt section",
+            )
+    return teacher

@@ -1,0 +1,103 @@
+"""Where a bundle stands: each of its artifacts is made, stale (and why), or missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.pipeline.steps import Step, changed_inputs, in_order
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStatus:
+    """One step. `why` says what differs from the newest artifact of its kind and bundle, `note`
+    that it was made with other versions of its tools."""
+
+    title: str
+    kind: str
+    key: str
+    state: Literal["made", "stale", "missing"]
+    why: str = ""
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_status(steps: Iterable[Step], store: ArtifactStore) -> list[StepStatus]:
+    """The status of every step and of what it needs, inputs first, each once."""
+    needed = {f"{one.kind}/{one.key}": one for step in steps for one in in_order(step)}
+    return [_status(step, store) for step in needed.values()]
+
+
+def _status(step: Step, store: ArtifactStore) -> StepStatus:
+    found = store.find(step.kind, step.key)
+    state: Literal["made", "stale", "missing"] = "missing"
+    why = note = ""
+    if found is not None:
+        changed = changed_inputs(step, found, store)
+        state = "stale" if changed else "made"
+        why = f"made from another {', '.join(changed)}" if changed else ""
+        note = _versions(found)
+    else:
+        earlier = [one for one in store.all(step.kind) if _related(step, one)]
+        if earlier:
+            state, why = "stale", _difference(step, earlier[0])
+    return StepStatus(
+        title=step.title, kind=step.kind, key=step.key, state=state, why=why, note=note
+    )
+
+
+def _related(step: Step, artifact: Artifact) -> bool:
+    """Whether an artifact is an earlier one of the same step: kinds like `scores` hold several."""
+    same_row = artifact.manifest["settings"].get("row") == step.settings.get("row")
+    return artifact.manifest.get("bundle") == step.bundle and same_row
+
+
+def _difference(step: Step, earlier: Artifact) -> str:
+    """Settings, inputs and code that are not those of an earlier artifact."""
+    before, after = _flat(earlier.manifest["settings"]), _flat(step.settings)
+    told = [
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+    more = [f"and {len(told) - SHOWN} more settings"] if len(told) > SHOWN else []
+    told = [*told[:SHOWN], *more]
+    inputs = earlier.manifest["inputs"]
+    others = [
+        name for name, one in step.inputs.items() if inputs.get(name, {}).get("key") != one.key
+    ]
+    if others:
+        told.append(f"another {', '.join(others)}")
+    if earlier.manifest.get("code") != step.code_key:
+        told.append("the code that makes it changed")
+    return "; ".join(told)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _versions(artifact: Artifact) -> str:
+    """Tools that are installed here in another version than the one that made the artifact."""
+    other = []
+    for tool, version in artifact.manifest.get("versions", {}).items():
+        try:
+            here = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if here != version:
+            other.append(f"{tool} {version}, here {here}")
+    return f"made with {'; '.join(other)}" if other else ""

@@ -1,0 +1,35 @@
+"""Extensions of other people: Python files named in SLMRANK_PLUGINS (separated by ':').
+
+Such a file registers an engine target, a summarizer or a summary store when it is loaded. A
+variable, because it also reaches the processes that the server starts, which see no PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from slmrank.errors import SpecError
+
+VARIABLE = "SLMRANK_PLUGINS"
+
+
+def load_plugins() -> None:
+    """Load every named file once. Raises SpecError for one that is missing or fails."""
+    for name in filter(None, os.environ.get(VARIABLE, "").split(":")):
+        path = Path(name).resolve()
+        module_name = f"slmrank_plugin_{path.stem}"
+        if module_name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise SpecError(f"{VARIABLE} names {name}, which is no Python file", "correct it")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise SpecError(f"{VARIABLE}: {name} fails to load: {error}", "mend it") from error

@@ -1,0 +1,54 @@
+"""Sections `summarize` and `prune`: shorter texts, a smaller model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from slmrank.spec.section import Section, multiple_of_64
+
+
+class SummarizeSpec(Section):
+    """Query-independent summaries of job descriptions, and the store that keeps them."""
+
+    method: str = Field("extractive", description="summarizer, by its registered name")
+    budget_tokens: int = Field(56, ge=8, le=2048, description="longest summary of a description")
+    max_cut_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="share of jobs whose title, place and summary may exceed "
+        "prompt.max_item_tokens, and are cut; above: refused",
+    )
+    fitted: Path | None = Field(
+        None,
+        description="folder of an earlier summarizer artifact, used instead of fitting one: its "
+        "summaries stay as they are when the catalogue changes",
+    )
+    store: str = Field("lmdb:", description="where summaries are kept: `lmdb:` inside the bundle")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of a summarizer that was registered elsewhere"
+    )
+
+
+class PruneSpec(Section):
+    """Structured pruning: OSSCAR on MLP neurons, then late layers are removed."""
+
+    intermediate_size: int = Field(
+        1024, ge=64, description="MLP neurons kept per layer; a multiple of 64"
+    )
+    layers: int = Field(24, ge=1, description="layers kept; the last ones are removed")
+    method: Literal["osscar", "magnitude", "magnitude_refit"] = Field(
+        "osscar", description="selection and refit; the others are baselines"
+    )
+    calibration_prompts: int = Field(192, ge=4, description="training prompts for calibration")
+    damping: float = Field(0.01, gt=0, description="ridge on the Hessian, share of its mean diag")
+    neurons_per_round: int = Field(16, ge=1, description="neurons dropped between two updates")
+    seed: int = Field(0, description="seed of the calibration sample")
+
+    @field_validator("intermediate_size")
+    @classmethod
+    def _aligned(cls, value: int) -> int:
+        return multiple_of_64("prune.intermediate_size", value)

@@ -1,0 +1,46 @@
+"""Sections `data`: where jobs and graded pairs come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slmrank.spec.section import Section
+
+
+class CandidateSpec(Section):
+    train: int = Field(8, ge=2, description="jobs judged per training query")
+    dev: int = Field(16, ge=2, description="jobs judged per development query")
+    test: int = Field(16, ge=2, description="jobs judged per test query")
+
+
+class OnetData(Section):
+    """The example job-search set, built from the O*NET tables."""
+
+    source: Literal["onet"]
+    table: Path | None = Field(None, description="Task_DWA.csv; unset: out of the PyPI package")
+    seed: int = Field(0, description="seed of postings, queries, splits and candidates")
+    postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
+    queries_per_occupation: int = Field(3, ge=1, le=50, description="queries per occupation")
+    candidates: CandidateSpec = Field(default_factory=CandidateSpec)
+    test_share: float = Field(0.2, gt=0, lt=0.8, description="share of occupations only tested")
+    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
+    occupations: int | None = Field(
+        None, ge=20, description="use only this many occupations, spread evenly; unset: all"
+    )
+
+
+class JsonlData(Section):
+    """Your own jobs and judged pairs."""
+
+    source: Literal["jsonl"]
+    jobs: Path = Field(description="JSONL: job_id, title, company, location, description")
+    pairs: Path = Field(description="JSONL: query, job_id, grade 0..4, optional split")
+    seed: int = Field(0, description="seed of the split for queries that name none")
+    test_share: float = Field(0.2, gt=0, lt=0.8, description="share of queries only tested")
+    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
+
+
+DataSpec = Annotated[OnetData | JsonlData, Field(discriminator="source")]

@@ -1,0 +1,174 @@
+"""Section `engine`: the compiled ranker, with one sub-section for each family of targets.
+
+One spec serves several targets: `target` chooses, and only that target's sub-section decides the
+engine. A target that was registered elsewhere declares its name, and its own sub-section, here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from slmrank.spec.section import Section
+
+
+class ParitySpec(Section):
+    """What an engine must satisfy against the float32 reference on held-out pairs."""
+
+    pairs: int = Field(128, ge=8, description="pairs compared")
+    max_mean_abs_dp: float = Field(0.02, gt=0, description="largest mean |p_engine - p_reference|")
+    max_abs_dp: float = Field(0.35, gt=0, description="largest single |p_engine - p_reference|")
+    min_pair_order: float = Field(
+        0.97,
+        gt=0.5,
+        le=1,
+        description="least share of same-query pairs, apart by over 0.05 in p, ordered alike",
+    )
+
+
+class OpenVinoSpec(Section):
+    """OpenVINO on CPUs."""
+
+    precision: Literal["float32", "bfloat16", "int8-weights", "int8"] = Field(
+        "int8",
+        description="int8: weights and activations by NNCF SmoothQuant, item passes only; "
+        "int8-weights: weights, activations quantised at run time",
+    )
+    calibration_prompts: int = Field(96, ge=8, description="items seen by INT8 calibration")
+    smooth_quant_alpha: float = Field(0.65, ge=0, le=1, description="SmoothQuant strength")
+    max_batch_items: int = Field(32, ge=1, le=512, description="items in one engine call")
+
+
+class TrtllmSpec(Section):
+    """TensorRT-LLM, for the targets trtllm-engine and trtllm-llmapi."""
+
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="type of the weights")
+    quantization: Literal["none", "fp8", "int8-sq"] = Field(
+        "none",
+        description="fp8: weights and activations, Ada or Hopper and newer; int8-sq: SmoothQuant "
+        "W8A8; both calibrated by nvidia-modelopt; trtllm-engine only",
+    )
+    calibration_prompts: int = Field(64, ge=8, description="prompts seen by the calibration")
+    version: str = Field("1.2.1", description="TensorRT-LLM version")
+    container: str = Field(
+        "26.07", pattern=r"^\d\d\.\d\d$", description="tag of NVIDIA's tritonserver container"
+    )
+    container_digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="digest of that container; unset: the tag, which can move",
+    )
+    gpu: str = Field(
+        "NVIDIA-H200",
+        description="GPU product that the engine is built for, as in the node label "
+        "nvidia.com/gpu.product; an engine runs on no other",
+    )
+    max_batch_size: int = Field(
+        256, ge=1, le=4096, description="prompts that the engine schedules together"
+    )
+    max_num_tokens: int = Field(
+        16384, ge=64, description="packed prompt tokens in one iteration: the prefill limit"
+    )
+    tokens_per_block: Literal[16, 32, 64, 128] = Field(
+        32, description="KV-cache block; a shared prefix is reused in whole blocks"
+    )
+    gemm_plugin: Literal["auto", "fp8", "disable"] = Field(
+        "auto", description="GEMM plugin; fp8 goes with quantization fp8"
+    )
+    multiple_profiles: bool = Field(
+        True, description="several optimisation profiles: slower build, better kernels"
+    )
+    logits_dtype: Literal["float32", "float16"] = Field("float32", description="type of logits")
+    kv_cache_reuse: bool = Field(True, description="reuse the blocks of a shared query prefix")
+    kv_cache_fraction: float = Field(
+        0.25, gt=0, lt=1, description="share of free GPU memory for the KV cache"
+    )
+    engines: str = Field(
+        "/engines",
+        pattern=r"^/",
+        description="directory of engines where the server runs; the repository points into it",
+    )
+    ranker_instances: int = Field(
+        2, ge=1, le=64, description="fan-out processes of trtllm-engine; each takes one batch"
+    )
+    max_in_flight: int = Field(
+        256, ge=1, description="prompts that one fan-out process keeps in the engine"
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> TrtllmSpec:
+        if self.gemm_plugin == "fp8" and self.quantization != "fp8":
+            raise ValueError("trtllm.gemm_plugin fp8 needs quantization fp8; use auto")
+        return self
+
+
+# Target name -> the sub-section that it reads; None: a target without settings.
+TARGET_SECTIONS: dict[str, str | None] = {
+    "openvino": "openvino",
+    "trtllm-engine": "trtllm",
+    "trtllm-llmapi": "trtllm",
+}
+# Sub-sections of targets that were registered elsewhere, by name.
+OTHER_SECTIONS: dict[str, type[Section]] = {}
+
+
+class EngineSpec(Section):
+    """The compiled ranker. `parity` holds for every target, the other sub-sections for theirs."""
+
+    target: str = Field("openvino", description=f"one of {', '.join(TARGET_SECTIONS)}")
+    parity: ParitySpec = Field(default_factory=ParitySpec)
+    openvino: OpenVinoSpec = Field(default_factory=OpenVinoSpec)
+    trtllm: TrtllmSpec = Field(default_factory=TrtllmSpec)
+    other: dict[str, SerializeAsAny[Section]] = Field(
+        default_factory=dict, description="sub-sections of targets that were registered elsewhere"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_other(cls, values: Any) -> Any:
+        """`engine.NAME` of a declared sub-section goes into `other`."""
+        if not isinstance(values, dict):
+            return values
+        given = dict(values)
+        other = dict(given.pop("other", {}))
+        other |= {name: given.pop(name) for name in OTHER_SECTIONS if name in given}
+        parsed = {
+            name: one if isinstance(one, Section) else OTHER_SECTIONS[name].model_validate(one)
+            for name, one in other.items()
+        }
+        return {**given, "other": parsed} if parsed else given
+
+    @model_validator(mode="after")
+    def _known(self) -> EngineSpec:
+        if self.target not in TARGET_SECTIONS:
+            near = difflib.get_close_matches(self.target, TARGET_SECTIONS, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"engine.target {self.target!r} is none of {', '.join(TARGET_SECTIONS)}{meant}"
+            )
+        if self.target == "trtllm-llmapi" and self.trtllm.quantization != "none":
+            raise ValueError(
+                f"trtllm.quantization {self.trtllm.quantization} is for the target trtllm-engine; "
+                "trtllm-llmapi takes none"
+            )
+        return self
+
+    @property
+    def section(self) -> Section:
+        """The sub-section of the chosen target."""
+        name = TARGET_SECTIONS[self.target]
+        if name is None:
+            return Section()
+        if name in OTHER_SECTIONS:
+            return self.other.get(name, OTHER_SECTIONS[name]())
+        section: Section = getattr(self, name)
+        return section
+
+
+def declare_target(name: str, section: type[Section] | None = None) -> None:
+    """Let specs name a target that was registered elsewhere; `engine.NAME` holds its settings."""
+    TARGET_SECTIONS[name] = name if section is not None else None
+    if section is not None:
+        OTHER_SECTIONS[name] = section

@@ -1,0 +1,100 @@
+"""Sections `sweep` and `simulate`: measured load, and simulated traffic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from slmrank.spec.section import Section
+
+
+class SloSpec(Section):
+    """The service-level objective, and how exactly its rate is searched."""
+
+    latency_ms: float = Field(500, gt=0, description="limit of the request latency")
+    percentile: Literal[95, 99] = Field(95, description="which percentile must stay below it")
+    requests: int = Field(
+        80, ge=20, description="requests behind one percentile; windows are widened to hold them"
+    )
+    confirmations: int = Field(3, ge=1, le=9, description="runs that must hold at the found rate")
+    precision: float = Field(
+        0.1, gt=0.01, lt=1, description="width of the final bracket, share of the rate"
+    )
+
+
+class SweepSpec(Section):
+    """Load points: items per request x tokens per item x query tokens x load."""
+
+    items: list[int] = Field(default_factory=lambda: [1, 8], min_length=1)
+    tokens: list[int] = Field(
+        default_factory=lambda: [32, 96],
+        min_length=1,
+        description="tokens per item, closing question included; not used with texts: store",
+    )
+    query_tokens: list[int] = Field(
+        default_factory=list, description="tokens per query; empty: real queries as they are"
+    )
+    concurrency: list[int] = Field(
+        default_factory=lambda: [1, 2], description="closed loop: requests in flight"
+    )
+    rates: list[float] = Field(
+        default_factory=list, description="open loop: requests per second, Poisson arrivals"
+    )
+    texts: Literal["text", "store"] = Field(
+        "text",
+        description="text: job texts cut to exact lengths; store: job ids, looked up as in service",
+    )
+    window_ms: int = Field(2000, ge=200, description="measurement window of perf_analyzer (-p)")
+    trials: int = Field(6, ge=3, description="windows tried before a point counts as unstable")
+    stability_percent: float = Field(15, gt=0, description="allowed spread of three windows (-s)")
+    requests: int = Field(24, ge=2, description="distinct requests in the input pool of a point")
+    seed: int = Field(0, description="seed of the pool and of the arrivals")
+    slo: SloSpec = Field(default_factory=SloSpec)
+
+    @model_validator(mode="after")
+    def _positive(self) -> SweepSpec:
+        for name in ("items", "tokens", "query_tokens", "concurrency"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise ValueError(f"sweep.{name} holds {value}, values start at 1")
+        if any(rate <= 0 for rate in self.rates):
+            raise ValueError(f"sweep.rates holds {min(self.rates)}, rates are above 0")
+        if not self.concurrency and not self.rates:
+            raise ValueError("sweep needs a load: fill concurrency or rates")
+        return self
+
+
+class SimulateSpec(Section):
+    """Traffic for `control autoscale simulate`. Times in seconds, loads in items per second."""
+
+    trace: str = Field(
+        "diurnal", description="diurnal, burst, ramp, or a CSV with columns seconds, items_per_s"
+    )
+    load: float = Field(160.0, gt=0, description="base items/s of a synthetic trace")
+    burst: float = Field(3.0, ge=1, description="largest load over the base load")
+    hours: float | None = Field(None, gt=0, description="length; unset: diurnal 24, burst, ramp 2")
+    cold_start_s: float = Field(90.0, ge=0, description="decision to serving, of a new replica")
+    items: int = Field(4, ge=1, description="jobs in a request")
+    service_ms: float | None = Field(
+        None,
+        gt=0,
+        description="time of a request in an idle replica; unset: what just meets the objective "
+        "at the capacity",
+    )
+    jitter: float = Field(
+        0.1, ge=0, le=2, description="spread of that time, standard deviation over mean"
+    )
+    queue: int | None = Field(
+        None,
+        ge=1,
+        description="waiting requests of a replica above which it refuses; unset: the release's",
+    )
+    floor: int | None = Field(
+        None, ge=1, description="minimum of the floor policies; unset: by `control capacity`"
+    )
+    maximum: int | None = Field(None, ge=1, description="most replicas; unset: enough for the peak")
+    attainment: float = Field(
+        0.99, ge=0.5, le=1, description="share of requests that must meet the objective"
+    )
+    seed: int = Field(0, description="seed of load and arrivals")

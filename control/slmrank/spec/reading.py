@@ -1,0 +1,161 @@
+"""Read a spec: YAML, `extends:`, overrides from the command line, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from slmrank.errors import SpecError
+from slmrank.plugins import load_plugins
+from slmrank.spec.bundle import BundleSpec
+from slmrank.spec.engine import OTHER_SECTIONS
+from slmrank.spec.model import PACKAGED_MODEL
+
+# Keys that hold a path. In a file they are relative to it, in --set to the current folder.
+_PATHS = (
+    "data.jobs",
+    "data.pairs",
+    "data.table",
+    "base.source",
+    "summarize.fitted",
+    "finetune.teacher",
+)
+_UNION = {"onet", "jsonl"}  # pydantic puts a union's tag into the place of an error
+
+
+def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
+    """Read a spec file; `overrides` are `section.key=value`, the value as YAML.
+
+    A file with the key `extends: other.yaml` is an overlay: its keys replace those of the other
+    file, whose folder its paths then belong to. Raises SpecError that names the key, the rule and,
+    for an unknown key, the nearest known one.
+    """
+    values, folder = _read(path, ())
+    for text in overrides:
+        values = _merged(values, _override(text))
+    return parse_spec(values, folder, str(path))
+
+
+def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:
+    """Validate a spec given as a mapping; see `load_spec`."""
+    load_plugins()
+    try:
+        return BundleSpec.model_validate(_with_paths(values, folder))
+    except ValidationError as error:
+        raise SpecError(*_explain(error, name)) from error
+
+
+def change_spec(spec: BundleSpec, changes: Mapping[str, Any]) -> BundleSpec:
+    """The spec with other values, by section. Raises SpecError when they do not fit."""
+    values = _merged(spec.model_dump(exclude_unset=True), dict(changes))
+    return parse_spec(values, Path(), "spec")
+
+
+def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
+    """The mapping of a spec file with what it extends, and the folder of its paths."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(
+            f"cannot read spec {path}: {error.strerror}", "the shipped one is build/demo.yaml"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is not YAML: {error}", "check the indentation") from error
+    if not isinstance(loaded, dict):
+        raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
+    base = loaded.pop("extends", None)
+    if base is None:
+        return loaded, path.parent
+    if str(path.resolve()) in seen:
+        raise SpecError(f"{path} extends itself", "remove the key extends")
+    below, folder = _read(path.parent / str(base), (*seen, str(path.resolve())))
+    return _merged(below, loaded), folder
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the keys of `above`, section by section; null removes a key."""
+    merged = dict(below)
+    for key, value in above.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(text: str) -> dict[str, Any]:
+    """`engine.trtllm.max_batch_size=64` as a mapping."""
+    dotted, equals, raw = text.partition("=")
+    parts = dotted.strip().split(".")
+    if not equals or not all(parts):
+        raise SpecError(f"--set {text!r} is not KEY=VALUE", "write --set sweep.items=[1,32]")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {text!r}: the value is not YAML: {error}", "quote it") from error
+    if isinstance(value, dict) and not raw.lstrip().startswith("{"):
+        value = raw.strip()  # such as lmdb: or a url
+    if dotted.strip() in _PATHS and isinstance(value, str) and value != PACKAGED_MODEL:
+        value = str(Path(value).expanduser().absolute())
+    for part in reversed(parts):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Relative paths as seen from the folder of the spec."""
+    changed = dict(values)
+    for dotted in _PATHS:
+        section, key = dotted.split(".")
+        inner = changed.get(section)
+        value = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(value, str | Path) and str(value) != PACKAGED_MODEL:
+            resolved = folder / Path(value).expanduser()
+            changed[section] = {**changed[section], key: str(resolved)}
+    return changed
+
+
+def _explain(error: ValidationError, name: str) -> tuple[str, str]:
+    """All faults in one message, and a remedy for the first."""
+    lines, hint = [], ""
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"] if part not in _UNION)
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            key = str(fault["loc"][-1])
+            known = _known_keys(fault["loc"])
+            near = difflib.get_close_matches(key, known, n=1)
+            text = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+            hint = hint or f"known keys here: {', '.join(sorted(known))}"
+        elif fault["type"] != "value_error":
+            text = f"{text} (got {fault['input']!r})"
+        lines.append(f"{where}: {text}" if where else text)
+    message = f"{name}: " + "; ".join(lines)
+    return message, hint or "correct the value; `control spec` shows all keys"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = BundleSpec
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
+        models = [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
+        if part in _UNION:
+            tagged = BundleSpec.model_fields["data"].annotation
+            sources = getattr(tagged, "__args__", ())
+            models = [one for one in sources if part in str(one.model_fields["source"].annotation)]
+        if not models:
+            return []
+        model = models[0]
+    names = list(model.model_fields)
+    return [*names, *OTHER_SECTIONS] if "trtllm" in names else names

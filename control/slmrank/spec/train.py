@@ -1,0 +1,55 @@
+"""Sections `finetune` and `recover`: training runs, and section `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from slmrank.spec.section import Section
+
+
+class TrainSpec(Section):
+    """One training run: KL to the soft target on the two label logits."""
+
+    steps: int = Field(64, ge=1, description="optimizer steps")
+    queries_per_step: int = Field(4, ge=1, description="queries in a step")
+    items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
+    learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
+    warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    seed: int = Field(0, description="seed of batches")
+    checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
+
+
+class FinetuneSpec(TrainSpec):
+    """Fine-tuning of the base model."""
+
+    teacher: Path | None = Field(
+        None, description="ranker checkpoint to distil from: its p is the target; unset: grade / 4"
+    )
+
+
+class RecoverSpec(TrainSpec):
+    """Distillation into the pruned model."""
+
+    teacher: Literal["finetuned", "labels"] = Field(
+        "finetuned", description="target: the unpruned fine-tuned model's p, or the grades"
+    )
+
+
+class EvaluateSpec(Section):
+    """Quality on held-out queries."""
+
+    split: Literal["dev", "test"] = Field("test", description="which pairs")
+    queries: int | None = Field(None, ge=1, description="sample of queries; unset: all")
+    full_text_queries: int = Field(
+        0, ge=0, description="queries also scored on full texts; 0: none (it is slow on a CPU)"
+    )
+    full_text_tokens: int = Field(1024, ge=64, description="item limit of the full-text rows")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of the reference scorer"
+    )
+    bootstrap: int = Field(2000, ge=100, description="resamples over queries for the intervals")
+    seed: int = Field(0, description="seed of sample and bootstrap")

@@ -1,0 +1,93 @@
+"""What a summarizer is, and how a job becomes an entry of the store.
+
+A summarizer is query-independent: its summary of a job depends on the job and on what was fitted
+once, nothing else. So a job that a client sends with its fields gets the same summary as a stored
+one, and a summary can be found by its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmrank.data.records import Job
+from slmrank.hashing import hash_value
+from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.template import job_text
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.store.job_store import Entry
+
+CountTokens = Callable[[str], int]
+FITTED_FOLDER = "summarizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The summary of one job's description, with token counts before and after."""
+
+    text: str
+    tokens: int
+    source_tokens: int
+
+
+class Summarizer(Protocol):
+    """A fitted summarizer."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides a summary beside the job: plain JSON values."""
+
+    def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
+        """One summary per job, each at most the budget's tokens long."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was fitted; `load` of the kind reads it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What a summarizer is fitted on. `ranker` is the folder of a trained ranker's checkpoint, for
+    kinds that need one."""
+
+    spec: SummarizeSpec
+    jobs: Sequence[Job]
+    count_tokens: CountTokens
+    ranker: Path | None = None
+
+
+class SummarizerKind(Protocol):
+    """How summarizers of one name come about. `needs_ranker`: it is fitted with a trained ranker,
+    which is then trained on the summaries of the default kind first."""
+
+    needs_ranker: bool
+
+    def fit(self, fitting: Fitting) -> Summarizer: ...
+
+    def load(self, folder: Path, spec: SummarizeSpec, count_tokens: CountTokens) -> Summarizer: ...
+
+
+def tokens_counted(encoder: PromptEncoder) -> CountTokens:
+    return lambda text: len(encoder.body(text))
+
+
+def summarize_entries(
+    jobs: Sequence[Job], summarizer: Summarizer, encoder: PromptEncoder
+) -> list[Entry]:
+    """The store entries of jobs: summary, and the ids of title, place and summary. The one place
+    where a job becomes the text of an item, for the store and for jobs that clients send."""
+    return [
+        Entry(
+            summary=summary.text,
+            ids=encoder.body(job_text(job, summary.text)),
+            summary_tokens=summary.tokens,
+            source_tokens=summary.source_tokens,
+        )
+        for job, summary in zip(jobs, summarizer.summarize(jobs), strict=True)
+    ]
+
+
+def content_key(job: Job, identity: dict[str, Any]) -> str:
+    """What decides an entry: the job's fields except its id, and the store's identity."""
+    fields = job.model_dump(exclude={"job_id"})
+    return hash_value({"job": fields, "identity": identity})[:32]

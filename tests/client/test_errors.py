@@ -1,0 +1,107 @@
+"""One class per failure; what is asked again and what is not."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from slmrank.client import client as module
+from slmrank.client.client import RankClient, build_inputs, explain
+from slmrank.errors import (
+    DeadlineExceeded,
+    InvalidQuery,
+    InvalidRequest,
+    Overloaded,
+    ScoreError,
+    ServerFault,
+    Unreachable,
+)
+from tritonclient.utils import InferenceServerException
+
+FULL = "[request id: 1] Exceeds maximum queue size"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        ("StatusCode.UNAVAILABLE", FULL, Overloaded),
+        ("StatusCode.UNAVAILABLE", "Request timeout expired", Overloaded),
+        ("StatusCode.UNAVAILABLE", "failed to connect", Unreachable),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
+        (
+            "StatusCode.INTERNAL",
+            "in ensemble 'rank', InvalidQuery: query is empty. Fix: send one",
+            InvalidQuery,
+        ),
+        ("StatusCode.INTERNAL", "InvalidRequest: 9 jobs. Fix: split", InvalidRequest),
+        ("StatusCode.INTERNAL", "KeyError: 'x'", ServerFault),
+    ],
+)
+def test_every_failure_has_its_class(status: str, text: str, kind: type[ScoreError]) -> None:
+    found = explain(InferenceServerException(text, status), "host:1")
+    assert type(found) is kind
+    assert found.hint
+    assert "InvalidQuery" not in found.message
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], **options: Any) -> Any:
+    """A client whose server fails so often before it answers, and the count of its calls."""
+    calls = SimpleNamespace(count=0)
+
+    def config(_model: str, **_: Any) -> Any:
+        calls.count += 1
+        if failures:
+            raise failures.pop(0)
+        return SimpleNamespace(config=SimpleNamespace(parameters={}))
+
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.001)
+    client = RankClient("127.0.0.1:1", **options)
+    client._client = SimpleNamespace(get_model_config=config, close=lambda: None)
+    return client, calls
+
+
+def full() -> InferenceServerException:
+    return InferenceServerException(FULL, "StatusCode.UNAVAILABLE")
+
+
+def broken() -> InferenceServerException:
+    return InferenceServerException("connection reset", "StatusCode.UNAVAILABLE")
+
+
+def test_a_full_queue_is_not_asked_again_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, calls = answering(monkeypatch, [full()] * 3)
+    started = time.monotonic()
+    with pytest.raises(Overloaded):
+        client.describe()
+    assert calls.count == 1
+    assert time.monotonic() - started < 1
+    client, calls = answering(monkeypatch, [full()] * 3, retry_overload=True)
+    client.describe()
+    assert calls.count == 4
+
+
+def test_a_broken_connection_is_asked_again_inside_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, calls = answering(monkeypatch, [broken()] * 2)
+    client.describe()
+    assert calls.count == 3
+    client, calls = answering(monkeypatch, [broken()] * 10**6, timeout_s=0.2)
+    started = time.monotonic()
+    with pytest.raises(Unreachable):
+        client.describe()
+    assert time.monotonic() - started < 1
+
+
+def test_who_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, calls = answering(monkeypatch, [])
+    for _ in range(3):
+        client.describe()
+    assert calls.count == 1
+
+
+def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(InvalidRequest, match="query is not valid Unicode at position 1"):
+        build_inputs("a\ud800", ["job-1"])

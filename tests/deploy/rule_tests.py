@@ -1,0 +1,170 @@
+"""Unit tests for promtool: series of two pods, what must be recorded, and who must be called.
+
+What is expected stands here in words and numbers of its own, so that a rule whose text, severity or
+threshold changes fails.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from slmrank.deploy.release import Release
+
+STEP_S = 15
+ACTIONS = {
+    "SlmrankLatencyAboveObjective": (
+        "page",
+        "Is the deployment at maxReplicas? Raise it, or the floor (control autoscale).",
+    ),
+    "SlmrankRequestsFail": (
+        "page",
+        "Full queues mean more load than replicas: raise the floor or maxReplicas.",
+    ),
+    "SlmrankUnknownJobs": ("ticket", "Summarise the new jobs and roll the repository out."),
+    "SlmrankAboveTargetForLong": (
+        "ticket",
+        "The autoscaler does not follow: is it at its maximum, or are pods Pending? "
+        "(control deploy status)",
+    ),
+    "SlmrankNotScraped": (
+        "ticket",
+        "Is the PodMonitor selected by your Prometheus (deploy.monitoring_labels)?",
+    ),
+    "SlmrankAutoscalerBlind": (
+        "ticket",
+        "The autoscaler shows <unknown>: check the rules and the metrics adapter.",
+    ),
+}
+
+
+def promtool_tests(release: Release) -> dict[str, Any]:
+    """Pod a does 60 jobs/s, a third of them unknown ones beside, is late and fails one request in
+    ten; pod b does 30 jobs/s; another bundle's pod must not be counted. `releases` have a capacity
+    of 40 jobs/s and a burst of 1.5: replicas are added from 26.6667 on, 45 is no alarm."""
+    own = {
+        "app_kubernetes_io_name": "slmrank",
+        "app_kubernetes_io_instance": release.name,
+        "slmrank_io_track": release.track,
+    }
+    there = {"namespace": release.deploy.namespace}
+    first, second = (f"{release.object_name}-5d8f7c9b4-{end}" for end in ("aaaaa", "bbbbb"))
+    late_s = math.ceil(2 * release.latency_ms / 1000) + 1
+
+    def series(metric: str, values: str, pod: str = first, **labels: str) -> dict[str, str]:
+        return {"series": _name(metric, {**own, **there, "pod": pod, **labels}), "values": values}
+
+    def jobs(pod: str, rate: int, status: str = "ok", **labels: str) -> dict[str, str]:
+        return series("slmrank_items_total", f"0+{STEP_S * rate}x80", pod, status=status, **labels)
+
+    def pending(model: str, count: int) -> dict[str, str]:
+        return series("nv_inference_pending_request_count", f"{count}x80", model=model)
+
+    quantile = f"0.{release.percentile}"
+    given = [
+        jobs(first, 60),
+        jobs(second, 30),
+        jobs(first, 30, "unknown_job"),
+        jobs("other-5d8f7c9b4-ccccc", 999, app_kubernetes_io_instance="other"),
+        pending("rank", 9),
+        pending("prepare", 1),
+        pending("ranker", 4),
+        series(
+            "nv_inference_request_summary_us",
+            f"{late_s * 1_000_000}x80",
+            model="rank",
+            quantile=quantile,
+        ),
+        series("nv_inference_request_success", f"0+{STEP_S * 9}x80", model="rank"),
+        series("nv_inference_request_failure", f"0+{STEP_S}x80", model="rank", reason="OTHER"),
+    ]
+    recorded = [
+        ("slmrank_items_per_second", [(first, 60), (second, 30)]),
+        ("slmrank_pending_requests", [(first, 5)]),
+        ("slmrank_request_latency_seconds", [(first, late_s)]),
+        ("slmrank_failed_ratio", [(first, 0.1)]),
+    ]
+    p = release.percentile
+    called = [
+        _fires(
+            "SlmrankLatencyAboveObjective",
+            f"p{p} of {first} is {_duration(late_s)}, the objective is {release.latency_ms:g} ms",
+            {**there, "pod": first},
+        ),
+        _fires(
+            "SlmrankRequestsFail",
+            f"{first} refuses or fails up to 10% of its requests",
+            {**there, "pod": first},
+        ),
+        _fires("SlmrankUnknownJobs", "25% of the jobs asked for are not in the summary store", {}),
+        _fires("SlmrankNotScraped", f"no pod of {release.object_name} is scraped", own),
+        _fires(
+            "SlmrankAboveTargetForLong",
+            "replicas do 45 items/s each, replicas are added from 26.6667 on",
+            {},
+        ),
+        _silent("SlmrankAutoscalerBlind"),
+    ]
+    ours = f'namespace="{release.deploy.namespace}",pod=~"{release.object_name}-.*"'
+    checks = [
+        {
+            "expr": f"{metric}{{{ours}}}",
+            "eval_time": "10m",
+            "exp_samples": [
+                {"labels": _name(metric, {**there, "pod": pod}), "value": value}
+                for pod, value in samples
+            ],
+        }
+        for metric, samples in recorded
+    ]
+    blind = [
+        _silent("SlmrankLatencyAboveObjective"),
+        _silent("SlmrankRequestsFail"),
+        _silent("SlmrankNotScraped"),
+        _fires(
+            "SlmrankAutoscalerBlind",
+            "pods are scraped and slmrank_items_per_second has no value",
+            {},
+        ),
+    ]
+    step = f"{STEP_S}s"
+    return {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": step,
+        "tests": [
+            {
+                "interval": step,
+                "input_series": given,
+                "promql_expr_test": checks,
+                "alert_rule_test": called,
+            },
+            {
+                "interval": step,
+                "input_series": [series("up", "1x80")],
+                "alert_rule_test": blind,
+            },
+        ],
+    }
+
+
+def _name(metric: str, labels: dict[str, str]) -> str:
+    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    return f"{metric}{{{inside}}}"
+
+
+def _fires(alert: str, summary: str, labels: dict[str, str]) -> dict[str, Any]:
+    severity, action = ACTIONS[alert]
+    expected = {
+        "exp_labels": {**labels, "severity": severity},
+        "exp_annotations": {"summary": summary, "action": action},
+    }
+    return {"alertname": alert, "eval_time": "18m", "exp_alerts": [expected]}
+
+
+def _silent(alert: str) -> dict[str, Any]:
+    return {"alertname": alert, "eval_time": "18m", "exp_alerts": []}
+
+
+def _duration(seconds: int) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"

@@ -1,0 +1,94 @@
+"""What counts as other code, and that it reaches the keys."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slmrank.code_hash import code_hash, significant_text
+
+from tests.conftest import ROOT
+
+SOURCE = '''"""About it."""
+
+import math
+
+
+def area(radius):
+    """In square metres."""
+    # Half of it is elsewhere.
+    return math.pi * radius**2  # exact
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""About it."""', '"""Something\n\nelse."""'),
+        ("    # Half of it is elsewhere.\n", ""),
+        ("  # exact", "  # nearly"),
+        ('    """In square metres."""\n', ""),
+        ("\n\n\ndef", "\n\n\n\n\ndef"),
+    ],
+)
+def test_comments_docstrings_and_blank_lines_do_not_count(old: str, new: str) -> None:
+    assert old in SOURCE
+    assert significant_text(SOURCE.replace(old, new)) == significant_text(SOURCE)
+
+
+def test_code_and_texts_count() -> None:
+    for old, new in (("radius**2", "radius**3"), ("math.pi", "3.14"), ("area", "volume")):
+        assert significant_text(SOURCE.replace(old, new)) != significant_text(SOURCE)
+    assert significant_text('x = "# a"') != significant_text('x = "# b"')
+
+
+def test_what_is_imported_counts() -> None:
+    train = code_hash("slmrank.train.sft")
+    assert code_hash("slmrank.train.sft", "slmrank.model.decoder") == train, "imported already"
+    assert code_hash("slmrank.train.sft", "slmrank.compress.osscar") != train
+
+
+KEYS = """
+import json, sys
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import in_order
+from slmrank.shipped import shipped
+from slmrank.spec.reading import load_spec
+bundle = Bundle(load_spec(shipped("build/demo.yaml")))
+print(json.dumps({step.title: step.key for step in in_order(bundle.repository)}))
+"""
+
+
+def test_comments_keep_every_key_and_code_changes_those_that_run_it(tmp_path: Path) -> None:
+    for name in ("control", "build", "model_repository"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+
+    def keys() -> dict[str, str]:
+        import json
+
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", KEYS],
+            env={"PYTHONPATH": str(tmp_path / "control")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+        return found
+
+    before = keys()
+    assert len(before) == 9
+    package = tmp_path / "control" / "slmrank"
+    for path in package.rglob("*.py"):
+        path.write_text(path.read_text() + "\n# A remark.\n")
+    stage = tmp_path / "model_repository" / "prepare" / "1" / "model.py"
+    stage.write_text("# A remark.\n" + stage.read_text())
+    assert keys() == before
+    osscar = package / "compress" / "osscar.py"
+    osscar.write_text(osscar.read_text() + "\nEXTRA = 1\n")
+    changed = {title for title, key in keys().items() if key != before[title]}
+    assert changed == {"pruning", "recovery", "engine", "model repository"}
