@@ -6,7 +6,10 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from slmrank.client import client as module
 from slmrank.client.client import RankClient, build_inputs, explain
 from slmrank.errors import (
@@ -18,7 +21,7 @@ from slmrank.errors import (
     ServerFault,
     Unreachable,
 )
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 FULL = "[request id: 1] Exceeds maximum queue size"
 
@@ -100,6 +103,27 @@ def test_who_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         client.describe()
     assert calls.count == 1
+
+
+@given(count=st.integers(0, 60), limit=st.integers(1, 17))
+def test_any_listing_is_split_and_put_together_in_order(count: int, limit: int) -> None:
+    client = RankClient("127.0.0.1:1")
+    client._identity = {"max_items": str(limit)}
+    sizes: list[int] = []
+
+    def infer(_model: str, inputs: Any, **_: Any) -> Any:
+        ids = [int(one) for one in deserialize_bytes_tensor(inputs[1]._raw_content)]
+        sizes.append(len(ids))
+        values = {"score": np.array([ids], float), "status": np.zeros((1, len(ids)), int)}
+        return SimpleNamespace(as_numpy=values.get)
+
+    client._client = SimpleNamespace(infer=infer)
+    found = client.score("q", [str(number) for number in range(count)])
+    assert [one.score for one in found] == list(range(count))
+    assert [one.index for one in found] == list(range(count))
+    assert [one.job_id for one in found] == [str(number) for number in range(count)]
+    assert len(sizes) == -(-count // limit)
+    assert max(sizes, default=0) <= limit
 
 
 def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from slmrank.engine.known_answers import (
     read_known,
 )
 from slmrank.errors import ArtifactError, WrongAnswer
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.store.registry import open_store
 from slmrank.triton.status import Status
 
 from tests.conftest import Control
@@ -89,7 +93,26 @@ def test_the_real_server_gives_its_own_repositorys_answers(
 
 
 @pytest.mark.triton
-def test_a_server_with_another_store_is_found(tiny_server: Any) -> None:
-    known = [KnownAnswer(query="nurse", job_id="not-in-this-store", p=0.5)]
-    with RankClient(tiny_server.url) as client, pytest.raises(WrongAnswer, match="no score"):
-        compare_known(client.score, known)
+def test_a_server_with_another_store_is_found(
+    tiny: Any, tiny_repository: Path, tmp_path: Path
+) -> None:
+    """The same engine, the same tokenizer, and every summary under another job's id."""
+    repository = tmp_path / "repository"
+    shutil.copytree(tiny_repository, repository)
+    folder = repository / "prepare" / "1"
+    with closing(open_store("lmdb:", folder)) as store:
+        names = list(store.job_ids())
+        entries = [store.get(name) for name in names]
+        identity = store.identity()
+    shutil.rmtree(folder / "store")
+    with closing(open_store("lmdb:", folder, write=True)) as store:
+        shifted = zip(names, [*entries[1:], entries[0]], strict=True)
+        store.put({name: (f"c{name}", entry) for name, entry in shifted if entry is not None})
+        store.set_identity(identity)
+    known = read_known(tiny_repository / KNOWN_FILE)
+    with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
+        with pytest.raises(WrongAnswer, match="known answers are off"):
+            compare_known(client.score, known, tolerance=0.001)
+        missing = [KnownAnswer(query="nurse", job_id="not-in-this-store", p=0.5)]
+        with pytest.raises(WrongAnswer, match="no score"):
+            compare_known(client.score, missing)

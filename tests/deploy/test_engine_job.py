@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from slmrank.cli.main import VERBS
 from slmrank.deploy.engine_job import engine_job
 from slmrank.deploy.yaml_text import to_yaml
@@ -37,7 +36,6 @@ def test_the_rendered_text_is_the_golden_one() -> None:
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
-    assert yaml.safe_load(text) == job()
     assert "&id" not in text
 
 

@@ -73,7 +73,6 @@ def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
-    assert list(yaml.safe_load_all(text)) == render(release)
     assert "&id" not in text
 
 

@@ -11,13 +11,14 @@ from slmrank.data.records import Job
 from slmrank.errors import InvalidQuery, InvalidRequest
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import load_tokenizer, template_of
-from slmrank.serving.prepare import Preparer
+from slmrank.serving.prepare import MAX_TEXT_CHARACTERS, Preparer
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.model import PromptSpec
 from slmrank.store.job_store import Entry
 from slmrank.store.registry import open_store
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import Fitting, summarize_entries, tokens_counted
+from slmrank.tokens import Ids
 from slmrank.triton.status import Status
 
 JOB = Job(
@@ -99,9 +100,21 @@ def test_fields_that_are_no_job(preparer: Preparer, fields: bytes, status: Statu
     assert prepared.item_lengths[0] == 0
 
 
-def test_a_huge_text_is_cut_fast(preparer: Preparer) -> None:
+def test_a_huge_text_is_cut_before_it_is_tokenised(
+    preparer: Preparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    original = PromptEncoder.body
+
+    def body(self: PromptEncoder, text: str) -> Ids:
+        seen.append(len(text))
+        return original(self, text)
+
+    monkeypatch.setattr(PromptEncoder, "body", body)
     prepared = preparer.prepare(b"nurse", [b""], None, [b"word " * 400_000])
     assert Status(prepared.status[0]) is Status.TRUNCATED
+    assert seen == [MAX_TEXT_CHARACTERS]
+    assert prepared.item_lengths[0] == 40
 
 
 @pytest.mark.parametrize(

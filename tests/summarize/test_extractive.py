@@ -16,7 +16,7 @@ from slmrank.prompt.template import load_tokenizer, template_of
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.model import PromptSpec
 from slmrank.store.registry import open_store
-from slmrank.summarize.build_store import build_store
+from slmrank.summarize.build_store import build_store, require_room
 from slmrank.summarize.extractive import Salience, fit_salience, sentences_of, summarize
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import Fitting, tokens_counted
@@ -121,6 +121,30 @@ def build(tokenizer_folder: Path, tmp_path: Path) -> Build:
         return tmp_path / name, figures
 
     return make
+
+
+def test_items_that_would_be_cut_are_counted_and_refused(
+    build: Build, tokenizer_folder: Path
+) -> None:
+    """A title of its own length in front of a summary that fits the budget exactly."""
+    long = {
+        key: one.model_copy(update={"title": "senior " * 40 + one.title}) if key < "j2" else one
+        for key, one in JOBS.items()
+    }
+    _, figures = build("cut", long)
+    cut = sum(key < "j2" for key in long)
+    assert figures["items_cut"] == cut > 0
+    encoder = PromptEncoder(
+        load_tokenizer(tokenizer_folder),
+        template_of(PromptSpec()),
+        max_item_tokens=90,
+        max_query_tokens=30,
+    )
+    allowed = SummarizeSpec(budget_tokens=24, max_cut_share=1.0)
+    require_room(figures, allowed, encoder)
+    with pytest.raises(DataError, match=f"{cut} of 24 items") as caught:
+        require_room(figures, SummarizeSpec(budget_tokens=24, max_cut_share=0.1), encoder)
+    assert "prompt.max_item_tokens" in caught.value.hint
 
 
 def test_another_table_reuses_nothing(build: Build) -> None:

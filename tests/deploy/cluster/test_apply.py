@@ -525,6 +525,10 @@ def test_rollback_puts_the_objects_of_an_earlier_release_back(
     scaler = server.get("HorizontalPodAutoscaler", "slmrank-demo")
     assert scaler is not None
     assert scaler["spec"]["maxReplicas"] == 8
+    # It was asked for its known answers, and what is left behind is no failed release.
+    asked = [one["metadata"]["name"] for one in server.all("Job")]
+    assert "slmrank-demo-smoke-1" in asked
+    assert states(bench) == {1: "deployed", 2: "rolled-back"}
     bench.deployer.rollback(cpu().place, 2)
     assert bench.serving() == {"222222222222"}
     # What runs is no way back, whatever failed meanwhile.
@@ -536,6 +540,23 @@ def test_rollback_puts_the_objects_of_an_earlier_release_back(
     assert bench.deployer.rollback(cpu().place, None)["revision"] == 1
     with pytest.raises(Refused, match="revision 9"):
         bench.deployer.rollback(cpu().place, 9)
+
+
+def states(bench: Bench) -> dict[int, str]:
+    records = list_records(bench.deployer.cluster, cpu().place)
+    return {one.revision: one.state for one in sorted(records, key=lambda one: one.revision)}
+
+
+def test_a_rollback_to_a_release_that_answers_wrongly_fails(
+    bench: Bench, server: ApiServer
+) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    server._remove(("batch/v1", "Job", "slmrank", "slmrank-demo-smoke-1"))
+    server.run_job = lambda job: (False, "Error: 1 of 2 known answers are off by more than 0.05")
+    with pytest.raises(DeployFailed, match="known answers are off"):
+        bench.deployer.rollback(cpu().place, None)
+    assert states(bench)[2] == "deployed"
 
 
 def test_old_manifests_are_pruned_and_kept_ones_stay(bench: Bench, server: ApiServer) -> None:

@@ -40,7 +40,7 @@ def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
                 for length in RNG.integers(2, 60, items)
             ),
             job_ids=tuple(str(item) for item in range(items)),
-            grades=tuple([4, 0, 2, 0, 1, 3][:items]),
+            grades=tuple(([4, 0, 2, 0, 1, 3] * items)[:items]),
         )
         for index in range(count)
     ]
@@ -112,9 +112,21 @@ def test_lower_precision_builds_and_stays_near(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    figures = build(make_checkpoint("llama"), precision, LOOSE, tmp_path)
+    checkpoint = make_checkpoint("llama")
+    figures = build(checkpoint, precision, LOOSE, tmp_path)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.2
     assert capfd.readouterr().out == ""
+    # A random model has small gaps between scores; the order must survive all the same.
+    engine, reference = OpenVinoEngine(tmp_path), ReferenceScorer(checkpoint)
+    for query in queries(items=24):
+        ranks = np.argsort(
+            np.argsort(
+                [engine.logits(query.prefix, query.items), reference.logits(query.prompts())],
+                axis=1,
+            ),
+            axis=1,
+        )
+        assert np.corrcoef(ranks)[0, 1] > 0.7
 
 
 @pytest.mark.slow
@@ -133,6 +145,13 @@ def test_nan_scores_never_pass() -> None:
     with pytest.raises(ParityError):
         require_parity(measure_parity([wanted], [broken]), LOOSE)
     require_parity(Parity(pairs=2, mean_abs_dp=0, max_abs_dp=0, pair_order=1), LOOSE)
+
+
+def test_a_constant_score_does_not_pass() -> None:
+    wanted = Listing(scores=np.array([0.1, 0.5, 0.9]), grades=np.array([0.0, 2.0, 4.0]))
+    flat = Listing(scores=np.full(3, 0.5), grades=wanted.grades)
+    with pytest.raises(ParityError, match="ordered alike"):
+        require_parity(measure_parity([wanted], [flat]), LOOSE)
 
 
 def test_an_order_that_cannot_be_measured_does_not_pass() -> None:
