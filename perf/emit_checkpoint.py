@@ -62,8 +62,9 @@ def make_model(folder: Path, blocks: int, ffn: int) -> None:
     from slmrank.pipeline.bundle import Bundle
     from slmrank.pipeline.stages.inputs import checkpoint_of
     from slmrank.pipeline.steps import run
-    from slmrank.prompt.template import PromptTemplate
+    from slmrank.prompt.template import template_of
     from slmrank.shipped import shipped
+    from slmrank.spec.model import PromptSpec
     from slmrank.spec.reading import load_spec
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -87,7 +88,7 @@ def make_model(folder: Path, blocks: int, ffn: int) -> None:
     base = checkpoint_of(run(bundle.imported, ArtifactStore(Path("artifacts"))))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy2(base.path / name, folder / name)
-    write_ranker(folder, PromptTemplate(), max_item_tokens=128, max_query_tokens=96)
+    write_ranker(folder, template_of(PromptSpec()), max_item_tokens=128, max_query_tokens=96)
 
 
 def measure(code: str, source: Path, target: Path) -> tuple[float, float]:

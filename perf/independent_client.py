@@ -17,31 +17,31 @@ import platform
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from slmrank.artifacts import ArtifactStore
-from slmrank.cli.display import StepDisplay
-from slmrank.cli.sweep import Axes, prepare_sweep, running
-from slmrank.load.binary import find_perf_analyzer
-from slmrank.load.perf_analyzer import LoadSettings, run_point
-from slmrank.load.points import Load, Point
-from slmrank.load.run import Bench
+from slmrank.load.perf_analyzer import Measuring, run_point
+from slmrank.load.run import open_bench
+from slmrank.load.session import running
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.steps import run
-from slmrank.serving.server import Ports, Server
-from slmrank.spec.reading import load_spec
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.load import SweepSpec
+from slmrank.spec.reading import change_spec, load_spec
 from tritonclient import grpc as blocking
 from tritonclient.grpc import aio
 
 POINTS = (
-    Point(items=1, tokens=32, load=Load(kind="concurrency", level=1)),
-    Point(items=4, tokens=64, load=Load(kind="concurrency", level=2)),
-    Point(items=8, tokens=96, load=Load(kind="concurrency", level=2)),
+    {"items": [1], "tokens": [32], "concurrency": [1]},
+    {"items": [4], "tokens": [64], "concurrency": [2]},
+    {"items": [8], "tokens": [96], "concurrency": [2]},
 )
-SETTINGS = LoadSettings(window_ms=4000, trials=8, stability_percent=20)
+MEASURING = Measuring(spec=SweepSpec(window_ms=4000, trials=8, stability_percent=20))
 
 
 def request_of(entry: dict[str, Any], module: Any) -> list[Any]:
@@ -89,28 +89,30 @@ def main() -> None:
     given = parser.parse_args()
     bundle, store = Bundle(load_spec(given.spec)), ArtifactStore(given.artifacts)
     repository = run(bundle.repository, store)
+    subject = open_bundle_session(bundle, store).subject
     rows = []
     with (
         tempfile.TemporaryDirectory() as work,
-        Server(repository.path, Ports(grpc=0, http=0, metrics=0)) as server,
+        Server(repository.path, ANY_PORTS) as server,
+        open_bench(store, subject, lambda: nullcontext(running(server))) as bench,
     ):
-        tool = find_perf_analyzer(Path(work))
-        for point in POINTS:
+        tool = bench.analyzer
+        for axes in POINTS:
+            changed = Bundle(change_spec(bundle.spec, {"sweep": axes}))
+            (task,) = open_bundle_session(changed, store).tasks
+            point, data = task.point, task.given.data
             level = int(point.load.level)
-            axes = Axes(items=(point.items,), tokens=(point.tokens or 0,), concurrency=(level,))
-            plan, _ = prepare_sweep(bundle, store, StepDisplay(), axes)
-            data = plan.inputs[0].data
             entry = data["data"][0]
             with blocking.InferenceServerClient(server.url) as client:
                 told = client.infer("rank", request_of(entry, blocking)).as_numpy("score")[0]
             other = asyncio.run(first_scores(server.url, entry))
             assert np.array_equal(told, np.array(other, dtype=np.float32)), "other scores"
-            Bench(store, tool, running(server)).warm_up(plan, 0)
+            bench.warm_up(task)
             pairs = []
             for number in range(given.rounds):
                 folder = Path(work) / f"{point.name}-{number}"
                 folder.mkdir()
-                outcome = run_point(tool, server.url, point, SETTINGS, data, folder)
+                outcome = run_point(tool, server.url, point, MEASURING, data, folder)
                 if outcome.measured is None or not outcome.stable:
                     print(f"{point.name}: {outcome.verdict} {outcome.reason}, left out")
                     continue

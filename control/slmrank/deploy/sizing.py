@@ -8,7 +8,7 @@ import math
 from slmrank.deploy.release import Release
 from slmrank.load.capacity import autoscaler_target
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 # A shared disk that several new pods read at once; a local one has ten times that.
 DISK_BYTES_PER_S = 50 * MIB
 LEAST_STARTUP_S = 600

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from slmrank.deploy.naming import Object
 
 REVISION = "deployment.kubernetes.io/revision"
-HASH_LABEL = "pod-template-hash"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,6 @@ class Standing:
 
     state: Literal["arrived", "failed", "waiting"]
     text: str
-    new_set: str | None = None
 
 
 def timed_out(deployment: Object) -> str | None:
@@ -43,12 +41,11 @@ def judge(
     if status.get("observedGeneration", 0) < metadata.get("generation", 0):
         return Standing(state="waiting", text="the controller has not seen the change yet")
     new = newest_set(deployment, replica_sets)
-    name = new["metadata"]["name"] if new else None
     for condition in status.get("conditions") or []:
         kind, reason = condition.get("type"), condition.get("reason")
         given_up = kind == "Progressing" and reason == "ProgressDeadlineExceeded"
         if given_up and (stale is None or timed_out(deployment) != stale):
-            return Standing(state="failed", text=condition.get("message") or reason, new_set=name)
+            return Standing(state="failed", text=condition.get("message") or reason)
     if new is None:
         return Standing(state="waiting", text="there is no ReplicaSet of this template yet")
     wanted = spec.get("replicas", 1)
@@ -56,7 +53,7 @@ def judge(
     available = (new.get("status") or {}).get("availableReplicas", 0)
     if wanted == 0:
         text = "the Deployment is scaled to 0, and the autoscaler leaves that alone"
-        return Standing(state="failed", text=text, new_set=name)
+        return Standing(state="failed", text=text)
     if updated < wanted:
         text = f"{updated} of {wanted} pods are of the new release"
     elif all_pods > updated:
@@ -64,8 +61,8 @@ def judge(
     elif available < wanted:
         text = f"{available} of {wanted} new pods are available"
     else:
-        return Standing(state="arrived", text=f"{available} new pods are available", new_set=name)
-    return Standing(state="waiting", text=text, new_set=name)
+        return Standing(state="arrived", text=f"{available} new pods are available")
+    return Standing(state="waiting", text=text)
 
 
 def newest_set(deployment: Object, replica_sets: Sequence[Object]) -> Object | None:
