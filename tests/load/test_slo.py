@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SweepError
+from slmrank.load.binary import PerfAnalyzer
 from slmrank.load.capacity import plan_capacity
+from slmrank.load.perf_analyzer import Measuring
+from slmrank.load.points import Load, Point, PointInput
 from slmrank.load.record import read_record
-from slmrank.load.slo import FoundRate, Observed, rounded, search_rate
+from slmrank.load.run import Subject, Task
+from slmrank.load.slo import FoundRate, Observed, find_slo, rounded, search_rate
 from slmrank.load.tune import Candidate, default_axes, descend, overlay, winner
 from slmrank.spec.deploy import ScalingSpec
+from slmrank.spec.load import SloSpec, SweepSpec
 from slmrank.spec.reading import load_spec
 
 from tests.conftest import Control, TinyBundle
@@ -177,6 +184,30 @@ def spec_with(tiny: TinyBundle, name: str, **slo: Any) -> Path:
     path = tiny.spec.parent / f"{name}.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
+
+
+class Unsteady:
+    """A bench on which one request at a time is never stable."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = ArtifactStore(folder)
+        self.subject = Subject(identity={}, versions={}, tool="t")
+        self.analyzer = PerfAnalyzer(path=folder, version="v", environment={})
+        self.host: dict[str, Any] = {}
+
+    def measure(self, task: Task) -> Any:
+        return SimpleNamespace(figures={"stable": False, "verdict": "unstable"})
+
+
+def test_an_unsteady_machine_is_no_result(tmp_path: Path) -> None:
+    """Kept, "no rate holds" would be found again on a quiet machine."""
+    point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
+    given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
+    task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
+    bench: Any = Unsteady(tmp_path)
+    with pytest.raises(SweepError, match="no stable latency"):
+        find_slo(bench, task, SloSpec(), lambda _: None)
+    assert bench.store.all("slo") == []
 
 
 @pytest.mark.slow

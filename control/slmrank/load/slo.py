@@ -15,6 +15,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact
 from slmrank.code_hash import code_hash
+from slmrank.errors import SweepError
 from slmrank.load.points import Load
 from slmrank.load.run import CODE, Bench, Task
 from slmrank.spec.load import SloSpec
@@ -131,7 +132,10 @@ def find_slo(
     slo: SloSpec,
     report: Callable[[str], None],
 ) -> Artifact:
-    """Search one cell, or find what was searched; the load of the task's point is not used."""
+    """Search one cell, or find what was searched; the load of the task's point is not used.
+
+    Raises SweepError when one request alone cannot be measured; then nothing is kept.
+    """
     cell, given, subject = task.point, task.given, bench.subject
     settings = {"slo": slo.settings(), **task.measuring.settings(), "cell": cell.cell}
     key = subject.key(KIND, settings, given)
@@ -167,9 +171,15 @@ def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None
         return Observed(latency_ms=latency, requests_per_s=answered)
 
     alone = run(Load(kind="concurrency", level=1), 0)
+    if not alone["stable"]:
+        raise SweepError(
+            f"{cell.cell}: one request at a time gives no stable latency ({alone['verdict']}), so "
+            "there is nothing to start from",
+            "quieten the machine, or raise sweep.window_ms, and run it again",
+        )
     found = FoundRate(rate=None, failed_at=None, confirmations=(), runs=1)
     # When one request alone is already too slow, no rate can hold.
-    if alone["stable"] and alone["p50_ms"] <= slo.latency_ms:
+    if alone["p50_ms"] <= slo.latency_ms:
         found = search_rate(
             measure,
             start=START_SHARE * alone["requests_per_s"],

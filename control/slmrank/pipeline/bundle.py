@@ -18,7 +18,12 @@ from slmrank.engine.targets.base import EngineTarget
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
 from slmrank.hashing import hash_file
-from slmrank.pipeline.local_files import checkpoint_hashes, file_hash, local_checkpoint
+from slmrank.pipeline.local_files import (
+    checkpoint_hashes,
+    file_hash,
+    folder_hashes,
+    local_checkpoint,
+)
 from slmrank.pipeline.stages.base_model import make_base_model
 from slmrank.pipeline.stages.engine import make_engine
 from slmrank.pipeline.stages.onet_data import make_onet_data
@@ -26,11 +31,12 @@ from slmrank.pipeline.stages.own_data import make_own_data
 from slmrank.pipeline.stages.repository import make_repository
 from slmrank.pipeline.stages.scores import make_scores
 from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, make_summarizer
+from slmrank.pipeline.stages.title_data import make_title_data
 from slmrank.pipeline.steps import Making, Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import PruneSpec, SummarizeSpec
-from slmrank.spec.data import JsonlData
+from slmrank.spec.data import JsonlData, OnetDatabaseData
 from slmrank.spec.model import TrimSpec
 from slmrank.spec.train import TrainSpec
 from slmrank.store.registry import store_kind
@@ -56,10 +62,15 @@ class Bundle:
     @cached_property
     def data(self) -> Step:
         data = self.spec.data
-        settings = data.settings()
+        settings: dict[str, Any] = data.settings()
         if isinstance(data, JsonlData):
             settings |= {name: file_hash(getattr(data, name)) for name in ("jobs", "pairs")}
             maker, stage = partial(make_own_data, data), "own_data"
+        elif isinstance(data, OnetDatabaseData):
+            settings |= {"folder": folder_hashes(data.folder), "held_back": None}
+            if data.held_back is not None:
+                settings["held_back"] = file_hash(data.held_back)
+            maker, stage = partial(make_title_data, data), "title_data"
         else:
             settings["table"] = file_hash(data.table) if data.table else ONET_TASKS.identity
             maker, stage = partial(make_onet_data, data), "onet_data"

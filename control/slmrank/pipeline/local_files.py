@@ -32,6 +32,13 @@ def file_hash(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
 
 
+def folder_hashes(path: Path) -> Mapping[str, str]:
+    """The hash of every file of a folder, by name. Raises DataError when there is no folder."""
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder", "check the path")
+    return {file.name: hash_file(file) for file in sorted(path.iterdir()) if file.is_file()}
+
+
 def checkpoint_hashes(path: Path) -> Mapping[str, str]:
     """The hash of every file that decides a checkpoint's scores, by name."""
     names = ("config.json", "tokenizer.json", "ranker.json")

@@ -32,6 +32,24 @@ class OnetData(Section):
     )
 
 
+class OnetDatabaseData(Section):
+    """Titles that people search by, from a release of the O*NET database (onetcenter.org, text)."""
+
+    source: Literal["onet-database"]
+    folder: Path = Field(description="folder of the release's text files, plain or gzip")
+    held_back: Path | None = Field(
+        None, description="file with occupation codes, one a line: they alone are the test split"
+    )
+    seed: int = Field(0, description="seed of postings, queries, splits and candidates")
+    postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
+    queries_per_occupation: int = Field(8, ge=1, le=200, description="queries per occupation")
+    candidates: CandidateSpec = Field(default_factory=CandidateSpec)
+    test_share: float = Field(
+        0.2, gt=0, lt=0.8, description="share of occupations only tested, without held_back"
+    )
+    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
+
+
 class JsonlData(Section):
     """Your own jobs and judged pairs."""
 
@@ -43,4 +61,4 @@ class JsonlData(Section):
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
 
 
-DataSpec = Annotated[OnetData | JsonlData, Field(discriminator="source")]
+DataSpec = Annotated[OnetData | OnetDatabaseData | JsonlData, Field(discriminator="source")]

@@ -21,11 +21,17 @@ _PATHS = (
     "data.jobs",
     "data.pairs",
     "data.table",
+    "data.folder",
+    "data.held_back",
     "base.source",
     "summarize.fitted",
     "finetune.teacher",
 )
-_UNION = {"onet", "jsonl"}  # pydantic puts a union's tag into the place of an error
+_UNION = {
+    "onet",
+    "onet-database",
+    "jsonl",
+}  # pydantic puts a union's tag into the place of an error
 
 
 def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:

@@ -1,0 +1,146 @@
+"""Graded pairs of what people type and postings, from a release of the O*NET database.
+
+A posting carries one of its occupation's titles; queries are other titles of it, short forms, or a
+title with a tool, never the words of the posting's own title. Grades follow the release's lists of
+related occupations; half of the negatives are what BM25 retrieves. Split by occupation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from slmrank.data.bm25 import Bm25
+from slmrank.data.onet import Occupation, Occupations, Task
+from slmrank.data.onet_database import TitledOccupation
+from slmrank.data.postings import HeldOut, posting
+from slmrank.data.records import SPLITS, Job, LabelledSet, Pair, Split
+from slmrank.data.words import words_of
+from slmrank.spec.data import OnetDatabaseData
+
+HARD_SHARE = 0.5
+RELATED_SHARE = 0.25
+KINDS = ("title", "short", "tool")
+KIND_WEIGHTS = (6, 2, 2)
+
+
+def build_title_set(
+    occupations: Sequence[TitledOccupation],
+    held_back: frozenset[str] | None,
+    spec: OnetDatabaseData,
+) -> LabelledSet:
+    """Jobs and pairs (pure: same input, same output). `held_back` codes are the test split."""
+    rng = random.Random(spec.seed)
+    jobs: dict[str, Job] = {}
+    pairs: dict[Split, list[Pair]] = {}
+    asked: set[str] = set()
+    for split, members in _split(occupations, held_back, spec, rng).items():
+        pool: dict[str, Job] = {}
+        owner: dict[str, str] = {}
+        for one in members:
+            for number in range(spec.postings_per_occupation):
+                job = _posting(one, f"{one.code}-{number + 1}", rng)
+                pool[job.job_id], owner[job.job_id] = job, one.code
+        index = Bm25(pool)
+        pairs[split] = []
+        for one in members:
+            grades = {
+                job_id: 4 if code == one.code else one.related.get(code, 0)
+                for job_id, code in owner.items()
+            }
+            shown = [words_of(pool[job_id].title) for job_id in pool if owner[job_id] == one.code]
+            for query in _queries(one, shown, spec.queries_per_occupation, rng):
+                if query in asked:
+                    continue
+                asked.add(query)
+                count = getattr(spec.candidates, split)
+                pairs[split] += [
+                    Pair(query=query, job_id=job_id, grade=grades[job_id], split=split)
+                    for job_id in _candidates(query, grades, index, count, rng)
+                ]
+        jobs |= pool
+    return LabelledSet(jobs=jobs, pairs={split: pairs[split] for split in SPLITS})
+
+
+def words_in_titles(labelled: LabelledSet) -> dict[str, float]:
+    """Share of query words that stand in the title of an exact job, by split: what a string matcher
+    could live on."""
+    shares: dict[str, float] = {}
+    for split, pairs in labelled.pairs.items():
+        exact = [
+            (words_of(pair.query), set(words_of(labelled.jobs[pair.job_id].title)))
+            for pair in pairs
+            if pair.grade == 4
+        ]
+        words = sum(len(query) for query, _ in exact)
+        found = sum(word in title for query, title in exact for word in query)
+        shares[split] = round(found / max(words, 1), 3)
+    return shares
+
+
+def _split(
+    occupations: Sequence[TitledOccupation],
+    held_back: frozenset[str] | None,
+    spec: OnetDatabaseData,
+    rng: random.Random,
+) -> dict[Split, list[TitledOccupation]]:
+    shuffled = list(occupations)
+    rng.shuffle(shuffled)
+    if held_back is None:
+        held_back = frozenset(
+            one.code for one in shuffled[: round(len(shuffled) * spec.test_share)]
+        )
+    rest = [one for one in shuffled if one.code not in held_back]
+    devs = round(len(rest) * spec.dev_share)
+    tests = [one for one in shuffled if one.code in held_back]
+    return {"train": rest[devs:], "dev": rest[:devs], "test": tests}
+
+
+def _posting(one: TitledOccupation, job_id: str, rng: random.Random) -> Job:
+    """A posting of the example set's shape under one of the occupation's titles."""
+    title = rng.choice([one.title, *one.titles])
+    tasks = tuple(
+        Task(text=text, activities=(str(number),)) for number, text in enumerate(one.tasks)
+    )
+    names = {str(number): text.rstrip(".") for number, text in enumerate(one.tasks)}
+    occupation = Occupation(code=one.code, title=title, tasks=tasks)
+    table = Occupations(occupations=(occupation,), activity_titles=names, rarity={})
+    return posting(occupation, HeldOut(tasks=frozenset(), activities=()), table, job_id, rng)
+
+
+def _queries(
+    one: TitledOccupation, shown: Sequence[Sequence[str]], count: int, rng: random.Random
+) -> list[str]:
+    """Up to `count` queries, none of which holds all words of a posting's title, or only those."""
+    made: dict[str, None] = {}
+    for _ in range(count * 4):
+        if len(made) == count:
+            break
+        kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
+        titles = one.short_titles if kind == "short" and one.short_titles else one.titles
+        text = rng.choice(titles)
+        if kind == "tool" and one.technologies:
+            text = f"{text} {rng.choice(one.technologies)}"
+        words = set(words_of(text))
+        if not any(words <= set(title) or set(title) <= words for title in shown):
+            made.setdefault(text.lower())
+    return list(made)
+
+
+def _candidates(
+    query: str, grades: Mapping[str, int], index: Bm25, count: int, rng: random.Random
+) -> list[str]:
+    """One exact job, hard negatives from BM25, related jobs, then any."""
+    exact = [job_id for job_id, grade in grades.items() if grade == 4]
+    chosen = dict.fromkeys(rng.sample(exact, 1))
+    hard = [one for one in index.top(query, count * 3) if grades[one] < 4]
+    related = [job_id for job_id, grade in grades.items() if 1 <= grade <= 3]
+    rest = [job_id for job_id, grade in grades.items() if grade < 4]
+    rng.shuffle(related)
+    rng.shuffle(rest)
+    for job_id in hard[: int(count * HARD_SHARE)] + related[: int(count * RELATED_SHARE)] + rest:
+        if len(chosen) < count:
+            chosen.setdefault(job_id)
+    ordered = list(chosen)
+    rng.shuffle(ordered)
+    return ordered
