@@ -187,7 +187,7 @@ def _stages(record: Record, axes: Any) -> bool:
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
     axes.set(xlabel="mean time of a request (ms)", title="Where the time goes")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from slmrank.spec.section import Section
 
@@ -114,6 +114,19 @@ TARGET_SECTIONS: dict[str, str | None] = {
 OTHER_SECTIONS: dict[str, type[Section]] = {}
 
 
+def _read_section(name: str, values: Any) -> Section:
+    """A registered sub-section; its faults carry its name."""
+    if isinstance(values, Section):
+        return values
+    try:
+        return OTHER_SECTIONS[name].model_validate(values)
+    except ValidationError as error:
+        faults: list[Any] = [
+            {**fault, "loc": (name, *fault["loc"])} for fault in error.errors(include_url=False)
+        ]
+        raise ValidationError.from_exception_data(error.title, faults) from None
+
+
 class EngineSpec(Section):
     """The compiled ranker. `parity` holds for every target, the other sub-sections for theirs."""
 
@@ -134,10 +147,7 @@ class EngineSpec(Section):
         given = dict(values)
         other = dict(given.pop("other", {}))
         other |= {name: given.pop(name) for name in OTHER_SECTIONS if name in given}
-        parsed = {
-            name: one if isinstance(one, Section) else OTHER_SECTIONS[name].model_validate(one)
-            for name, one in other.items()
-        }
+        parsed = {name: _read_section(name, one) for name, one in other.items()}
         return {**given, "other": parsed} if parsed else given
 
     @model_validator(mode="after")

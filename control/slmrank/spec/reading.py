@@ -160,6 +160,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             tagged = BundleSpec.model_fields["data"].annotation
             sources = getattr(tagged, "__args__", ())
             models = [one for one in sources if part in str(one.model_fields["source"].annotation)]
+        if part in OTHER_SECTIONS:
+            models = [OTHER_SECTIONS[str(part)]]
         if not models:
             return []
         model = models[0]

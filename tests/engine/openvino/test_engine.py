@@ -63,7 +63,9 @@ def build(
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:])]
+)
 def test_the_float32_engine_equals_the_reference(
     make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
@@ -77,11 +79,17 @@ def test_the_float32_engine_equals_the_reference(
         assert np.abs(engine.logits(one.prefix, one.items) - expected).max() < 1e-3
 
 
-def test_items_together_equal_items_alone(
-    make_checkpoint: Callable[..., Any], tmp_path: Path
-) -> None:
-    build(make_checkpoint("llama"), "float32", LOOSE, tmp_path, limit=4)
-    engine = OpenVinoEngine(tmp_path)
+@pytest.fixture(scope="module")
+def engine(
+    make_checkpoint: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> OpenVinoEngine:
+    """A float32 engine that takes four items in one pass."""
+    folder = tmp_path_factory.mktemp("engine")
+    build(make_checkpoint("llama"), "float32", LOOSE, folder, limit=4)
+    return OpenVinoEngine(folder)
+
+
+def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     one = queries(1, 6)[0]
     together = engine.logits(one.prefix, one.items)
     alone = np.concatenate([engine.logits(one.prefix, [item]) for item in one.items])
@@ -90,11 +98,7 @@ def test_items_together_equal_items_alone(
     assert np.abs(together - backwards).max() < 1e-4
 
 
-def test_an_item_without_ids_is_nan_and_harms_no_other(
-    make_checkpoint: Callable[..., Any], tmp_path: Path
-) -> None:
-    build(make_checkpoint("llama"), "float32", LOOSE, tmp_path)
-    engine = OpenVinoEngine(tmp_path)
+def test_an_item_without_ids_is_nan_and_harms_no_other(engine: OpenVinoEngine) -> None:
     one = queries(1, 2)[0]
     empty = np.zeros(0, dtype=np.int32)
     found = engine.logits(one.prefix, [one.items[0], empty, one.items[1]])
