@@ -76,6 +76,7 @@ def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
     assert "&id" not in text
 
 
+@pytest.mark.slow
 def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     release = releases.gpu()
     first, second = (
@@ -269,6 +270,7 @@ def test_the_shipped_manifests_are_what_their_releases_render_to(control: Contro
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: Control) -> None:
     write_files(tmp_path / "base", release_files(releases.cpu()))
     (tmp_path / "base/deployment.yaml").write_text("edited\n")

@@ -144,6 +144,7 @@ def test_two_records_are_compared_point_by_point() -> None:
     assert compare(record(), record(points=[], slo=[])).median is None
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_tells_everything(tmp_path: Path) -> None:
     nasty = record()
     nasty["served"]["bundle"] = "<b>&"
