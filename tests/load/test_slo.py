@@ -20,6 +20,7 @@ from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, Point, PointInput
 from slmrank.load.record import read_record
 from slmrank.load.run import Subject, Task
+from slmrank.load.session import Session
 from slmrank.load.slo import FoundRate, Observed, find_slo, rounded, search_rate
 from slmrank.load.tune import Candidate, default_axes, descend, overlay, winner
 from slmrank.spec.deploy import ScalingSpec
@@ -208,6 +209,34 @@ def test_an_unsteady_machine_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no stable latency"):
         find_slo(bench, task, SloSpec(), lambda _: None)
     assert bench.store.all("slo") == []
+
+
+def test_cells_that_were_searched_start_no_server(tmp_path: Path) -> None:
+    point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
+    given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
+    spec = SweepSpec()
+    measuring = Measuring(spec=spec, min_requests=spec.slo.requests)
+    task = Task(point=point, given=given_input, measuring=measuring)
+    subject = Subject(identity={"bundle": "b"}, versions={}, tool="t")
+    store = ArtifactStore(tmp_path)
+    settings = {"slo": spec.slo.settings(), **measuring.settings(), "cell": point.cell}
+    key = subject.key("slo", settings, given_input)
+    with store.create(
+        "slo", key, {"settings": settings, "inputs": subject.inputs(given_input)}
+    ) as d:
+        d.figures.update(
+            {"items": 1, "tokens": 24, "query_tokens": None, "limit_ms": 500, "percentile": 95}
+        )
+
+    def no_server() -> Any:
+        raise AssertionError("everything was searched, no server is needed")
+
+    pool: Any = None
+    session = Session(spec=spec, subject=subject, pool=pool, store=store, server=no_server)
+    session.__dict__["cells"] = [task]
+    (found,), record = session.slo(lambda _: None)
+    assert found.key == key
+    assert read_record(record)["slo"] == [dict(found.figures)]
 
 
 @pytest.mark.slow

@@ -76,8 +76,6 @@ class JsonStore:
 
 
 class JsonKind:
-    embedded = True
-
     def open(self, place: str, folder: Path, *, write: bool) -> JobStore:
         return JsonStore(self.files(place, folder) / "jobs.json", write=write)
 

@@ -173,6 +173,11 @@ def find_point(store: ArtifactStore, subject: Subject, task: Task) -> Artifact |
     return None if found is None or found.figures["verdict"] not in FINAL else found
 
 
+def pending_tasks(tasks: Sequence[Task], store: ArtifactStore, subject: Subject) -> list[Task]:
+    """The tasks that have no final result yet."""
+    return [task for task in tasks if find_point(store, subject, task) is None]
+
+
 def run_sweep(
     tasks: Sequence[Task],
     store: ArtifactStore,
@@ -185,7 +190,7 @@ def run_sweep(
     The first closed-loop point is measured again at the end, as a drift check. Raises SweepError
     when the server does not answer; what was measured stays.
     """
-    pending = [task for task in tasks if find_point(store, subject, task) is None]
+    pending = pending_tasks(tasks, store, subject)
     if pending:
         with open_bench(store, subject, server) as bench:
             bench.warm_up(pending[0])

@@ -20,7 +20,7 @@ from slmrank.errors import SweepError
 from slmrank.load.binary import find_perf_analyzer
 from slmrank.load.evidence import require_ready
 from slmrank.load.perf_analyzer import Measuring
-from slmrank.load.points import Load, Point, PointInput, Pool, make_input, plan_points
+from slmrank.load.points import Load, PointInput, Pool, make_input, plan_points
 from slmrank.load.record import write_record
 from slmrank.load.run import (
     OpenServer,
@@ -28,11 +28,11 @@ from slmrank.load.run import (
     Running,
     Subject,
     Task,
-    find_point,
     open_bench,
+    pending_tasks,
     run_sweep,
 )
-from slmrank.load.slo import find_slo
+from slmrank.load.slo import find_slo, known_slo
 from slmrank.machine.facts import installed_version
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.repository.generate import read_identity
@@ -71,7 +71,7 @@ class Session:
     @property
     def pending(self) -> list[Task]:
         """The points that have no final result yet."""
-        return [task for task in self.tasks if find_point(self.store, self.subject, task) is None]
+        return pending_tasks(self.tasks, self.store, self.subject)
 
     def sweep(self, progress: Progress) -> tuple[list[Artifact], Path]:
         """Measure every point; returns them in order, and the record's file."""
@@ -80,10 +80,14 @@ class Session:
 
     def slo(self, report: Callable[[str], None]) -> tuple[list[Artifact], Path]:
         """Search the rate at the objective of every cell; returns what was found, and the
-        record's file."""
-        with open_bench(self.store, self.subject, self.server) as bench:
-            bench.warm_up(self.cells[0])
-            found = [find_slo(bench, task, self.spec.slo, report) for task in self.cells]
+        record's file. The server is started only when a cell was not searched before."""
+        slo = self.spec.slo
+        known = [known_slo(self.store, self.subject, task, slo) for task in self.cells]
+        found = [artifact for artifact in known if artifact is not None]
+        if len(found) < len(self.cells):
+            with open_bench(self.store, self.subject, self.server) as bench:
+                bench.warm_up(self.cells[0])
+                found = [find_slo(bench, task, slo, report) for task in self.cells]
         return found, write_record(self.store, self.subject.identity)
 
     def _tasks(self, loads: Sequence[Load], measuring: Measuring) -> list[Task]:
@@ -99,12 +103,9 @@ class Session:
         tasks = []
         for point in points:
             if point.cell not in inputs:
-                inputs[point.cell] = self._input(point)
+                inputs[point.cell] = make_input(point, self.pool)
             tasks.append(Task(point=point, given=inputs[point.cell], measuring=measuring))
         return tasks
-
-    def _input(self, point: Point) -> PointInput:
-        return make_input(point, self.pool)
 
 
 def open_session(

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from slmrank.artifacts import Artifact
+from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.code_hash import code_hash
 from slmrank.errors import SweepError
 from slmrank.load.points import Load
-from slmrank.load.run import CODE, Bench, Task
+from slmrank.load.run import CODE, Bench, Subject, Task
 from slmrank.spec.load import SloSpec
 
 KIND = "slo"
@@ -126,6 +126,11 @@ class SloCell:
     runs: int
 
 
+def known_slo(store: ArtifactStore, subject: Subject, task: Task, slo: SloSpec) -> Artifact | None:
+    """What was searched before for a cell; needs no server."""
+    return store.find(KIND, subject.key(KIND, _settings(task, slo), task.given))
+
+
 def find_slo(
     bench: Bench,
     task: Task,
@@ -136,13 +141,13 @@ def find_slo(
 
     Raises SweepError when one request alone cannot be measured; then nothing is kept.
     """
-    cell, given, subject = task.point, task.given, bench.subject
-    settings = {"slo": slo.settings(), **task.measuring.settings(), "cell": cell.cell}
-    key = subject.key(KIND, settings, given)
-    found = bench.store.find(KIND, key)
+    found = known_slo(bench.store, bench.subject, task, slo)
     if found is not None:
-        report(f"{cell.cell}: searched before")
+        report(f"{task.point.cell}: searched before")
         return found
+    given, subject = task.given, bench.subject
+    settings = _settings(task, slo)
+    key = subject.key(KIND, settings, given)
     lineage = {
         "settings": settings,
         "inputs": {**subject.inputs(given), "identity": dict(subject.identity)},
@@ -153,6 +158,11 @@ def find_slo(
     with bench.store.create(KIND, key, lineage) as draft:
         draft.figures.update(asdict(_search(bench, task, slo, report)))
     return bench.store.read(KIND, key)
+
+
+def _settings(task: Task, slo: SloSpec) -> dict[str, Any]:
+    """What decides a search, for its key."""
+    return {"slo": slo.settings(), **task.measuring.settings(), "cell": task.point.cell}
 
 
 def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None]) -> SloCell:

@@ -17,7 +17,6 @@ from slmrank.data.packaged import ONET_TASKS, SMOLLM2_135M
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
-from slmrank.hashing import hash_file
 from slmrank.pipeline.local_files import (
     checkpoint_hashes,
     file_hash,
@@ -119,7 +118,7 @@ class Bundle:
         settings = spec.settings()
         if spec.fitted is not None:
             folder = fitted_folder(spec.fitted)
-            settings["fitted"] = {one.name: hash_file(one) for one in sorted(folder.iterdir())}
+            settings["fitted"] = folder_hashes(folder)
         else:
             inputs["data"] = self.data
             if kind.needs_ranker:

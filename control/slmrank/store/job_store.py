@@ -50,9 +50,7 @@ class JobStore(Protocol):
 
 
 class StoreKind(Protocol):
-    """How a scheme opens a store. `embedded`: the store is files below the bundle's folder."""
-
-    embedded: bool
+    """How a scheme opens a store."""
 
     def open(self, place: str, folder: Path, *, write: bool) -> JobStore: ...
 

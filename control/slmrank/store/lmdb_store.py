@@ -27,8 +27,6 @@ STORE_FOLDER = "store"
 class LmdbKind:
     """`lmdb:` or `lmdb:NAME`, a folder below the bundle's."""
 
-    embedded = True
-
     def open(self, place: str, folder: Path, *, write: bool) -> JobStore:
         path = self.files(place, folder)
         if write:

@@ -224,9 +224,9 @@ class Deployer:
         if isinstance(error, Overtaken):
             raise error
         # The very release that just failed is no way back.
-        others = [one for one in records if one.release != release.hash and one.state != "failed"]
+        others = [one for one in records if one.release != release.hash and one.state == "deployed"]
         try:
-            target = find_record([one for one in others if one.state == "deployed"], None)
+            target = find_record(others, None)
         except DeployError:
             raise DeployFailed(
                 f"{error.message}\nThere is no earlier release to go back to; its objects stay for "

@@ -41,9 +41,11 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
     figures: dict[str, Any] = {"pairs": len(pairs), "prompt_tokens": 0}
     if settings["row"] == "bm25":
         index = Bm25(labelled.jobs)
-        scores = {
-            (pair.query, pair.job_id): index.scores(pair.query, [pair.job_id])[0] for pair in pairs
-        }
+        scores: Scores = {}
+        for query, group in group_by_query(pairs).items():
+            job_ids = [pair.job_id for pair in group]
+            found = index.scores(query, job_ids)
+            scores |= {(query, job_id): p for job_id, p in zip(job_ids, found, strict=True)}
     elif settings["row"] == "served":
         scores = _over_grpc(pairs, making)
     else:

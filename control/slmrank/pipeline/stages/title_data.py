@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from slmrank.data.labelled import write_labelled
 from slmrank.data.onet_database import read_database, read_held_back
+from slmrank.data.packaged import ONET_TASKS
 from slmrank.data.title_set import build_title_set, words_in_titles
 from slmrank.pipeline.steps import Making
 from slmrank.spec.data import OnetDatabaseData
-
-ATTRIBUTION = (
-    "O*NET Database, U.S. Department of Labor, Employment and Training Administration, CC BY 4.0, "
-    "modified"
-)
 
 
 def make_title_data(spec: OnetDatabaseData, making: Making) -> None:
@@ -21,4 +17,4 @@ def make_title_data(spec: OnetDatabaseData, making: Making) -> None:
     figures = making.draft.figures
     figures.update(write_labelled(making.draft.path, labelled))
     figures["query_words_in_title"] = words_in_titles(labelled)
-    figures["attribution"] = ATTRIBUTION
+    figures["attribution"] = ONET_TASKS.attribution
