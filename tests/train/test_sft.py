@@ -15,7 +15,9 @@ from slmrank.model.decoder import LoadedRanker
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
-from slmrank.train.sft import bernoulli_kl, draw_batches, learning_rate_at, train
+from slmrank.train.batches import draw_batches, learning_rate_at
+from slmrank.train.losses import bernoulli_kl
+from slmrank.train.sft import train
 
 
 def query(seed: int, items: int = 6) -> EncodedQuery:

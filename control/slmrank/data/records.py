@@ -39,7 +39,8 @@ class Job(BaseModel):
 
 
 class Pair(BaseModel):
-    """One judgment: how well a job answers a query, 0 (not at all) to 4 (exactly)."""
+    """One judgment: how well a job answers a query, 0 (not at all) to 4 (exactly). `kind` is what
+    sort of query it is (title, skill, ...): quality is also shown by it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,6 +48,7 @@ class Pair(BaseModel):
     job_id: str = Field(min_length=1)
     grade: int = Field(ge=0, le=MAX_GRADE)
     split: Split | None = None
+    kind: str | None = None
 
     @field_validator("query")
     @classmethod

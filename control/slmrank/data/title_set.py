@@ -1,27 +1,28 @@
 """Graded pairs of what people type and postings, from a release of the O*NET database.
 
-A posting carries one of its occupation's titles; queries are other titles of it, short forms, or a
-title with a tool, never the words of the posting's own title. Grades follow the release's lists of
-related occupations; half of the negatives are what BM25 retrieves. Split by occupation.
+A posting carries one of its occupation's titles, or is the taxonomy's own entry; queries are other
+titles, headlines and duties that the posting leaves out (`title_queries`). Grades follow the
+release's lists of related occupations; half of the negatives are what BM25 retrieves. Split by
+occupation.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.onet import Occupation, Occupations, Task
 from slmrank.data.onet_database import TitledOccupation
-from slmrank.data.postings import HeldOut, posting
+from slmrank.data.postings import HeldOut, hold_out, posting
 from slmrank.data.records import SPLITS, Job, LabelledSet, Pair, Split
+from slmrank.data.title_queries import queries_of
 from slmrank.data.words import words_of
 from slmrank.spec.data import OnetDatabaseData
 
 HARD_SHARE = 0.5
-RELATED_SHARE = 0.25
-KINDS = ("title", "short", "tool")
-KIND_WEIGHTS = (6, 2, 2)
+RELATED_SHARE = 0.2
 
 
 def build_title_set(
@@ -35,12 +36,18 @@ def build_title_set(
     pairs: dict[Split, list[Pair]] = {}
     asked: set[str] = set()
     for split, members in _split(occupations, held_back, spec, rng).items():
+        entries = 0.0 if split == "test" else spec.entry_share
         pool: dict[str, Job] = {}
         owner: dict[str, str] = {}
+        duties: dict[str, list[str]] = {}
         for one in members:
+            table = _as_table(one)
+            left_out = hold_out(table.occupations[0], rng)
+            duties[one.code] = [one.tasks[place] for place in sorted(left_out.tasks)]
             for number in range(spec.postings_per_occupation):
-                job = _posting(one, f"{one.code}-{number + 1}", rng)
-                pool[job.job_id], owner[job.job_id] = job, one.code
+                job_id = f"{one.code}-{number + 1}"
+                made = _entry if rng.random() < entries else _posting
+                pool[job_id], owner[job_id] = made(one, left_out, table, job_id, rng), one.code
         index = Bm25(pool)
         pairs[split] = []
         for one in members:
@@ -49,13 +56,15 @@ def build_title_set(
                 for job_id, code in owner.items()
             }
             shown = [words_of(pool[job_id].title) for job_id in pool if owner[job_id] == one.code]
-            for query in _queries(one, shown, spec.queries_per_occupation, rng):
-                if query in asked:
+            wanted = spec.queries_per_occupation
+            found = queries_of(one, duties[one.code], shown, spec.query_kinds, wanted, rng)
+            for query, kind in found.items():
+                if query.lower() in asked:
                     continue
-                asked.add(query)
+                asked.add(query.lower())
                 count = getattr(spec.candidates, split)
                 pairs[split] += [
-                    Pair(query=query, job_id=job_id, grade=grades[job_id], split=split)
+                    Pair(query=query, job_id=job_id, grade=grades[job_id], split=split, kind=kind)
                     for job_id in _candidates(query, grades, index, count, rng)
                 ]
         jobs |= pool
@@ -96,35 +105,32 @@ def _split(
     return {"train": rest[devs:], "dev": rest[:devs], "test": tests}
 
 
-def _posting(one: TitledOccupation, job_id: str, rng: random.Random) -> Job:
-    """A posting of the example set's shape under one of the occupation's titles."""
-    title = rng.choice([one.title, *one.titles])
+def _as_table(one: TitledOccupation) -> Occupations:
+    """The occupation as the posting writer reads it: each task is its own activity."""
     tasks = tuple(
         Task(text=text, activities=(str(number),)) for number, text in enumerate(one.tasks)
     )
     names = {str(number): text.rstrip(".") for number, text in enumerate(one.tasks)}
-    occupation = Occupation(code=one.code, title=title, tasks=tasks)
-    table = Occupations(occupations=(occupation,), activity_titles=names, rarity={})
-    return posting(occupation, HeldOut(tasks=frozenset(), activities=()), table, job_id, rng)
+    occupation = Occupation(code=one.code, title=one.title, tasks=tasks)
+    return Occupations(occupations=(occupation,), activity_titles=names, rarity={})
 
 
-def _queries(
-    one: TitledOccupation, shown: Sequence[Sequence[str]], count: int, rng: random.Random
-) -> list[str]:
-    """Up to `count` queries, none of which holds all words of a posting's title, or only those."""
-    made: dict[str, None] = {}
-    for _ in range(count * 4):
-        if len(made) == count:
-            break
-        kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
-        titles = one.short_titles if kind == "short" and one.short_titles else one.titles
-        text = rng.choice(titles)
-        if kind == "tool" and one.technologies:
-            text = f"{text} {rng.choice(one.technologies)}"
-        words = set(words_of(text))
-        if not any(words <= set(title) or set(title) <= words for title in shown):
-            made.setdefault(text.lower())
-    return list(made)
+def _posting(
+    one: TitledOccupation, left_out: HeldOut, table: Occupations, job_id: str, rng: random.Random
+) -> Job:
+    """A posting of the example set's shape under one of the occupation's titles."""
+    title = rng.choice([one.title, *one.titles])
+    return posting(replace(table.occupations[0], title=title), left_out, table, job_id, rng)
+
+
+def _entry(
+    one: TitledOccupation, left_out: HeldOut, _table: Occupations, job_id: str, rng: random.Random
+) -> Job:
+    """The occupation as a taxonomy lists it: its own title, what it is, some of its tasks."""
+    tasks = [text for place, text in enumerate(one.tasks) if place not in left_out.tasks]
+    chosen = rng.sample(tasks, min(len(tasks), rng.randint(0, 8)))
+    description = " ".join([one.description, *chosen])
+    return Job(job_id=job_id, title=one.title, description=description)
 
 
 def _candidates(

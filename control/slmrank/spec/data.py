@@ -32,6 +32,15 @@ class OnetData(Section):
     )
 
 
+QueryKind = Literal["title", "short", "tool", "vacancy", "duty", "title_duty"]
+# As often as they stand here.
+QUERY_KINDS: tuple[QueryKind, ...] = (
+    *("title",) * 5,
+    *("short", "tool", "duty", "title_duty"),
+    *("vacancy",) * 3,
+)
+
+
 class OnetDatabaseData(Section):
     """Titles that people search by, from a release of the O*NET database (onetcenter.org, text)."""
 
@@ -43,6 +52,18 @@ class OnetDatabaseData(Section):
     seed: int = Field(0, description="seed of postings, queries, splits and candidates")
     postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
     queries_per_occupation: int = Field(8, ge=1, le=200, description="queries per occupation")
+    query_kinds: tuple[QueryKind, ...] = Field(
+        QUERY_KINDS,
+        min_length=1,
+        description="kinds of queries; one named twice comes twice as often",
+    )
+    entry_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of training and dev postings in the form of a taxonomy's entry: "
+        "official title, description, tasks",
+    )
     candidates: CandidateSpec = Field(default_factory=CandidateSpec)
     test_share: float = Field(
         0.2, gt=0, lt=0.8, description="share of occupations only tested, without held_back"

@@ -10,10 +10,25 @@ from pydantic import Field
 from slmrank.spec.section import Section
 
 
+class LoraSpec(Section):
+    """Train a low-rank adapter and merge it, instead of all weights."""
+
+    rank: int = Field(16, ge=1, le=512, description="rank of every update")
+    alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
+
+
 class TrainSpec(Section):
     """One training run: KL to the soft target on the two label logits."""
 
-    steps: int = Field(64, ge=1, description="optimizer steps")
+    steps: int = Field(64, ge=0, description="optimizer steps; 0 only merges the adapter")
+    lora: LoraSpec | None = Field(None, description="train an adapter; unset: all weights")
+    adapter: Path | None = Field(
+        None, description="adapter folder (peft's format) to start from; further steps train it"
+    )
+    list_loss: Literal["ranknet", "listnet"] | None = Field(
+        None, description="loss on the order inside a query, added to the KL"
+    )
+    list_weight: float = Field(0.5, gt=0, description="weight of list_loss")
     queries_per_step: int = Field(4, ge=1, description="queries in a step")
     items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
@@ -21,6 +36,15 @@ class TrainSpec(Section):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     seed: int = Field(0, description="seed of batches")
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
+    dev_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between evaluations on dev; the best one is kept; unset: none",
+    )
+    dev_queries: int = Field(64, ge=1, description="dev queries of such an evaluation")
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
+    )
 
 
 class FinetuneSpec(TrainSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from slmrank.errors import CheckpointError
@@ -12,7 +13,10 @@ from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.train import TrainSpec
+from slmrank.train.adapter import ADAPTER_FOLDER
 from slmrank.train.sft import train
+
+LOG_FILE = "train.jsonl"
 
 
 def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
@@ -25,7 +29,8 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     elif teacher_path is not None:
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student), placement)
         digests["teacher"] = str(making.draft.lineage["settings"]["teacher"])
-    queries = split_queries(making, student, "train", 0)
+    queries = split_queries(making, student, "train", 0) if spec.steps else []
+    dev = split_queries(making, student, "dev", 0) if spec.steps and spec.dev_every else []
     ranker = load_model(student, placement)
     figures = train(
         ranker,
@@ -35,9 +40,18 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         lambda step, steps, loss: making.watcher.progress(step, steps, f"KL {loss:.3f}"),
         inputs=digests,
         teacher=teacher,
+        dev=dev,
+        adapter_folder=making.draft.path / ADAPTER_FOLDER,
     )
+    if figures.get("log"):
+        write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)
     making.draft.figures.update({**figures, "device": placement.device, **corpus_figures(queries)})
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """One record a step: loss, learning_rate, and dev_ndcg10, dev_auc where dev was scored."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
 
 
 def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:

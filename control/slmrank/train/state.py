@@ -1,0 +1,87 @@
+"""The resumable state of a run: what is trained, the optimizer, the log, the best so far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATE_FILE = "state.pt"
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Where a run stands. `log` has one record per finished step; `best` are the trained
+    parameters at the step of the highest dev NDCG@10."""
+
+    identity: str
+    log: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+    @property
+    def done(self) -> int:
+        return len(self.log)
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """The records of the steps at which dev was scored."""
+        return [record for record in self.log if "dev_ndcg10" in record]
+
+    def improved(self) -> bool:
+        """Whether the newest evaluation is the best one."""
+        found = [record["dev_ndcg10"] for record in self.evaluations()]
+        return found[-1] > max(found[:-1], default=float("-inf"))
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether the best evaluation lies `patience` evaluations back."""
+        found = [record["dev_ndcg10"] for record in self.evaluations()]
+        return patience is not None and len(found) - 1 - found.index(max(found)) >= patience
+
+
+def trained_values(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that are trained, by name."""
+    return {
+        name: value.detach().clone()
+        for name, value in network.named_parameters()
+        if value.requires_grad
+    }
+
+
+def save_state(
+    state: RunState, network: nn.Module, optimizer: torch.optim.Optimizer, work: Path
+) -> None:
+    """Write `work/state.pt`, whole or not at all."""
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = work / f".{STATE_FILE}.{os.getpid()}"
+    kept = {
+        "identity": state.identity,
+        "model": trained_values(network),
+        "optimizer": optimizer.state_dict(),
+        "log": state.log,
+        "best": state.best,
+    }
+    torch.save(kept, temporary)
+    temporary.rename(work / STATE_FILE)
+
+
+def resume_state(
+    identity: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    work: Path,
+    device: torch.device | str,
+) -> RunState:
+    """The state of an interrupted run with the same identity, put back; a new one otherwise."""
+    path = work / STATE_FILE
+    if not path.is_file():
+        return RunState(identity=identity)
+    kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    if kept["identity"] != identity:
+        return RunState(identity=identity)
+    network.load_state_dict(kept["model"], strict=False)
+    optimizer.load_state_dict(dict(kept["optimizer"]))
+    return RunState(identity=identity, log=list(kept["log"]), best=kept["best"])
