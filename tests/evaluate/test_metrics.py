@@ -13,12 +13,16 @@ from slmrank.evaluate.metrics import (
     Listing,
     align,
     auc_top_against_zero,
+    ece_interval,
     mean_abs_dp,
     mean_ndcg,
     ndcg_at_10,
     ndcg_difference,
     ndcg_interval,
+    order_interval,
     pair_order_agreement,
+    reciprocal_rank,
+    reliability,
     resamples,
 )
 
@@ -112,3 +116,29 @@ def test_rows_are_paired_by_query_and_job() -> None:
     for wrong in (other[:1], [*other, named("c", "z", [1])], [other[0], named("a", "xw", [1, 2])]):
         with pytest.raises(DataError, match="row"):
             align(wrong, reference)
+
+
+def test_reciprocal_rank_is_of_the_best_grade_and_splits_ties() -> None:
+    assert reciprocal_rank(listing([0.9, 0.8, 0.1], [2, 4, 4])) == 1 / 2
+    assert reciprocal_rank(listing([0.5, 0.5, 0.1], [3, 0, 0])) == 1 / 1.5
+    assert math.isnan(reciprocal_rank(listing([0.5, 0.4], [0, 0])))
+
+
+def test_order_counts_pairs_of_different_grade_alone() -> None:
+    lists = [listing([0.9, 0.5, 0.5], [4, 4, 0]), listing([0.1, 0.2], [2, 1])]
+    found = order_interval(lists, resamples(2, 400, 0))
+    assert found.value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found.low == 0
+    flat = order_interval([listing([0.5], [3])], resamples(1, 100, 0))
+    assert math.isnan(flat.value)
+
+
+def test_calibration_error_by_hand() -> None:
+    """0.3 is right about a target of 0.25 by 0.05, 0.9 about 0 by 0.9."""
+    lists = [listing([0.3, 0.9], [1, 0])]
+    assert ece_interval(lists, resamples(1, 100, 0)).value == pytest.approx((0.05 + 0.9) / 2)
+    assert reliability(lists) == [(0.3, 0.25, 1), (0.9, 0.0, 1)]
+    rng = np.random.default_rng(3)
+    p = rng.random(20_000)
+    honest = listing(list(p), list(4 * (rng.random(20_000) < p)))
+    assert ece_interval([honest], resamples(1, 100, 0)).value < 0.015

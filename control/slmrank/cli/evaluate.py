@@ -1,9 +1,10 @@
-"""`control evaluate`: the quality table."""
+"""`control evaluate`: the quality table and page."""
 
 from __future__ import annotations
 
 import click
 
+from slmrank.artifacts import write_atomic
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
 from slmrank.cli.options import (
     Opened,
@@ -12,81 +13,97 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
-from slmrank.evaluate.metrics import Interval
+from slmrank.data.labelled import read_labelled
+from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page
 from slmrank.evaluate.table import QualityRow
-from slmrank.pipeline.quality import NAMES, REFERENCE, measure_quality, plan_quality
+from slmrank.pipeline.quality import (
+    NAMES,
+    REFERENCE,
+    measure_quality,
+    plan_quality,
+    quality_tables,
+)
+from slmrank.pipeline.score_step import OWN
 
 
 @click.command("evaluate")
 @spec_options
+@click.option(
+    "--on",
+    multiple=True,
+    metavar="NAME",
+    help="evaluate on this set of evaluate.sets instead of the bundle's own pairs; `--set NAME` "
+    "means the same; repeatable",
+)
 @click.option("--served", is_flag=True, help="score the engine row through a real server")
 @device_option
 @dry_run_option
 @json_option
 def evaluate_command(
-    opened: Opened, served: bool, device: str, dry_run: bool, as_json: bool
+    opened: Opened, on: list[str], served: bool, device: str, dry_run: bool, as_json: bool
 ) -> None:
-    """Measure NDCG@10, AUC (grade 4 against 0) and mean |dp| of every stage of SPEC.
+    """Measure NDCG@10, AUC (grade 4 against 0), MRR, pair order, calibration and mean |dp| of every
+    stage of SPEC, and write a page with the worst queries.
 
-    Rows: BM25, base, fine-tuned, pruned, recovered, engine, on summaries; of a GPU target without
-    --served, the engine's weights with reference arithmetic. With
-    evaluate.full_text_queries, the fine-tuned model also on the full texts of that many queries.
-    Intervals are 95 % bootstrap intervals over queries, differences are paired.
+    Rows: BM25, with evaluate.dense_baseline a bi-encoder, base, fine-tuned, pruned, recovered,
+    engine, on summaries; of a GPU target without --served, the engine's weights with reference
+    arithmetic. With evaluate.full_text_queries, the fine-tuned model also on the full texts of that
+    many queries. Intervals are 95 % bootstrap intervals over queries, differences are paired.
 
     \b
     Example:
       control evaluate build/demo.yaml
       control evaluate build/demo.yaml --set evaluate.split=dev
+      control evaluate build/train.yaml --set onet-titles --served
     """
-    plan = plan_quality(opened.bundle, served=served)
+    plans = {name: plan_quality(opened.bundle, served=served, on=name) for name in on or [OWN]}
     if dry_run:
-        show_plan(plan.steps, opened.store, as_json=as_json)
-        return
-    with StepDisplay() as display:
-        rows, few = measure_quality(opened.bundle, plan, opened.store, display, device=device)
-    if as_json:
-        print_json(
-            {"rows": [row.as_dict() for row in rows], "full_text": [row.as_dict() for row in few]}
+        show_plan(
+            [step for plan in plans.values() for step in plan.steps], opened.store, as_json=as_json
         )
         return
-    show_quality(rows, few)
+    results = {}
+    for name, plan in plans.items():
+        with StepDisplay() as display:
+            scored, scored_few = measure_quality(
+                opened.bundle, plan, opened.store, display, device=device
+            )
+        rows, few = quality_tables(opened.bundle, scored, scored_few)
+        data = next(iter(plan.rows.values())).inputs["data"]
+        jobs = read_labelled(opened.store.path(data.kind, data.key)).jobs
+        page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        title = f"Ranking quality of {opened.bundle.spec.name} on {_set_name(name)}"
+        write_atomic(page, quality_page(title, rows, scored, jobs))
+        results[name] = {
+            "rows": [row.as_dict() for row in rows],
+            "full_text": [row.as_dict() for row in few],
+            "page": str(page),
+        }
+        if not as_json:
+            show_quality(rows, few, name)
+            click.echo(f"page: {page}")
+    if as_json:
+        print_json(results[on[0] if on else OWN] if len(results) == 1 else {"sets": results})
 
 
-def show_quality(rows: list[QualityRow], few: list[QualityRow]) -> None:
-    """Both quality tables on stdout."""
-    reference = NAMES[REFERENCE]
+def show_quality(rows: list[QualityRow], few: list[QualityRow], on: str = OWN) -> None:
+    """The quality tables on stdout."""
     title = f"quality on {rows[0].queries} unseen queries, {rows[0].pairs} pairs"
-    print_table(f"{title} (delta and |dp| against '{reference}')", _COLUMNS, _cells(rows))
+    if on != OWN:
+        title = f"quality on {on}: {rows[0].queries} queries, {rows[0].pairs} pairs"
+    compared = f"(delta and |dp| against '{NAMES[REFERENCE]}')"
+    print_table(f"{title} {compared}", QUALITY_COLUMNS, quality_cells(rows))
+    if rows[0].kinds:
+        print_table(*kind_table(rows))
     if few:
         print_table(
             f"full text against summaries, {few[0].queries} queries, {few[0].pairs} pairs "
             "(the model was trained on summaries; delta and |dp| against the first row)",
-            _COLUMNS,
-            _cells(few),
+            QUALITY_COLUMNS,
+            quality_cells(few),
         )
 
 
-_COLUMNS = ("row", "text", "parameters", "prompt tokens", "NDCG@10", "delta", "AUC 4 v 0", "|dp|")
-
-
-def _cells(rows: list[QualityRow]) -> list[list[str]]:
-    return [
-        [
-            row.name,
-            row.text,
-            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
-            f"{row.prompt_tokens:.0f}" if row.prompt_tokens else "-",
-            _interval(row.ndcg10),
-            _interval(row.delta_ndcg10, signed=True),
-            _interval(row.auc),
-            f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
-        ]
-        for row in rows
-    ]
-
-
-def _interval(interval: Interval | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "-"
-    form = "+.3f" if signed else ".3f"
-    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+def _set_name(name: str) -> str:
+    return "its own unseen queries" if name == OWN else name

@@ -80,6 +80,10 @@ def spec_options(function: Decorated) -> Any:
     def command(
         spec: Path, overrides: tuple[str, ...], target: str | None, artifacts: Path, **more: Any
     ) -> Any:
+        if "on" in more:
+            # `control evaluate SPEC --set NAME` names a set: a change of the spec holds a `=`.
+            more["on"] = [*more["on"], *(one for one in overrides if "=" not in one)]
+            overrides = tuple(one for one in overrides if "=" in one)
         bundle = read_bundle(spec, overrides, target)
         return function(opened=Opened(spec, bundle, ArtifactStore(artifacts)), **more)
 

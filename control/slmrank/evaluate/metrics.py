@@ -1,4 +1,5 @@
-"""Ranking quality: NDCG@10, AUC of the top grade against 0, mean |dp|, and bootstrap intervals.
+"""Ranking quality: NDCG@10, AUC of the top grade against 0, reciprocal rank, pair order, mean |dp|,
+calibration error, and bootstrap intervals.
 
 Intervals resample queries (10,000s of pairs of one query are not independent); two systems are
 compared on the same resamples, which is the paired bootstrap.
@@ -27,6 +28,7 @@ class Listing:
     grades: Vector
     query: str = ""
     job_ids: tuple[str, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +92,78 @@ def resamples(queries: int, count: int, seed: int) -> npt.NDArray[np.intp]:
 
 def ndcg_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
     """Mean NDCG@10 with its interval."""
-    values = np.array([ndcg_at_10(one) for one in listings])
-    return _interval(float(np.nanmean(values)), np.nanmean(values[draws], axis=1))
+    return _mean_interval(np.array([ndcg_at_10(one) for one in listings]), draws)
+
+
+def reciprocal_rank(listing: Listing) -> float:
+    """1 / rank of the first job of the listing's highest grade; ties count as the middle of their
+    places; NaN when all grades are 0."""
+    best = listing.grades.max(initial=0)
+    if best == 0:
+        return math.nan
+    top = listing.scores[listing.grades == best].max()
+    rivals = listing.scores[listing.grades < best]
+    return float(1 / (1 + np.sum(rivals > top) + np.sum(rivals == top) / 2))
+
+
+def mrr_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+    """Mean reciprocal rank with its interval."""
+    return _mean_interval(np.array([reciprocal_rank(one) for one in listings]), draws)
+
+
+def order_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+    """Share of same-query pairs of different grade that the scores order as the grades do, ties
+    counting half, with its interval."""
+    right, total = np.zeros(len(listings)), np.zeros(len(listings))
+    for place, one in enumerate(listings):
+        above = one.grades[:, None] > one.grades[None, :]
+        gap = one.scores[:, None] - one.scores[None, :]
+        right[place] = np.sum(above & (gap > 0)) + np.sum(above & (gap == 0)) / 2
+        total[place] = above.sum()
+    if not total.any():
+        return Interval(value=math.nan, low=math.nan, high=math.nan)
+    sampled = right[draws].sum(axis=1) / np.maximum(total[draws].sum(axis=1), 1)
+    return _interval(float(right.sum() / total.sum()), sampled)
+
+
+def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
+    """(mean p, mean grade / 4, pairs) of every tenth of [0, 1] that holds a pair."""
+    points = []
+    for summed_p, summed_target, count in _tenths(listings).sum(axis=0):
+        if count:
+            points.append((float(summed_p / count), float(summed_target / count), int(count)))
+    return points
+
+
+def ece_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+    """Expected calibration error of p against grade / 4 over ten bins (Guo et al., ICML 2017), with
+    its interval. Scores must be probabilities."""
+    cells = _tenths(listings)
+
+    def error(summed: Vector) -> Vector:
+        found: Vector = np.abs(summed[..., 0] - summed[..., 1]).sum(-1) / summed[..., 2].sum(-1)
+        return found
+
+    sampled = np.array([error(cells[draw].sum(axis=0)) for draw in draws])
+    return _interval(float(error(cells.sum(axis=0))), sampled)
+
+
+def _tenths(listings: Sequence[Listing]) -> Vector:
+    """Sums of p and of grade / 4, and the number of pairs, by query and tenth: [N, 10, 3]."""
+    cells = np.zeros((len(listings), 10, 3))
+    for place, one in enumerate(listings):
+        tenth = np.clip((one.scores * 10).astype(int), 0, 9)
+        values = np.stack([one.scores, one.grades / MAX_GRADE, np.ones(len(tenth))], axis=1)
+        np.add.at(cells[place], tenth, values)
+    return cells
 
 
 def ndcg_difference(
     a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
 ) -> Interval:
     """Mean NDCG@10 of a minus b on the same queries, with its paired interval."""
-    values = np.array([ndcg_at_10(x) - ndcg_at_10(y) for x, y in zip(a, b, strict=True)])
-    return _interval(float(np.nanmean(values)), np.nanmean(values[draws], axis=1))
+    values = [ndcg_at_10(x) - ndcg_at_10(y) for x, y in zip(a, b, strict=True)]
+    return _mean_interval(np.array(values), draws)
 
 
 def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
@@ -151,6 +215,16 @@ def align(listings: Sequence[Listing], reference: Sequence[Listing]) -> list[Lis
             "score all rows on the same data: `control evaluate` again",
         )
     return aligned
+
+
+def _mean_interval(values: Vector, draws: npt.NDArray[np.intp]) -> Interval:
+    """The mean over queries that have a value, with its interval."""
+    if np.isnan(values).all():
+        return Interval(value=math.nan, low=math.nan, high=math.nan)
+    known = ~np.isnan(values)
+    counted = np.maximum(known[draws].sum(axis=1), 1)
+    sampled = np.where(known, values, 0.0)[draws].sum(axis=1) / counted
+    return _interval(float(np.nanmean(values)), sampled)
 
 
 def _interval(value: float, sampled: Vector) -> Interval:

@@ -16,9 +16,14 @@ from slmrank.evaluate.metrics import (
     Listing,
     align,
     auc_interval,
+    auc_top_against_zero,
+    ece_interval,
     mean_abs_dp,
+    mean_ndcg,
+    mrr_interval,
     ndcg_difference,
     ndcg_interval,
+    order_interval,
     resamples,
 )
 
@@ -37,7 +42,8 @@ class ScoredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityRow:
-    """One row of the table; `delta` and `mean_abs_dp` are against the reference row."""
+    """One row of the table; `delta` and `mean_abs_dp` are against the reference row, `ece` is of
+    rows whose scores are probabilities, `kinds` has the figures by kind of query."""
 
     name: str
     text: str
@@ -49,6 +55,10 @@ class QualityRow:
     auc: Interval
     delta_ndcg10: Interval | None
     mean_abs_dp: float | None
+    mrr: Interval
+    order: Interval
+    ece: Interval | None
+    kinds: dict[str, dict[str, float]]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +96,7 @@ def read_scores(path: Path) -> list[Listing]:
             grades=np.array([record["grade"] for record in group], dtype=float),
             query=query,
             job_ids=tuple(record["job_id"] for record in group),
+            kind=group[0].get("kind") or "",
         )
         for query, group in groups.items()
     ]
@@ -108,4 +119,23 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
             if compared and row.probabilistic and base.probabilistic
             else None
         ),
+        mrr=mrr_interval(row.listings, draws),
+        order=order_interval(row.listings, draws),
+        ece=ece_interval(row.listings, draws) if row.probabilistic else None,
+        kinds=_by_kind(row.listings),
     )
+
+
+def _by_kind(listings: Sequence[Listing]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[Listing]] = {}
+    for one in listings:
+        if one.kind:
+            groups.setdefault(one.kind, []).append(one)
+    return {
+        kind: {
+            "queries": len(group),
+            "ndcg10": mean_ndcg(group),
+            "auc": auc_top_against_zero(group),
+        }
+        for kind, group in sorted(groups.items())
+    }

@@ -8,21 +8,12 @@ from html import escape
 from pathlib import Path
 
 from slmrank.artifacts import write_atomic
+from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
 from slmrank.load.figures import cell_name, cell_of, draw, title_of
 from slmrank.load.record import Record
 
 PAGE, SUMMARY = "report.html", "report.md"
-Table = tuple[str, Sequence[str], list[list[str]]]
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; height: auto } .note { color: #666 } .wide { overflow-x: auto }
-"""
 _CAPTIONS = {
     "latency-throughput": "p95 latency by throughput, one line for each kind of request",
     "items-per-second": "best throughput of each kind of request",
@@ -155,40 +146,24 @@ def _tables(record: Record) -> list[Table]:
 def _html(
     records: Sequence[Record], plots: Sequence[dict[str, bytes]], compared: Comparison | None
 ) -> str:
-    name = escape(" against ".join(title_of(record) for record in records))
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{name}</title><style>{_STYLE}</style></head><body><h1>{name}</h1>",
-    ]
+    parts: list[str] = []
     if compared is not None:
-        parts += [_html_table(table) for table in comparison_tables(compared)]
+        parts += [html_table(table) for table in comparison_tables(compared)]
     for number, (record, images) in enumerate(zip(records, plots, strict=True), start=1):
         if len(records) > 1:
             parts.append(f"<h1>{number}: {escape(title_of(record))}</h1>")
         parts += [f'<p class="note">{escape(line)}</p>' for line in provenance(record)]
         tables = _tables(record)
         if record["slo"]:
-            parts.append(_html_table(tables[0]))
+            parts.append(html_table(tables[0]))
         for plot, image in images.items():
             data = base64.b64encode(image).decode()
             caption = escape(_CAPTIONS[plot])
             parts.append(
                 f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{data}">'
             )
-        parts.append(_html_table(tables[-1]))
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _html_table(table: Table) -> str:
-    title, columns, rows = table
-    head = "".join(f"<th>{escape(one)}</th>" for one in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(one)}</td>" for one in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<h2>{escape(title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+        parts.append(html_table(tables[-1]))
+    return html_page(" against ".join(title_of(record) for record in records), parts)
 
 
 def _markdown(records: Sequence[Record], compared: Comparison | None) -> str:

@@ -10,32 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from slmrank.code_hash import code_hash
-from slmrank.data.packaged import ONET_TASKS, SMOLLM2_135M
+from slmrank.data.packaged import SMOLLM2_135M
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
-from slmrank.pipeline.local_files import (
-    checkpoint_hashes,
-    file_hash,
-    folder_hashes,
-    local_checkpoint,
-)
+from slmrank.pipeline.data_step import data_step
+from slmrank.pipeline.local_files import checkpoint_hashes, folder_hashes, local_checkpoint
 from slmrank.pipeline.stages.base_model import make_base_model
 from slmrank.pipeline.stages.engine import make_engine
-from slmrank.pipeline.stages.onet_data import make_onet_data
-from slmrank.pipeline.stages.own_data import make_own_data
 from slmrank.pipeline.stages.repository import make_repository
-from slmrank.pipeline.stages.scores import make_scores
 from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, make_summarizer
-from slmrank.pipeline.stages.title_data import make_title_data
 from slmrank.pipeline.steps import Making, Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import PruneSpec, SummarizeSpec
-from slmrank.spec.data import JsonlData, OnetDatabaseData
 from slmrank.spec.model import TrimSpec
 from slmrank.spec.train import TrainSpec
 from slmrank.store.registry import store_kind
@@ -43,7 +34,6 @@ from slmrank.summarize.registry import SUMMARIZERS
 
 TRAINING = ("torch", "transformers")
 STAGES = "slmrank.pipeline.stages"
-Row = Literal["bm25", "base", "finetuned", "pruned", "recovered", "engine", "served"]
 
 
 @dataclass(frozen=True)
@@ -60,20 +50,7 @@ class Bundle:
 
     @cached_property
     def data(self) -> Step:
-        data = self.spec.data
-        settings: dict[str, Any] = data.settings()
-        if isinstance(data, JsonlData):
-            settings |= {name: file_hash(getattr(data, name)) for name in ("jobs", "pairs")}
-            maker, stage = partial(make_own_data, data), "own_data"
-        elif isinstance(data, OnetDatabaseData):
-            settings |= {"folder": folder_hashes(data.folder), "held_back": None}
-            if data.held_back is not None:
-                settings["held_back"] = file_hash(data.held_back)
-            maker, stage = partial(make_title_data, data), "title_data"
-        else:
-            settings["table"] = file_hash(data.table) if data.table else ONET_TASKS.identity
-            maker, stage = partial(make_onet_data, data), "onet_data"
-        return self._step("data", "labelled data", settings, maker, code=(f"{STAGES}.{stage}",))
+        return data_step(self.spec.data, self.spec.name)
 
     @cached_property
     def imported(self) -> Step:
@@ -137,8 +114,12 @@ class Bundle:
             code=(f"{STAGES}.summaries", type(kind).__module__),
         )
 
-    @cached_property
+    @property
     def summaries(self) -> Step:
+        return self.summaries_of(self.data)
+
+    def summaries_of(self, data: Step) -> Step:
+        """The store of these jobs' summaries, by the bundle's summarizer."""
         spec = self.spec.summarize
         kind, _ = store_kind(spec.store)
         settings = {"store": spec.store, "max_cut_share": spec.max_cut_share}
@@ -148,7 +129,7 @@ class Bundle:
             "summaries",
             settings,
             partial(make_summaries, spec),
-            {"data": self.data, "checkpoint": self.base, "summarizer": self.summarizer},
+            {"data": data, "checkpoint": self.base, "summarizer": self.summarizer},
             code=(f"{STAGES}.summaries", *code),
         )
 
@@ -253,43 +234,6 @@ class Bundle:
                 "checkpoint": self.final,
             },
             code=(f"{STAGES}.repository", type(target).__module__),
-        )
-
-    def scores(self, row: Row, *, full_text: bool = False, full_queries: bool = False) -> Step:
-        """The scores of one row of the quality table.
-
-        `full_queries` restricts the row to the few queries that are also scored on full texts;
-        `full_text` scores those texts instead of summaries.
-        """
-        evaluate = self.spec.evaluate
-        few = full_text or full_queries
-        settings: dict[str, Any] = {
-            "row": row,
-            "split": evaluate.split,
-            "seed": evaluate.seed,
-            "queries": evaluate.full_text_queries if few else evaluate.queries,
-            "full_text_tokens": evaluate.full_text_tokens if full_text else None,
-        }
-        inputs: dict[str, Step] = {"data": self.data, "summaries": self.summaries}
-        tools: tuple[str, ...] = ()
-        if row in ("base", "finetuned", "pruned", "recovered"):
-            inputs["checkpoint"] = getattr(self, row)
-            settings["dtype"] = evaluate.dtype
-            tools = TRAINING
-        elif row == "engine":
-            inputs |= {"checkpoint": self.final, "engine": self.engine}
-            tools, _ = self.target.tools(self.spec.engine)
-        elif row == "served":
-            inputs |= {"checkpoint": self.final, "repository": self.repository}
-        note = ", full text" if full_text else ", few queries" if few else ""
-        return self._step(
-            "scores",
-            f"scores: {row}{note}",
-            settings,
-            partial(make_scores, settings, self.target),
-            inputs,
-            code=(f"{STAGES}.scores",),
-            tools=tools,
         )
 
     def steps(self) -> list[Step]:

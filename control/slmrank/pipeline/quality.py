@@ -8,12 +8,14 @@ from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
-from slmrank.pipeline.bundle import Bundle, Row
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.score_step import OWN, Row, Text, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 
 NAMES: dict[Row, str] = {
     "bm25": "BM25",
+    "minilm": "MiniLM-L6, cosine",
     "base": "base, zero-shot",
     "finetuned": "fine-tuned",
     "pruned": "pruned, not recovered",
@@ -26,32 +28,38 @@ REFERENCE: Row = "finetuned"
 
 @dataclass(frozen=True, kw_only=True)
 class QualityPlan:
-    """The steps of the table: rows on summaries, and rows on the few full-text queries."""
+    """The steps of the table, by row and text, and of the small table on full texts."""
 
-    rows: dict[Row, Step]
-    few_rows: dict[tuple[Row, str], Step]
+    rows: dict[tuple[Row, Text], Step]
+    few_rows: dict[tuple[Row, Text], Step]
 
     @property
     def steps(self) -> list[Step]:
         return [*self.rows.values(), *self.few_rows.values()]
 
 
-def plan_quality(bundle: Bundle, *, served: bool) -> QualityPlan:
+def plan_quality(bundle: Bundle, *, served: bool, on: str = OWN) -> QualityPlan:
     """The rows that a spec has. `served` scores through a server, else the engine in-process (of a
-    GPU target its weights, with reference arithmetic)."""
-    rows: list[Row] = ["bm25", "base", "finetuned"]
-    if bundle.spec.prune is not None:
-        rows.append("pruned")
-    if bundle.spec.recover is not None:
-        rows.append("recovered")
-    rows.append("served" if served else "engine")
-    few: dict[tuple[Row, str], Step] = {}
-    if bundle.spec.evaluate.full_text_queries:
-        few = {
-            ("finetuned", "full"): bundle.scores("finetuned", full_text=True),
-            ("finetuned", "summary"): bundle.scores("finetuned", full_queries=True),
-        }
-    return QualityPlan(rows={row: bundle.scores(row) for row in rows}, few_rows=few)
+    GPU target its weights, with reference arithmetic). `on` is the name of an evaluation set."""
+    spec = bundle.spec
+    rows: list[tuple[Row, Text]] = [("bm25", "summary")]
+    if spec.evaluate.dense_baseline:
+        rows += [("minilm", "full"), ("minilm", "summary")]
+    if on == OWN:
+        rows.append(("base", "summary"))
+    rows.append(("finetuned", "summary"))
+    if spec.prune is not None and on == OWN:
+        rows.append(("pruned", "summary"))
+    if spec.recover is not None:
+        rows.append(("recovered", "summary"))
+    rows.append(("served" if served else "engine", "summary"))
+    few: list[tuple[Row, Text]] = []
+    if spec.evaluate.full_text_queries and on == OWN:
+        few = [("finetuned", "full"), ("finetuned", "few")]
+    return QualityPlan(
+        rows={(row, text): score_step(bundle, row, text, on) for row, text in rows},
+        few_rows={(row, text): score_step(bundle, row, text, on) for row, text in few},
+    )
 
 
 def measure_quality(
@@ -61,20 +69,30 @@ def measure_quality(
     watcher: Watcher,
     *,
     device: str = "cpu",
-) -> tuple[list[QualityRow], list[QualityRow]]:
-    """Score every row and compute the two tables (the second is empty without full texts)."""
-    evaluate = bundle.spec.evaluate
+) -> tuple[list[ScoredRow], list[ScoredRow]]:
+    """Score every row of the two tables (the second is empty without full texts)."""
     names = dict(NAMES)
     if bundle.target.needs_gpu:
         names["engine"] = f"{bundle.target.name}, weights only"
 
-    def scored(row: Row, text: str, step: Step) -> ScoredRow:
+    def scored(row: Row, text: Text, step: Step) -> ScoredRow:
         artifact = run(step, store, watcher, device=device)
-        return _scored(names[row], row, text, step, artifact, store)
+        shown = "full" if row == "bm25" or text == "full" else "summary"
+        return _scored(names[row], row, shown, step, artifact, store)
 
-    rows = [scored(row, "summary", step) for row, step in plan.rows.items()]
-    few = [scored(row, text, step) for (row, text), step in plan.few_rows.items()]
-    reference = rows[list(plan.rows).index(REFERENCE)]
+    return (
+        [scored(row, text, step) for (row, text), step in plan.rows.items()],
+        [scored(row, text, step) for (row, text), step in plan.few_rows.items()],
+    )
+
+
+def quality_tables(
+    bundle: Bundle, rows: list[ScoredRow], few: list[ScoredRow]
+) -> tuple[list[QualityRow], list[QualityRow]]:
+    """The figures of both tables; the first compares with the fine-tuned model, the second with
+    its first row."""
+    evaluate = bundle.spec.evaluate
+    reference = next(row for row in rows if row.name == NAMES[REFERENCE])
     main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
     if not few:
         return main, []
@@ -86,15 +104,17 @@ def _scored(
 ) -> ScoredRow:
     tokens = artifact.figures["prompt_tokens"]
     parameters = None
-    if "checkpoint" in step.inputs:
+    if row == "minilm":
+        parameters = artifact.figures["parameters"]
+    elif "checkpoint" in step.inputs:
         before = step.inputs["checkpoint"]
         folder = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
         parameters = count_parameters(folder)["total"]
     return ScoredRow(
         name=name,
-        text="full" if row == "bm25" else text,
+        text=text,
         listings=read_scores(artifact.path / SCORES_FILE),
         parameters=parameters,
         prompt_tokens=tokens / artifact.figures["pairs"] if tokens else None,
-        probabilistic=row != "bm25",
+        probabilistic=row not in ("bm25", "minilm"),
     )

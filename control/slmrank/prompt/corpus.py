@@ -58,12 +58,16 @@ class SummaryItems:
 
     def items(self, job_ids: Sequence[str]) -> list[Item]:
         """Raises DataError when the store lacks a job."""
-        items = []
+        return [self._encoder.item(body) for body in self.bodies(job_ids)]
+
+    def bodies(self, job_ids: Sequence[str]) -> list[Ids]:
+        """Stored ids of title, place and summary. Raises DataError when the store lacks a job."""
+        found = []
         for job_id, body in zip(job_ids, self._store.ids_many(job_ids), strict=True):
             if body is None:
                 raise DataError(f"no summary of job {job_id!r}", "run `control summarize` again")
-            items.append(self._encoder.item(body))
-        return items
+            found.append(body)
+        return found
 
 
 class FullTextItems:

@@ -98,6 +98,11 @@ class PromptEncoder:
         """Ids of a job text, whole; this is what the summary store keeps."""
         return self._text(text)
 
+    def text(self, body: Ids) -> str:
+        """A job text from its ids."""
+        decoded: str = self._tokenizer.decode(body.tolist(), skip_special_tokens=False)
+        return decoded
+
     def item(self, body: Ids) -> Item:
         """Body ids cut to fit, then the closing question, which is never cut."""
         kept = body[: self.max_body_tokens]

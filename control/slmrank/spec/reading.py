@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.model import PACKAGED_MODEL
 
 # Keys that hold a path. In a file they are relative to it, in --set to the current folder.
+_DATA_PATHS = ("jobs", "pairs", "table", "folder", "held_back")
 _PATHS = (
-    "data.jobs",
-    "data.pairs",
-    "data.table",
-    "data.folder",
-    "data.held_back",
+    *(f"data.{name}" for name in _DATA_PATHS),
+    *(f"evaluate.sets.*.{name}" for name in _DATA_PATHS),
     "base.source",
     "summarize.fitted",
     "finetune.teacher",
+    "finetune.adapter",
+    "recover.adapter",
 )
 _UNION = {
     "onet",
@@ -110,7 +111,11 @@ def _override(text: str) -> dict[str, Any]:
         raise SpecError(f"--set {text!r}: the value is not YAML: {error}", "quote it") from error
     if isinstance(value, dict) and not raw.lstrip().startswith("{"):
         value = raw.strip()  # such as lmdb: or a url
-    if dotted.strip() in _PATHS and isinstance(value, str) and value != PACKAGED_MODEL:
+    if (
+        any(fnmatch(dotted.strip(), one) for one in _PATHS)
+        and isinstance(value, str)
+        and value != PACKAGED_MODEL
+    ):
         value = str(Path(value).expanduser().absolute())
     for part in reversed(parts):
         value = {part: value}
@@ -120,15 +125,22 @@ def _override(text: str) -> dict[str, Any]:
 
 def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative paths as seen from the folder of the spec."""
-    changed = dict(values)
+    changed = values
     for dotted in _PATHS:
-        section, key = dotted.split(".")
-        inner = changed.get(section)
-        value = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(value, str | Path) and str(value) != PACKAGED_MODEL:
-            resolved = folder / Path(value).expanduser()
-            changed[section] = {**changed[section], key: str(resolved)}
+        changed = _with_path(changed, dotted.split("."), folder)
     return changed
+
+
+def _with_path(values: Any, parts: Sequence[str], folder: Path) -> Any:
+    """The mapping with the path at `parts`, of which `*` is any key, as seen from the folder."""
+    if not parts:
+        known = not isinstance(values, str | Path) or str(values) == PACKAGED_MODEL
+        return values if known else str(folder / Path(values).expanduser())
+    if not isinstance(values, dict):
+        return values
+    names = list(values) if parts[0] == "*" else [parts[0]]
+    inner = {name: _with_path(values[name], parts[1:], folder) for name in names if name in values}
+    return {**values, **inner}
 
 
 def _explain(error: ValidationError, name: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from slmrank.spec.data import DataSpec
 from slmrank.spec.section import Section
 
 
@@ -65,6 +66,15 @@ class RecoverSpec(TrainSpec):
 
 class EvaluateSpec(Section):
     """Quality on held-out queries."""
+
+    sets: dict[str, DataSpec] = Field(
+        default_factory=dict,
+        description="other sets to evaluate on, by name, each with a source as in `data`: "
+        "`control evaluate SPEC --set NAME`",
+    )
+    dense_baseline: bool = Field(
+        False, description="also a row of all-MiniLM-L6-v2, the bi-encoder that a ranker must beat"
+    )
 
     split: Literal["dev", "test"] = Field("test", description="which pairs")
     queries: int | None = Field(None, ge=1, description="sample of queries; unset: all")

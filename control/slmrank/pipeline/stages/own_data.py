@@ -7,5 +7,6 @@ from slmrank.pipeline.steps import Making
 from slmrank.spec.data import JsonlData
 
 
-def make_own_data(spec: JsonlData, making: Making) -> None:
-    making.draft.figures.update(write_labelled(making.draft.path, read_own_set(spec)))
+def make_own_data(spec: JsonlData, making: Making, *, only_tested: bool = False) -> None:
+    labelled = read_own_set(spec, only_tested=only_tested)
+    making.draft.figures.update(write_labelled(making.draft.path, labelled))

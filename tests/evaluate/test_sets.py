@@ -1,0 +1,104 @@
+"""Named evaluation sets: their own jobs and pairs, through the bundle's summarizer and models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.quality import plan_quality
+from slmrank.pipeline.score_step import score_step
+from slmrank.pipeline.steps import run
+from slmrank.spec.reading import load_spec
+
+from tests.conftest import Control, TinyBundle
+
+
+@pytest.fixture
+def spec(tiny: TinyBundle, tmp_path: Path) -> Path:
+    """The tiny spec with a set of other jobs, whose pairs name no split."""
+    jobs = [
+        {"job_id": f"new-{n}", "title": f"{trade} {n}", "description": f"A {trade} at work. " * 9}
+        for n, trade in enumerate(["nurse", "welder", "cook", "pilot"] * 3)
+    ]
+    pairs = [
+        {
+            "query": f"{trade} wanted",
+            "job_id": job["job_id"],
+            "grade": 4 if str(job["title"]).startswith(trade) else 0,
+            "kind": kind,
+        }
+        for trade, kind in [("nurse", "title"), ("cook", "title"), ("pilot", "headline")]
+        for job in jobs
+    ]
+    for name, records in (("jobs", jobs), ("pairs", pairs)):
+        lines = "".join(json.dumps(one) + "\n" for one in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    values: dict[str, Any] = yaml.safe_load(tiny.spec.read_text())
+    values["data"] |= {name: str(tiny.spec.parent / f"{name}.jsonl") for name in ("jobs", "pairs")}
+    values["evaluate"]["sets"] = {
+        "trades": {"source": "jsonl", "jobs": "jobs.jsonl", "pairs": "pairs.jsonl"}
+    }
+    path = tmp_path / "with-set.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
+    tiny: TinyBundle, tiny_repository: Path, spec: Path, control: Control
+) -> None:
+    done = control("evaluate", spec, "--artifacts", tiny.artifacts, "--set", "trades", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["name"] for row in answer["rows"]] == [
+        "BM25",
+        "fine-tuned",
+        "pruned + recovered",
+        "engine",
+    ]
+    for row in answer["rows"]:
+        assert (row["queries"], row["pairs"]) == (3, 36)
+        assert row["kinds"]["headline"]["queries"] == 1
+        assert 0 <= row["order"]["value"] <= 1
+    assert answer["rows"][0]["auc"]["value"] == 1, "the query's word stands in the exact jobs alone"
+    assert answer["rows"][0]["mrr"]["value"] == 1
+    assert answer["rows"][0]["ece"] is None
+    assert answer["rows"][1]["ece"]["low"] <= answer["rows"][1]["ece"]["high"]
+    page = Path(answer["page"]).read_text()
+    for text in ("pruned + recovered", "pilot wanted", "nurse 0", "<svg", "headline (1)"):
+        assert text in page
+
+
+@pytest.mark.triton
+def test_a_server_scores_a_set_by_its_fields(
+    tiny: TinyBundle, tiny_repository: Path, spec: Path
+) -> None:
+    """The store in the repository has none of these jobs."""
+    bundle = Bundle(load_spec(spec))
+    found = {}
+    for row in ("engine", "served"):
+        artifact = run(score_step(bundle, row, on="trades"), tiny.store)
+        lines = (artifact.path / "scores.jsonl").read_text().splitlines()
+        found[row] = [json.loads(line)["score"] for line in lines]
+    assert found["served"] == pytest.approx(found["engine"], abs=1e-5)
+
+
+def test_what_is_not_named_is_refused_with_the_names(spec: Path, control: Control) -> None:
+    done = control("evaluate", spec, "--set", "onet-titels")
+    assert done.returncode == 2
+    assert "no evaluation set 'onet-titels'; it has trades" in done.stderr
+    done = control("status", spec, "--set", "trades")
+    assert done.returncode == 2
+    assert "is not KEY=VALUE" in done.stderr
+
+
+def test_the_dense_rival_has_two_rows(spec: Path) -> None:
+    bundle = Bundle(load_spec(spec, ["evaluate.dense_baseline=true"]))
+    plan = plan_quality(bundle, served=False, on="trades")
+    assert [pair for pair in plan.rows if pair[0] == "minilm"] == [
+        ("minilm", "full"),
+        ("minilm", "summary"),
+    ]
