@@ -109,7 +109,7 @@ def test_pruning_removes_two_fifths_of_the_layers_and_the_rest_can_be_emitted(
         np.concatenate([one.prefix, item]) for one in queries(smollm2) for item in one.items
     ]
     spec = PruneSpec(intermediate_size=1024, layers=24)
-    figures = prune_model(ranker, prompts, spec, lambda *_: None)
+    figures, _ = prune_model(ranker, prompts, spec, lambda *_: None)
     assert figures["layer_parameters_removed"] >= 0.35
     assert figures["mean_relative_error"]["osscar"] < figures["mean_relative_error"]["magnitude"]
     ranker.network.save_pretrained(tmp_path)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slmrank.compress.record import read_record, write_record
 from slmrank.compress.structured import count_parameters, prune_model
-from slmrank.errors import SpecError
+from slmrank.errors import CheckpointError, SpecError
 from slmrank.model.reference import load_model
 from slmrank.spec.compress import PruneSpec
 from transformers import AutoModelForCausalLM
@@ -31,7 +32,7 @@ def test_it_saves_and_loads_as_an_ordinary_model(
     make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     model = load_model(make_checkpoint(family))
-    figures = prune_model(model, PROMPTS, spec(), lambda *_: None)
+    figures, _ = prune_model(model, PROMPTS, spec(), lambda *_: None)
     model.network.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(model.network)
@@ -56,7 +57,7 @@ def test_keeping_everything_changes_no_score(make_checkpoint: Callable[..., Any]
 
 def test_osscar_disturbs_the_output_least(make_checkpoint: Callable[..., Any]) -> None:
     model = load_model(make_checkpoint("llama"))
-    figures = prune_model(model, PROMPTS, spec(layers=3), lambda *_: None)
+    figures, _ = prune_model(model, PROMPTS, spec(layers=3), lambda *_: None)
     errors = figures["mean_relative_error"]
     assert errors["osscar"] < errors["magnitude_refit"] < errors["magnitude"]
 
@@ -65,3 +66,56 @@ def test_more_than_there_is_is_refused(make_checkpoint: Callable[..., Any]) -> N
     model = load_model(make_checkpoint("llama"))
     with pytest.raises(SpecError, match="the model has 3 layers of 192"):
         prune_model(model, PROMPTS, spec(layers=4), lambda *_: None)
+
+
+def test_the_layers_that_move_p_least_go(make_checkpoint: Callable[..., Any]) -> None:
+    """A middle layer that adds nothing is found, and leaving it out changes no score."""
+    checkpoint = make_checkpoint("llama")
+    before, after = load_model(checkpoint), load_model(checkpoint)
+    for model in (before, after):
+        idle = model.network.model.layers[1]
+        idle.self_attn.o_proj.weight.data.zero_()
+        idle.mlp.down_proj.weight.data.zero_()
+    wanted = spec(select="importance", intermediate_size=192, damping=1e-9)
+    figures, record = prune_model(after, PROMPTS, wanted, lambda *_: None)
+    assert figures["layers"] == [0, 2] == list(record.layers)
+    ids = torch.tensor(PROMPTS[2])[None].long()
+    with torch.no_grad():
+        assert torch.allclose(before.network(ids).logits, after.network(ids).logits, atol=1e-3)
+
+
+def test_a_recorded_pruning_gives_the_same_model(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Only the file goes to the other machine; its own data does not matter there."""
+    checkpoint = make_checkpoint("llama")
+    here, there = load_model(checkpoint), load_model(checkpoint)
+    _, record = prune_model(here, PROMPTS, spec(), lambda *_: None, tokenizer_hash="t")
+    write_record(tmp_path / "pruning.json", record)
+    read = read_record(tmp_path / "pruning.json")
+    figures, again = prune_model(
+        there, [], spec(), lambda *_: None, tokenizer_hash="t", recorded=read
+    )
+    for one, other in zip(here.network.parameters(), there.network.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(again.neurons, record.neurons, strict=True))
+    errors = figures["mean_relative_error"]
+    assert errors["recorded"] == pytest.approx(errors["osscar"], abs=1e-4)
+
+
+def test_a_record_of_another_model_is_refused(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint("llama")
+    _, record = prune_model(
+        load_model(checkpoint), PROMPTS, spec(), lambda *_: None, tokenizer_hash="t"
+    )
+    model = load_model(checkpoint)
+    with pytest.raises(SpecError, match="tokenizer"):
+        prune_model(model, [], spec(), lambda *_: None, tokenizer_hash="u", recorded=record)
+    wider = spec(intermediate_size=192)
+    with pytest.raises(SpecError, match="keeps 2 layers of 128 neurons, the spec says 2 of 192"):
+        prune_model(model, [], wider, lambda *_: None, tokenizer_hash="t", recorded=record)
+    (tmp_path / "pruning.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no record of a pruning"):
+        read_record(tmp_path / "pruning.json")

@@ -53,9 +53,9 @@ def fit(
     work: Path,
     progress: Callable[[int, int, float], None] = lambda *_: None,
     inputs: dict[str, str] | None = None,
-    teacher: LoadedRanker | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    return train(ranker, QUERIES, spec, work, progress, inputs=inputs or {}, teacher=teacher)
+    return train(ranker, QUERIES, spec, work, progress, inputs=inputs or {}, **more)
 
 
 def stop_at_six(step: int, _total: int, _loss: float) -> None:

@@ -9,74 +9,92 @@ layers, so it is an ordinary model of its family.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmrank.compress.osscar import CRITERIA, Matrix, prune_neurons
+from slmrank.compress.calibration import advance, embed, gram_of, layer_importance
+from slmrank.compress.osscar import (
+    CRITERIA,
+    Matrix,
+    Pruned,
+    damped,
+    prune_neurons,
+    refit,
+    relative_error,
+)
+from slmrank.compress.record import Kept, PruningRecord
 from slmrank.errors import SpecError
-from slmrank.model.decoder import LoadedRanker, causal_mask, pad_rows, run_layer
+from slmrank.model.decoder import LoadedRanker
 from slmrank.spec.compress import PruneSpec
 from slmrank.tokens import Ids
 
-BATCH_PROMPTS = 32
 Progress = Callable[[int, int], None]
 
 
-@dataclass(kw_only=True)
-class _Batch:
-    """Calibration state of some prompts: hidden states [B, S, E], real-token mask [B, S]."""
-
-    hidden: Tensor
-    real: Tensor
-    rotary: tuple[Tensor, Tensor]
-    mask: Tensor
-
-
 def prune_model(
-    ranker: LoadedRanker, prompts: Sequence[Ids], spec: PruneSpec, progress: Progress
-) -> dict[str, Any]:
-    """Prune in place and shrink the model; returns figures (parameters, error per layer).
+    ranker: LoadedRanker,
+    prompts: Sequence[Ids],
+    spec: PruneSpec,
+    progress: Progress,
+    *,
+    tokenizer_hash: str = "",
+    recorded: PruningRecord | None = None,
+) -> tuple[dict[str, Any], PruningRecord]:
+    """Prune in place and shrink the model; returns figures (parameters, error per layer) and what
+    was kept.
 
-    `prompts` are whole prompts (prefix and item). Raises SpecError when more neurons or layers are
-    asked for than the model has.
+    `prompts` are whole prompts (prefix and item). With `recorded`, its layers and neurons stay and
+    are refitted on its prompts; what the criteria would choose there is only compared. Raises
+    SpecError when more is asked for than the model has, or the record is of another model.
     """
     network = ranker.network
-    config = network.config
-    if spec.layers > config.num_hidden_layers or spec.intermediate_size > config.intermediate_size:
-        raise SpecError(
-            f"prune keeps {spec.layers} layers of {spec.intermediate_size} neurons, the model has "
-            f"{config.num_hidden_layers} layers of {config.intermediate_size}",
-            "lower prune.layers and prune.intermediate_size",
-        )
+    _check(network.config, spec, tokenizer_hash, recorded)
+    calibration = list(prompts) if recorded is None else list(recorded.prompts)
     before = count_parameters(network)
-    network.model.layers = network.model.layers[: spec.layers]
     errors: list[dict[str, float]] = []
+    kept: list[Kept] = []
     with torch.no_grad():
-        batches = _embed(ranker, prompts)
+        layers = recorded.layers if recorded else _choose_layers(ranker, calibration, spec)
+        network.model.layers = nn.ModuleList([network.model.layers[index] for index in layers])
+        batches = embed(ranker, calibration)
         for index, layer in enumerate(network.model.layers):
-            gram = _gram(ranker, layer, batches)
-            errors.append(_prune_layer(layer, gram, spec))
+            layer.self_attn.layer_idx = index
+            gram = gram_of(ranker, layer, batches)
+            pruned, error = _prune_layer(layer, gram, spec, recorded, index)
+            errors.append(error)
+            kept.append(pruned.kept)
             for batch in batches:
-                batch.hidden = _advance(ranker, layer, batch)
-            progress(index + 1, spec.layers)
-    _shrink_config(config, spec)
+                batch.hidden = advance(ranker, layer, batch, batch.hidden)
+            progress(index + 1, len(layers))
+    record = PruningRecord(
+        tokenizer_hash=tokenizer_hash,
+        layers_before=network.config.num_hidden_layers,
+        intermediate_size_before=network.config.intermediate_size,
+        damping=spec.damping,
+        layers=tuple(layers),
+        neurons=tuple(kept),
+        prompts=tuple(calibration),
+    )
+    _shrink_config(network.config, spec)
     after = count_parameters(network)
-    return {
+    chosen = "recorded" if recorded else spec.method
+    figures = {
         "parameters_before": before["total"],
         "parameters_after": after["total"],
         "layer_parameters_before": before["layers"],
         "layer_parameters_after": after["layers"],
         "layer_parameters_removed": round(1 - after["layers"] / before["layers"], 4),
-        "calibration_tokens": sum(len(prompt) for prompt in prompts),
+        "layers": list(layers),
+        "calibration_tokens": sum(len(prompt) for prompt in calibration),
         "mean_relative_error": {
             name: round(float(np.mean([error[name] for error in errors])), 5) for name in errors[0]
         },
-        "relative_error_per_layer": [round(error[spec.method], 5) for error in errors],
+        "relative_error_per_layer": [round(error[chosen], 5) for error in errors],
     }
+    return figures, record
 
 
 def count_parameters(network: Any) -> dict[str, int]:
@@ -85,52 +103,50 @@ def count_parameters(network: Any) -> dict[str, int]:
     return {"total": sum(p.numel() for p in network.parameters()), "layers": layers}
 
 
-def _embed(ranker: LoadedRanker, prompts: Sequence[Ids]) -> list[_Batch]:
-    ordered = sorted(prompts, key=len)
-    model, device = ranker.network.model, ranker.placement.device
-    batches = []
-    for start in range(0, len(ordered), BATCH_PROMPTS):
-        rows = pad_rows(ordered[start : start + BATCH_PROMPTS], ranker.placement)
-        steps = torch.arange(rows.ids.shape[1], device=device)[None]
-        hidden = model.embed_tokens(rows.ids)
-        batches.append(
-            _Batch(
-                hidden=hidden,
-                real=steps < rows.lengths[:, None],
-                rotary=model.rotary_emb(hidden, steps),
-                mask=causal_mask(rows.ids.shape[1], device),
-            )
+def _check(
+    config: Any, spec: PruneSpec, tokenizer_hash: str, recorded: PruningRecord | None
+) -> None:
+    if spec.layers > config.num_hidden_layers or spec.intermediate_size > config.intermediate_size:
+        raise SpecError(
+            f"prune keeps {spec.layers} layers of {spec.intermediate_size} neurons, the model has "
+            f"{config.num_hidden_layers} layers of {config.intermediate_size}",
+            "lower prune.layers and prune.intermediate_size",
         )
-    return batches
+    if recorded is None:
+        return
+    theirs = (recorded.layers_before, recorded.intermediate_size_before, recorded.tokenizer_hash)
+    ours = (config.num_hidden_layers, config.intermediate_size, tokenizer_hash)
+    if theirs != ours:
+        raise SpecError(
+            f"prune.recorded is of a model with (layers, neurons, tokenizer) {theirs}, "
+            f"this one has {ours}",
+            "use the record with the base model that it was made for",
+        )
+    size = (len(recorded.layers), len(recorded.neurons[0]))
+    if size != (spec.layers, spec.intermediate_size):
+        raise SpecError(
+            f"prune.recorded keeps {size[0]} layers of {size[1]} neurons, the spec says "
+            f"{spec.layers} of {spec.intermediate_size}",
+            "set prune.layers and prune.intermediate_size to the record's",
+        )
 
 
-def _advance(ranker: LoadedRanker, layer: Any, batch: _Batch) -> Tensor:
-    with ranker.placement.mixed_precision():
-        hidden, _ = run_layer(layer, batch.hidden, batch.rotary, batch.mask)
-    return hidden.float()
+def _choose_layers(ranker: LoadedRanker, prompts: Sequence[Ids], spec: PruneSpec) -> list[int]:
+    """The layers that stay: the first ones, or all but those that move p least."""
+    count = len(ranker.network.model.layers)
+    if spec.select == "last":
+        return list(range(spec.layers))
+    importance = layer_importance(ranker, prompts[: spec.importance_prompts])
+    # Without its first layer no decoder works, whatever one calibration sample says.
+    order = sorted(range(1, count), key=lambda index: importance[index])
+    dropped = set(order[: count - spec.layers])
+    return [index for index in range(count) if index not in dropped]
 
 
-def _gram(ranker: LoadedRanker, layer: Any, batches: Sequence[_Batch]) -> Matrix:
-    """X^T X [p, p] of the down projection's inputs over all real tokens: products of a batch on the
-    device in float32, their sum in float64."""
-    gathered: list[Tensor] = []
-    down = layer.mlp.down_proj
-    handle = down.register_forward_pre_hook(
-        lambda _module, arguments: gathered.append(arguments[0])
-    )
-    gram = np.zeros((down.in_features, down.in_features))
-    try:
-        for batch in batches:
-            _advance(ranker, layer, batch)
-            rows = gathered.pop().float()[batch.real]
-            gram += (rows.T @ rows).cpu().numpy()
-    finally:
-        handle.remove()
-    return gram
-
-
-def _prune_layer(layer: Any, gram: Matrix, spec: PruneSpec) -> dict[str, float]:
-    """Prune one layer's MLP; returns the relative error of every criterion."""
+def _prune_layer(
+    layer: Any, gram: Matrix, spec: PruneSpec, recorded: PruningRecord | None, index: int
+) -> tuple[Pruned, dict[str, float]]:
+    """Prune one layer's MLP; returns what was kept and the relative error of every criterion."""
     down = layer.mlp.down_proj
     weights = down.weight.T.double().cpu().numpy()
     results = {
@@ -144,13 +160,18 @@ def _prune_layer(layer: Any, gram: Matrix, spec: PruneSpec) -> dict[str, float]:
         )
         for method in CRITERIA
     }
-    chosen = results[spec.method]
-    kept = torch.from_numpy(chosen.kept).to(down.weight.device)
+    if recorded is not None:
+        kept = recorded.neurons[index]
+        fitted = refit(damped(gram, recorded.damping), weights, kept)
+        error = relative_error(gram, weights, kept, fitted)
+        results["recorded"] = Pruned(kept=kept, weights=fitted, relative_error=error)
+    chosen = results["recorded" if recorded else spec.method]
+    places = torch.from_numpy(chosen.kept).to(down.weight.device)
     for name in ("gate_proj", "up_proj"):
-        _keep_rows(getattr(layer.mlp, name), kept)
+        _keep_rows(getattr(layer.mlp, name), places)
     down.weight = nn.Parameter(torch.from_numpy(chosen.weights.T.copy()).to(down.weight))
     down.in_features = spec.intermediate_size
-    return {method: result.relative_error for method, result in results.items()}
+    return chosen, {method: result.relative_error for method, result in results.items()}
 
 
 def _keep_rows(linear: Any, kept: Tensor) -> None:

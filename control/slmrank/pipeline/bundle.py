@@ -18,7 +18,12 @@ from slmrank.engine.targets.base import EngineTarget
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
 from slmrank.pipeline.data_step import data_step
-from slmrank.pipeline.local_files import checkpoint_hashes, folder_hashes, local_checkpoint
+from slmrank.pipeline.local_files import (
+    checkpoint_hashes,
+    file_hash,
+    folder_hashes,
+    local_checkpoint,
+)
 from slmrank.pipeline.stages.base_model import make_base_model
 from slmrank.pipeline.stages.engine import make_engine
 from slmrank.pipeline.stages.repository import make_repository
@@ -139,6 +144,8 @@ class Bundle:
         settings = spec.settings()
         if spec.teacher is not None:
             settings["teacher"] = checkpoint_hashes(spec.teacher)
+        if spec.adapter is not None:
+            settings["adapter"] = folder_hashes(spec.adapter)
         return self._step(
             "finetuned",
             "fine-tuning",
@@ -152,10 +159,13 @@ class Bundle:
     @cached_property
     def pruned(self) -> Step:
         spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
+        settings = spec.settings()
+        if spec.recorded is not None:
+            settings["recorded"] = file_hash(spec.recorded)
         return self._step(
             "pruned",
             "pruning",
-            spec.settings(),
+            settings,
             partial(_pruned, spec),
             {"data": self.data, "summaries": self.summaries, "checkpoint": self.finetuned},
             code=(f"{STAGES}.pruned",),
@@ -166,12 +176,15 @@ class Bundle:
     def recovered(self) -> Step:
         spec = _required(self.spec.recover, "recover", "see build/demo.yaml")
         inputs = {"data": self.data, "summaries": self.summaries, "student": self.pruned}
-        if spec.teacher == "finetuned":
+        if spec.teacher == "finetuned" and spec.steps:
             inputs["teacher"] = self.finetuned
+        settings = spec.settings()
+        if spec.adapter is not None:
+            settings["adapter"] = folder_hashes(spec.adapter)
         return self._step(
             "recovered",
             "recovery",
-            spec.settings(),
+            settings,
             partial(_trained, spec, None),
             inputs,
             code=(f"{STAGES}.trained",),

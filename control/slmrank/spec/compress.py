@@ -34,12 +34,23 @@ class SummarizeSpec(Section):
 
 
 class PruneSpec(Section):
-    """Structured pruning: OSSCAR on MLP neurons, then late layers are removed."""
+    """Structured pruning: whole layers go, then OSSCAR chooses the MLP neurons of the others."""
 
     intermediate_size: int = Field(
         1024, ge=64, description="MLP neurons kept per layer; a multiple of 64"
     )
-    layers: int = Field(24, ge=1, description="layers kept; the last ones are removed")
+    layers: int = Field(24, ge=1, description="layers kept")
+    select: Literal["last", "importance"] = Field(
+        "last",
+        description="layers that go: the last ones, or those without which the ranker's own p "
+        "moves least",
+    )
+    importance_prompts: int = Field(64, ge=1, description="training prompts for that measurement")
+    recorded: Path | None = Field(
+        None,
+        description="pruning.json of an earlier pruning of the same model: its layers, neurons and "
+        "calibration prompts are used; only the closed-form refit runs",
+    )
     method: Literal["osscar", "magnitude", "magnitude_refit"] = Field(
         "osscar", description="selection and refit; the others are baselines"
     )

@@ -26,6 +26,7 @@ _PATHS = (
     "summarize.fitted",
     "finetune.teacher",
     "finetune.adapter",
+    "prune.recorded",
     "recover.adapter",
 )
 _UNION = {

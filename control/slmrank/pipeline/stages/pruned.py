@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from slmrank.compress.record import RECORD_FILE, read_record, write_record
 from slmrank.compress.structured import prune_model
 from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
@@ -11,19 +12,27 @@ from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.compress import PruneSpec
+from slmrank.tokens import Ids
 
 
 def make_pruned(spec: PruneSpec, making: Making) -> None:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    queries = split_queries(making, checkpoint, "train", 0)
-    prompts = [prompt for query in queries for prompt in query.prompts()]
-    random.Random(spec.seed).shuffle(prompts)
+    recorded = read_record(spec.recorded) if spec.recorded is not None else None
+    prompts: list[Ids] = []
+    if recorded is None:
+        queries = split_queries(making, checkpoint, "train", 0)
+        prompts = [prompt for query in queries for prompt in query.prompts()]
+        random.Random(spec.seed).shuffle(prompts)
+        making.draft.figures.update(corpus_figures(queries))
     ranker = load_model(checkpoint, choose_placement(making.device))
-    figures = prune_model(
+    figures, record = prune_model(
         ranker,
         prompts[: spec.calibration_prompts],
         spec,
         lambda layer, layers: making.watcher.progress(layer, layers, "layers"),
+        tokenizer_hash=checkpoint.ranker.tokenizer_hash,
+        recorded=recorded,
     )
     save_model(ranker, checkpoint, making.draft.path)
-    making.draft.figures.update({**figures, **corpus_figures(queries)})
+    write_record(making.draft.path / RECORD_FILE, record)
+    making.draft.figures.update(figures)
