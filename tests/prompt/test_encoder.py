@@ -93,8 +93,8 @@ def test_bad_labels_are_refused(tokenizer: Tokenizer, yes: str, no: str, text: s
 
 def test_job_text_leaves_out_what_is_missing() -> None:
     job = Job(job_id="1", title="Nurse", location="Reno", description="x")
-    assert job_text(job, "care") == "Job: Nurse\nReno\ncare\n"
-    assert job_text(Job(job_id="1", description="x"), "care") == "care\n"
+    assert job_text(job, "care") == "Job: Nurse\nReno\ncare"
+    assert job_text(Job(job_id="1", description="x"), "care") == "care"
 
 
 _ENCODERS: list[PromptEncoder] = []

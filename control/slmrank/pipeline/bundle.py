@@ -62,13 +62,13 @@ class Bundle:
         local = local_checkpoint(self.spec.base.source)
         settings = {
             "source": SMOLLM2_135M.identity if local is None else checkpoint_hashes(local),
-            "prompt": self.spec.prompt.settings(),
+            "prompt": self.spec.wording.settings(),
         }
         return self._step(
             "base",
             "base model",
             settings,
-            partial(make_base_model, local, self.spec.prompt),
+            partial(make_base_model, local, self.spec.wording),
             code=(f"{STAGES}.base_model",),
             tools=() if local is not None else (*TRAINING, "gguf"),
         )
@@ -140,7 +140,10 @@ class Bundle:
 
     @cached_property
     def finetuned(self) -> Step:
+        """The ranker before it is pruned: trained, or the base model as it is."""
         spec = self.spec.finetune
+        if spec is None:
+            return self.base
         settings = spec.settings()
         if spec.teacher is not None:
             settings["teacher"] = checkpoint_hashes(spec.teacher)

@@ -45,7 +45,7 @@ def plan_quality(bundle: Bundle, *, served: bool, on: str = OWN) -> QualityPlan:
     rows: list[tuple[Row, Text]] = [("bm25", "summary")]
     if spec.evaluate.dense_baseline:
         rows += [("minilm", "full"), ("minilm", "summary")]
-    if on == OWN:
+    if on == OWN and spec.finetune is not None:
         rows.append(("base", "summary"))
     rows.append(("finetuned", "summary"))
     if spec.prune is not None and on == OWN:
@@ -72,6 +72,8 @@ def measure_quality(
 ) -> tuple[list[ScoredRow], list[ScoredRow]]:
     """Score every row of the two tables (the second is empty without full texts)."""
     names = dict(NAMES)
+    if bundle.spec.finetune is None:
+        names[REFERENCE] = "base, as it is"
     if bundle.target.needs_gpu:
         names["engine"] = f"{bundle.target.name}, weights only"
 
@@ -92,7 +94,7 @@ def quality_tables(
     """The figures of both tables; the first compares with the fine-tuned model, the second with
     its first row."""
     evaluate = bundle.spec.evaluate
-    reference = next(row for row in rows if row.name == NAMES[REFERENCE])
+    reference = next(row for row in rows if row.name in (NAMES[REFERENCE], "base, as it is"))
     main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
     if not few:
         return main, []

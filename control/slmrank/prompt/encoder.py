@@ -2,8 +2,10 @@
 
 prefix (instruction + query) | item (job text + closing question). The parts are tokenised apart,
 everywhere: their ids concatenate exactly, job texts can be stored as ids, and N items share one
-prefix (design.md 5.1). Texts of users are encoded with special tokens switched off, so that a
-query holding `<|im_end|>` is only text.
+prefix (design.md 5.1). A space of the wording before a text, and line ends behind the query, become
+ids with that text: so the ids are those of the whole prompt tokenised at once, for the wordings
+that are shipped. Texts of users are encoded with special tokens switched off, so that a query
+holding `<|im_end|>` is only text.
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ class PromptEncoder:
             )
         self.template = template
         self._tokenizer = tokenizer
-        # The space before the query belongs to its first word, as in running text.
-        head = before.rstrip(" ")
-        self._lead = before[len(head) :]
+        # The space before a text belongs to its first word, as in running text.
+        head, self._lead = _without_space(before)
+        self._line_end = after[: len(after) - len(after.lstrip("\n"))] if template.joined else ""
+        tail, self._item_lead = _without_space(after.removeprefix(self._line_end))
         self._head = self._literal(head)
-        self._tail = self._literal(after)
+        self._tail = self._literal(tail)
         self._closing = self._literal(template.closing)
+        self._line_end_tokens = len(self._literal(self._line_end))
         self.max_query_tokens = max_query_tokens
         self.max_item_tokens = max_item_tokens
         self.max_body_tokens = max_item_tokens - len(self._closing)
@@ -66,12 +70,19 @@ class PromptEncoder:
     def fixed_ids(self) -> Ids:
         """Ids of the template's own wording: before the query, after it, and the closing question,
         end to end."""
-        return np.concatenate([self._head, self._tail, self._closing])
+        ends = self._literal(self._line_end)
+        return np.concatenate([self._head, ends, self._tail, self._closing])
+
+    @property
+    def body_form(self) -> str:
+        """What the ids of a job text depend on beside text and tokenizer: part of the identity of
+        a store of them."""
+        return f"2{self._item_lead}"
 
     @property
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that can leave this encoder."""
-        fixed = len(self._head) + len(self._tail)
+        fixed = len(self._head) + self._line_end_tokens + len(self._tail)
         return fixed + self.max_query_tokens + self.max_item_tokens
 
     def prefix(self, query: str) -> Ids:
@@ -86,22 +97,24 @@ class PromptEncoder:
             )
         if not query.strip():
             raise InvalidQuery("query is empty", "give at least one word")
-        ids = self._text(self._lead + " ".join(query.split()))
-        if len(ids) > self.max_query_tokens:
+        ids = self._text(self._lead + " ".join(query.split()) + self._line_end)
+        size = len(ids) - self._line_end_tokens
+        if size > self.max_query_tokens:
             raise InvalidQuery(
-                f"query has {len(ids)} tokens, the limit is {self.max_query_tokens}",
+                f"query has {size} tokens, the limit is {self.max_query_tokens}",
                 "shorten the query or raise prompt.max_query_tokens in the spec",
             )
         return np.concatenate([self._head, ids, self._tail])
 
     def body(self, text: str) -> Ids:
-        """Ids of a job text, whole; this is what the summary store keeps."""
-        return self._text(text)
+        """Ids of a job text, whole but for the white space around it; this is what the summary
+        store keeps."""
+        return self._text(self._item_lead + text.strip())
 
     def text(self, body: Ids) -> str:
         """A job text from its ids."""
         decoded: str = self._tokenizer.decode(body.tolist(), skip_special_tokens=False)
-        return decoded
+        return decoded.removeprefix(self._item_lead)
 
     def item(self, body: Ids) -> Item:
         """Body ids cut to fit, then the closing question, which is never cut."""
@@ -120,3 +133,9 @@ class PromptEncoder:
         # A lone surrogate cannot be encoded as UTF-8; it can only come from a broken client.
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return np.array(self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=np.int32)
+
+
+def _without_space(text: str) -> tuple[str, str]:
+    """The text without the spaces at its end, and those spaces."""
+    bare = text.rstrip(" ")
+    return bare, text[len(bare) :]

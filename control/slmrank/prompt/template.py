@@ -21,23 +21,25 @@ class PromptTemplate:
     closing: str
     yes: str
     no: str
+    joined: bool = True
 
     @property
     def hash(self) -> str:
         """16 hex digits over the wording."""
-        return hash_value([self.prefix, self.closing, self.yes, self.no])[:16]
+        return hash_value([self.prefix, self.closing, self.yes, self.no, self.joined])[:16]
 
 
 def template_of(spec: PromptSpec) -> PromptTemplate:
     """The wording that a spec asks for."""
-    return PromptTemplate(prefix=spec.prefix, closing=spec.closing, yes=spec.yes, no=spec.no)
+    names = PromptTemplate.__dataclass_fields__
+    return PromptTemplate(**{name: getattr(spec, name) for name in names})
 
 
 def job_text(job: Job, text: str) -> str:
     """The item's text for one job: title, company and place, then `text` (summary or full)."""
     place = ", ".join(part for part in (job.company, job.location) if part)
     lines = [f"Job: {job.title}" if job.title else "", place, text]
-    return "\n".join(line for line in lines if line) + "\n"
+    return "\n".join(line for line in lines if line)
 
 
 def load_tokenizer(checkpoint: Path) -> Tokenizer:

@@ -6,6 +6,8 @@ errors. Units stand in the names. Paths are relative to the spec file.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from slmrank.spec.compress import PruneSpec, SummarizeSpec
@@ -13,7 +15,7 @@ from slmrank.spec.data import DataSpec
 from slmrank.spec.deploy import DeploySpec
 from slmrank.spec.engine import EngineSpec
 from slmrank.spec.load import SweepSpec
-from slmrank.spec.model import BaseSpec, PromptSpec, TrimSpec
+from slmrank.spec.model import PRESETS, BaseSpec, PromptSpec, TrimSpec, wording
 from slmrank.spec.repository import RepositorySpec
 from slmrank.spec.section import Section
 from slmrank.spec.train import EvaluateSpec, FinetuneSpec, RecoverSpec
@@ -28,7 +30,10 @@ class BundleSpec(Section):
     prompt: PromptSpec = Field(default_factory=PromptSpec)
     trim: TrimSpec | None = None
     summarize: SummarizeSpec = Field(default_factory=SummarizeSpec)
-    finetune: FinetuneSpec = Field(default_factory=FinetuneSpec)
+    finetune: FinetuneSpec | None = Field(
+        default_factory=FinetuneSpec,
+        description="fine-tuning; with base.preset only where this section is given",
+    )
     prune: PruneSpec | None = None
     recover: RecoverSpec | None = None
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
@@ -38,10 +43,36 @@ class BundleSpec(Section):
     deploy: DeploySpec = Field(default_factory=DeploySpec)
 
     @property
+    def wording(self) -> PromptSpec:
+        """The prompt that the model is asked with: the preset's, or the prompt section's."""
+        return wording(self.base, self.prompt)
+
+    @property
     def queue_timeout_us(self) -> int:
         """Longest wait in one stage of the repository, in microseconds."""
         own = self.repository.queue_timeout_us
         return own if own is not None else round(2 * self.sweep.slo.latency_ms * 1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_is(cls, values: Any) -> Any:
+        """A public reranker is not trained unless it is asked for."""
+        if isinstance(values, dict) and "finetune" not in values:
+            base = values.get("base")
+            preset = base.get("preset") if isinstance(base, dict) else None
+            if preset not in (None, "plain"):
+                return {**values, "finetune": None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_wording(self) -> BundleSpec:
+        own = self.prompt.model_fields_set & set(PRESETS[self.base.preset])
+        if own:
+            raise ValueError(
+                f"prompt.{sorted(own)[0]} cannot be set beside base.preset {self.base.preset}, "
+                "whose wording it is; remove the key, or use base.preset: plain"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleSpec:

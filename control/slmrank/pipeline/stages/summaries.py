@@ -54,6 +54,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     )
     identity: dict[str, Any] = {
         "tokenizer_hash": checkpoint.ranker.tokenizer_hash,
+        "body_form": encoder.body_form,
         **summarizer.identity(),
     }
     with _earlier_stores(making.store, spec.store) as earlier:
