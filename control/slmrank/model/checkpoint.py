@@ -14,6 +14,7 @@ from typing import Any
 
 from slmrank.artifacts import write_atomic
 from slmrank.errors import CheckpointError
+from slmrank.model.export import exported_files, with_pad_token
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import Labels, find_labels
 from slmrank.prompt.template import PromptTemplate, load_tokenizer, tokenizer_hash
@@ -128,7 +129,8 @@ def read_geometry(path: Path) -> Geometry:
 def write_ranker(
     path: Path, template: PromptTemplate, *, max_item_tokens: int, max_query_tokens: int
 ) -> Checkpoint:
-    """Make a model directory a ranker checkpoint: check the labels, write `ranker.json`."""
+    """Make a model directory a ranker checkpoint: check the labels, write `ranker.json` and the
+    files by which other tools load it."""
     labels = find_labels(load_tokenizer(path), template)
     ranker = {
         "schema": 1,
@@ -139,6 +141,13 @@ def write_ranker(
         "max_item_tokens": max_item_tokens,
         "max_query_tokens": max_query_tokens,
     }
+    for name, content in exported_files(template, labels).items():
+        (path / name).parent.mkdir(exist_ok=True)
+        write_atomic(path / name, content)
+    tokenizer_config = path / "tokenizer_config.json"
+    if tokenizer_config.is_file():
+        padded = with_pad_token(json.loads(tokenizer_config.read_text(encoding="utf-8")))
+        write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     return open_checkpoint(path)
 
@@ -183,7 +192,10 @@ def open_ranker_file(path: Path) -> RankerFile:
 
 
 def copy_ranker_files(source: Path, target: Path) -> None:
-    """Copy tokenizer and `ranker.json` beside new weights."""
-    for name in (*TOKENIZER_FILES, RANKER_FILE):
+    """Copy tokenizer, `ranker.json` and what was exported beside new weights."""
+    ranker = open_ranker_file(source)
+    exported = exported_files(ranker.template, ranker.labels)
+    for name in dict.fromkeys((*TOKENIZER_FILES, *exported, RANKER_FILE)):
         if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copy2(source / name, target / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from slmrank.spec.data import DataSpec
 from slmrank.spec.section import Section
@@ -21,11 +21,11 @@ class LoraSpec(Section):
 class TrainSpec(Section):
     """One training run: KL to the soft target on the two label logits."""
 
-    steps: int = Field(64, ge=0, description="optimizer steps; 0 only merges the adapter")
-    lora: LoraSpec | None = Field(None, description="train an adapter; unset: all weights")
     adapter: Path | None = Field(
         None, description="adapter folder (peft's format) to start from; further steps train it"
     )
+    steps: int = Field(64, ge=0, description="optimizer steps; 0 only merges the adapter")
+    lora: LoraSpec | None = Field(None, description="train an adapter; unset: all weights")
     list_loss: Literal["ranknet", "listnet"] | None = Field(
         None, description="loss on the order inside a query, added to the KL"
     )
@@ -46,6 +46,13 @@ class TrainSpec(Section):
     patience: int | None = Field(
         None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
     )
+
+    @field_validator("steps")
+    @classmethod
+    def _something(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("adapter") is None:
+            raise ValueError("0 steps train nothing; give an adapter to merge, or 1 or more steps")
+        return value
 
 
 class FinetuneSpec(TrainSpec):

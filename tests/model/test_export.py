@@ -1,0 +1,57 @@
+"""A ranker checkpoint in sentence-transformers: the same scores, without our code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder
+from slmrank.model.checkpoint import write_ranker
+from slmrank.model.reference import ReferenceScorer, load_model, save_model
+from slmrank.prompt.template import template_of
+from slmrank.spec.model import BaseSpec, PromptSpec, wording
+
+from tests.conftest import FAMILIES
+
+PAIRS = [
+    ("night nurse", "Job: Nurse\nReno, NV\nCare for patients at night."),
+    ('  c++   "expert" {x} ', "You write C++ {{ x }}\n{% raw %} all%"),
+    ("x", "Job: x"),
+    ("\u7a0b\u5e8f\u5458", "d\u00e9veloppeur \u2013 CDI"),
+]
+
+
+def expected(checkpoint: Any) -> Any:
+    encoder = checkpoint.encoder(400)
+    prompts = [
+        np.concatenate([encoder.prefix(query), encoder.item(encoder.body(text)).ids])
+        for query, text in PAIRS
+    ]
+    return ReferenceScorer(checkpoint).probabilities(prompts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_gives_the_same_scores(
+    make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(family)
+    save_model(load_model(checkpoint), checkpoint, tmp_path)
+    theirs = CrossEncoder(str(tmp_path / "checkpoint"), device="cpu")
+    assert theirs.predict(PAIRS) == pytest.approx(expected(checkpoint), abs=1e-4)
+
+
+def test_a_presets_template_goes_along(
+    make_model: Callable[..., Path], qwen_tokenizer: Path
+) -> None:
+    import shutil
+
+    folder = make_model("qwen3", vocab_size=151_744, num_hidden_layers=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy2(qwen_tokenizer / name, folder / name)
+    template = template_of(wording(BaseSpec(preset="qwen3-reranker"), PromptSpec()))
+    checkpoint = write_ranker(folder, template, max_item_tokens=256, max_query_tokens=64)
+    theirs = CrossEncoder(str(folder), device="cpu")
+    assert theirs.predict(PAIRS) == pytest.approx(expected(checkpoint), abs=1e-4)
