@@ -15,7 +15,7 @@ from slmrank.model.decoder import LoadedRanker
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
-from slmrank.train.batches import draw_batches, learning_rate_at
+from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.losses import bernoulli_kl
 from slmrank.train.sft import train
 
@@ -66,7 +66,7 @@ def stop_at_six(step: int, _total: int, _loss: float) -> None:
 def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
     targets = torch.tensor([0.0, 0.25, 0.5, 1.0])
     inside = torch.tensor([0.25, 0.5])
-    assert float(bernoulli_kl(torch.logit(inside), inside)) == pytest.approx(0, abs=1e-6)
+    assert float(bernoulli_kl(torch.logit(inside), inside)[0]) == pytest.approx(0, abs=1e-6)
     logit, p = 0.3, 1 / (1 + math.exp(-0.3))
     expected = np.mean(
         [
@@ -74,7 +74,8 @@ def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
             for t in targets.tolist()
         ]
     )
-    found = float(bernoulli_kl(torch.full((4,), logit), targets))
+    summed, count = bernoulli_kl(torch.full((4,), logit), targets)
+    found = float(summed / count)
     assert found == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -88,6 +89,20 @@ def test_batches_follow_the_seed_and_mix_grades() -> None:
             assert set(one.grades) == {0, 2, 4}
     with pytest.raises(DataError, match="no training pairs"):
         draw_batches([], settings())
+
+
+def test_a_token_budget_fills_steps_with_whole_queries() -> None:
+    spec = settings(tokens_per_step=200, steps=20)
+    for batch in draw_batches(QUERIES, spec):
+        assert 1 <= sum(tokens_of(one) for one in batch) <= 200
+        assert len(batch) == 2
+    for batch in draw_batches(QUERIES, spec, processes=3):
+        assert len(batch) == 6
+    small = draw_batches(QUERIES, settings(tokens_per_step=16), processes=2)
+    assert {len(batch) for batch in small} == {2}, "every process has a query"
+    parts = micro_batches(QUERIES, 300)
+    assert [len(part) for part in parts] == [2, 1]
+    assert micro_batches(QUERIES, None) == [QUERIES]
 
 
 def test_the_rate_warms_up_and_decays() -> None:
@@ -119,9 +134,9 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     resumed = load_model(checkpoint)
     figures = fit(resumed, settings(), tmp_path / "b")
     assert figures["resumed_at"] == 4
-    assert figures["loss"] == pytest.approx(expected["loss"], abs=2e-3)
+    assert figures["loss"] == pytest.approx(expected["loss"], abs=1e-4)
     pairs = zip(whole.network.parameters(), resumed.network.parameters(), strict=True)
-    assert all(torch.allclose(a, b, atol=2e-3) for a, b in pairs)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

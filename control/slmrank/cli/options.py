@@ -14,6 +14,7 @@ from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import StepDisplay
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
+from slmrank.processes import is_first
 from slmrank.spec.reading import load_spec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -58,7 +59,11 @@ class Opened:
     store: ArtifactStore
 
     def run(self, step: Step, **options: Any) -> Artifact:
-        """Make a step, with its progress on stderr."""
+        """Make a step, with its progress on stderr. Of the processes of a launcher the first one
+        shows and goes on; the others end here."""
+        if not is_first():
+            run(step, self.store, **options)
+            raise click.exceptions.Exit(0)
         with StepDisplay() as display:
             return run(step, self.store, display, **options)
 

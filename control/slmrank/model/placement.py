@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,13 +60,15 @@ def has_bfloat16(kind: str) -> bool:
 
 
 def choose_placement(device: str = "auto", dtype: Precision = "float32") -> Placement:
-    """The placement of `auto`, `cpu`, `cuda` or `cuda:N`; auto takes the first GPU that torch sees.
-    A processor without bfloat16 products gets float32: slower and no less exact.
+    """The placement of `auto`, `cpu`, `cuda` or `cuda:N`; auto takes the first GPU that torch sees,
+    or, under a launcher of many processes, the one of this process. A processor without bfloat16
+    products gets float32: slower and no less exact.
 
     Raises SpecError for another word, MissingDependencyError for a GPU that is not there.
     """
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        local = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise SpecError(f"device {device!r} is unknown", "use auto, cpu, cuda or cuda:N")

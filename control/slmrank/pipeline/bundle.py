@@ -157,6 +157,7 @@ class Bundle:
             {"data": self.data, "summaries": self.summaries, "student": self.base},
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
+            together=True,
         )
 
     @cached_property
@@ -192,6 +193,7 @@ class Bundle:
             inputs,
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
+            together=True,
         )
 
     @property

@@ -8,14 +8,20 @@ that made an artifact are recorded in it and do not decide where it is found.
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key
 from slmrank.code_hash import code_hash
 from slmrank.errors import MissingDependencyError
+from slmrank.processes import is_first
+
+POLL_S = 0.5
 
 
 class Watcher(Protocol):
@@ -55,7 +61,8 @@ class Step:
     """One artifact to be: its kind, what decides it, and how to make it.
 
     `code` names modules that make it, beside the one of `make`; `tools` are the distributions that
-    making it needs, which `extra` brings.
+    making it needs, which `extra` brings. With `together`, all processes of a launcher make it, and
+    the first one writes it; the others wait for what only the first one makes.
     """
 
     kind: str
@@ -67,6 +74,7 @@ class Step:
     tools: tuple[str, ...] = ()
     extra: str = "train"
     bundle: str = ""
+    together: bool = False
 
     @cached_property
     def code_key(self) -> str:
@@ -114,6 +122,8 @@ def run(
 ) -> Artifact:
     """Make a step and whatever it needs; returns its artifact. `force` remakes the step itself."""
     watching = watcher or Silent()
+    if not is_first():
+        return _follow(step, store, device)
     found = None if force else find_current(step, store)
     if found is not None:
         # What it was made from may have been cleaned away; that is no reason to make it again.
@@ -158,6 +168,23 @@ def _ensure(
                 return _make(step, store, watcher, device)
     watcher.finished(step, found, cached=True)
     return found
+
+
+def _follow(step: Step, store: ArtifactStore, device: str) -> Artifact:
+    """What a process that is not the first does: take part in what is made together, wait for the
+    rest. The launcher ends it when the first one fails."""
+    for before in in_order(step):
+        if find_current(before, store) is None and before.together:
+            inputs = {name: store.read(one.kind, one.key) for name, one in before.inputs.items()}
+            with tempfile.TemporaryDirectory() as scratch:
+                work = store.root / "work" / f"{before.kind}-{before.key}"
+                draft = Draft(path=Path(scratch), work=work, lineage={"settings": before.settings})
+                before.make(
+                    Making(draft=draft, inputs=inputs, watcher=Silent(), store=store, device=device)
+                )
+        while find_current(before, store) is None:
+            time.sleep(POLL_S)
+    return store.read(step.kind, step.key)
 
 
 def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:

@@ -30,7 +30,18 @@ class TrainSpec(Section):
         None, description="loss on the order inside a query, added to the KL"
     )
     list_weight: float = Field(0.5, gt=0, description="weight of list_loss")
-    queries_per_step: int = Field(4, ge=1, description="queries in a step")
+    queries_per_step: int = Field(4, ge=1, description="queries in a step of each process")
+    tokens_per_step: int | None = Field(
+        None,
+        ge=16,
+        description="instead of queries_per_step: as many queries as have this many tokens",
+    )
+    tokens_at_once: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of one forward pass; a larger step is summed over several, and a "
+        "query's jobs stay together",
+    )
     items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
     warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
@@ -43,6 +54,9 @@ class TrainSpec(Section):
         description="steps between evaluations on dev; the best one is kept; unset: none",
     )
     dev_queries: int = Field(64, ge=1, description="dev queries of such an evaluation")
+    logger: Literal["none", "tensorboard", "mlflow", "wandb"] = Field(
+        "none", description="where losses also go while it trains; the package must be installed"
+    )
     patience: int | None = Field(
         None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
     )

@@ -19,25 +19,61 @@ def learning_rate_at(step: int, spec: TrainSpec) -> float:
     return spec.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def draw_batches(examples: Sequence[EncodedQuery], spec: TrainSpec) -> list[list[EncodedQuery]]:
+def draw_batches(
+    examples: Sequence[EncodedQuery], spec: TrainSpec, processes: int = 1
+) -> list[list[EncodedQuery]]:
     """The whole run's batches, from the seed alone: a resumed run sees what it would have seen.
 
-    Within a query, items are drawn so that different targets meet: the training signal of a
-    listing is the order inside it. Raises DataError when there is no example.
+    A batch is a step of all processes together: `queries_per_step` for each of them, or what fits
+    into `tokens_per_step` for each. Within a query, items are drawn so that different targets meet:
+    the training signal of a listing is the order inside it. Raises DataError when there is no
+    example.
     """
     rng = random.Random(spec.seed)
     if not examples and spec.steps:
         raise DataError("no training pairs", "add pairs with split 'train'")
     queue: list[EncodedQuery] = []
     batches = []
+    budget = spec.tokens_per_step * processes if spec.tokens_per_step else None
+    most = spec.queries_per_step * processes
     for _ in range(spec.steps):
-        while len(queue) < spec.queries_per_step:
-            refill = list(examples)
-            rng.shuffle(refill)
-            queue += refill
-        taken, queue = queue[: spec.queries_per_step], queue[spec.queries_per_step :]
-        batches.append([_subset(example, spec.items_per_query, rng) for example in taken])
+        batch: list[EncodedQuery] = []
+        tokens = 0
+        while budget is not None or len(batch) < most:
+            if not queue:
+                queue = list(examples)
+                rng.shuffle(queue)
+                queue.reverse()
+            taken = _subset(queue[-1], spec.items_per_query, rng)
+            tokens += tokens_of(taken)
+            # Every process needs a query, however small the budget is.
+            if budget is not None and tokens > budget and len(batch) >= processes:
+                break
+            queue.pop()
+            batch.append(taken)
+        batches.append(batch)
     return batches
+
+
+def tokens_of(example: EncodedQuery) -> int:
+    """Tokens that a query costs: its prefix once, and its items."""
+    return len(example.prefix) + sum(len(item) for item in example.items)
+
+
+def micro_batches(
+    batch: Sequence[EncodedQuery], most_tokens: int | None
+) -> list[list[EncodedQuery]]:
+    """The batch in parts of at most `most_tokens` each; a query's items stay together."""
+    parts: list[list[EncodedQuery]] = [[]]
+    held = 0
+    for example in batch:
+        size = tokens_of(example)
+        if most_tokens is not None and parts[-1] and held + size > most_tokens:
+            parts.append([])
+            held = 0
+        parts[-1].append(example)
+        held += size
+    return parts
 
 
 def _subset(example: EncodedQuery, count: int, rng: random.Random) -> EncodedQuery:

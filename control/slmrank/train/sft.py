@@ -9,6 +9,7 @@ teacher's p when one is given, which recovers a pruned model better than the lab
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,21 +18,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
-from slmrank.model.decoder import LoadedRanker, pad_rows, score_items
+from slmrank.model.decoder import LoadedRanker, Padded, pad_rows, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
-from slmrank.train.batches import draw_batches, learning_rate_at
-from slmrank.train.losses import LIST_LOSSES, bernoulli_kl
+from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
+from slmrank.train.launch import start_processes
+from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
 from slmrank.train.state import resume_state, save_state, trained_values
 
 Progress = Callable[[int, int, float], None]
+
+
+class Scorer(nn.Module):
+    """The ranker as one module whose forward pass gives logits: what DDP can watch."""
+
+    def __init__(self, ranker: LoadedRanker) -> None:
+        super().__init__()
+        self.network = ranker.network
+        self._ranker = ranker
+
+    def forward(self, prefixes: Padded, items: Padded, prefix_of: Tensor) -> Tensor:
+        with self._ranker.placement.mixed_precision():
+            return score_items(self._ranker, prefixes, items, prefix_of).float()
 
 
 def train(
@@ -51,66 +67,26 @@ def train(
     With a `teacher` the target of each pair is the teacher's p instead of the example's. Where the
     spec trains an adapter, it is written to `adapter_folder` and merged at the end.
 
+    Under `torchrun` or `accelerate launch` every process calls this with the same arguments: each
+    step's queries are dealt out, the gradient is that of the whole step, and process 0 writes.
+
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
     the same settings and `inputs` (digests of student, data and teacher). The embedding, which is
     also the label head, stays frozen: 21 % of the parameters of the 135M model, and the labels'
     rows keep their meaning. With `dev_every`, the weights of the best evaluation on `dev` are what
-    is returned. Raises DataError when there is nothing to train on or the loss is lost.
+    is returned. Raises DataError when there is nothing to train on or the loss is lost, SpecError
+    for a launcher's configuration that shards the model.
     """
     torch.manual_seed(spec.seed)
-    batches = draw_batches(examples, spec)
     network, adapter = ranker.network, None
     network.get_input_embeddings().requires_grad_(False)
     if spec.adapter is not None:
         adapter = load_adapter(ranker, spec.adapter, trainable=spec.steps > 0)
     elif spec.lora is not None:
         adapter = add_adapter(ranker, spec.lora)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    figures: dict[str, Any] = {"steps": 0, "trained_parameters": sum(p.numel() for p in trained)}
+    figures: dict[str, Any] = {"steps": 0}
     if spec.steps:
-        identity = hash_value({"spec": spec.settings(), "inputs": dict(inputs)})
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=spec.learning_rate,
-            weight_decay=spec.weight_decay,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
-        state = resume_state(identity, network, optimizer, work, ranker.placement.device)
-        figures["resumed_at"] = state.done
-        tokens, started = 0, time.monotonic()
-        network.train()
-        for step in range(state.done, spec.steps):
-            if state.done and state.evaluations() and state.out_of_patience(spec.patience):
-                break
-            rate = learning_rate_at(step, spec)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, count = _step(ranker, batches[step], spec, teacher)
-            if not math.isfinite(loss):
-                raise DataError(f"the loss became {loss} at step {step}", "lower the learning rate")
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            tokens += count
-            state.log.append({"step": step + 1, "loss": round(loss, 5), "learning_rate": rate})
-            if spec.dev_every and dev and (step + 1) % spec.dev_every == 0:
-                state.log[-1] |= score_dev(ranker, dev[: spec.dev_queries])
-                if state.improved():
-                    state.best = trained_values(network)
-            progress(step + 1, spec.steps, loss)
-            if (step + 1) % spec.checkpoint_every == 0 and step + 1 < spec.steps:
-                save_state(state, network, optimizer, work)
-        if state.best is not None:
-            network.load_state_dict(state.best, strict=False)
-        figures |= {
-            "steps": state.done,
-            "pairs": sum(len(one.items) for batch in batches[: state.done] for one in batch),
-            "tokens_this_run": tokens,
-            "seconds_this_run": round(time.monotonic() - started, 1),
-            "loss": [record["loss"] for record in state.log],
-            "log": state.log,
-        }
+        figures = _run(ranker, examples, spec, work, progress, inputs, teacher, dev)
     network.eval()
     if adapter is not None:
         if adapter_folder is not None:
@@ -119,20 +95,87 @@ def train(
     return figures
 
 
+def _run(
+    ranker: LoadedRanker,
+    examples: Sequence[EncodedQuery],
+    spec: TrainSpec,
+    work: Path,
+    progress: Progress,
+    inputs: Mapping[str, str],
+    teacher: LoadedRanker | None,
+    dev: Sequence[EncodedQuery],
+) -> dict[str, Any]:
+    """The steps, from where an interrupted run stopped."""
+    launched = start_processes(ranker.placement, spec, work)
+    processes = launched.num_processes
+    batches = draw_batches(examples, spec, processes)
+    network = ranker.network
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    identity = hash_value({"spec": spec.settings(), "inputs": dict(inputs), "processes": processes})
+    state = resume_state(identity, network, optimizer, work, ranker.placement.device)
+    launched.wait_for_everyone()
+    model = launched.prepare_model(Scorer(ranker))
+    resumed_at, tokens, started = state.done, 0, time.monotonic()
+    network.train()
+    for step in range(state.done, spec.steps):
+        if state.evaluations() and state.out_of_patience(spec.patience):
+            break
+        rate = learning_rate_at(step, spec)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        own = batches[step][launched.process_index :: processes]
+        loss = _step(model, own, spec, launched, ranker.placement, teacher)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss became {loss} at step {step}", "lower the learning rate")
+        launched.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += sum(tokens_of(one) for one in batches[step])
+        record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
+        state.log.append(record)
+        if spec.dev_every and dev and (step + 1) % spec.dev_every == 0:
+            record |= score_dev(ranker, dev[: spec.dev_queries])
+            if state.improved():
+                state.best = trained_values(network)
+        launched.log({key: value for key, value in record.items() if key != "step"}, step + 1)
+        progress(step + 1, spec.steps, loss)
+        if (step + 1) % spec.checkpoint_every == 0 and step + 1 < spec.steps:
+            if launched.is_main_process:
+                save_state(state, network, optimizer, work)
+            launched.wait_for_everyone()
+    launched.end_training()
+    if state.best is not None:
+        network.load_state_dict(state.best, strict=False)
+    return {
+        "steps": state.done,
+        "processes": processes,
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
+        "pairs": sum(len(one.items) for batch in batches[: state.done] for one in batch),
+        "tokens_this_run": tokens,
+        "seconds_this_run": round(time.monotonic() - started, 1),
+        "resumed_at": resumed_at,
+        "loss": [record["loss"] for record in state.log],
+        "log": state.log,
+    }
+
+
 @torch.no_grad()
 def score_dev(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, float]:
     """NDCG@10 and AUC (grade 4 against 0) of the model as it stands."""
     ranker.network.eval()
     listings = []
     for query in queries:
-        prefixes, items, prefix_of = batch_tensors([query], ranker.placement)
         with ranker.placement.mixed_precision():
-            logits = score_items(ranker, prefixes, items, prefix_of)
-        listings.append(
-            Listing(
-                scores=logits.double().cpu().numpy(), grades=np.array(query.grades, dtype=float)
-            )
-        )
+            logits = score_items(ranker, *batch_tensors([query], ranker.placement))
+        grades = np.array(query.grades, dtype=float)
+        listings.append(Listing(scores=logits.double().cpu().numpy(), grades=grades))
     ranker.network.train()
     return {
         "dev_ndcg10": round(mean_ndcg(listings), 4),
@@ -140,7 +183,9 @@ def score_dev(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str
     }
 
 
-def batch_tensors(batch: Sequence[EncodedQuery], placement: Placement) -> tuple[Any, Any, Any]:
+def batch_tensors(
+    batch: Sequence[EncodedQuery], placement: Placement
+) -> tuple[Padded, Padded, Tensor]:
     """Padded prefixes, padded items, and the prefix of each item."""
     prefixes = pad_rows([example.prefix for example in batch], placement)
     items = pad_rows([item for example in batch for item in example.items], placement)
@@ -149,23 +194,60 @@ def batch_tensors(batch: Sequence[EncodedQuery], placement: Placement) -> tuple[
 
 
 def _step(
-    ranker: LoadedRanker,
-    batch: Sequence[EncodedQuery],
+    model: nn.Module,
+    own: Sequence[EncodedQuery],
     spec: TrainSpec,
+    launched: Any,
+    placement: Placement,
     teacher: LoadedRanker | None,
-) -> tuple[float, int]:
-    """Forward and backward of one batch; returns its loss and the number of prompt tokens."""
-    placement = ranker.placement
-    prefixes, items, prefix_of = batch_tensors(batch, placement)
-    grades = [grade / MAX_GRADE for example in batch for grade in example.grades]
-    targets = placement.tensor(grades, torch.float32)
-    with placement.mixed_precision():
-        if teacher is not None:
-            with torch.no_grad():
-                targets = score_items(teacher, prefixes, items, prefix_of).float().sigmoid()
-        logits = score_items(ranker, prefixes, items, prefix_of).float()
-    loss = bernoulli_kl(logits, targets)
+) -> float:
+    """Forward and backward of this process's part of a step; returns the whole step's loss.
+
+    The terms of all parts are counted first: each part then adds its sum over that count, so that
+    the gradient is the one of all items at once.
+    """
+    parts = [batch_tensors(one, placement) for one in micro_batches(own, spec.tokens_at_once)]
+    groups = micro_batches(own, spec.tokens_at_once)
+    targets = [
+        _targets(group, part, placement, teacher) for group, part in zip(groups, parts, strict=True)
+    ]
+    zeros = [torch.zeros_like(one) for one in targets]
+    counts = torch.zeros(2, device=placement.device)
+    for part, target, zero in zip(parts, targets, zeros, strict=True):
+        counts += torch.stack([count for _, count in _losses(zero, target, part[2], spec)])
+    counts = launched.reduce(counts, "sum").clamp(min=1)
+    weights = torch.tensor([1.0, spec.list_weight], device=placement.device)
+    total = torch.zeros((), device=placement.device)
+    for number, (part, target) in enumerate(zip(parts, targets, strict=True)):
+        last = number == len(parts) - 1
+        with contextlib.nullcontext() if last else launched.no_sync(model):
+            logits = model(*part)
+            sums = torch.stack([found for found, _ in _losses(logits, target, part[2], spec)])
+            loss = (weights * sums / counts).sum()
+            # Gradients of processes are averaged; the sums of all of them are wanted.
+            launched.backward(loss * launched.num_processes)
+        total += loss.detach()
+    return float(launched.reduce(total, "sum"))
+
+
+def _losses(logits: Tensor, targets: Tensor, query_of: Tensor, spec: TrainSpec) -> list[Summed]:
+    """Sums and counts of the pointwise loss and of the one inside queries."""
+    inside = (logits.new_zeros(()), logits.new_zeros(()))
     if spec.list_loss is not None:
-        loss = loss + spec.list_weight * LIST_LOSSES[spec.list_loss](logits, targets, prefix_of)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), prefixes.tokens + items.tokens
+        inside = LIST_LOSSES[spec.list_loss](logits, targets, query_of)
+    return [bernoulli_kl(logits, targets), inside]
+
+
+@torch.no_grad()
+def _targets(
+    batch: Sequence[EncodedQuery],
+    part: tuple[Padded, Padded, Tensor],
+    placement: Placement,
+    teacher: LoadedRanker | None,
+) -> Tensor:
+    """The wanted p of every item [B]."""
+    if teacher is not None:
+        with placement.mixed_precision():
+            return score_items(teacher, *part).float().sigmoid()
+    grades = [grade / MAX_GRADE for example in batch for grade in example.grades]
+    return placement.tensor(grades, torch.float32)

@@ -11,6 +11,7 @@ from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
 from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
 from slmrank.pipeline.steps import Making
+from slmrank.processes import is_first
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import ADAPTER_FOLDER
@@ -43,6 +44,8 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         dev=dev,
         adapter_folder=making.draft.path / ADAPTER_FOLDER,
     )
+    if not is_first():
+        return
     if figures.get("log"):
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)

@@ -1,0 +1,50 @@
+"""The processes of a training run, through accelerate: one, or those of a launcher."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.model.placement import Placement
+from slmrank.spec.train import TrainSpec
+
+
+def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
+    """accelerate's `Accelerator` on the placement, with the spec's logger started.
+
+    Raises SpecError when the launcher's configuration shards the model: the shared prefix needs
+    every layer's weights twice in a step, which DDP gives and FSDP does not yet. Raises
+    MissingDependencyError for a logger that is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    logger = None if spec.logger == "none" else spec.logger
+    if logger is not None and importlib.util.find_spec(logger) is None:
+        raise MissingDependencyError(
+            f"logger {logger} is not installed", f"pip install {logger}, or leave it out"
+        )
+    launched = Accelerator(
+        cpu=placement.device == "cpu",
+        mixed_precision="no",  # the placement's own autocast decides
+        log_with=logger,
+        project_dir=str(work / "logs"),
+    )
+    many = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if launched.distributed_type not in many:
+        raise SpecError(
+            f"the launcher asks for {launched.distributed_type.value}, training runs as DDP",
+            "launch with torchrun, or `accelerate launch --multi_gpu`",
+        )
+    if logger is not None:
+        launched.init_trackers("slmrank", config=_flat(spec.settings()))
+    return launched
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str | float | int | bool]:
+    kinds = (str, float, int, bool)
+    return {
+        name: value if isinstance(value, kinds) else str(value) for name, value in values.items()
+    }
