@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo train test test-fast check clean
 
 demo: $(STAMP)
 	$(BIN)/control demo
+
+# Hours. Needs the text files of an O*NET database release in build/onet-database.
+train: $(STAMP)
+	$(BIN)/control export build/train.yaml --out build/ranker
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

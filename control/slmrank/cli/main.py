@@ -27,6 +27,7 @@ VERBS = {
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer layers"),
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
+    "export": ("export", "Write trained rankers as small folders: adapter, record, log, card"),
     "build": ("build", "Build the inference engine and check its scores"),
     "repo": ("steps", "Generate the Triton model repository"),
     "serve": ("serve", "Run tritonserver over a repository"),

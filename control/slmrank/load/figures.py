@@ -6,8 +6,8 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from slmrank.errors import MissingDependencyError
 from slmrank.load.record import Record
+from slmrank.pyplot import headless_pyplot
 
 SIZE_IN = (8.0, 4.8)
 DPI = 110
@@ -59,20 +59,6 @@ def draw(record: Record) -> dict[str, bytes]:
         if image is not None:
             found[name] = image
     return found
-
-
-def headless_pyplot() -> Any:
-    """matplotlib's pyplot without a display. Raises MissingDependencyError when it is missing."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"plots need matplotlib: {error}", "pip install 'slmrank[report]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:

@@ -7,17 +7,21 @@ values that were written, so that the checkpoint and the adapter say the same.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slmrank.artifacts import write_atomic
 from slmrank.errors import CheckpointError
 from slmrank.model.decoder import LoadedRanker
 from slmrank.model.quiet import quiet
+from slmrank.prompt.template import PromptTemplate
 from slmrank.spec.train import LoraSpec
 
 ADAPTER_FOLDER = "adapter"  # of an artifact that holds one
+TRAINED_FOR = "trained_for.json"  # what a score depends on beside the weights
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -34,6 +38,25 @@ def add_adapter(ranker: LoadedRanker, spec: LoraSpec) -> Any:
     )
     with quiet():
         return get_peft_model(ranker.network, config)
+
+
+def check_wording(folder: Path, template: PromptTemplate) -> None:
+    """Raises CheckpointError when an adapter was trained with another prompt: it would rank, only
+    worse, and nobody would see why."""
+    path = folder / TRAINED_FOR
+    if not path.is_file():
+        return  # peft's own files say nothing about a prompt
+    trained = json.loads(path.read_text(encoding="utf-8"))["prompt_hash"]
+    if trained != template.hash:
+        raise CheckpointError(
+            f"adapter {folder} was trained with prompt {trained}, the spec's is {template.hash}",
+            "use the prompt section that it was trained with, or train another adapter",
+        )
+
+
+def note_wording(folder: Path, template: PromptTemplate) -> None:
+    """Keep the prompt's hash beside the adapter."""
+    write_atomic(folder / TRAINED_FOR, json.dumps({"prompt_hash": template.hash}) + "\n")
 
 
 def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
@@ -66,13 +89,13 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Round the adapter to float16 in place and write it."""
-    rounded = {}
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.half().float()
-            rounded[name] = parameter
     state = {
-        name: value.detach().half().contiguous().cpu() for name, value in _peft_state(model).items()
+        name: value.detach().half().contiguous().cpu()
+        for name, value in model.state_dict().items()
+        if "lora_" in name
     }
     with quiet():
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
@@ -82,7 +105,3 @@ def merge_adapter(model: Any) -> None:
     """Add the adapter to the weights that it was trained on and take it off, in place."""
     with quiet(), torch.no_grad():
         model.merge_and_unload()
-
-
-def _peft_state(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.state_dict().items() if "lora_" in name}

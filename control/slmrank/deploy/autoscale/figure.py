@@ -12,7 +12,7 @@ from slmrank.deploy.autoscale.fleet import Outcome
 from slmrank.deploy.autoscale.simulate import per_minute
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
-from slmrank.load.figures import headless_pyplot
+from slmrank.pyplot import headless_pyplot
 
 SIZE_IN, DPI = (9.0, 8.2), 110
 COLORS = ("#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377", "#ee6677", "#777777")

@@ -14,7 +14,7 @@ from slmrank.pipeline.steps import Making
 from slmrank.processes import is_first
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.train import TrainSpec
-from slmrank.train.adapter import ADAPTER_FOLDER
+from slmrank.train.adapter import ADAPTER_FOLDER, check_wording, note_wording
 from slmrank.train.sft import train
 
 LOG_FILE = "train.jsonl"
@@ -33,6 +33,9 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     queries = split_queries(making, student, "train", 0) if spec.steps else []
     dev = split_queries(making, student, "dev", 0) if spec.steps and spec.dev_every else []
     ranker = load_model(student, placement)
+    if spec.adapter is not None:
+        check_wording(spec.adapter, student.ranker.template)
+    adapter = making.draft.path / ADAPTER_FOLDER
     figures = train(
         ranker,
         queries,
@@ -42,10 +45,12 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         inputs=digests,
         teacher=teacher,
         dev=dev,
-        adapter_folder=making.draft.path / ADAPTER_FOLDER,
+        adapter_folder=adapter,
     )
     if not is_first():
         return
+    if adapter.is_dir():
+        note_wording(adapter, student.ranker.template)
     if figures.get("log"):
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)
@@ -55,6 +60,13 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
 def write_log(path: Path, log: list[dict[str, float]]) -> None:
     """One record a step: loss, learning_rate, and dev_ndcg10, dev_auc where dev was scored."""
     path.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """What `write_log` wrote; nothing where there was no step."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:

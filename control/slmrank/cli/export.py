@@ -1,0 +1,50 @@
+"""`control export`: trained rankers as small folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.options import (
+    Opened,
+    PathType,
+    device_option,
+    json_option,
+    spec_options,
+)
+from slmrank.pipeline.card import export_rankers
+from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables
+from slmrank.pipeline.steps import run
+
+
+@click.command("export")
+@spec_options
+@click.option("--out", type=PathType, required=True, help="folder to write `full` and `pruned` to")
+@device_option
+@json_option
+def export_command(opened: Opened, out: Path, device: str, as_json: bool) -> None:
+    """Train what SPEC says, measure it on every set of evaluate.sets, and write the adapters with
+    the record of the pruning, log, plot and model card: some ten MB that rebuild the rankers.
+
+    Take them up in another spec as finetune.adapter, prune.recorded and recover.adapter.
+
+    \b
+    Example:
+      control export build/train.yaml --out my-ranker
+    """
+    bundle, store = opened.bundle, opened.store
+    with StepDisplay() as display:
+        run(bundle.final, store, display, device=device)
+        quality = {}
+        for name in bundle.spec.evaluate.sets:
+            plan = plan_quality(bundle, served=False, on=name)
+            scored = measure_quality(bundle, plan, store, display, device=device)
+            quality[name] = quality_tables(bundle, *scored)[0]
+    written = export_rankers(bundle, store, out, quality)
+    if as_json:
+        print_json({"folders": [str(path) for path in written]})
+        return
+    for path in written:
+        click.echo(path)

@@ -1,0 +1,142 @@
+"""Trained rankers as small folders: adapter, pruning record, log, plot and model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
+from slmrank.errors import ArtifactError
+from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells
+from slmrank.evaluate.table import QualityRow
+from slmrank.pipeline.bundle import Bundle
+
+ADAPTER, RECORD, LOG = "adapter", "pruning.json", "train.jsonl"
+LIMITS = """\
+It ranks job postings for short English queries that name work: titles, headlines, a duty. It has
+seen occupations of the United States as O*NET describes them and postings written around their
+tasks, no clicks and no employer's texts. It does not know places, pay, seniority or companies, does
+not read other languages, and its p is calibrated on this data alone. People are not to be ranked
+with it.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card is written from."""
+
+    title: str
+    made_of: str
+    attribution: str
+    section: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    log: Sequence[Mapping[str, float]]
+    quality: Mapping[str, Sequence[QualityRow]]
+    held_back: int
+
+
+def card_text(card: Card) -> str:
+    """The card as Markdown."""
+    log, figures = card.log, card.figures
+    parts = [
+        f"# {card.title}",
+        card.made_of,
+        f"Data: {card.attribution}. {card.held_back} occupations were never trained on.",
+        "Licence: Apache-2.0, like its base model; what it learnt from is CC BY 4.0.",
+        "## What it cannot do",
+        LIMITS.strip(),
+        "## Training",
+        f"{figures.get('steps', 0)} steps, {figures.get('pairs', 0)} pairs, "
+        f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters.",
+    ]
+    if log:
+        first, last = log[: len(log) // 20 + 1], log[-(len(log) // 20 + 1) :]
+        means = [sum(one["loss"] for one in part) / len(part) for part in (first, last)]
+        parts.append(
+            f"Loss, first and last twentieth: {means[0]:.3f}, {means[1]:.3f}. Every step is in "
+            f"`{LOG}`, drawn in `train.png`."
+        )
+    parts.append("```yaml\n" + yaml.safe_dump(dict(card.section), sort_keys=False) + "```")
+    for name, rows in card.quality.items():
+        parts.append(f"## Quality on {name}: {rows[0].queries} queries, {rows[0].pairs} pairs")
+        lines = ["| " + " | ".join(QUALITY_COLUMNS) + " |", "|---" * len(QUALITY_COLUMNS) + "|"]
+        lines += ["| " + " | ".join(cells) + " |" for cells in quality_cells(rows)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | None) -> None:
+    """Write one ranker's folder: the adapter's files, the record of its pruning, log and plot, and
+    last the card."""
+    from slmrank.pipeline.stages.trained import write_log
+    from slmrank.train.plot import draw_log
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(adapter.iterdir()):
+        if path.name != "README.md":
+            shutil.copy2(path, folder / path.name)
+    if record is not None:
+        shutil.copy2(record, folder / RECORD)
+    if card.log:
+        log = [dict(one) for one in card.log]
+        write_log(folder / LOG, log)
+        (folder / "train.png").write_bytes(draw_log(log, card.title))
+    write_atomic(folder / "README.md", card_text(card))
+
+
+def export_rankers(
+    bundle: Bundle,
+    store: ArtifactStore,
+    target: Path,
+    quality: Mapping[str, Sequence[QualityRow]],
+) -> list[Path]:
+    """The trained rankers of a bundle, `full` and, where it prunes, `pruned`, under `target`.
+
+    Raises ArtifactError when a training is not made or trained no adapter.
+    """
+    from slmrank.pipeline.stages.trained import read_log
+
+    spec = bundle.spec
+    made = store.read(bundle.data.kind, bundle.data.key)
+    base = spec.base.source
+    sections: list[tuple[str, Artifact, Any, str]] = []
+    if spec.finetune is not None:
+        full = store.read("finetuned", bundle.finetuned.key)
+        told = f"A LoRA adapter for `{base}`: the unpruned ranker."
+        sections.append(("full", full, spec.finetune, told))
+    if spec.recover is not None:
+        pruned = store.read("recovered", bundle.recovered.key)
+        told = (
+            f"A LoRA adapter for `{base}` with the adapter `full` merged and then pruned as "
+            f"`{RECORD}` says; trained with the unpruned ranker as its teacher."
+        )
+        sections.append(("pruned", pruned, spec.recover, told))
+    written = []
+    for name, artifact, section, told in sections:
+        adapter = artifact.path / ADAPTER
+        if not adapter.is_dir():
+            raise ArtifactError(
+                f"{artifact.path} was trained without an adapter",
+                "add `lora: {rank: 16}` to the section, and train again",
+            )
+        card = Card(
+            title=f"slmrank {spec.name}, {name}",
+            made_of=told,
+            attribution=str(made.figures.get("attribution", "your own")),
+            section=section.model_dump(mode="json", exclude_defaults=True),
+            figures=artifact.figures,
+            log=read_log(artifact.path / LOG),
+            quality=quality,
+            held_back=int(made.figures.get("held_back", 0)),
+        )
+        record = None
+        if name == "pruned":
+            record = store.read("pruned", bundle.pruned.key).path / RECORD
+        write_ranker_folder(target / name, card, adapter, record)
+        written.append(target / name)
+    return written

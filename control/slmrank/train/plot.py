@@ -1,0 +1,52 @@
+"""The picture of a training run: loss, rate and what dev said."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from slmrank.pyplot import headless_pyplot
+
+SIZE_IN = (8.0, 6.0)
+DPI = 100
+
+
+def draw_log(log: Sequence[dict[str, float]], title: str) -> bytes:
+    """A PNG: the loss of every step with its running mean, and dev NDCG@10 and AUC.
+
+    Raises MissingDependencyError without matplotlib.
+    """
+    pyplot = headless_pyplot()
+    figure: Any
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=SIZE_IN, sharex=True)
+    steps = [record["step"] for record in log]
+    losses = np.array([record["loss"] for record in log])
+    width = max(len(losses) // 30, 1)
+    mean = np.convolve(losses, np.ones(width) / width, mode="valid")
+    above.plot(steps, losses, color="#bbbbbb", linewidth=0.8, label="loss of a step")
+    above.plot(steps[width - 1 :], mean, color="#4477aa", label=f"mean of {width} steps")
+    above.set_ylabel("loss (nats)")
+    above.legend(frameon=False)
+    above.set_title(title)
+    scored = [record for record in log if "dev_ndcg10" in record]
+    at = [record["step"] for record in scored]
+    for name, label, color in (
+        ("dev_auc", "AUC 4 v 0", "#ee6677"),
+        ("dev_ndcg10", "NDCG@10", "#228833"),
+    ):
+        below.plot(at, [record[name] for record in scored], "o-", color=color, label=label)
+    below.set_ylabel("on dev")
+    below.set_xlabel("step")
+    if scored:
+        below.legend(frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    pyplot.close(figure)
+    return buffer.getvalue()
