@@ -45,6 +45,7 @@ def queries(checkpoint: Checkpoint) -> list[EncodedQuery]:
             items=items,
             job_ids=("a", "b", "c", "d"),
             grades=(4, 0, 0, 0),
+            targets=tuple(g / 4 for g in (4, 0, 0, 0)),
         )
         for query in ("night nurse", "long haul driver in Reno", "bake cakes")
     ]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from slmrank.data.example_set import build_example_set
-from slmrank.data.labelled import read_labelled, read_own_set, write_labelled
+from slmrank.data.labelled import read_labelled, write_labelled
 from slmrank.data.onet import COLUMNS, Occupations, read_occupations
+from slmrank.data.own_set import read_own_set
 from slmrank.data.records import LabelledSet
 from slmrank.data.relevance import grade_of, overlap, relation
 from slmrank.data.wording import person_title, singular

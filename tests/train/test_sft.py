@@ -28,6 +28,7 @@ def query(seed: int, items: int = 6) -> EncodedQuery:
         items=tuple(rng.integers(1, 900, 20).astype(np.int32) for _ in range(items)),
         job_ids=tuple(f"j{index}" for index in range(items)),
         grades=tuple([4, 0, 2, 0, 0, 4][:items]),
+        targets=tuple(g / 4 for g in tuple([4, 0, 2, 0, 0, 4][:items])),
     )
 
 

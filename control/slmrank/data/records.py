@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slmrank.errors import DataError
 
@@ -39,16 +39,34 @@ class Job(BaseModel):
 
 
 class Pair(BaseModel):
-    """One judgment: how well a job answers a query, 0 (not at all) to 4 (exactly). `kind` is what
-    sort of query it is (title, skill, ...): quality is also shown by it."""
+    """One judgment: how well a job answers a query, as `grade` 0 (not at all) to 4 (exactly), or as
+    `target` 0 to 1, a teacher's score; from a target alone the grade is the nearest one. `kind` is
+    what sort of query it is (title, skill, ...): quality is also shown by it. `group` (occupation,
+    employer, ...) is what never stands in two splits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     query: str = Field(min_length=1)
     job_id: str = Field(min_length=1)
     grade: int = Field(ge=0, le=MAX_GRADE)
+    target: float | None = Field(None, ge=0, le=1)
     split: Split | None = None
     kind: str | None = None
+    group: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _graded(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("grade") is None:
+            target = values.get("target")
+            if isinstance(target, int | float) and 0 <= target <= 1:
+                return {**values, "grade": round(target * MAX_GRADE)}
+        return values
+
+    @property
+    def wanted(self) -> float:
+        """The p that training aims at."""
+        return self.grade / MAX_GRADE if self.target is None else self.target
 
     @field_validator("query")
     @classmethod
@@ -71,16 +89,21 @@ Record = TypeVar("Record", Job, Pair)
 
 def read_jobs(path: Path) -> dict[str, Job]:
     """Jobs by id from a JSONL file. Raises DataError that names file, line and field."""
-    jobs: dict[str, Job] = {}
-    for number, job in enumerate(_read(path, Job), start=1):
-        if job.job_id in jobs:
+    return jobs_by_id(_read(path, Job), path)
+
+
+def jobs_by_id(jobs: Iterable[Job], path: Path) -> dict[str, Job]:
+    """Raises DataError when there is none, or two have one id."""
+    found: dict[str, Job] = {}
+    for number, job in enumerate(jobs, start=1):
+        if job.job_id in found:
             raise DataError(
                 f"{path}:{number}: job_id {job.job_id!r} appears twice", "make job ids unique"
             )
-        jobs[job.job_id] = job
-    if not jobs:
-        raise DataError(f"{path} holds no jobs", "write one JSON object per line")
-    return jobs
+        found[job.job_id] = job
+    if not found:
+        raise DataError(f"{path} holds no jobs", "write one record per job")
+    return found
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -111,28 +134,34 @@ def _read(path: Path, model: type[Record]) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        place = f"{path}:{number}"
         try:
             value: Any = json.loads(line.decode("utf-8"))
-            # JSON can escape half a surrogate pair, which no UTF-8 file and no tokenizer can hold.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-            yield model.model_validate(value)
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}:{number}: a text holds half a surrogate pair", "repair the escape"
-            ) from error
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}:{number}: not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})",
+                f"{place}: not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})",
                 "convert the file to UTF-8",
             ) from error
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}:{number}: not JSON: {error.msg}", "write one JSON object per line"
+                f"{place}: not JSON: {error.msg}", "write one JSON object per line"
             ) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "record"
-            raise DataError(
-                f"{path}:{number}: {field}: {first['msg']}",
-                f"fields are {', '.join(model.model_fields)}",
-            ) from error
+        yield checked(model, value, place)
+
+
+def checked(model: type[Record], value: Any, place: str) -> Record:
+    """A record from its fields. Raises DataError that names the place and the field."""
+    try:
+        # JSON can escape half a surrogate pair, which no UTF-8 file and no tokenizer can hold.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return model.model_validate(value)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: a text holds half a surrogate pair", "repair the escape"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "record"
+        raise DataError(
+            f"{place}: {field}: {first['msg']}", f"fields are {', '.join(model.model_fields)}"
+        ) from error

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 from slmrank.data.packaged import ONET_TASKS
+from slmrank.data.parquet import parquet_files
 from slmrank.pipeline.local_files import file_hash, folder_hashes
 from slmrank.pipeline.stages.onet_data import make_onet_data
 from slmrank.pipeline.stages.own_data import make_own_data
 from slmrank.pipeline.stages.title_data import make_title_data
 from slmrank.pipeline.steps import Step
-from slmrank.spec.data import DataSpec, JsonlData, OnetDatabaseData
+from slmrank.spec.data import DataSpec, OnetDatabaseData, OwnData, ParquetData
 
 STAGES = "slmrank.pipeline.stages"
 
@@ -21,8 +22,12 @@ def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step
     tested: nothing is trained on a set that is there to be evaluated on."""
     settings: dict[str, Any] = spec.settings()
     make: Any
-    if isinstance(spec, JsonlData):
-        settings |= {name: file_hash(getattr(spec, name)) for name in ("jobs", "pairs")}
+    if isinstance(spec, OwnData):
+        for name in ("jobs", "pairs"):
+            path = getattr(spec, name)
+            files = parquet_files(path) if isinstance(spec, ParquetData) else [path]
+            hashes = [file_hash(file) for file in files]
+            settings[name] = hashes[0] if len(hashes) == 1 else hashes
         if only_tested:
             settings["only_tested"] = True
         make, stage = partial(make_own_data, spec, only_tested=only_tested), "own_data"

@@ -25,14 +25,16 @@ class JobItems(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedQuery:
-    """One query with its judged items: prefix ids, item ids, job ids, grades, and how many of the
-    items were cut to the prompt's limit."""
+    """One query with its judged items: prefix ids, item ids, job ids, grades, the p that training
+    aims at (grade / 4 unless the pairs carry a target), and how many of the items were cut to the
+    prompt's limit."""
 
     query: str
     prefix: Ids
     items: tuple[Ids, ...]
     job_ids: tuple[str, ...]
     grades: tuple[int, ...]
+    targets: tuple[float, ...]
     truncated: int = 0
 
     def prompts(self) -> list[Ids]:
@@ -46,6 +48,7 @@ class EncodedQuery:
             items=tuple(self.items[place] for place in places),
             job_ids=tuple(self.job_ids[place] for place in places),
             grades=tuple(self.grades[place] for place in places),
+            targets=tuple(self.targets[place] for place in places),
         )
 
 
@@ -103,6 +106,7 @@ def encode_pairs(
                 items=tuple(item.ids for item in items),
                 job_ids=tuple(pair.job_id for pair in group),
                 grades=tuple(pair.grade for pair in group),
+                targets=tuple(pair.wanted for pair in group),
                 truncated=sum(item.truncated for item in items),
             )
         )

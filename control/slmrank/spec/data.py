@@ -71,15 +71,31 @@ class OnetDatabaseData(Section):
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
 
 
-class JsonlData(Section):
+class OwnData(Section):
     """Your own jobs and judged pairs."""
 
-    source: Literal["jsonl"]
-    jobs: Path = Field(description="JSONL: job_id, title, company, location, description")
-    pairs: Path = Field(description="JSONL: query, job_id, grade 0..4, optional split")
+    source: str
+    jobs: Path = Field(description="job_id, title, company, location, description")
+    pairs: Path = Field(
+        description="query, job_id, grade 0..4 or target 0..1, optional split, kind, group"
+    )
     seed: int = Field(0, description="seed of the split for queries that name none")
     test_share: float = Field(0.2, gt=0, lt=0.8, description="share of queries only tested")
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
 
 
-DataSpec = Annotated[OnetData | OnetDatabaseData | JsonlData, Field(discriminator="source")]
+class JsonlData(OwnData):
+    """Your own jobs and judged pairs, one JSON object a line."""
+
+    source: Literal["jsonl"]
+
+
+class ParquetData(OwnData):
+    """Your own jobs and judged pairs in Parquet: files, folders or globs."""
+
+    source: Literal["parquet"]
+
+
+DataSpec = Annotated[
+    OnetData | OnetDatabaseData | JsonlData | ParquetData, Field(discriminator="source")
+]

@@ -33,6 +33,7 @@ _UNION = {
     "onet",
     "onet-database",
     "jsonl",
+    "parquet",
 }  # pydantic puts a union's tag into the place of an error
 
 

@@ -2,8 +2,8 @@
 
 The model's distribution over {yes, no} at the last prompt token is a Bernoulli with log-odds
 h . (W_yes - W_no); KL(target || model) differs from binary cross-entropy by the target's entropy,
-so both have the same gradient (paper, section on training). The target is grade / 4, or the
-teacher's p when one is given, which recovers a pruned model better than the labels do
+so both have the same gradient (paper, section on training). The target is grade / 4, a stored
+score, or the teacher's p when one is given, which recovers a pruned model better than the labels do
 (arXiv 2502.14305). Queries share their prefix among their items in a step.
 """
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
@@ -249,5 +248,5 @@ def _targets(
     if teacher is not None:
         with placement.mixed_precision():
             return score_items(teacher, *part).float().sigmoid()
-    grades = [grade / MAX_GRADE for example in batch for grade in example.grades]
-    return placement.tensor(grades, torch.float32)
+    wanted = [target for example in batch for target in example.targets]
+    return placement.tensor(wanted, torch.float32)

@@ -41,6 +41,7 @@ def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
             ),
             job_ids=tuple(str(item) for item in range(items)),
             grades=tuple(([4, 0, 2, 0, 1, 3] * items)[:items]),
+            targets=tuple(g / 4 for g in tuple(([4, 0, 2, 0, 1, 3] * items)[:items])),
         )
         for index in range(count)
     ]

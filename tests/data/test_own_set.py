@@ -1,0 +1,135 @@
+"""Own jobs and pairs: targets, groups that no split parts, and Parquet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+import pytest
+import yaml
+from pyarrow import parquet
+from slmrank.data.own_set import read_own_set
+from slmrank.data.records import LabelledSet
+from slmrank.errors import DataError
+from slmrank.spec.data import JsonlData, ParquetData
+
+from tests.conftest import Control
+
+JOBS = [{"job_id": f"j{n}", "title": f"Job {n}", "description": f"Text {n}."} for n in range(12)]
+
+
+def pairs(queries: int = 60, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"query": f"query {n}", "job_id": f"j{(n + step) % 12}", "grade": 4 * (step == 0), **more}
+        for n in range(queries)
+        for step in range(2)
+    ]
+
+
+def jsonl(folder: Path, records: list[dict[str, Any]], jobs: Any = JOBS) -> JsonlData:
+    for name, rows in (("jobs", jobs), ("pairs", records)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return JsonlData(
+        source="jsonl", jobs=folder / "jobs.jsonl", pairs=folder / "pairs.jsonl", dev_share=0.2
+    )
+
+
+def groups_by_split(labelled: LabelledSet) -> dict[str, set[str | None]]:
+    return {split: {pair.group for pair in found} for split, found in labelled.pairs.items()}
+
+
+def test_no_group_stands_in_two_splits(tmp_path: Path) -> None:
+    given = [one | {"group": f"g{int(one['query'].split()[1]) % 20}"} for one in pairs()]
+    made = read_own_set(jsonl(tmp_path, given))
+    found = groups_by_split(made)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["dev"]
+    assert all(found.values())
+    again = read_own_set(jsonl(tmp_path, given[::-1]))
+    assert groups_by_split(again) == found, "the order of the records decides nothing"
+
+
+def test_queries_that_share_a_group_over_others_stay_together(tmp_path: Path) -> None:
+    """Query 1 has pairs in groups 1 and 2, query 2 in 2 and 3, and so on: one chain."""
+    given = []
+    for number, one in enumerate(pairs(40)):
+        given.append(one | {"group": f"g{number // 2 + number % 2}"})
+    with pytest.raises(DataError, match="leaves no pairs for"):
+        read_own_set(jsonl(tmp_path, given))
+
+
+def test_a_named_split_that_parts_a_group_is_refused(tmp_path: Path) -> None:
+    given = pairs(2, group="acme")
+    for one in given:
+        one["split"] = "train" if one["query"] == "query 0" else "test"
+    with pytest.raises(DataError, match="group 'acme' is in split 'test' and 'train'"):
+        read_own_set(jsonl(tmp_path, given))
+
+
+def test_a_target_gives_the_nearest_grade_and_is_kept(tmp_path: Path) -> None:
+    given = pairs(20)
+    del given[0]["grade"]
+    given[0]["target"] = 0.62
+    labelled = read_own_set(jsonl(tmp_path, given))
+    one = next(p for found in labelled.pairs.values() for p in found if p.target is not None)
+    assert (one.grade, one.wanted) == (2, 0.62)
+    other = next(p for found in labelled.pairs.values() for p in found if p.grade == 4)
+    assert other.wanted == 1.0
+    given[1]["target"] = 1.5
+    with pytest.raises(DataError, match=r"pairs\.jsonl:2: target: .*less than or equal to 1"):
+        read_own_set(jsonl(tmp_path, given))
+    del given[0]["target"]
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: grade: Field required"):
+        read_own_set(jsonl(tmp_path, given))
+
+
+def as_parquet(folder: Path, given: list[dict[str, Any]], parts: int = 3) -> ParquetData:
+    (folder / "pairs").mkdir()
+    parquet.write_table(arrow.Table.from_pylist(JOBS), folder / "jobs.parquet")
+    for part in range(parts):
+        rows = [one | {"clicks": 7} for one in given[part::parts]]
+        parquet.write_table(
+            arrow.Table.from_pylist(rows), folder / "pairs" / f"part-{part}.parquet"
+        )
+    return ParquetData(
+        source="parquet", jobs=folder / "jobs.parquet", pairs=folder / "pairs", dev_share=0.2
+    )
+
+
+def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
+    given = [one | {"kind": "title"} for one in pairs(30)]
+    given[3]["target"] = None
+    files = as_parquet(tmp_path, given)
+    globbed = files.model_copy(update={"pairs": tmp_path / "pairs" / "part-*.parquet"})
+    expected = read_own_set(jsonl(tmp_path, given))
+    for spec in (files, globbed):
+        found = read_own_set(spec)
+        assert found.jobs == expected.jobs
+        for split, members in expected.pairs.items():
+            key = sorted((p.query, p.job_id, p.grade, p.kind) for p in members)
+            assert sorted((p.query, p.job_id, p.grade, p.kind) for p in found.pairs[split]) == key
+
+
+def test_a_broken_parquet_row_is_named(tmp_path: Path) -> None:
+    given = pairs(10)
+    given[4]["grade"] = 9
+    files = as_parquet(tmp_path, given, parts=1)
+    with pytest.raises(DataError, match=r"part-0\.parquet: row 5: grade: Input should be less"):
+        read_own_set(files)
+    missing = files.model_copy(update={"pairs": tmp_path / "no-*.parquet"})
+    with pytest.raises(DataError, match="names no Parquet file"):
+        read_own_set(missing)
+    (tmp_path / "pairs" / "part-0.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="cannot read"):
+        read_own_set(files)
+
+
+def test_the_verb_takes_parquet(tmp_path: Path, control: Control) -> None:
+    as_parquet(tmp_path, pairs(30))
+    data = {"source": "parquet", "jobs": "jobs.parquet", "pairs": "pairs/*.parquet"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"name": "own", "data": data}))
+    done = control("data", tmp_path / "s.yaml", "--artifacts", tmp_path / "a", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["jobs"] == 12
