@@ -85,3 +85,20 @@ def test_impossible_counts_are_refused(keep: int) -> None:
     _, gram, weights = problem(10, 4)
     with pytest.raises(SpecError, match=f"cannot keep {keep} of 10"):
         prune_neurons(gram, weights, keep)
+
+
+def test_a_group_costs_what_dropping_it_costs() -> None:
+    """Of 5 groups of 3 the greedy pass drops the one whose loss is least, by trying all."""
+    rng = np.random.default_rng(4)
+    inputs = rng.normal(size=(200, 15)) @ rng.normal(size=(15, 15))
+    weights = rng.normal(size=(15, 4))
+    gram = inputs.T @ inputs
+    found = prune_neurons(gram, weights, 4, per_round=1, group=3, damping=1e-9)
+    errors = {}
+    for left_out in range(5):
+        kept = np.array([n for n in range(15) if n // 3 != left_out])
+        fitted = refit(gram + 1e-9 * np.eye(15), weights, kept)
+        errors[left_out] = relative_error(gram, weights, kept, fitted)
+    best = min(errors, key=lambda one: errors[one])
+    assert best not in found.kept // 3
+    assert found.relative_error == pytest.approx(errors[best], rel=1e-5)

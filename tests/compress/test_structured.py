@@ -119,3 +119,66 @@ def test_a_record_of_another_model_is_refused(
     (tmp_path / "pruning.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no record of a pruning"):
         read_record(tmp_path / "pruning.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_go_in_groups_and_the_model_stays_ordinary(
+    make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
+) -> None:
+    """Of 2 key/value heads with 2 query heads each, one stays; a head that adds nothing goes."""
+    checkpoint = make_checkpoint(family)
+    before, after = load_model(checkpoint), load_model(checkpoint)
+    for model in (before, after):
+        for layer in model.network.model.layers:
+            half = layer.self_attn.o_proj.in_features // 2
+            layer.self_attn.o_proj.weight.data[:, :half] = 0
+    wanted = spec(layers=3, intermediate_size=192, kv_heads=1, damping=1e-6)
+    _, record = prune_model(after, PROMPTS, wanted, lambda *_: None, tokenizer_hash="t")
+    assert record.kv_heads == ((1,), (1,), (1,))
+    after.network.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.num_key_value_heads == 1
+    assert loaded.config.num_attention_heads == 2
+    ids = torch.tensor(PROMPTS[2])[None].long()
+    with torch.no_grad():
+        expected = before.network(ids).logits
+        assert torch.allclose(expected, loaded(ids).logits, atol=1e-3)
+        assert torch.allclose(after.network(ids).logits, loaded(ids).logits, atol=1e-5)
+    write_record(tmp_path / "pruning.json", record)
+    there = load_model(checkpoint)
+    read = read_record(tmp_path / "pruning.json")
+    prune_model(there, [], wanted, lambda *_: None, tokenizer_hash="t", recorded=read)
+    assert there.network.config.num_key_value_heads == 1
+    with pytest.raises(SpecError, match="the model has 2"):
+        prune_model(load_model(checkpoint), PROMPTS, spec(kv_heads=3), lambda *_: None)
+
+
+def test_the_papers_setting_on_its_geometry() -> None:
+    """Half of the neurons and 8 of 28 layers of the Qwen3-0.6B geometry; random weights and a small
+    vocabulary: shapes and parameter counts (paper: 0.6B -> 375M with its embeddings)."""
+    from slmrank.model.decoder import LoadedRanker
+    from slmrank.model.placement import Placement
+    from slmrank.prompt.labels import Labels
+    from transformers import Qwen3Config
+
+    config = Qwen3Config(
+        vocab_size=960,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    network = AutoModelForCausalLM.from_config(config).eval()
+    ranker = LoadedRanker(network=network, labels=Labels(yes=5, no=6), placement=Placement())
+    paper = PruneSpec(intermediate_size=1536, layers=3, neurons_per_round=64, method="osscar")
+    figures, _ = prune_model(ranker, PROMPTS, paper, lambda *_: None)
+    layer = 15_730_944
+    # Attention 6.29M and 3 x 3,072 x 1,024 in the MLP: 28 layers are 440M, and with the real
+    # vocabulary of 151,936 tied rows 596M. 20 layers with half the neurons are 220M, 375M in all.
+    assert figures["layer_parameters_before"] == 4 * layer
+    assert figures["layer_parameters_after"] == 3 * (layer - 3 * 1536 * 1024)
+    whole = 20 * (layer - 3 * 1536 * 1024) + 151_936 * 1024 + 1024
+    assert round(whole / 1e6) == 376

@@ -56,15 +56,14 @@ def advance(ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor) -> T
     return after.float()
 
 
-def gram_of(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> Matrix:
-    """X^T X [p, p] of the down projection's inputs over all real tokens: products of a batch on the
-    device in float32, their sum in float64."""
+def gram_of(ranker: LoadedRanker, layer: Any, linear: Any, batches: Sequence[Batch]) -> Matrix:
+    """X^T X [p, p] of the inputs of one of the layer's linear parts over all real tokens: products
+    of a batch on the device in float32, their sum in float64."""
     gathered: list[Tensor] = []
-    down = layer.mlp.down_proj
-    handle = down.register_forward_pre_hook(
+    handle = linear.register_forward_pre_hook(
         lambda _module, arguments: gathered.append(arguments[0])
     )
-    gram = np.zeros((down.in_features, down.in_features))
+    gram = np.zeros((linear.in_features, linear.in_features))
     try:
         for batch in batches:
             advance(ranker, layer, batch, batch.hidden)

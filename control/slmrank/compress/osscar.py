@@ -1,14 +1,16 @@
-"""OSSCAR for one linear layer: which input neurons to drop, and the optimal refit of the rest.
+"""OSSCAR for one linear layer: which inputs to drop, and the optimal refit of the rest.
 
 Meng, Behdin, Wang, Mazumder: "OSSCAR: One-Shot Structured Pruning in Vision and Language Models
-with Combinatorial Optimization" (arXiv 2403.12983), for groups of one neuron. With calibration
-inputs X (T, p), weights W0 (p, d) and H = X^T X + damping, it minimises
+with Combinatorial Optimization" (arXiv 2403.12983). Inputs go in groups: single neurons of an MLP,
+or all heads that share one key/value head. With calibration inputs X (T, p), weights W0 (p, d) and
+H = X^T X + damping, it minimises
 
-    f(W) = 1/2 tr((W - W0)^T H (W - W0))   over W with at most `keep` non-zero rows.
+    f(W) = 1/2 tr((W - W0)^T H (W - W0))   over W with at most `keep` non-zero groups of rows.
 
-For a support S the optimum is W_S = inv(H_SS) (H W0)_S. Dropping neuron j from the current optimum
-costs exactly |W_j|^2 / (2 V_jj) with V = inv(H_SS); the greedy pass drops the cheapest and updates
-W and V by a rank-b step, so no system is solved again until the end. Double precision throughout.
+For a support S the optimum is W_S = inv(H_SS) (H W0)_S. Dropping group g from the current optimum
+costs exactly 1/2 tr(W_g^T inv(V_gg) W_g) with V = inv(H_SS), which is |W_j|^2 / (2 V_jj) for one
+neuron; the greedy pass drops the cheapest and updates W and V by a rank-b step, so no system is
+solved again until the end. Double precision throughout.
 """
 
 from __future__ import annotations
@@ -49,18 +51,20 @@ def prune_neurons(
     method: str = "osscar",
     damping: float = 0.01,
     per_round: int = 8,
+    group: int = 1,
 ) -> Pruned:
-    """Keep `keep` of p neurons. `gram` is X^T X [p, p], `weights` W0 [p, d].
+    """Keep `keep` of the p / `group` groups. `gram` is X^T X [p, p], `weights` W0 [p, d].
 
-    `per_round` neurons are dropped between two updates; 1 is exact greedy. `method` is a name of
-    CRITERIA. Raises SpecError when `keep` is not in 1..p.
+    `per_round` groups are dropped between two updates; 1 is exact greedy. `method` is a name of
+    CRITERIA. Raises SpecError when `keep` is not in 1..p / group.
     """
-    count = len(weights)
+    count = len(weights) // group
     if not 0 < keep <= count:
         raise SpecError(f"cannot keep {keep} of {count} neurons", f"choose 1 to {count}")
     hessian = damped(gram, damping)
     choose, refitted = CRITERIA[method]
-    kept = choose(hessian, gram, weights, keep, per_round)
+    units = choose(hessian, gram, weights, keep, per_round, group)
+    kept = members(units, group)
     fitted = refit(hessian, weights, kept) if refitted else weights[kept]
     return Pruned(
         kept=kept, weights=fitted, relative_error=relative_error(gram, weights, kept, fitted)
@@ -84,39 +88,56 @@ def relative_error(
     return float(np.sum(change * (gram @ change))) / total if total else 0.0
 
 
+def members(units: npt.NDArray[np.intp], group: int) -> npt.NDArray[np.intp]:
+    """Neuron indices of groups, in order."""
+    found: npt.NDArray[np.intp] = (units[:, None] * group + np.arange(group)).reshape(-1)
+    return found
+
+
+def _costs(inverse: Matrix, current: Matrix, alive: npt.NDArray[np.intp], group: int) -> Matrix:
+    """Twice what dropping each living group costs."""
+    if group == 1:
+        found: Matrix = np.sum(current[alive] ** 2, axis=1) / np.diag(inverse)[alive]
+        return found
+    costs = []
+    for unit in alive:
+        own = slice(unit * group, (unit + 1) * group)
+        solved = np.linalg.solve(inverse[own, own], current[own])
+        costs.append(float(np.sum(current[own] * solved)))
+    return np.array(costs)
+
+
 def _greedy(
-    hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int
+    hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int, group: int
 ) -> npt.NDArray[np.intp]:
     inverse = np.linalg.inv(hessian)
     current = weights.copy()
-    alive = np.ones(len(weights), dtype=bool)
-    left = len(weights)
-    while left > keep:
-        cost = np.full(len(weights), np.inf)
-        cost[alive] = np.sum(current[alive] ** 2, axis=1) / np.diag(inverse)[alive]
-        count = min(per_round, left - keep)
-        dropped = np.argpartition(cost, count - 1)[:count]
+    alive = np.arange(len(weights) // group)
+    while len(alive) > keep:
+        count = min(per_round, len(alive) - keep)
+        cheapest = np.argpartition(_costs(inverse, current, alive, group), count - 1)[:count]
+        dropped = members(alive[cheapest], group)
         columns = inverse[:, dropped]
-        step = np.linalg.solve(inverse[np.ix_(dropped, dropped)], np.eye(count))
+        step = np.linalg.solve(inverse[np.ix_(dropped, dropped)], np.eye(len(dropped)))
         current -= columns @ (step @ current[dropped])
         inverse -= columns @ (step @ columns.T)
         current[dropped] = 0.0
         inverse[dropped, :] = 0.0
         inverse[:, dropped] = 0.0
-        alive[dropped] = False
-        left -= count
-    return np.flatnonzero(alive)
+        alive = np.delete(alive, cheapest)
+    return alive
 
 
 def _largest(
-    _hessian: Matrix, gram: Matrix, weights: Matrix, keep: int, _per_round: int
+    _hessian: Matrix, gram: Matrix, weights: Matrix, keep: int, _per_round: int, group: int
 ) -> npt.NDArray[np.intp]:
-    # Wanda's criterion for a whole neuron: weight norm times input norm.
+    # Wanda's criterion for a whole neuron: weight norm times input norm; a group's is their norm.
     size = np.linalg.norm(weights, axis=1) * np.sqrt(np.maximum(np.diag(gram), 0.0))
+    size = np.linalg.norm(size.reshape(-1, group), axis=1)
     return np.sort(np.argpartition(-size, keep - 1)[:keep])
 
 
-Choose = Callable[[Matrix, Matrix, Matrix, int, int], npt.NDArray[np.intp]]
+Choose = Callable[[Matrix, Matrix, Matrix, int, int, int], npt.NDArray[np.intp]]
 # Name -> (which neurons stay, whether the closed form refits them). The magnitude ones are
 # baselines: `magnitude` keeps the neurons of largest |W_j| |X_j| as they are.
 CRITERIA: dict[str, tuple[Choose, bool]] = {

@@ -24,8 +24,9 @@ Kept = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class PruningRecord:
-    """`layers` of the model before that stayed, the neurons kept in each of them, the calibration
-    prompts as ids of the tokenizer with `tokenizer_hash`, and the damping of the refit."""
+    """`layers` of the model before that stayed, in each of them the neurons and, where heads were
+    pruned, the key/value heads that stayed, the calibration prompts as ids of the tokenizer with
+    `tokenizer_hash`, and the damping of the refit."""
 
     tokenizer_hash: str
     layers_before: int
@@ -33,6 +34,7 @@ class PruningRecord:
     damping: float
     layers: tuple[int, ...]
     neurons: tuple[Kept, ...]
+    kv_heads: tuple[tuple[int, ...], ...] | None = None
     prompts: tuple[Ids, ...]
 
 
@@ -47,6 +49,7 @@ def write_record(path: Path, record: PruningRecord) -> None:
         "damping": record.damping,
         "layers": list(record.layers),
         "neurons": [_mask(one, size) for one in record.neurons],
+        "kv_heads": record.kv_heads and [list(one) for one in record.kv_heads],
         "prompts": [" ".join(map(str, one.tolist())) for one in record.prompts],
     }
     write_atomic(path, json.dumps(kept, indent=1) + "\n")
@@ -64,6 +67,7 @@ def read_record(path: Path) -> PruningRecord:
             damping=float(kept["damping"]),
             layers=tuple(kept["layers"]),
             neurons=tuple(_unmask(one, size) for one in kept["neurons"]),
+            kv_heads=kept["kv_heads"] and tuple(tuple(one) for one in kept["kv_heads"]),
             prompts=tuple(np.array(one.split(), dtype=np.int32) for one in kept["prompts"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Prune a ranker: OSSCAR on the MLP neurons of every layer, front to back, and fewer layers.
+"""Prune a ranker: fewer layers, and OSSCAR on heads and MLP neurons of the others, front to back.
 
 Each layer is pruned on inputs that already went through the pruned layers before it, and the
 calibration activations are carried from layer to layer: running the whole model again for each
@@ -21,6 +21,7 @@ from slmrank.compress.osscar import (
     Matrix,
     Pruned,
     damped,
+    members,
     prune_neurons,
     refit,
     relative_error,
@@ -56,13 +57,17 @@ def prune_model(
     before = count_parameters(network)
     errors: list[dict[str, float]] = []
     kept: list[Kept] = []
+    heads: list[tuple[int, ...]] = []
     with torch.no_grad():
         layers = recorded.layers if recorded else _choose_layers(ranker, calibration, spec)
         network.model.layers = nn.ModuleList([network.model.layers[index] for index in layers])
         batches = embed(ranker, calibration)
         for index, layer in enumerate(network.model.layers):
             layer.self_attn.layer_idx = index
-            gram = gram_of(ranker, layer, batches)
+            if spec.kv_heads is not None:
+                gram = gram_of(ranker, layer, layer.self_attn.o_proj, batches)
+                heads.append(_prune_heads(layer.self_attn, gram, spec, recorded, index))
+            gram = gram_of(ranker, layer, layer.mlp.down_proj, batches)
             pruned, error = _prune_layer(layer, gram, spec, recorded, index)
             errors.append(error)
             kept.append(pruned.kept)
@@ -76,6 +81,7 @@ def prune_model(
         damping=spec.damping,
         layers=tuple(layers),
         neurons=tuple(kept),
+        kv_heads=tuple(heads) if heads else None,
         prompts=tuple(calibration),
     )
     _shrink_config(network.config, spec)
@@ -112,6 +118,12 @@ def _check(
             f"{config.num_hidden_layers} layers of {config.intermediate_size}",
             "lower prune.layers and prune.intermediate_size",
         )
+    if spec.kv_heads is not None and spec.kv_heads > config.num_key_value_heads:
+        raise SpecError(
+            f"prune keeps {spec.kv_heads} key/value heads, the model has "
+            f"{config.num_key_value_heads}",
+            "lower prune.kv_heads",
+        )
     if recorded is None:
         return
     theirs = (recorded.layers_before, recorded.intermediate_size_before, recorded.tokenizer_hash)
@@ -122,12 +134,14 @@ def _check(
             f"this one has {ours}",
             "use the record with the base model that it was made for",
         )
-    size = (len(recorded.layers), len(recorded.neurons[0]))
-    if size != (spec.layers, spec.intermediate_size):
+    heads = len(recorded.kv_heads[0]) if recorded.kv_heads else None
+    size = (len(recorded.layers), len(recorded.neurons[0]), heads)
+    if size != (spec.layers, spec.intermediate_size, spec.kv_heads):
         raise SpecError(
             f"prune.recorded keeps {size[0]} layers of {size[1]} neurons, the spec says "
-            f"{spec.layers} of {spec.intermediate_size}",
-            "set prune.layers and prune.intermediate_size to the record's",
+            f"{spec.layers} of {spec.intermediate_size}"
+            + (f" (key/value heads: {heads}, {spec.kv_heads})" if heads != spec.kv_heads else ""),
+            "set prune.layers, prune.intermediate_size and prune.kv_heads to the record's",
         )
 
 
@@ -141,6 +155,40 @@ def _choose_layers(ranker: LoadedRanker, prompts: Sequence[Ids], spec: PruneSpec
     order = sorted(range(1, count), key=lambda index: importance[index])
     dropped = set(order[: count - spec.layers])
     return [index for index in range(count) if index not in dropped]
+
+
+def _prune_heads(
+    attention: Any, gram: Matrix, spec: PruneSpec, recorded: PruningRecord | None, index: int
+) -> tuple[int, ...]:
+    """Keep some key/value heads with the query heads that read them; returns which."""
+    assert spec.kv_heads is not None
+    output = attention.o_proj
+    weights = output.weight.T.double().cpu().numpy()
+    group = attention.head_dim * attention.num_key_value_groups
+    if recorded is not None and recorded.kv_heads is not None:
+        units = np.array(recorded.kv_heads[index], dtype=np.intp)
+        kept = members(units, group)
+        fitted = refit(damped(gram, recorded.damping), weights, kept)
+    else:
+        pruned = prune_neurons(
+            gram,
+            weights,
+            spec.kv_heads,
+            method=spec.method,
+            damping=spec.damping,
+            per_round=1,
+            group=group,
+        )
+        kept, fitted = pruned.kept, pruned.weights
+        units = kept[::group] // group
+    device = output.weight.device
+    _keep_rows(attention.q_proj, torch.from_numpy(kept).to(device))
+    pairs = torch.from_numpy(members(units, attention.head_dim)).to(device)
+    for name in ("k_proj", "v_proj"):
+        _keep_rows(getattr(attention, name), pairs)
+    output.weight = nn.Parameter(torch.from_numpy(fitted.T.copy()).to(output.weight))
+    output.in_features = len(kept)
+    return tuple(int(unit) for unit in units)
 
 
 def _prune_layer(
@@ -182,6 +230,13 @@ def _keep_rows(linear: Any, kept: Tensor) -> None:
 
 
 def _shrink_config(config: Any, spec: PruneSpec) -> None:
+    if spec.kv_heads is not None:
+        shared = config.num_attention_heads // config.num_key_value_heads
+        config.head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        config.num_key_value_heads = spec.kv_heads
+        config.num_attention_heads = spec.kv_heads * shared
     config.num_hidden_layers = spec.layers
     config.intermediate_size = spec.intermediate_size
     if getattr(config, "layer_types", None) is not None:

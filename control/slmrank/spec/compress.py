@@ -34,12 +34,19 @@ class SummarizeSpec(Section):
 
 
 class PruneSpec(Section):
-    """Structured pruning: whole layers go, then OSSCAR chooses the MLP neurons of the others."""
+    """Structured pruning: whole layers go, then OSSCAR chooses among the MLP neurons and, where
+    asked for, the heads of the others."""
 
     intermediate_size: int = Field(
         1024, ge=64, description="MLP neurons kept per layer; a multiple of 64"
     )
     layers: int = Field(24, ge=1, description="layers kept")
+    kv_heads: int | None = Field(
+        None,
+        ge=1,
+        description="key/value heads kept per layer, each with the query heads that read it; "
+        "unset: all",
+    )
     select: Literal["last", "importance"] = Field(
         "last",
         description="layers that go: the last ones, or those without which the ranker's own p "
