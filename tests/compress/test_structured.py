@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from slmrank.compress.calibration import embed
 from slmrank.compress.record import read_record, write_record
 from slmrank.compress.structured import count_parameters, prune_model
 from slmrank.errors import CheckpointError, SpecError
@@ -101,6 +103,20 @@ def test_a_recorded_pruning_gives_the_same_model(
     assert all(np.array_equal(a, b) for a, b in zip(again.neurons, record.neurons, strict=True))
     errors = figures["mean_relative_error"]
     assert errors["recorded"] == pytest.approx(errors["osscar"], abs=1e-4)
+
+
+def test_states_in_a_file_give_the_same_model(
+    make_checkpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint("llama")
+    here, there = load_model(checkpoint), load_model(checkpoint)
+    prune_model(here, PROMPTS, spec(), lambda *_: None)
+    mapped = partial(embed, memory_bytes=0)
+    monkeypatch.setattr("slmrank.compress.structured.embed", mapped)
+    prune_model(there, PROMPTS, spec(), lambda *_: None, scratch=tmp_path / "work")
+    for one, other in zip(here.network.parameters(), there.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert list((tmp_path / "work").iterdir()) == [], "nothing is left behind"
 
 
 def test_a_record_of_another_model_is_refused(

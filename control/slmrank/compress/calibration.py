@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from slmrank.model.decoder import LoadedRanker, causal_mask, label_row, pad_rows
 from slmrank.tokens import Ids
 
 BATCH_PROMPTS = 32
+MEMORY_BYTES = 2 << 30
 
 
 @dataclass(kw_only=True)
@@ -28,29 +30,61 @@ class Batch:
     mask: Tensor
 
 
-def embed(ranker: LoadedRanker, prompts: Sequence[Ids]) -> list[Batch]:
-    """The prompts before the first layer, in batches of similar length."""
+def embed(
+    ranker: LoadedRanker,
+    prompts: Sequence[Ids],
+    scratch: Path | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> list[Batch]:
+    """The prompts before the first layer, in batches of similar length.
+
+    States of more than `memory_bytes` (4 bytes x tokens x E) lie in a file in the folder `scratch`,
+    mapped into memory, so that the calibration set may be larger than the memory.
+    """
     ordered = sorted(prompts, key=len)
     model, device = ranker.network.model, ranker.placement.device
+    width = ranker.network.config.hidden_size
+    mapped = scratch is not None and 4 * width * sum(map(len, prompts)) > memory_bytes
     batches = []
     for start in range(0, len(ordered), BATCH_PROMPTS):
         rows = pad_rows(ordered[start : start + BATCH_PROMPTS], ranker.placement)
         steps = torch.arange(rows.ids.shape[1], device=device)[None]
         hidden = model.embed_tokens(rows.ids)
+        rotary = model.rotary_emb(hidden, steps)
+        if mapped and scratch is not None:
+            hidden = _mapped(hidden, scratch / f"states-{start}.bin")
         batches.append(
             Batch(
                 hidden=hidden,
                 real=steps < rows.lengths[:, None],
                 lengths=rows.lengths,
-                rotary=model.rotary_emb(hidden, steps),
+                rotary=rotary,
                 mask=causal_mask(rows.ids.shape[1], device),
             )
         )
     return batches
 
 
+def _mapped(hidden: Tensor, path: Path) -> Tensor:
+    """A copy of the states in a file that is mapped into memory; the file has no name any more, so
+    that it goes with its last user."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=torch.float32)
+    path.unlink()
+    found = kept.view(hidden.shape)
+    found.copy_(hidden)
+    return found
+
+
+def advance_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
+    """Take every batch through one layer, in place."""
+    for batch in batches:
+        batch.hidden.copy_(advance(ranker, layer, batch, batch.hidden))
+
+
 def advance(ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor) -> Tensor:
     """Hidden states [B, S, E] after one layer."""
+    hidden = hidden.to(ranker.placement.device)
     with ranker.placement.mixed_precision():
         after, _ = run_layer(layer, hidden, batch.rotary, batch.mask)
     return after.float()
@@ -67,7 +101,7 @@ def gram_of(ranker: LoadedRanker, layer: Any, linear: Any, batches: Sequence[Bat
     try:
         for batch in batches:
             advance(ranker, layer, batch, batch.hidden)
-            rows = gathered.pop().float()[batch.real]
+            rows = gathered.pop().float()[batch.real.to(linear.weight.device)]
             gram += (rows.T @ rows).cpu().numpy()
     finally:
         handle.remove()

@@ -9,13 +9,14 @@ layers, so it is an ordinary model of its family.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmrank.compress.calibration import advance, embed, gram_of, layer_importance
+from slmrank.compress.calibration import advance_all, embed, gram_of, layer_importance
 from slmrank.compress.osscar import (
     CRITERIA,
     Matrix,
@@ -43,11 +44,13 @@ def prune_model(
     *,
     tokenizer_hash: str = "",
     recorded: PruningRecord | None = None,
+    scratch: Path | None = None,
 ) -> tuple[dict[str, Any], PruningRecord]:
     """Prune in place and shrink the model; returns figures (parameters, error per layer) and what
     was kept.
 
-    `prompts` are whole prompts (prefix and item). With `recorded`, its layers and neurons stay and
+    `prompts` are whole prompts (prefix and item); where they are too many for the memory, their
+    states lie in the folder `scratch`. With `recorded`, its layers and neurons stay and
     are refitted on its prompts; what the criteria would choose there is only compared. Raises
     SpecError when more is asked for than the model has, or the record is of another model.
     """
@@ -61,7 +64,7 @@ def prune_model(
     with torch.no_grad():
         layers = recorded.layers if recorded else _choose_layers(ranker, calibration, spec)
         network.model.layers = nn.ModuleList([network.model.layers[index] for index in layers])
-        batches = embed(ranker, calibration)
+        batches = embed(ranker, calibration, scratch)
         for index, layer in enumerate(network.model.layers):
             layer.self_attn.layer_idx = index
             if spec.kv_heads is not None:
@@ -71,8 +74,7 @@ def prune_model(
             pruned, error = _prune_layer(layer, gram, spec, recorded, index)
             errors.append(error)
             kept.append(pruned.kept)
-            for batch in batches:
-                batch.hidden = advance(ranker, layer, batch, batch.hidden)
+            advance_all(ranker, layer, batches)
             progress(index + 1, len(layers))
     record = PruningRecord(
         tokenizer_hash=tokenizer_hash,

@@ -32,6 +32,7 @@ def make_pruned(spec: PruneSpec, making: Making) -> None:
         lambda layer, layers: making.watcher.progress(layer, layers, "layers"),
         tokenizer_hash=checkpoint.ranker.tokenizer_hash,
         recorded=recorded,
+        scratch=making.draft.work,
     )
     save_model(ranker, checkpoint, making.draft.path)
     write_record(making.draft.path / RECORD_FILE, record)
