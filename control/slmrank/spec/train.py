@@ -57,6 +57,12 @@ class TrainSpec(Section):
     logger: Literal["none", "tensorboard", "mlflow", "wandb"] = Field(
         "none", description="where losses also go while it trains; the package must be installed"
     )
+    calibration_queries: int | None = Field(
+        None,
+        ge=1,
+        description="dev queries on which one temperature is fitted after training, so that p "
+        "means what it says; unset: none, or the one of the adapter",
+    )
     patience: int | None = Field(
         None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
     )

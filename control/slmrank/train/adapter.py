@@ -21,7 +21,7 @@ from slmrank.prompt.template import PromptTemplate
 from slmrank.spec.train import LoraSpec
 
 ADAPTER_FOLDER = "adapter"  # of an artifact that holds one
-TRAINED_FOR = "trained_for.json"  # what a score depends on beside the weights
+NOTE_FILE = "ranker_adapter.json"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -40,23 +40,30 @@ def add_adapter(ranker: LoadedRanker, spec: LoraSpec) -> Any:
         return get_peft_model(ranker.network, config)
 
 
-def check_wording(folder: Path, template: PromptTemplate) -> None:
-    """Raises CheckpointError when an adapter was trained with another prompt: it would rank, only
-    worse, and nobody would see why."""
-    path = folder / TRAINED_FOR
+def read_note(folder: Path, template: PromptTemplate) -> float | None:
+    """The temperature that belongs to an adapter, None where it has none.
+
+    Raises CheckpointError when the adapter was trained with another prompt: it would rank, only
+    worse, and nobody would see why.
+    """
+    path = folder / NOTE_FILE
     if not path.is_file():
-        return  # peft's own files say nothing about a prompt
-    trained = json.loads(path.read_text(encoding="utf-8"))["prompt_hash"]
-    if trained != template.hash:
+        return None  # peft's own files say nothing about a prompt
+    note = json.loads(path.read_text(encoding="utf-8"))
+    if note["prompt_hash"] != template.hash:
         raise CheckpointError(
-            f"adapter {folder} was trained with prompt {trained}, the spec's is {template.hash}",
+            f"adapter {folder} was trained with prompt {note['prompt_hash']}, the spec's is "
+            f"{template.hash}",
             "use the prompt section that it was trained with, or train another adapter",
         )
+    temperature: float | None = note["temperature"]
+    return temperature
 
 
-def note_wording(folder: Path, template: PromptTemplate) -> None:
-    """Keep the prompt's hash beside the adapter."""
-    write_atomic(folder / TRAINED_FOR, json.dumps({"prompt_hash": template.hash}) + "\n")
+def write_note(folder: Path, template: PromptTemplate, temperature: float | None) -> None:
+    """Keep beside an adapter what a score depends on beside the weights."""
+    note = {"prompt_hash": template.hash, "temperature": temperature}
+    write_atomic(folder / NOTE_FILE, json.dumps(note) + "\n")
 
 
 def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:

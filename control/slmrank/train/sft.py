@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
-from slmrank.model.decoder import LoadedRanker, Padded, pad_rows, score_items
+from slmrank.model.decoder import LoadedRanker, Padded, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
+from slmrank.train.batch_tensors import batch_tensors
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
@@ -180,16 +181,6 @@ def score_dev(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str
         "dev_ndcg10": round(mean_ndcg(listings), 4),
         "dev_auc": round(auc_top_against_zero(listings), 4),
     }
-
-
-def batch_tensors(
-    batch: Sequence[EncodedQuery], placement: Placement
-) -> tuple[Padded, Padded, Tensor]:
-    """Padded prefixes, padded items, and the prefix of each item."""
-    prefixes = pad_rows([example.prefix for example in batch], placement)
-    items = pad_rows([item for example in batch for item in example.items], placement)
-    prefix_of = placement.tensor([index for index, one in enumerate(batch) for _ in one.items])
-    return prefixes, items, prefix_of
 
 
 def _step(

@@ -14,8 +14,9 @@ from slmrank.pipeline.steps import Making
 from slmrank.processes import is_first
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.train import TrainSpec
-from slmrank.train.adapter import ADAPTER_FOLDER, check_wording, note_wording
+from slmrank.train.adapter import ADAPTER_FOLDER, read_note, write_note
 from slmrank.train.sft import train
+from slmrank.train.temperature import apply_temperature, calibrate
 
 LOG_FILE = "train.jsonl"
 
@@ -31,10 +32,12 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student), placement)
         digests["teacher"] = str(making.draft.lineage["settings"]["teacher"])
     queries = split_queries(making, student, "train", 0) if spec.steps else []
-    dev = split_queries(making, student, "dev", 0) if spec.steps and spec.dev_every else []
+    scored = (spec.steps and spec.dev_every) or spec.calibration_queries
+    dev = split_queries(making, student, "dev", 0) if scored else []
     ranker = load_model(student, placement)
+    temperature = None
     if spec.adapter is not None:
-        check_wording(spec.adapter, student.ranker.template)
+        temperature = read_note(spec.adapter, student.ranker.template)
     adapter = making.draft.path / ADAPTER_FOLDER
     figures = train(
         ranker,
@@ -49,8 +52,13 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     )
     if not is_first():
         return
+    if spec.calibration_queries is not None:
+        figures["calibration"] = calibrate(ranker, dev[: spec.calibration_queries])
+        temperature = figures["calibration"]["temperature"]
+    elif temperature is not None:
+        apply_temperature(ranker, temperature)
     if adapter.is_dir():
-        note_wording(adapter, student.ranker.template)
+        write_note(adapter, student.ranker.template, temperature)
     if figures.get("log"):
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)

@@ -1,0 +1,21 @@
+"""Queries with their items as the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from slmrank.model.decoder import Padded, pad_rows
+from slmrank.model.placement import Placement
+from slmrank.prompt.corpus import EncodedQuery
+
+
+def batch_tensors(
+    batch: Sequence[EncodedQuery], placement: Placement
+) -> tuple[Padded, Padded, Tensor]:
+    """Padded prefixes, padded items, and the prefix of each item."""
+    prefixes = pad_rows([example.prefix for example in batch], placement)
+    items = pad_rows([item for example in batch for item in example.items], placement)
+    prefix_of = placement.tensor([index for index, one in enumerate(batch) for _ in one.items])
+    return prefixes, items, prefix_of

@@ -1,0 +1,72 @@
+"""One temperature for a ranker's log-odds, fitted on dev (Guo et al., ICML 2017).
+
+It goes into the weights: the log-odds are linear in the gain of the last norm, so dividing that
+gain by the temperature divides them. The checkpoint stays an ordinary model, and every engine and
+every other tool gives the calibrated p without knowing of it. The order of a listing stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slmrank.evaluate.metrics import Listing, ece_interval, resamples
+from slmrank.model.decoder import LoadedRanker, score_items
+from slmrank.model.probability import probability
+from slmrank.prompt.corpus import EncodedQuery
+from slmrank.train.batch_tensors import batch_tensors
+
+Vector = npt.NDArray[np.float64]
+LOWEST, HIGHEST = 0.2, 5.0
+
+
+def fit_temperature(logits: Vector, targets: Vector) -> float:
+    """The T in 0.2 .. 5 for which sigmoid(logit / T) has the least cross-entropy to the targets, to
+    three digits: a golden-section search over log T, in which the cross-entropy has one minimum."""
+
+    def cost(log_t: float) -> float:
+        scaled = logits / np.exp(log_t)
+        return float(np.mean(np.logaddexp(0.0, scaled) - targets * scaled))
+
+    low, high = np.log(LOWEST), np.log(HIGHEST)
+    golden = (np.sqrt(5.0) - 1.0) / 2.0
+    while high - low > 1e-4:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if cost(left) <= cost(right):
+            high = right
+        else:
+            low = left
+    return round(float(np.exp((low + high) / 2)), 4)
+
+
+def apply_temperature(ranker: LoadedRanker, temperature: float) -> None:
+    """Divide the ranker's log-odds, in its weights."""
+    with torch.no_grad():
+        ranker.network.model.norm.weight.div_(temperature)
+
+
+@torch.no_grad()
+def calibrate(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, Any]:
+    """Fit on the queries' pairs and apply; returns the temperature and the calibration error on
+    them before and after."""
+    scored: list[Vector] = []
+    for query in queries:
+        with ranker.placement.mixed_precision():
+            found = score_items(ranker, *batch_tensors([query], ranker.placement))
+        scored.append(found.double().cpu().numpy())
+    targets = np.array([target for query in queries for target in query.targets])
+    temperature = fit_temperature(np.concatenate(scored), targets)
+
+    def error(scale: float) -> float:
+        listings = [
+            Listing(scores=probability(logits / scale), grades=4.0 * np.array(query.targets))
+            for logits, query in zip(scored, queries, strict=True)
+        ]
+        return round(ece_interval(listings, resamples(len(listings), 1, 0)).value, 4)
+
+    apply_temperature(ranker, temperature)
+    return {"temperature": temperature, "ece_before": error(1.0), "ece_after": error(temperature)}
