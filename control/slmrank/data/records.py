@@ -127,11 +127,7 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 
 
 def _read(path: Path, model: type[Record]) -> Iterator[Record]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -147,6 +143,15 @@ def _read(path: Path, model: type[Record]) -> Iterator[Record]:
                 f"{place}: not JSON: {error.msg}", "write one JSON object per line"
             ) from error
         yield checked(model, value, place)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, one at a time: it may be larger than the memory."""
+    try:
+        with path.open("rb") as stream:
+            yield from stream
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
 
 
 def checked(model: type[Record], value: Any, place: str) -> Record:
