@@ -9,12 +9,11 @@ import pytest
 from slmrank.data.example_set import build_example_set
 from slmrank.data.labelled import read_labelled, write_labelled
 from slmrank.data.onet import COLUMNS, Occupations, read_occupations
-from slmrank.data.own_set import read_own_set
 from slmrank.data.records import LabelledSet
 from slmrank.data.relevance import grade_of, overlap, relation
 from slmrank.data.wording import person_title, singular
 from slmrank.errors import DataError
-from slmrank.spec.data import CandidateSpec, JsonlData, OnetData
+from slmrank.spec.data import CandidateSpec, OnetData
 
 SPEC = OnetData(
     source="onet",
@@ -143,12 +142,3 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     path.write_text("Title,Task\nx,y\n")
     with pytest.raises(DataError, match="O\\*NET-SOC Code"):
         read_occupations(path)
-
-
-def test_own_pairs_must_name_known_jobs(tmp_path: Path) -> None:
-    (tmp_path / "j.jsonl").write_text('{"job_id": "a", "description": "x"}\n')
-    (tmp_path / "p.jsonl").write_text('{"query": "q", "job_id": "b", "grade": 1}\n')
-    with pytest.raises(DataError, match="names job 'b'"):
-        read_own_set(
-            JsonlData(source="jsonl", jobs=tmp_path / "j.jsonl", pairs=tmp_path / "p.jsonl")
-        )

@@ -10,14 +10,22 @@ import pyarrow as arrow
 import pytest
 import yaml
 from pyarrow import parquet
-from slmrank.data.own_set import read_own_set
+from slmrank.data.labelled import read_labelled
+from slmrank.data.own_set import write_own_set
 from slmrank.data.records import LabelledSet
 from slmrank.errors import DataError
-from slmrank.spec.data import JsonlData, ParquetData
+from slmrank.spec.data import JsonlData, OwnData, ParquetData
 
 from tests.conftest import Control
 
 JOBS = [{"job_id": f"j{n}", "title": f"Job {n}", "description": f"Text {n}."} for n in range(12)]
+
+
+def read_own_set(spec: OwnData, target: Path) -> LabelledSet:
+    """What the spec's files become: written, and read again."""
+    target.mkdir(exist_ok=True)
+    write_own_set(spec, target, lambda *_: None)
+    return read_labelled(target)
 
 
 def pairs(queries: int = 60, **more: Any) -> list[dict[str, Any]]:
@@ -42,12 +50,12 @@ def groups_by_split(labelled: LabelledSet) -> dict[str, set[str | None]]:
 
 def test_no_group_stands_in_two_splits(tmp_path: Path) -> None:
     given = [one | {"group": f"g{int(one['query'].split()[1]) % 20}"} for one in pairs()]
-    made = read_own_set(jsonl(tmp_path, given))
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
     found = groups_by_split(made)
     assert not found["train"] & found["test"]
     assert not found["train"] & found["dev"]
     assert all(found.values())
-    again = read_own_set(jsonl(tmp_path, given[::-1]))
+    again = read_own_set(jsonl(tmp_path, given[::-1]), tmp_path / "made")
     assert groups_by_split(again) == found, "the order of the records decides nothing"
 
 
@@ -57,7 +65,7 @@ def test_queries_that_share_a_group_over_others_stay_together(tmp_path: Path) ->
     for number, one in enumerate(pairs(40)):
         given.append(one | {"group": f"g{number // 2 + number % 2}"})
     with pytest.raises(DataError, match="leaves no pairs for"):
-        read_own_set(jsonl(tmp_path, given))
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
 def test_a_named_split_that_parts_a_group_is_refused(tmp_path: Path) -> None:
@@ -65,24 +73,24 @@ def test_a_named_split_that_parts_a_group_is_refused(tmp_path: Path) -> None:
     for one in given:
         one["split"] = "train" if one["query"] == "query 0" else "test"
     with pytest.raises(DataError, match="group 'acme' is in split 'test' and 'train'"):
-        read_own_set(jsonl(tmp_path, given))
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
 def test_a_target_gives_the_nearest_grade_and_is_kept(tmp_path: Path) -> None:
     given = pairs(20)
     del given[0]["grade"]
     given[0]["target"] = 0.62
-    labelled = read_own_set(jsonl(tmp_path, given))
+    labelled = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
     one = next(p for found in labelled.pairs.values() for p in found if p.target is not None)
     assert (one.grade, one.wanted) == (2, 0.62)
     other = next(p for found in labelled.pairs.values() for p in found if p.grade == 4)
     assert other.wanted == 1.0
     given[1]["target"] = 1.5
     with pytest.raises(DataError, match=r"pairs\.jsonl:2: target: .*less than or equal to 1"):
-        read_own_set(jsonl(tmp_path, given))
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
     del given[0]["target"]
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: grade: Field required"):
-        read_own_set(jsonl(tmp_path, given))
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
 def as_parquet(folder: Path, given: list[dict[str, Any]], parts: int = 3) -> ParquetData:
@@ -103,9 +111,9 @@ def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
     given[3]["target"] = None
     files = as_parquet(tmp_path, given)
     globbed = files.model_copy(update={"pairs": tmp_path / "pairs" / "part-*.parquet"})
-    expected = read_own_set(jsonl(tmp_path, given))
+    expected = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
     for spec in (files, globbed):
-        found = read_own_set(spec)
+        found = read_own_set(spec, tmp_path / "made")
         assert found.jobs == expected.jobs
         for split, members in expected.pairs.items():
             key = sorted((p.query, p.job_id, p.grade, p.kind) for p in members)
@@ -117,13 +125,13 @@ def test_a_broken_parquet_row_is_named(tmp_path: Path) -> None:
     given[4]["grade"] = 9
     files = as_parquet(tmp_path, given, parts=1)
     with pytest.raises(DataError, match=r"part-0\.parquet: row 5: grade: Input should be less"):
-        read_own_set(files)
+        read_own_set(files, tmp_path / "made")
     missing = files.model_copy(update={"pairs": tmp_path / "no-*.parquet"})
     with pytest.raises(DataError, match="names no Parquet file"):
-        read_own_set(missing)
+        read_own_set(missing, tmp_path / "made")
     (tmp_path / "pairs" / "part-0.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match="cannot read"):
-        read_own_set(files)
+        read_own_set(files, tmp_path / "made")
 
 
 def test_the_verb_takes_parquet(tmp_path: Path, control: Control) -> None:
@@ -133,3 +141,34 @@ def test_the_verb_takes_parquet(tmp_path: Path, control: Control) -> None:
     done = control("data", tmp_path / "s.yaml", "--artifacts", tmp_path / "a", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["figures"]["jobs"] == 12
+
+
+def test_a_job_id_twice_and_no_job_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'j0' appears twice"):
+        read_own_set(jsonl(tmp_path, pairs(), JOBS[:1] * 2), tmp_path / "made")
+    with pytest.raises(DataError, match="holds no jobs"):
+        read_own_set(jsonl(tmp_path, pairs(), []), tmp_path / "made")
+
+
+def test_a_pair_must_name_a_known_job(tmp_path: Path) -> None:
+    given = [{"query": "q", "job_id": "b", "grade": 1}]
+    with pytest.raises(DataError, match="pair 1 names job 'b', which"):
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+
+
+def test_what_is_read_is_a_mapping_and_sequences(tmp_path: Path) -> None:
+    """Lazy, and otherwise as if everything were in memory."""
+    given = [one | {"kind": "title", "target": 0.3} for one in pairs(20)]
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    assert list(made.jobs) == [job["job_id"] for job in JOBS]
+    assert [job.title for job in made.jobs.values()] == [job["title"] for job in JOBS]
+    assert made.jobs["j7"].description == "Text 7."
+    assert "j99" not in made.jobs
+    with pytest.raises(KeyError):
+        made.jobs["j99"]
+    train = made.pairs["train"]
+    assert train[-1] == train[len(train) - 1] == list(train)[-1]
+    assert train[1:3] == list(train)[1:3]
+    assert all(pair.target == 0.3 and pair.split == "train" for pair in train)
+    with pytest.raises(IndexError):
+        train[len(train)]

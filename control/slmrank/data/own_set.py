@@ -1,48 +1,49 @@
-"""A user's own jobs and pairs, as JSONL or Parquet, and how they are split."""
+"""A user's own jobs and pairs, as JSONL or Parquet, and how they are split. Records go from file to
+file one at a time; what stays in memory are ids, and columns of numbers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from slmrank.data.labelled import JOBS_FILE, write_pairs
+from slmrank.data.pair_columns import PairColumns
 from slmrank.data.parquet import read_parquet
-from slmrank.data.records import (
-    SPLITS,
-    Job,
-    LabelledSet,
-    Pair,
-    Split,
-    jobs_by_id,
-    read_jobs,
-    read_pairs,
-)
+from slmrank.data.records import SPLITS, Job, Pair, Record, Split, read_jsonl, write_jsonl
 from slmrank.errors import DataError
 from slmrank.spec.data import OwnData
 
+Progress = Callable[[int, str], None]
+PROGRESS_EVERY = 10_000
 
-def read_own_set(spec: OwnData, *, only_tested: bool = False) -> LabelledSet:
-    """A user's jobs and pairs. Pairs without a split are dealt by a hash of their query or, where
-    pairs name groups, of what hangs together by them, so that no query and no group stands on both
-    sides; with `only_tested` they are all tested.
+
+def write_own_set(
+    spec: OwnData, target: Path, progress: Progress, *, only_tested: bool = False
+) -> dict[str, Any]:
+    """Check a user's jobs and pairs and write them as a labelled set; returns its figures.
+
+    Pairs without a split are dealt by a hash of their query or, where pairs name groups, of what
+    hangs together by them, so that no query and no group stands on both sides; with `only_tested`
+    they are all tested. `progress` hears the number of records so far and what they are.
 
     Raises DataError for a broken record, a pair whose job is missing, or a query in two splits.
     """
-    if spec.source == "parquet":
-        jobs = jobs_by_id(read_parquet(spec.jobs, Job), spec.jobs)
-        listed = list(read_parquet(spec.pairs, Pair))
-    else:
-        jobs, listed = read_jobs(spec.jobs), read_pairs(spec.pairs)
-    together = _together(listed)
-    pairs: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
+    known: set[str] = set()
+    write_jsonl(target / JOBS_FILE, _once(_records(spec, spec.jobs, Job, progress), spec, known))
+    if not known:
+        raise DataError(f"{spec.jobs} holds no jobs", "write one record per job")
+    together = _together(_records(spec, spec.pairs, Pair, progress))
+    pairs = {split: PairColumns(split) for split in SPLITS}
     place: dict[str, Split] = {}
-    for number, pair in enumerate(listed, start=1):
-        if pair.job_id not in jobs:
+    for number, pair in enumerate(_records(spec, spec.pairs, Pair, progress), start=1):
+        if pair.job_id not in known:
             raise DataError(
                 f"{spec.pairs}: pair {number} names job {pair.job_id!r}, which {spec.jobs} lacks",
                 "add the job or remove the pair",
             )
-        dealt: Split = "test" if only_tested else _deal(together[pair.query], spec)
+        dealt: Split = "test" if only_tested else _deal(together(pair.query), spec)
         split = pair.split or dealt
         if place.setdefault(pair.query, split) != split:
             raise DataError(
@@ -50,19 +51,40 @@ def read_own_set(spec: OwnData, *, only_tested: bool = False) -> LabelledSet:
                 f"{place[pair.query]!r}",
                 "keep all pairs of a query in one split",
             )
-        pairs[split].append(pair.model_copy(update={"split": split}))
+        pairs[split].append(pair)
     _check_groups(pairs, spec.pairs)
     needed: tuple[Split, ...] = ("test",) if only_tested else ("train", "test")
     for split in needed:
-        if not pairs[split]:
+        if not len(pairs[split]):
             raise DataError(
                 f"{spec.pairs} leaves no pairs for {split!r}",
                 "give more queries, or set the pairs' split field",
             )
-    return LabelledSet(jobs=jobs, pairs=pairs)
+    return {"jobs": len(known), **write_pairs(target, pairs.items())}
 
 
-def _together(pairs: Sequence[Pair]) -> dict[str, str]:
+def _records(
+    spec: OwnData, path: Path, model: type[Record], progress: Progress
+) -> Iterator[Record]:
+    read = read_parquet if spec.source == "parquet" else read_jsonl
+    for number, record in enumerate(read(path, model), start=1):
+        if number % PROGRESS_EVERY == 0:
+            progress(number, f"{model.__name__.lower()}s")
+        yield record
+
+
+def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
+    """The jobs, whose ids go into `known`. Raises DataError when two have one id."""
+    for number, job in enumerate(jobs, start=1):
+        if job.job_id in known:
+            raise DataError(
+                f"{spec.jobs}:{number}: job_id {job.job_id!r} appears twice", "make job ids unique"
+            )
+        known.add(job.job_id)
+        yield job
+
+
+def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
     """Query -> the name of what hangs together with it: itself, or the first by name of the groups
     that its pairs share with other queries' pairs (a union of sets)."""
     parent: dict[str, str] = {}
@@ -75,22 +97,21 @@ def _together(pairs: Sequence[Pair]) -> dict[str, str]:
         return node
 
     for pair in pairs:
-        query = root(f"q{pair.query}")
         if pair.group is not None:
-            group = root(f"g{pair.group}")
+            query, group = root(f"q{pair.query}"), root(f"g{pair.group}")
             # The smaller name leads, so that the order of the records decides nothing.
             parent[max(query, group)] = min(query, group)
-    return {pair.query: root(f"q{pair.query}")[1:] for pair in pairs}
+    return lambda query: root(f"q{query}")[1:] if f"q{query}" in parent else query
 
 
-def _check_groups(pairs: dict[Split, list[Pair]], path: Path) -> None:
+def _check_groups(pairs: dict[Split, PairColumns], path: Path) -> None:
     """Raises DataError when splits that the pairs themselves name part a group."""
     seen: dict[str, Split] = {}
     for split, members in pairs.items():
-        for pair in members:
-            if pair.group is not None and seen.setdefault(pair.group, split) != split:
+        for group in members.groups():
+            if seen.setdefault(group, split) != split:
                 raise DataError(
-                    f"{path}: group {pair.group!r} is in split {split!r} and {seen[pair.group]!r}",
+                    f"{path}: group {group!r} is in split {split!r} and {seen[group]!r}",
                     "keep a group in one split, or leave the split field out",
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,35 +80,11 @@ class Pair(BaseModel):
 class LabelledSet:
     """Jobs by id, and pairs by split; pairs of one query stand together."""
 
-    jobs: dict[str, Job]
-    pairs: dict[Split, list[Pair]]
+    jobs: Mapping[str, Job]
+    pairs: Mapping[Split, Sequence[Pair]]
 
 
 Record = TypeVar("Record", Job, Pair)
-
-
-def read_jobs(path: Path) -> dict[str, Job]:
-    """Jobs by id from a JSONL file. Raises DataError that names file, line and field."""
-    return jobs_by_id(_read(path, Job), path)
-
-
-def jobs_by_id(jobs: Iterable[Job], path: Path) -> dict[str, Job]:
-    """Raises DataError when there is none, or two have one id."""
-    found: dict[str, Job] = {}
-    for number, job in enumerate(jobs, start=1):
-        if job.job_id in found:
-            raise DataError(
-                f"{path}:{number}: job_id {job.job_id!r} appears twice", "make job ids unique"
-            )
-        found[job.job_id] = job
-    if not found:
-        raise DataError(f"{path} holds no jobs", "write one record per job")
-    return found
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """Pairs from a JSONL file. Raises DataError that names file, line and field."""
-    return list(_read(path, Pair))
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
@@ -126,7 +102,9 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     return groups
 
 
-def _read(path: Path, model: type[Record]) -> Iterator[Record]:
+def read_jsonl(path: Path, model: type[Record]) -> Iterator[Record]:
+    """The records of a JSONL file, one at a time. Raises DataError that names file, line and
+    field."""
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue

@@ -45,9 +45,9 @@ def build_store(
             entry = None if job_id in entries else store.by_content(content)
             if entry is not None:
                 entries[job_id] = (content, entry)
-    missing = [job for job in jobs.values() if job.job_id not in entries]
+    missing = [job_id for job_id in jobs if job_id not in entries]
     for start in range(0, len(missing), BATCH_JOBS):
-        batch = missing[start : start + BATCH_JOBS]
+        batch = [jobs[job_id] for job_id in missing[start : start + BATCH_JOBS]]
         for job, entry in zip(batch, summarize_entries(batch, summarizer, encoder), strict=True):
             entries[job.job_id] = (contents[job.job_id], entry)
         progress(len(jobs) - len(missing) + start + len(batch), len(jobs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from slmrank.summarize.build_store import build_store, require_room
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, tokens_counted
 
+FITTED_JOBS = 50_000  # what words are worth does not change any more
+
 
 def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
@@ -30,6 +33,8 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     else:
         labelled = read_labelled(making.inputs["data"].path)
         trained_on = sorted({pair.job_id for pair in labelled.pairs["train"]})
+        if len(trained_on) > FITTED_JOBS:
+            trained_on = random.Random(0).sample(trained_on, FITTED_JOBS)
         ranker = making.inputs.get("ranker")
         summarizer = kind.fit(
             Fitting(

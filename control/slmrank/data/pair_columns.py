@@ -1,0 +1,91 @@
+"""Judged pairs as columns: some 25 bytes a pair, where an object takes 600."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from slmrank.data.records import Pair, Split
+
+
+class _Names:
+    """Distinct texts by number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._number: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        found = self._number.setdefault(text, len(self.texts))
+        if found == len(self.texts):
+            self.texts.append(text)
+        return found
+
+
+class PairColumns(Sequence[Pair]):
+    """Pairs of one split, read-only but for `append`; a pair is made when it is asked for."""
+
+    def __init__(self, split: Split, job_ids: _Names | None = None) -> None:
+        self.split = split
+        self._queries, self._kinds, self._groups = _Names(), _Names(), _Names()
+        self._job_ids = job_ids or _Names()
+        self._query, self._job = array("i"), array("i")
+        self._grade, self._target = array("b"), array("d")
+        self._kind, self._group = array("i"), array("i")
+
+    def append(self, pair: Pair) -> None:
+        self._query.append(self._queries.number(pair.query))
+        self._job.append(self._job_ids.number(pair.job_id))
+        self._grade.append(pair.grade)
+        self._target.append(math.nan if pair.target is None else pair.target)
+        self._kind.append(-1 if pair.kind is None else self._kinds.number(pair.kind))
+        self._group.append(-1 if pair.group is None else self._groups.number(pair.group))
+
+    def queries(self) -> list[str]:
+        """The distinct queries, in order of first appearance."""
+        return self._queries.texts
+
+    def groups(self) -> list[str]:
+        """The distinct groups."""
+        return self._groups.texts
+
+    def job_names(self) -> _Names:
+        """The distinct job ids, to share with other splits."""
+        return self._job_ids
+
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        if isinstance(place, slice):
+            return [self._at(one) for one in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"pair {place} of {len(self)}")
+        return self._at(place)
+
+    def __len__(self) -> int:
+        return len(self._grade)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self._at(place) for place in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def _at(self, place: int) -> Pair:
+        kind, group, target = self._kind[place], self._group[place], self._target[place]
+        values: dict[str, Any] = {
+            "query": self._queries.texts[self._query[place]],
+            "job_id": self._job_ids.texts[self._job[place]],
+            "grade": self._grade[place],
+            "target": None if math.isnan(target) else target,
+            "split": self.split,
+            "kind": None if kind < 0 else self._kinds.texts[kind],
+            "group": None if group < 0 else self._groups.texts[group],
+        }
+        return Pair.model_construct(**values)
