@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from slmrank.data.bm25 import Bm25
+from slmrank.data.leakage import words_in_titles
 from slmrank.data.onet_database import read_database, read_held_back
 from slmrank.data.records import LabelledSet
-from slmrank.data.title_set import build_title_set, words_in_titles
+from slmrank.data.title_set import build_title_set
 from slmrank.data.words import words_of
 from slmrank.errors import DataError
 from slmrank.spec.data import CandidateSpec, OnetDatabaseData

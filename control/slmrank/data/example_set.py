@@ -45,7 +45,13 @@ def build_example_set(table: Occupations, spec: OnetData) -> LabelledSet:
                 grades = _grades(query, relations, members, occupation_of, pool)
                 chosen = _candidates(query, grades, index, getattr(spec.candidates, split), rng)
                 pairs[split] += [
-                    Pair(query=query.text, job_id=job_id, grade=grades[job_id], split=split)
+                    Pair(
+                        query=query.text,
+                        job_id=job_id,
+                        grade=grades[job_id],
+                        split=split,
+                        kind=query.kind,
+                    )
                     for job_id in chosen
                 ]
     return LabelledSet(jobs=jobs, pairs=pairs)

@@ -1,4 +1,8 @@
-"""Example queries: a title in a person's form, a work activity, two of them, or both kinds."""
+"""Example queries: a work activity, or two of them, in a person's words.
+
+Never the occupation's title, which its postings carry: a ranker that was trained on such queries
+learned to match strings (AUC 0.91 here, 0.53 to 0.68 on queries that people type).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ from dataclasses import dataclass
 
 from slmrank.data.onet import Occupation, Occupations
 from slmrank.data.postings import HeldOut
-from slmrank.data.wording import lower_first, person_title, phrases
+from slmrank.data.wording import lower_first, phrases
 
-KINDS = ("title", "activity", "both", "two_activities")
-KIND_WEIGHTS = (4, 3, 2, 1)
+NEEDED = {"activity": 1, "two_activities": 2}
+KIND_WEIGHTS = (3, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,7 @@ class Query:
     text: str
     occupation: str
     activities: frozenset[str]
+    kind: str
 
 
 def queries_for(
@@ -30,7 +35,7 @@ def queries_for(
     for _ in range(count * 4):
         if len(made) == count:
             break
-        kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
+        kind = rng.choices(list(NEEDED), KIND_WEIGHTS)[0]
         query = _make(kind, occupation, held_out, table, rng)
         if query is not None:
             made.setdefault(query.text, query)
@@ -40,17 +45,11 @@ def queries_for(
 def _make(
     kind: str, occupation: Occupation, held_out: HeldOut, table: Occupations, rng: random.Random
 ) -> Query | None:
-    words = phrases()
-    needed = {"title": 0, "activity": 1, "both": 1, "two_activities": 2}[kind]
+    needed = NEEDED[kind]
     if len(held_out.activities) < needed:
         return None
     asked = rng.sample(held_out.activities, needed)
     named = [lower_first(table.activity_titles[name]) for name in asked]
-    slots = {
-        "title": person_title(occupation.title).lower(),
-        "place": rng.choice(words["city"][:-1]).split(",")[0],
-        "activity": named[0] if named else "",
-        "other": named[-1] if named else "",
-    }
-    text = rng.choice(words[f"query_{kind}"]).format_map(slots)
-    return Query(text=text, occupation=occupation.code, activities=frozenset(asked))
+    slots = {"activity": named[0], "other": named[-1]}
+    text = rng.choice(phrases()[f"query_{kind}"]).format_map(slots)
+    return Query(text=text, occupation=occupation.code, activities=frozenset(asked), kind=kind)

@@ -71,22 +71,6 @@ def build_title_set(
     return LabelledSet(jobs=jobs, pairs={split: pairs[split] for split in SPLITS})
 
 
-def words_in_titles(labelled: LabelledSet) -> dict[str, float]:
-    """Share of query words that stand in the title of an exact job, by split: what a string matcher
-    could live on."""
-    shares: dict[str, float] = {}
-    for split, pairs in labelled.pairs.items():
-        exact = [
-            (words_of(pair.query), set(words_of(labelled.jobs[pair.job_id].title)))
-            for pair in pairs
-            if pair.grade == 4
-        ]
-        words = sum(len(query) for query, _ in exact)
-        found = sum(word in title for query, title in exact for word in query)
-        shares[split] = round(found / max(words, 1), 3)
-    return shares
-
-
 def _split(
     occupations: Sequence[TitledOccupation],
     held_back: frozenset[str] | None,

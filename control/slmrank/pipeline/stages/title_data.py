@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from slmrank.data.labelled import write_labelled
+from slmrank.data.leakage import words_in_titles
 from slmrank.data.onet_database import read_database, read_held_back
 from slmrank.data.packaged import ONET_TASKS
-from slmrank.data.title_set import build_title_set, words_in_titles
+from slmrank.data.title_set import build_title_set
 from slmrank.pipeline.steps import Making
 from slmrank.spec.data import OnetDatabaseData
 
