@@ -24,6 +24,7 @@ VERBS = {
     "trim": ("steps", "Trim the vocabulary to what the texts use"),
     "summarize": ("steps", "Summarise job descriptions into the summary store"),
     "finetune": ("steps", "Fine-tune the base model on labelled pairs"),
+    "mine": ("mine", "Turn the ranker's own mistakes into training pairs"),
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer layers"),
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),

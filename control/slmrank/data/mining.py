@@ -1,0 +1,57 @@
+"""Hard negatives: the jobs that a ranker wrongly likes, among those that retrieval puts before it.
+
+What nobody judged may still be right, so a job counts as a mistake only when its p stays clearly
+below that of the query's best judged job (as in NV-Retriever, arXiv 2407.15831, by a margin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slmrank.data.bm25 import Bm25
+from slmrank.data.records import Pair
+
+RELEVANT = 3  # grades from here on are what a mistake is compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mining:
+    """How mistakes are chosen: jobs retrieved per query, mistakes kept per query, the least p of
+    one, and how far it must stay below the best judged job's p."""
+
+    retrieve: int = 50
+    keep: int = 4
+    least_p: float = 0.2
+    margin: float = 0.1
+
+
+def unjudged(query: str, judged: Sequence[Pair], index: Bm25, mining: Mining) -> list[str]:
+    """The ids that BM25 retrieves for a query and nobody judged, best first."""
+    known = {pair.job_id for pair in judged}
+    found = index.top(query, mining.retrieve + len(known))
+    return [job_id for job_id in found if job_id not in known][: mining.retrieve]
+
+
+def mistakes(
+    judged: Sequence[Pair], p_of: Mapping[str, float], found: Sequence[str], mining: Mining
+) -> list[Pair]:
+    """New pairs of grade 0 for one query; `p_of` is the ranker's p by job id. None where no judged
+    job is relevant, for then nothing says what too high is."""
+    best = max((p_of[pair.job_id] for pair in judged if pair.grade >= RELEVANT), default=None)
+    if best is None:
+        return []
+    wrong = [job_id for job_id in found if mining.least_p <= p_of[job_id] <= best - mining.margin]
+    wrong.sort(key=lambda job_id: (-p_of[job_id], job_id))
+    like = judged[0]
+    return [
+        Pair(
+            query=like.query,
+            job_id=job_id,
+            grade=0,
+            split=like.split,
+            kind=like.kind,
+            group=like.group,
+        )
+        for job_id in wrong[: mining.keep]
+    ]

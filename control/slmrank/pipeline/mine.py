@@ -1,0 +1,94 @@
+"""Mine a bundle's own mistakes: its data again, with hard negatives added to the training pairs."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.data.bm25 import Bm25
+from slmrank.data.labelled import JOBS_FILE, PAIRS_FILE, read_labelled
+from slmrank.data.mining import Mining, mistakes, unjudged
+from slmrank.data.records import SPLITS, Pair, group_by_query, write_jsonl
+from slmrank.errors import DataError
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
+from slmrank.model.probability import probability
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import Watcher, run
+from slmrank.prompt.corpus import SummaryItems, encode_pairs
+from slmrank.store.registry import open_store
+
+
+def mine(
+    bundle: Bundle,
+    store: ArtifactStore,
+    target: Path,
+    mining: Mining,
+    watcher: Watcher,
+    *,
+    queries: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Write `jobs.jsonl` and `pairs.jsonl` into `target`: what the bundle has, and its fine-tuned
+    ranker's mistakes on (a sample of) its training queries. Returns figures.
+
+    Raises DataError when `target` holds such files already.
+    """
+    import torch
+
+    from slmrank.model.decoder import score_items
+    from slmrank.model.placement import choose_placement
+    from slmrank.model.reference import load_model
+    from slmrank.train.batch_tensors import batch_tensors
+
+    if (target / PAIRS_FILE).exists():
+        raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")
+    ranker_step, summaries = bundle.finetuned, bundle.summaries
+    checkpoint = open_checkpoint(
+        run(ranker_step, store, watcher, device=device).path / CHECKPOINT_FOLDER
+    )
+    kept = open_store(bundle.spec.summarize.store, run(summaries, store, watcher).path)
+    data = run(bundle.data, store).path
+    labelled = read_labelled(data)
+    groups = group_by_query(labelled.pairs["train"])
+    asked = list(groups)
+    if queries is not None and queries < len(asked):
+        asked = sorted(random.Random(0).sample(asked, queries))
+    encoder = checkpoint.encoder()
+    items = SummaryItems(encoder, kept)
+    index = Bm25(labelled.jobs)
+    ranker = load_model(checkpoint, choose_placement(device))
+    added: list[Pair] = []
+    for number, query in enumerate(asked, start=1):
+        judged = groups[query]
+        found = unjudged(query, judged, index, mining)
+        listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
+        encoded = encode_pairs(listed, encoder, items)
+        with torch.no_grad(), ranker.placement.mixed_precision():
+            logits = score_items(ranker, *batch_tensors(encoded, ranker.placement))
+        p = probability(logits.double().cpu().numpy()).tolist()
+        p_of = dict(zip(encoded[0].job_ids, p, strict=True))
+        added += mistakes(judged, p_of, found, mining)
+        watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
+    kept.close()
+
+    def everything() -> Iterator[Pair]:
+        for split in SPLITS:
+            yield from labelled.pairs[split]
+        yield from added
+
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(data / JOBS_FILE, target / JOBS_FILE)
+    partial = target / f".{PAIRS_FILE}"
+    write_jsonl(partial, everything())
+    partial.rename(target / PAIRS_FILE)
+    return {
+        "queries": len(asked),
+        "mistakes": len(added),
+        "queries_with_mistakes": len({pair.query for pair in added}),
+        "jobs": str(target / JOBS_FILE),
+        "pairs": str(target / PAIRS_FILE),
+    }
