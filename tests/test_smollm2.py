@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slmrank.artifacts import ArtifactStore
 from slmrank.model.checkpoint import Checkpoint, copy_ranker_files, open_checkpoint
 from slmrank.model.tensor_files import count_parameters
-from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.stages.inputs import checkpoint_of
-from slmrank.pipeline.steps import run
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.shipped import shipped
 from slmrank.spec.compress import PruneSpec
@@ -26,13 +22,6 @@ TEXTS = [
     "Job: Data Analyst\nAnalyzes sales data and writes reports for management every week.\n",
     "Job: Pastry Cook\nBakes bread and cakes before dawn in a hotel kitchen.\n",
 ]
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    root = tmp_path_factory.mktemp("smollm2")
-    bundle = Bundle(load_spec(shipped("build/demo.yaml")))
-    return checkpoint_of(run(bundle.base, ArtifactStore(root)))
 
 
 def queries(checkpoint: Checkpoint) -> list[EncodedQuery]:
