@@ -25,11 +25,12 @@ def score_step(bundle: Bundle, row: Row, text: Text = "summary", on: str = OWN) 
     """
     evaluate = bundle.spec.evaluate
     limited = on == OWN and text != "summary" and row != "minilm"
+    sampled = evaluate.queries if on == OWN else evaluate.set_queries
     settings: dict[str, Any] = {
         "row": row,
         "split": evaluate.split if on == OWN else "test",
         "seed": evaluate.seed,
-        "queries": evaluate.full_text_queries if limited else evaluate.queries,
+        "queries": evaluate.full_text_queries if limited else sampled,
         "full_text_tokens": evaluate.full_text_tokens if text == "full" else None,
     }
     data, summaries = _evaluated(bundle, on)

@@ -105,6 +105,9 @@ class EvaluateSpec(Section):
 
     split: Literal["dev", "test"] = Field("test", description="which pairs")
     queries: int | None = Field(None, ge=1, description="sample of queries; unset: all")
+    set_queries: int | None = Field(
+        None, ge=1, description="sample of queries of each named set; unset: all"
+    )
     full_text_queries: int = Field(
         0, ge=0, description="queries also scored on full texts; 0: none (it is slow on a CPU)"
     )
