@@ -38,6 +38,8 @@ def test_what_is_written_merged_and_loaded_by_peft_are_one_model(
     fit(trained, LORA, tmp_path / "w", adapter_folder=tmp_path / "adapter")
     merged = logits_of(trained.network)
     assert (merged - before).abs().max() > 0.05, "nothing was learnt"
+    config = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert str(checkpoint.path) not in config, "the path of this machine"
     assert not any("lora" in name for name, _ in trained.network.named_parameters())
     theirs = PeftModel.from_pretrained(load_model(checkpoint).network, str(tmp_path / "adapter"))
     assert torch.allclose(logits_of(theirs), merged, atol=1e-4)

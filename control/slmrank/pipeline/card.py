@@ -128,7 +128,7 @@ def export_rankers(
             title=f"slmrank {spec.name}, {name}",
             made_of=told,
             attribution=str(made.figures.get("attribution", "your own")),
-            section=section.model_dump(mode="json", exclude_defaults=True),
+            section=section.model_dump(mode="json", exclude_unset=True),
             figures=artifact.figures,
             log=read_log(artifact.path / LOG),
             quality=quality,

@@ -106,6 +106,12 @@ def save_adapter(model: Any, folder: Path) -> None:
     }
     with quiet():
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # The same on every machine: no path of the base model, no order of a set.
+    config |= {"base_model_name_or_path": None, "target_modules": sorted(config["target_modules"])}
+    write_atomic(path, json.dumps(config, indent=2) + "\n")
 
 
 def merge_adapter(model: Any) -> None:
