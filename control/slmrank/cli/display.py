@@ -159,7 +159,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     console = Console(file=sys.stdout, markup=False)
-    width = console.width if console.is_terminal else 160
+    width = console.width if console.is_terminal else 190
     Console(file=sys.stdout, markup=False, width=width, highlight=False).print(table)
 
 
