@@ -23,6 +23,7 @@ def spec(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with adapters instead of whole weights, and a set to measure on."""
     values: dict[str, Any] = yaml.safe_load(tiny.spec.read_text())
     own = {name: str(tiny.spec.parent / f"{name}.jsonl") for name in ("jobs", "pairs")}
+    values["name"] = "boxed"  # `status` of the tiny bundle knows earlier artifacts by the name
     values["data"] |= own
     values["finetune"] |= {"lora": SMALL, "dev_every": 2}
     values["recover"] |= {"lora": SMALL, "steps": 4, "learning_rate": 2e-3}
