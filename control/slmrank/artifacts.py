@@ -92,6 +92,10 @@ class ArtifactStore:
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
 
+    def work(self, kind: str, key: str) -> Path:
+        """Where the resumable state of making an artifact lies."""
+        return self.root / "work" / f"{kind}-{key}"
+
     def read(self, kind: str, key: str) -> Artifact:
         """The finished artifact. Raises ArtifactError when it has no readable manifest."""
         return read_artifact(self.path(kind, key))
@@ -127,7 +131,7 @@ class ArtifactStore:
         """
         final = self.path(kind, key)
         draft_path = final.with_name(f".{key}.{os.getpid()}.tmp")
-        work = self.root / "work" / f"{kind}-{key}"
+        work = self.work(kind, key)
         for abandoned in final.parent.glob(f".{key}.*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)
         _make_directory(draft_path)

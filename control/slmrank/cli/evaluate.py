@@ -13,7 +13,8 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
-from slmrank.data.labelled import read_labelled
+from slmrank.data.job_file import JobFile
+from slmrank.data.labelled import JOBS_FILE
 from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page
 from slmrank.evaluate.table import QualityRow
 from slmrank.pipeline.quality import (
@@ -70,7 +71,7 @@ def evaluate_command(
             )
         rows, few = quality_tables(opened.bundle, scored, scored_few)
         data = next(iter(plan.rows.values())).inputs["data"]
-        jobs = read_labelled(opened.store.path(data.kind, data.key)).jobs
+        jobs = JobFile(opened.store.path(data.kind, data.key) / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
         title = f"Ranking quality of {opened.bundle.spec.name} on {_set_name(name)}"

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from slmrank.compress.osscar import Matrix
-from slmrank.model.decoder import LoadedRanker, causal_mask, label_row, pad_rows, run_layer
+from slmrank.model.decoder import (
+    LoadedRanker,
+    causal_mask,
+    label_row,
+    last_hidden,
+    pad_rows,
+    run_layer,
+)
 from slmrank.tokens import Ids
 
 BATCH_PROMPTS = 32
@@ -44,15 +51,15 @@ def embed(
     ordered = sorted(prompts, key=len)
     model, device = ranker.network.model, ranker.placement.device
     width = ranker.network.config.hidden_size
-    mapped = scratch is not None and 4 * width * sum(map(len, prompts)) > memory_bytes
+    folder = scratch if 4 * width * sum(map(len, prompts)) > memory_bytes else None
     batches = []
     for start in range(0, len(ordered), BATCH_PROMPTS):
         rows = pad_rows(ordered[start : start + BATCH_PROMPTS], ranker.placement)
         steps = torch.arange(rows.ids.shape[1], device=device)[None]
         hidden = model.embed_tokens(rows.ids)
         rotary = model.rotary_emb(hidden, steps)
-        if mapped and scratch is not None:
-            hidden = _mapped(hidden, scratch / f"states-{start}.bin")
+        if folder is not None:
+            hidden = _mapped(hidden, folder / f"states-{start}.bin")
         batches.append(
             Batch(
                 hidden=hidden,
@@ -110,8 +117,7 @@ def gram_of(ranker: LoadedRanker, layer: Any, linear: Any, batches: Sequence[Bat
 
 def probabilities(ranker: LoadedRanker, batch: Batch, hidden: Tensor) -> Tensor:
     """p [B] from the hidden states after the last layer."""
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    final = ranker.network.model.norm(hidden[rows, batch.lengths - 1])
+    final = last_hidden(ranker.network, hidden, batch.lengths)
     logits: Tensor = final.float() @ label_row(ranker).float()
     return logits.sigmoid()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.data.job_file import JobFile
-from slmrank.data.pair_columns import PairColumns
+from slmrank.data.pair_columns import Names, PairColumns
 from slmrank.data.records import SPLITS, LabelledSet, Pair, Split, read_jsonl, write_jsonl
 from slmrank.errors import DataError
 
@@ -51,8 +51,8 @@ def write_pairs(target: Path, pairs: Iterable[tuple[Split, Iterable[Pair]]]) -> 
 
 def read_labelled(folder: Path) -> LabelledSet:
     """Read what `write_labelled` wrote."""
-    first = PairColumns("train")
-    pairs = {split: PairColumns(split, first.job_names()) for split in SPLITS}
+    job_ids = Names()
+    pairs = {split: PairColumns(split, job_ids) for split in SPLITS}
     for pair in read_jsonl(folder / PAIRS_FILE, Pair):
         if pair.split is None:
             raise DataError(f"{folder / PAIRS_FILE} holds a pair without split", "rebuild the data")

@@ -7,23 +7,30 @@ below that of the query's best judged job (as in NV-Retriever, arXiv 2407.15831,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from pydantic import Field
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Pair
+from slmrank.spec.section import Section
 
 RELEVANT = 3  # grades from here on are what a mistake is compared with
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mining:
-    """How mistakes are chosen: jobs retrieved per query, mistakes kept per query, the least p of
-    one, and how far it must stay below the best judged job's p."""
+class Mining(Section):
+    """How mistakes are chosen."""
 
-    retrieve: int = 50
-    keep: int = 4
-    least_p: float = 0.2
-    margin: float = 0.1
+    retrieve: int = Field(
+        50, ge=1, description="unjudged jobs that BM25 puts before the ranker, per query"
+    )
+    keep: int = Field(4, ge=1, description="mistakes kept per query, the worst ones")
+    least_p: float = Field(0.2, ge=0, le=1, description="p from which a job is a mistake")
+    margin: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="how far its p must stay below the best judged job's: closer ones may be right",
+    )
 
 
 def unjudged(query: str, judged: Sequence[Pair], index: Bm25, mining: Mining) -> list[str]:
@@ -43,15 +50,5 @@ def mistakes(
         return []
     wrong = [job_id for job_id in found if mining.least_p <= p_of[job_id] <= best - mining.margin]
     wrong.sort(key=lambda job_id: (-p_of[job_id], job_id))
-    like = judged[0]
-    return [
-        Pair(
-            query=like.query,
-            job_id=job_id,
-            grade=0,
-            split=like.split,
-            kind=like.kind,
-            group=like.group,
-        )
-        for job_id in wrong[: mining.keep]
-    ]
+    like = judged[0].model_copy(update={"grade": 0, "target": None})
+    return [like.model_copy(update={"job_id": job_id}) for job_id in wrong[: mining.keep]]

@@ -10,7 +10,7 @@ from typing import Any, overload
 from slmrank.data.records import Pair, Split
 
 
-class _Names:
+class Names:
     """Distinct texts by number."""
 
     def __init__(self) -> None:
@@ -25,12 +25,13 @@ class _Names:
 
 
 class PairColumns(Sequence[Pair]):
-    """Pairs of one split, read-only but for `append`; a pair is made when it is asked for."""
+    """Pairs of one split, read-only but for `append`; a pair is made when it is asked for. Splits
+    may share the names of their jobs."""
 
-    def __init__(self, split: Split, job_ids: _Names | None = None) -> None:
+    def __init__(self, split: Split, job_ids: Names | None = None) -> None:
         self.split = split
-        self._queries, self._kinds, self._groups = _Names(), _Names(), _Names()
-        self._job_ids = job_ids or _Names()
+        self._queries, self._kinds, self._groups = Names(), Names(), Names()
+        self._job_ids = job_ids or Names()
         self._query, self._job = array("i"), array("i")
         self._grade, self._target = array("b"), array("d")
         self._kind, self._group = array("i"), array("i")
@@ -43,17 +44,9 @@ class PairColumns(Sequence[Pair]):
         self._kind.append(-1 if pair.kind is None else self._kinds.number(pair.kind))
         self._group.append(-1 if pair.group is None else self._groups.number(pair.group))
 
-    def queries(self) -> list[str]:
-        """The distinct queries, in order of first appearance."""
-        return self._queries.texts
-
     def groups(self) -> list[str]:
         """The distinct groups."""
         return self._groups.texts
-
-    def job_names(self) -> _Names:
-        """The distinct job ids, to share with other splits."""
-        return self._job_ids
 
     @overload
     def __getitem__(self, place: int) -> Pair: ...

@@ -17,7 +17,7 @@ from slmrank.data.packaged import SMOLLM2_135M
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
-from slmrank.pipeline.data_step import data_step
+from slmrank.pipeline.data_step import STAGES, data_step
 from slmrank.pipeline.local_files import (
     checkpoint_hashes,
     file_hash,
@@ -38,7 +38,6 @@ from slmrank.store.registry import store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
 TRAINING = ("torch", "transformers")
-STAGES = "slmrank.pipeline.stages"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,24 @@ class Bundle:
     @cached_property
     def data(self) -> Step:
         return data_step(self.spec.data, self.spec.name)
+
+    @cached_property
+    def _set_data(self) -> dict[str, Step]:
+        return {}
+
+    def set_data(self, name: str) -> Step:
+        """The data of a named evaluation set; its files are hashed once, however many rows are
+        scored on it. Raises SpecError for a set that the spec does not name."""
+        sets = self.spec.evaluate.sets
+        if name not in sets:
+            raise SpecError(
+                f"the spec has no evaluation set {name!r}; it has "
+                f"{', '.join(sorted(sets)) or 'none'}",
+                "name one under evaluate.sets, with its source as in `data`",
+            )
+        if name not in self._set_data:
+            self._set_data[name] = data_step(sets[name], self.spec.name, only_tested=True)
+        return self._set_data[name]
 
     @cached_property
     def imported(self) -> Step:
@@ -119,7 +136,7 @@ class Bundle:
             code=(f"{STAGES}.summaries", type(kind).__module__),
         )
 
-    @property
+    @cached_property
     def summaries(self) -> Step:
         return self.summaries_of(self.data)
 

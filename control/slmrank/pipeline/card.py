@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 
 from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
+from slmrank.compress.record import RECORD_FILE
 from slmrank.errors import ArtifactError
 from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells
 from slmrank.evaluate.table import QualityRow
+from slmrank.model.checkpoint import ADAPTER_FOLDER
 from slmrank.pipeline.bundle import Bundle
+from slmrank.train.log import LOG_FILE, read_log, write_log
+from slmrank.train.plot import draw_log
 
-ADAPTER, RECORD, LOG = "adapter", "pruning.json", "train.jsonl"
 LIMITS = """\
 It ranks job postings for short English queries that name work: titles, headlines, a duty. It has
 seen occupations of the United States as O*NET describes them and postings written around their
@@ -59,7 +62,7 @@ def card_text(card: Card) -> str:
         means = [sum(one["loss"] for one in part) / len(part) for part in (first, last)]
         parts.append(
             f"Loss, first and last twentieth: {means[0]:.3f}, {means[1]:.3f}. Every step is in "
-            f"`{LOG}`, drawn in `train.png`."
+            f"`{LOG_FILE}`, drawn in `train.png`."
         )
     parts.append("```yaml\n" + yaml.safe_dump(dict(card.section), sort_keys=False) + "```")
     for name, rows in card.quality.items():
@@ -73,19 +76,15 @@ def card_text(card: Card) -> str:
 def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | None) -> None:
     """Write one ranker's folder: the adapter's files, the record of its pruning, log and plot, and
     last the card."""
-    from slmrank.pipeline.stages.trained import write_log
-    from slmrank.train.plot import draw_log
-
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(adapter.iterdir()):
         if path.name != "README.md":
             shutil.copy2(path, folder / path.name)
     if record is not None:
-        shutil.copy2(record, folder / RECORD)
+        shutil.copy2(record, folder / RECORD_FILE)
     if card.log:
-        log = [dict(one) for one in card.log]
-        write_log(folder / LOG, log)
-        (folder / "train.png").write_bytes(draw_log(log, card.title))
+        write_log(folder / LOG_FILE, card.log)
+        (folder / "train.png").write_bytes(draw_log(card.log, card.title))
     write_atomic(folder / "README.md", card_text(card))
 
 
@@ -99,8 +98,6 @@ def export_rankers(
 
     Raises ArtifactError when a training is not made or trained no adapter.
     """
-    from slmrank.pipeline.stages.trained import read_log
-
     spec = bundle.spec
     made = store.read(bundle.data.kind, bundle.data.key)
     base = spec.base.source
@@ -113,12 +110,12 @@ def export_rankers(
         pruned = store.read("recovered", bundle.recovered.key)
         told = (
             f"A LoRA adapter for `{base}` with the adapter `full` merged and then pruned as "
-            f"`{RECORD}` says; trained with the unpruned ranker as its teacher."
+            f"`{RECORD_FILE}` says; trained with the unpruned ranker as its teacher."
         )
         sections.append(("pruned", pruned, spec.recover, told))
     written = []
     for name, artifact, section, told in sections:
-        adapter = artifact.path / ADAPTER
+        adapter = artifact.path / ADAPTER_FOLDER
         if not adapter.is_dir():
             raise ArtifactError(
                 f"{artifact.path} was trained without an adapter",
@@ -130,13 +127,13 @@ def export_rankers(
             attribution=str(made.figures.get("attribution", "your own")),
             section=section.model_dump(mode="json", exclude_unset=True),
             figures=artifact.figures,
-            log=read_log(artifact.path / LOG),
+            log=read_log(artifact.path / LOG_FILE),
             quality=quality,
             held_back=int(made.figures.get("held_back", 0)),
         )
         record = None
         if name == "pruned":
-            record = store.read("pruned", bundle.pruned.key).path / RECORD
+            record = store.read("pruned", bundle.pruned.key).path / RECORD_FILE
         write_ranker_folder(target / name, card, adapter, record)
         written.append(target / name)
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Iterator
@@ -37,20 +38,16 @@ def mine(
 
     Raises DataError when `target` holds such files already.
     """
-    import torch
-
-    from slmrank.model.decoder import score_items
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
-    from slmrank.train.batch_tensors import batch_tensors
+    from slmrank.train.batch_tensors import query_logits
 
     if (target / PAIRS_FILE).exists():
         raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")
-    ranker_step, summaries = bundle.finetuned, bundle.summaries
     checkpoint = open_checkpoint(
-        run(ranker_step, store, watcher, device=device).path / CHECKPOINT_FOLDER
+        run(bundle.finetuned, store, watcher, device=device).path / CHECKPOINT_FOLDER
     )
-    kept = open_store(bundle.spec.summarize.store, run(summaries, store, watcher).path)
+    summarized = run(bundle.summaries, store, watcher).path
     data = run(bundle.data, store).path
     labelled = read_labelled(data)
     groups = group_by_query(labelled.pairs["train"])
@@ -58,22 +55,20 @@ def mine(
     if queries is not None and queries < len(asked):
         asked = sorted(random.Random(0).sample(asked, queries))
     encoder = checkpoint.encoder()
-    items = SummaryItems(encoder, kept)
     index = Bm25(labelled.jobs)
     ranker = load_model(checkpoint, choose_placement(device))
     added: list[Pair] = []
-    for number, query in enumerate(asked, start=1):
-        judged = groups[query]
-        found = unjudged(query, judged, index, mining)
-        listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
-        encoded = encode_pairs(listed, encoder, items)
-        with torch.no_grad(), ranker.placement.mixed_precision():
-            logits = score_items(ranker, *batch_tensors(encoded, ranker.placement))
-        p = probability(logits.double().cpu().numpy()).tolist()
-        p_of = dict(zip(encoded[0].job_ids, p, strict=True))
-        added += mistakes(judged, p_of, found, mining)
-        watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
-    kept.close()
+    with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:
+        items = SummaryItems(encoder, kept)
+        for number, query in enumerate(asked, start=1):
+            judged = groups[query]
+            found = unjudged(query, judged, index, mining)
+            listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
+            encoded = encode_pairs(listed, encoder, items)[0]
+            p = probability(query_logits(ranker, encoded)).tolist()
+            p_of = dict(zip(encoded.job_ids, p, strict=True))
+            added += mistakes(judged, p_of, found, mining)
+            watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
 
     def everything() -> Iterator[Pair]:
         for split in SPLITS:

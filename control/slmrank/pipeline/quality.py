@@ -24,6 +24,7 @@ NAMES: dict[Row, str] = {
     "served": "engine, served over gRPC",
 }
 REFERENCE: Row = "finetuned"
+AS_IT_IS = "base, as it is"  # the reference of a bundle that trains nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def measure_quality(
     """Score every row of the two tables (the second is empty without full texts)."""
     names = dict(NAMES)
     if bundle.spec.finetune is None:
-        names[REFERENCE] = "base, as it is"
+        names[REFERENCE] = AS_IT_IS
     if bundle.target.needs_gpu:
         names["engine"] = f"{bundle.target.name}, weights only"
 
@@ -94,7 +95,7 @@ def quality_tables(
     """The figures of both tables; the first compares with the fine-tuned model, the second with
     its first row."""
     evaluate = bundle.spec.evaluate
-    reference = next(row for row in rows if row.name in (NAMES[REFERENCE], "base, as it is"))
+    reference = next(row for row in rows if row.name in (NAMES[REFERENCE], AS_IT_IS))
     main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
     if not few:
         return main, []

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any, Literal
 
 from slmrank.data.packaged import MINILM
-from slmrank.errors import SpecError
-from slmrank.pipeline.bundle import STAGES, TRAINING, Bundle
-from slmrank.pipeline.data_step import data_step
+from slmrank.pipeline.bundle import TRAINING, Bundle
+from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import make_scores
 from slmrank.pipeline.steps import Step
 
@@ -69,11 +68,5 @@ def _evaluated(bundle: Bundle, on: str) -> tuple[Step, Step]:
     """The data to evaluate on, and its summaries."""
     if on == OWN:
         return bundle.data, bundle.summaries
-    sets = bundle.spec.evaluate.sets
-    if on not in sets:
-        raise SpecError(
-            f"the spec has no evaluation set {on!r}; it has {', '.join(sorted(sets)) or 'none'}",
-            "name one under evaluate.sets, with its source as in `data`",
-        )
-    data = data_step(sets[on], bundle.spec.name, only_tested=True)
+    data = bundle.set_data(on)
     return data, bundle.summaries_of(data)

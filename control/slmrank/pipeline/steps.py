@@ -175,9 +175,9 @@ def _follow(step: Step, store: ArtifactStore, device: str) -> Artifact:
     rest. The launcher ends it when the first one fails."""
     for before in in_order(step):
         if find_current(before, store) is None and before.together:
-            inputs = {name: store.read(one.kind, one.key) for name, one in before.inputs.items()}
+            inputs = _inputs(before, store)
             with tempfile.TemporaryDirectory() as scratch:
-                work = store.root / "work" / f"{before.kind}-{before.key}"
+                work = store.work(before.kind, before.key)
                 draft = Draft(path=Path(scratch), work=work, lineage={"settings": before.settings})
                 before.make(
                     Making(draft=draft, inputs=inputs, watcher=Silent(), store=store, device=device)
@@ -187,12 +187,13 @@ def _follow(step: Step, store: ArtifactStore, device: str) -> Artifact:
     return store.read(step.kind, step.key)
 
 
+def _inputs(step: Step, store: ArtifactStore) -> dict[str, Artifact]:
+    """What a step is made from, all of which was made before it."""
+    return {name: store.read(one.kind, one.key) for name, one in step.inputs.items()}
+
+
 def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
-    inputs: dict[str, Artifact] = {}
-    for name, before in step.inputs.items():
-        artifact = store.find(before.kind, before.key)
-        assert artifact is not None, f"{name} was made before {step.kind}"
-        inputs[name] = artifact
+    inputs = _inputs(step, store)
     lineage = {
         "bundle": step.bundle,
         "settings": dict(step.settings),

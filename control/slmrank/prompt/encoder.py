@@ -55,7 +55,7 @@ class PromptEncoder:
         self._head = self._literal(head)
         self._tail = self._literal(tail)
         self._closing = self._literal(template.closing)
-        self._line_end_tokens = len(self._literal(self._line_end))
+        self._line_end_ids = self._literal(self._line_end)
         self.max_query_tokens = max_query_tokens
         self.max_item_tokens = max_item_tokens
         self.max_body_tokens = max_item_tokens - len(self._closing)
@@ -70,8 +70,7 @@ class PromptEncoder:
     def fixed_ids(self) -> Ids:
         """Ids of the template's own wording: before the query, after it, and the closing question,
         end to end."""
-        ends = self._literal(self._line_end)
-        return np.concatenate([self._head, ends, self._tail, self._closing])
+        return np.concatenate([self._head, self._line_end_ids, self._tail, self._closing])
 
     @property
     def body_form(self) -> str:
@@ -82,7 +81,7 @@ class PromptEncoder:
     @property
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that can leave this encoder."""
-        fixed = len(self._head) + self._line_end_tokens + len(self._tail)
+        fixed = len(self._head) + len(self._line_end_ids) + len(self._tail)
         return fixed + self.max_query_tokens + self.max_item_tokens
 
     def prefix(self, query: str) -> Ids:
@@ -98,7 +97,7 @@ class PromptEncoder:
         if not query.strip():
             raise InvalidQuery("query is empty", "give at least one word")
         ids = self._text(self._lead + " ".join(query.split()) + self._line_end)
-        size = len(ids) - self._line_end_tokens
+        size = len(ids) - len(self._line_end_ids)
         if size > self.max_query_tokens:
             raise InvalidQuery(
                 f"query has {size} tokens, the limit is {self.max_query_tokens}",

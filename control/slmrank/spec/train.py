@@ -69,7 +69,7 @@ class TrainSpec(Section):
 
     @field_validator("steps")
     @classmethod
-    def _something(cls, value: int, info: ValidationInfo) -> int:
+    def _steps_or_adapter(cls, value: int, info: ValidationInfo) -> int:
         if value == 0 and info.data.get("adapter") is None:
             raise ValueError("0 steps train nothing; give an adapter to merge, or 1 or more steps")
         return value

@@ -20,7 +20,6 @@ from slmrank.model.quiet import quiet
 from slmrank.prompt.template import PromptTemplate
 from slmrank.spec.train import LoraSpec
 
-ADAPTER_FOLDER = "adapter"  # of an artifact that holds one
 NOTE_FILE = "ranker_adapter.json"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ SIZE_IN = (8.0, 6.0)
 DPI = 100
 
 
-def draw_log(log: Sequence[dict[str, float]], title: str) -> bytes:
+def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
     """A PNG: the loss of every step with its running mean, and dev NDCG@10 and AUC.
 
     Raises MissingDependencyError without matplotlib.

@@ -28,7 +28,7 @@ from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
-from slmrank.train.batch_tensors import batch_tensors
+from slmrank.train.batch_tensors import batch_tensors, query_logits
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
@@ -166,16 +166,13 @@ def _run(
     }
 
 
-@torch.no_grad()
 def score_dev(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, float]:
     """NDCG@10 and AUC (grade 4 against 0) of the model as it stands."""
     ranker.network.eval()
-    listings = []
-    for query in queries:
-        with ranker.placement.mixed_precision():
-            logits = score_items(ranker, *batch_tensors([query], ranker.placement))
-        grades = np.array(query.grades, dtype=float)
-        listings.append(Listing(scores=logits.double().cpu().numpy(), grades=grades))
+    listings = [
+        Listing(scores=query_logits(ranker, query), grades=np.array(query.grades, dtype=float))
+        for query in queries
+    ]
     ranker.network.train()
     return {
         "dev_ndcg10": round(mean_ndcg(listings), 4),
@@ -196,8 +193,8 @@ def _step(
     The terms of all parts are counted first: each part then adds its sum over that count, so that
     the gradient is the one of all items at once.
     """
-    parts = [batch_tensors(one, placement) for one in micro_batches(own, spec.tokens_at_once)]
     groups = micro_batches(own, spec.tokens_at_once)
+    parts = [batch_tensors(group, placement) for group in groups]
     targets = [
         _targets(group, part, placement, teacher) for group, part in zip(groups, parts, strict=True)
     ]

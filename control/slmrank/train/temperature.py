@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from slmrank.evaluate.metrics import Listing, ece_interval, resamples
-from slmrank.model.decoder import LoadedRanker, score_items
+from slmrank.model.decoder import LoadedRanker
 from slmrank.model.probability import probability
 from slmrank.prompt.corpus import EncodedQuery
-from slmrank.train.batch_tensors import batch_tensors
+from slmrank.train.batch_tensors import query_logits
 
 Vector = npt.NDArray[np.float64]
 LOWEST, HIGHEST = 0.2, 5.0
@@ -49,15 +49,10 @@ def apply_temperature(ranker: LoadedRanker, temperature: float) -> None:
         ranker.network.model.norm.weight.div_(temperature)
 
 
-@torch.no_grad()
 def calibrate(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, Any]:
     """Fit on the queries' pairs and apply; returns the temperature and the calibration error on
     them before and after."""
-    scored: list[Vector] = []
-    for query in queries:
-        with ranker.placement.mixed_precision():
-            found = score_items(ranker, *batch_tensors([query], ranker.placement))
-        scored.append(found.double().cpu().numpy())
+    scored = [query_logits(ranker, query) for query in queries]
     targets = np.array([target for query in queries for target in query.targets])
     temperature = fit_temperature(np.concatenate(scored), targets)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from slmrank.errors import CheckpointError
-from slmrank.model.checkpoint import Checkpoint, open_checkpoint
+from slmrank.model.checkpoint import ADAPTER_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
 from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
@@ -14,11 +13,10 @@ from slmrank.pipeline.steps import Making
 from slmrank.processes import is_first
 from slmrank.prompt.corpus import corpus_figures
 from slmrank.spec.train import TrainSpec
-from slmrank.train.adapter import ADAPTER_FOLDER, read_note, write_note
+from slmrank.train.adapter import read_note, write_note
+from slmrank.train.log import LOG_FILE, write_log
 from slmrank.train.sft import train
 from slmrank.train.temperature import apply_temperature, calibrate
-
-LOG_FILE = "train.jsonl"
 
 
 def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
@@ -63,18 +61,6 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)
     making.draft.figures.update({**figures, "device": placement.device, **corpus_figures(queries)})
-
-
-def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    """One record a step: loss, learning_rate, and dev_ndcg10, dev_auc where dev was scored."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """What `write_log` wrote; nothing where there was no step."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
