@@ -17,10 +17,10 @@ from slmrank.spec.reading import change_spec, load_spec
 pytestmark = pytest.mark.slow
 
 TEXTS = [
-    "Job: Registered Nurse\nGives medication and cares for patients on a hospital ward.\n",
-    "Job: Truck Driver\nDrives a heavy truck between warehouses and unloads goods.\n",
-    "Job: Data Analyst\nAnalyzes sales data and writes reports for management every week.\n",
-    "Job: Pastry Cook\nBakes bread and cakes before dawn in a hotel kitchen.\n",
+    "Job: Registered Nurse\nGives medication and cares for patients on a hospital ward.",
+    "Job: Truck Driver\nDrives a heavy truck between warehouses and unloads goods.",
+    "Job: Data Analyst\nAnalyzes sales data and writes reports for management every week.",
+    "Job: Pastry Cook\nBakes bread and cakes before dawn in a hotel kitchen.",
 ]
 
 
