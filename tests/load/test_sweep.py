@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,26 @@ def test_texts_have_the_asked_length(encoder: PromptEncoder) -> None:
                 assert not item.truncated
                 assert len(item.ids) == tokens
         assert given.mean_item_tokens == given.max_item_tokens == tokens
+
+
+def test_texts_without_an_exact_cut_are_passed_over(encoder: PromptEncoder) -> None:
+    """One more character can add two tokens; where any text has the length, all chosen have it."""
+
+    def lengths(tokens: int, jobs: Sequence[Job]) -> set[int]:
+        pool = Pool(jobs=jobs, queries=("cook",), encoder=encoder, requests=6, seed=0, stored=None)
+        entries = make_input(replace(POINT, tokens=tokens), pool).data["data"]
+        texts = [text for entry in entries for text in entry["job_text"]["content"]]
+        return {len(encoder.item(encoder.body(text)).ids) for text in texts}
+
+    titles = ("Cook", "Nurse 12", "Ümläut", "C++ developer (m/f/d)")
+    jobs = [Job(job_id=title, title=title, description="bread, 15 °C " * 20) for title in titles]
+    mixed = 0
+    for tokens in range(8, 40):
+        apart = [lengths(tokens, [job]) == {tokens} for job in jobs]
+        if any(apart):
+            assert lengths(tokens, jobs) == {tokens}
+        mixed += any(apart) and not all(apart)
+    assert mixed
 
 
 def test_the_pool_follows_the_seed(encoder: PromptEncoder) -> None:

@@ -184,15 +184,17 @@ def _cut_jobs(pool: Pool, tokens: int, count: int, rng: random.Random) -> list[s
         )
     texts = [text for text in (job_text(j, j.description) for j in pool.jobs) if len(text) > wanted]
     rng.shuffle(texts)
-    cut: list[str] = []
+    exact: list[str] = []
+    near: list[str] = []  # where one more character adds two tokens, no cut is exact
     for text in texts:
-        if len(cut) == count:
+        if len(exact) == count:
             break
         if len(encoder.body(text)) >= wanted:
-            cut.append(cut_text(text, wanted, lambda one: len(encoder.body(one))))
-    if not cut:
+            cut = cut_text(text, wanted, lambda one: len(encoder.body(one)))
+            (exact if len(encoder.body(cut)) == wanted else near).append(cut)
+    if not exact and not near:
         raise SweepError(f"no job text has {wanted} tokens", "sweep fewer tokens")
-    return cut
+    return exact or near
 
 
 def _stored_jobs(pool: Pool, count: int, rng: random.Random) -> tuple[list[str], list[int]]:

@@ -150,6 +150,10 @@ def _run(
             if launched.is_main_process:
                 save_state(state, network, optimizer, work)
             launched.wait_for_everyone()
+    # The reducer of DDP goes before the group of processes: as the group's last owner it joins
+    # gloo's threads while it holds the GIL that one of them waits for, and the process hangs.
+    del model
+    launched.free_memory()
     launched.end_training()
     if state.best is not None:
         network.load_state_dict(state.best, strict=False)
