@@ -110,6 +110,7 @@ def test_nothing_outside_the_store_knows_lmdb() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert slmrank.__all__ == [
+        "AsyncRankClient",
         "ControlError",
         "DeadlineExceeded",
         "InvalidQuery",
@@ -123,6 +124,7 @@ def test_the_public_names_are_these() -> None:
         "ScoreError",
         "ServerFault",
         "Status",
+        "Tls",
         "Unreachable",
         "__version__",
         "rank_order",

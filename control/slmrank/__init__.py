@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from slmrank.client.client import ItemScore, ItemText, RankClient, rank_order
+    from slmrank.client.aio import AsyncRankClient
+    from slmrank.client.client import RankClient
+    from slmrank.client.replicas import Tls
+    from slmrank.client.request import ItemScore, ItemText, rank_order
     from slmrank.data.records import Job, Pair
     from slmrank.errors import (
         ControlError,
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
 # Loaded on first use: `import slmrank` costs nothing.
 _WHERE = {
-    "client.client": ("ItemScore", "ItemText", "RankClient", "rank_order"),
+    "client.aio": ("AsyncRankClient",),
+    "client.replicas": ("Tls",),
+    "client.client": ("RankClient",),
+    "client.request": ("ItemScore", "ItemText", "rank_order"),
     "data.records": ("Job", "Pair"),
     "errors": (
         "ControlError",
@@ -43,6 +49,7 @@ _WHERE = {
     "triton.status": ("Status",),
 }
 __all__ = [
+    "AsyncRankClient",
     "ControlError",
     "DeadlineExceeded",
     "InvalidQuery",
@@ -56,6 +63,7 @@ __all__ = [
     "ScoreError",
     "ServerFault",
     "Status",
+    "Tls",
     "Unreachable",
     "__version__",
     "rank_order",

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
-from slmrank.client.client import Asked, ItemText
+from slmrank.client.request import Asked, ItemText
 from slmrank.errors import DataError
 
 from tests.conftest import Control, TinyBundle

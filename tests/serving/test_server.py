@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.artifacts import ArtifactStore
-from slmrank.client.client import ItemText, RankClient, build_inputs
+from slmrank.client.client import RankClient
+from slmrank.client.request import ItemText, build_inputs
 from slmrank.data.labelled import read_labelled
 from slmrank.errors import (
     InvalidQuery,

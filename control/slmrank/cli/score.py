@@ -12,14 +12,9 @@ from pydantic import ValidationError
 
 from slmrank.cli.display import print_json, print_table
 from slmrank.cli.options import PathType, json_option
-from slmrank.client.client import (
-    DEFAULT_TIMEOUT_S,
-    Asked,
-    ItemScore,
-    ItemText,
-    RankClient,
-    rank_order,
-)
+from slmrank.client.aio import DEFAULT_TIMEOUT_S
+from slmrank.client.client import RankClient
+from slmrank.client.request import Asked, ItemScore, ItemText, rank_order
 from slmrank.data.records import Job
 from slmrank.errors import DataError, ScoreError
 

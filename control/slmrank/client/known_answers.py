@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slmrank.client.client import ItemScore
+from slmrank.client.request import ItemScore
 from slmrank.engine.known_answers import KnownAnswer
 from slmrank.errors import WrongAnswer
 

@@ -1,0 +1,221 @@
+"""Score jobs over gRPC from asyncio.
+
+    async with AsyncRankClient("ranker:8001") as client:
+        for item in await client.score("night nurse", ["29-1141.00-1", Job(job_id="new", ...)]):
+            print(item.job_id, item.score, item.status)
+
+A listing longer than the server's limit is split, a bounded number of parts is in flight, and the
+answers stand in the caller's order. Replicas are asked in turn. Scoring changes nothing on the
+server, so a call whose connection was lost is repeated inside the caller's deadline, on another
+replica where there is one, with growing, jittered pauses. A full queue is not asked again: that
+would keep it full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypedDict
+
+from slmrank.client.replicas import Replica, Replicas, Tls
+from slmrank.client.request import (
+    MODEL,
+    Asked,
+    ItemScore,
+    build_inputs,
+    explain,
+    output_tensors,
+    read_reply,
+    split,
+)
+from slmrank.errors import Overloaded, ScoreError, Unreachable
+
+DEFAULT_TIMEOUT_S = 30.0
+PARTS_IN_FLIGHT = 4
+FIRST_PAUSE_S = 0.05
+LARGEST_PAUSE_S = 2.0
+Ask = Callable[[Any, float], Awaitable[Any]]  # a tritonclient and the seconds that are left
+
+
+class ClientOptions(TypedDict, total=False):
+    """What both clients take beside the url; see `AsyncRankClient`."""
+
+    timeout_s: float
+    retry_overload: bool
+    hedge_s: float | None
+    parts_in_flight: int
+    tls: Tls | None
+    headers: Mapping[str, str] | None
+
+
+class AsyncRankClient:
+    """A client of the ensemble `rank`; one instance serves all tasks of one event loop.
+
+    `url` is `host:port`, or several of them with commas between; a name stands for all its
+    addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
+    what a full queue refused. With `hedge_s`, a part that has no answer after that time is sent
+    once more, to another replica, and the first answer counts. `headers` go with every call, for
+    example `{"authorization": "Bearer ..."}`.
+
+    Raises InvalidRequest for a url that is none, or certificates that cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry_overload: bool = False,
+        hedge_s: float | None = None,
+        parts_in_flight: int = PARTS_IN_FLIGHT,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self.retry_overload = retry_overload
+        self.hedge_s = hedge_s
+        self.parts_in_flight = parts_in_flight
+        self._replicas = Replicas(url, tls)
+        self._headers = dict(headers or {}) or None
+        self._identity: dict[str, str] | None = None
+
+    async def __aenter__(self) -> AsyncRankClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._replicas.close()
+
+    async def describe(self, *, timeout_s: float | None = None) -> dict[str, str]:
+        """What answers: engine, checkpoint, template and tokenizer hashes, and limits; asked once,
+        and again after a lost connection.
+
+        Raises Unreachable or DeadlineExceeded when the server does not answer, ServerFault when it
+        has no `rank`.
+        """
+        return dict(await self._described(self._deadline(timeout_s)))
+
+    async def score(
+        self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None
+    ) -> list[ItemScore]:
+        """Scores in the order of `jobs`. A job that cannot be scored does not raise; its status
+        says why.
+
+        Raises InvalidQuery, InvalidRequest, Overloaded, DeadlineExceeded, Unreachable or
+        ServerFault, all of them ScoreErrors.
+        """
+        deadline = self._deadline(timeout_s)
+        limit = int((await self._described(deadline)).get("max_items", "1000"))
+        parts = list(split(jobs, limit))
+        if len(parts) == 1:  # the usual case needs no tasks
+            return await self._score_part(query, jobs, 0, deadline)
+        free = asyncio.Semaphore(self.parts_in_flight)
+
+        async def bounded(start: int, part: Sequence[Asked]) -> list[ItemScore]:
+            async with free:
+                return await self._score_part(query, part, start, deadline)
+
+        tasks = [asyncio.ensure_future(bounded(start, part)) for start, part in parts]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            await _end(tasks)
+        return [item for part in found for item in part]
+
+    async def _score_part(
+        self, query: str, jobs: Sequence[Asked], start: int, deadline: float
+    ) -> list[ItemScore]:
+        inputs, outputs = build_inputs(query, jobs), output_tensors()
+
+        async def ask(client: Any, left: float) -> Any:
+            return await client.infer(
+                MODEL, inputs, outputs=outputs, client_timeout=left, headers=self._headers
+            )
+
+        return read_reply(await self._call(ask, deadline), jobs, start)
+
+    async def _described(self, deadline: float) -> dict[str, str]:
+        if self._identity is None:
+
+            async def ask(client: Any, left: float) -> Any:
+                return await client.get_model_config(
+                    MODEL, client_timeout=left, headers=self._headers
+                )
+
+            parameters = (await self._call(ask, deadline)).config.parameters.items()
+            self._identity = {key: value.string_value for key, value in parameters}
+        return self._identity
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        return time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+
+    async def _call(self, ask: Ask, deadline: float) -> Any:
+        failed: list[str] = []
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._hedged(ask, deadline, failed)
+            except ScoreError as error:
+                failure = error
+            if isinstance(failure, Unreachable):
+                self._identity = None  # what comes back may be another release
+            wait = min(pause, LARGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+            again = isinstance(failure, Unreachable) or (
+                isinstance(failure, Overloaded) and self.retry_overload
+            )
+            if not again or wait >= deadline - time.monotonic():
+                raise failure
+            await asyncio.sleep(wait)
+            pause *= 2
+
+    async def _hedged(self, ask: Ask, deadline: float, failed: list[str]) -> Any:
+        """One call, and a second one where the first takes long. Addresses that could not be
+        reached are added to `failed`."""
+        first = await self._replicas.pick(failed)
+        if self.hedge_s is None:
+            return await self._ask(ask, first, deadline, failed)
+        tasks = {asyncio.ensure_future(self._ask(ask, first, deadline, failed))}
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self.hedge_s)
+            if not done:
+                first.rest()
+                other = await self._replicas.pick([*failed, first.address])
+                tasks.add(asyncio.ensure_future(self._ask(ask, other, deadline, failed)))
+            while True:
+                done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                answered = [task for task in done if task.exception() is None]
+                if answered or not left:
+                    return (answered or list(done))[0].result()
+                tasks = left
+        finally:
+            await _end(tasks)
+
+    async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return await ask(replica.client, max(deadline - time.monotonic(), 0.001))
+        except InferenceServerException as error:
+            failure = explain(error, replica.address)
+            if isinstance(failure, Unreachable):
+                replica.rest()
+                failed.append(replica.address)
+            raise failure from error
+
+
+async def _end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs and hear how all of it ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

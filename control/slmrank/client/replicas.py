@@ -1,0 +1,173 @@
+"""The replicas behind a url: resolved, asked in turn, and rested when they do not answer.
+
+gRPC can balance by itself, but not send a repetition to *another* replica, which is what a hung one
+calls for: so there is a channel for each address here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmrank.errors import InvalidRequest, Unreachable
+
+RESOLVE_EVERY_S = 5.0
+REST_S = 2.0  # how long a replica that did not answer is passed over, where there are others
+RETIRED_S = 60.0  # calls to an address that is no longer resolved may still end
+LARGEST_MESSAGE = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Encrypted connections. `authority` is a PEM file of certificates to trust (unset: the
+    system's); `certificate` and `key`, PEM files too, are shown to a server that asks who calls.
+    """
+
+    authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass
+class Replica:
+    """One address with its channel; passed over until `resting_until`."""
+
+    address: str
+    client: Any
+    resting_until: float = 0.0
+
+    def rest(self) -> None:
+        self.resting_until = time.monotonic() + REST_S
+
+
+@dataclass
+class Replicas:
+    """The replicas of `url`: `host:port`, or several of them with commas between. A name stands for
+    all its addresses (IPv4 where it has any) and is resolved again every few seconds.
+
+    Raises InvalidRequest for a url that is none, or certificates that cannot be used.
+    """
+
+    url: str
+    tls: Tls | None = None
+    _known: dict[str, Replica] = field(default_factory=dict)
+    _retired: list[tuple[float, Replica]] = field(default_factory=list)
+    _resolving: asyncio.Task[None] | None = None
+    _resolved_at: float = -RESOLVE_EVERY_S
+    _turn: int = 0
+
+    def __post_init__(self) -> None:
+        self._places = parse_url(self.url)
+        self._secured = tls_arguments(self.tls)
+
+    async def pick(self, avoid: Collection[str] = ()) -> Replica:
+        """The next replica in turn: one that is not in `avoid` and does not rest, while there is
+        one. Raises Unreachable when no name of the url resolves."""
+        if time.monotonic() - self._resolved_at > RESOLVE_EVERY_S and self._resolving is None:
+            self._resolving = asyncio.ensure_future(self._resolve())
+        if not self._known and self._resolving is not None:
+            await asyncio.shield(self._resolving)
+        if not self._known:
+            raise Unreachable(
+                f"{self.url} resolves to no address", "check the name, or start the server"
+            )
+        now = time.monotonic()
+        known = list(self._known.values())
+        others = [one for one in known if one.address not in avoid] or known
+        awake = [one for one in others if one.resting_until <= now] or others
+        self._turn += 1
+        return awake[self._turn % len(awake)]
+
+    async def close(self) -> None:
+        if self._resolving is not None:
+            self._resolving.cancel()
+            await asyncio.gather(self._resolving, return_exceptions=True)
+        for replica in [*self._known.values(), *(one for _, one in self._retired)]:
+            await replica.client.close()
+        self._known, self._retired, self._resolving = {}, [], None
+        self._resolved_at = -RESOLVE_EVERY_S
+
+    async def _resolve(self) -> None:
+        """Look all names up; those that cannot be keep what they had."""
+        try:
+            found: dict[str, str] = {}
+            for host, port in self._places:
+                found |= await _addresses(host, port)
+            if found:
+                self._take(found)
+            self._resolved_at = time.monotonic()
+        finally:
+            self._resolving = None
+
+    def _take(self, found: dict[str, str]) -> None:
+        for address in set(self._known) - set(found):
+            self._retired.append((time.monotonic() + RETIRED_S, self._known.pop(address)))
+        for address, host in found.items():
+            if address not in self._known:
+                self._known[address] = Replica(address, self._open(address, host))
+        due = [one for until, one in self._retired if until < time.monotonic()]
+        self._retired = [(until, one) for until, one in self._retired if one not in due]
+        for replica in due:
+            closing = asyncio.ensure_future(replica.client.close())
+            closing.add_done_callback(lambda _: None)
+
+    def _open(self, address: str, host: str) -> Any:
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        arguments = [
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.max_send_message_length", LARGEST_MESSAGE),
+            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+        ]
+        if self._secured:
+            # The certificate is the name's, the connection goes to one of its addresses.
+            arguments.append(("grpc.ssl_target_name_override", host))  # type: ignore[arg-type]
+        return InferenceServerClient(address, channel_args=arguments, **self._secured)
+
+
+def parse_url(url: str) -> list[tuple[str, int]]:
+    """Hosts and ports of a url. Raises InvalidRequest."""
+    places = []
+    for one in url.split(","):
+        host, _, port = one.strip().rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+            raise InvalidRequest(f"url {one!r} is not host:port", "write for example ranker:8001")
+        places.append((host.strip("[]"), int(port)))
+    return places
+
+
+async def _addresses(host: str, port: int) -> dict[str, str]:
+    """`address:port` of a host, each with the host's name; none when it does not resolve."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return {}
+    fours = [one for one in found if one[0] == socket.AF_INET]
+    numbers = dict.fromkeys(str(one[4][0]) for one in fours or found)
+    return {f"[{one}]:{port}" if ":" in one else f"{one}:{port}": host for one in numbers}
+
+
+def tls_arguments(tls: Tls | None) -> dict[str, Any]:
+    """Keyword arguments of tritonclient's clients. Raises InvalidRequest for files that cannot be
+    read, or a certificate without its key."""
+    if tls is None:
+        return {}
+    if (tls.certificate is None) != (tls.key is None):
+        raise InvalidRequest(
+            "a client's certificate needs its key, and the key its certificate", "give both"
+        )
+    files = {
+        "root_certificates": tls.authority,
+        "certificate_chain": tls.certificate,
+        "private_key": tls.key,
+    }
+    for path in files.values():
+        if path is not None and not path.is_file():
+            raise InvalidRequest(f"{path} is not a file", "give a PEM file")
+    return {"ssl": True} | {name: str(path) for name, path in files.items() if path is not None}

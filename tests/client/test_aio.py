@@ -1,0 +1,217 @@
+"""One class per failure; what is asked again, what twice, and how a listing is split."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.client import aio as module
+from slmrank.client.aio import AsyncRankClient
+from slmrank.client.client import RankClient
+from slmrank.client.replicas import Replica
+from slmrank.client.request import build_inputs, explain
+from slmrank.errors import (
+    DeadlineExceeded,
+    InvalidQuery,
+    InvalidRequest,
+    Overloaded,
+    ScoreError,
+    ServerFault,
+    Unreachable,
+)
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
+
+FULL = "[request id: 1] Exceeds maximum queue size"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        ("StatusCode.UNAVAILABLE", FULL, Overloaded),
+        ("StatusCode.UNAVAILABLE", "Request timeout expired", Overloaded),
+        ("StatusCode.UNAVAILABLE", "failed to connect", Unreachable),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
+        (
+            "StatusCode.INTERNAL",
+            "in ensemble 'rank', InvalidQuery: query is empty. Fix: send one",
+            InvalidQuery,
+        ),
+        ("StatusCode.INTERNAL", "InvalidRequest: 9 jobs. Fix: split", InvalidRequest),
+        ("StatusCode.INTERNAL", "KeyError: 'x'", ServerFault),
+    ],
+)
+def test_every_failure_has_its_class(status: str, text: str, kind: type[ScoreError]) -> None:
+    found = explain(InferenceServerException(text, status), "host:1")
+    assert type(found) is kind
+    assert found.hint
+    assert "InvalidQuery" not in found.message
+
+
+class Answering:
+    """A server that fails so often before it answers, slowly where `delays` says so."""
+
+    def __init__(self, failures: list[Exception], delays: list[float] | None = None) -> None:
+        self.failures = failures
+        self.delays = delays or []
+        self.calls = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.sizes: list[int] = []
+
+    async def _turn(self) -> None:
+        self.calls += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.delays.pop(0) if self.delays else 0)
+        finally:
+            self.in_flight -= 1
+        if self.failures:
+            raise self.failures.pop(0)
+
+    async def get_model_config(self, _model: str, **_: Any) -> Any:
+        await self._turn()
+        return SimpleNamespace(config=SimpleNamespace(parameters={}))
+
+    async def infer(self, _model: str, inputs: Any, **_: Any) -> Any:
+        await self._turn()
+        ids = [int(one) for one in deserialize_bytes_tensor(inputs[1]._raw_content)]
+        self.sizes.append(len(ids))
+        values = {"score": np.array([ids], float), "status": np.zeros((1, len(ids)), int)}
+        return SimpleNamespace(as_numpy=values.get)
+
+    async def close(self) -> None: ...
+
+
+def asking(server: Answering, *, max_items: int | None = None, **options: Any) -> AsyncRankClient:
+    client = AsyncRankClient("127.0.0.1:1", **options)
+    client._replicas._known = {"127.0.0.1:1": Replica("127.0.0.1:1", server)}
+    client._replicas._resolved_at = math.inf
+    if max_items is not None:
+        client._identity = {"max_items": str(max_items)}
+    return client
+
+
+def full() -> InferenceServerException:
+    return InferenceServerException(FULL, "StatusCode.UNAVAILABLE")
+
+
+def broken() -> InferenceServerException:
+    return InferenceServerException("connection reset", "StatusCode.UNAVAILABLE")
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.001)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_full_queue_is_not_asked_again_unless_wanted() -> None:
+    server = Answering([full()] * 3)
+    with pytest.raises(Overloaded):
+        asyncio.run(asking(server).describe())
+    assert server.calls == 1
+    server = Answering([full()] * 3)
+    asyncio.run(asking(server, retry_overload=True).describe())
+    assert server.calls == 4
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_broken_connection_is_asked_again_inside_the_deadline() -> None:
+    server = Answering([broken()] * 2)
+    asyncio.run(asking(server).describe())
+    assert server.calls == 3
+    started = time.monotonic()
+    with pytest.raises(Unreachable):
+        asyncio.run(asking(Answering([broken()] * 10**6), timeout_s=0.2).describe())
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_who_answers_is_asked_once_and_again_after_a_lost_connection() -> None:
+    async def calls(failures: list[Exception]) -> int:
+        server = Answering([])
+        client = asking(server)
+        for _ in range(3):
+            await client.describe()
+        assert server.calls == 1
+        server.failures = failures
+        await client.score("q", ["1"])
+        await client.describe()
+        return server.calls
+
+    assert asyncio.run(calls([])) == 2
+    assert asyncio.run(calls([broken()])) == 4
+
+
+def test_a_slow_part_is_asked_once_more_and_the_first_answer_counts() -> None:
+    async def seconds(delays: list[float], failures: list[Exception]) -> tuple[float, int, int]:
+        server = Answering(failures, delays)
+        client = asking(server, max_items=9, hedge_s=0.05)
+        started = time.monotonic()
+        assert [one.score for one in await client.score("q", ["7"])] == [7.0]
+        return time.monotonic() - started, server.calls, server.in_flight
+
+    taken, calls, left = asyncio.run(seconds([5.0, 0.0], []))
+    assert (taken < 2, calls, left) == (True, 2, 0)  # the slow one was cancelled
+    assert asyncio.run(seconds([0.0], []))[1] == 1
+    # A part that fails while the other one runs does not decide.
+    assert asyncio.run(seconds([0.2, 0.0], [full()]))[1] == 2
+
+
+def test_a_bounded_number_of_parts_is_in_flight() -> None:
+    server = Answering([], [0.01] * 30)
+    client = asking(server, max_items=2, parts_in_flight=3)
+    found = asyncio.run(client.score("q", [str(number) for number in range(19)]))
+    assert [one.score for one in found] == list(range(19))
+    assert server.most_in_flight == 3
+
+
+def test_a_failed_part_fails_the_listing_and_ends_the_others() -> None:
+    async def left() -> int:
+        server = Answering([full()], [0.0, *[5.0] * 9])
+        with pytest.raises(Overloaded):
+            await asking(server, max_items=1).score("q", ["1", "2", "3"])
+        return server.in_flight
+
+    started = time.monotonic()
+    assert asyncio.run(left()) == 0
+    assert time.monotonic() - started < 2
+
+
+@given(count=st.integers(0, 60), limit=st.integers(1, 17), flight=st.integers(1, 5))
+def test_any_listing_is_split_and_put_together_in_order(
+    count: int, limit: int, flight: int
+) -> None:
+    server = Answering([])
+    client = asking(server, max_items=limit, parts_in_flight=flight)
+    found = asyncio.run(client.score("q", [str(number) for number in range(count)]))
+    assert [one.score for one in found] == list(range(count))
+    assert [one.index for one in found] == list(range(count))
+    assert [one.job_id for one in found] == [str(number) for number in range(count)]
+    assert len(server.sizes) == -(-count // limit)
+    assert max(server.sizes, default=0) <= limit
+
+
+def test_the_blocking_client_gives_the_same_from_many_threads() -> None:
+    client = RankClient("127.0.0.1:1")
+    client._asking = asking(Answering([]), max_items=3)
+    asked = [str(number) for number in range(8)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: client.score("q", asked), range(40)))
+    assert all([one.score for one in scores] == list(range(8)) for scores in found)
+    with pytest.raises(InvalidRequest):
+        client.score("a\ud800", asked)
+
+
+def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(InvalidRequest, match="query is not valid Unicode at position 1"):
+        build_inputs("a\ud800", ["job-1"])
