@@ -26,6 +26,7 @@ FLOORS = [
     ["model", "triton", "summarize"],
     ["train", "compress", "engine"],
     ["client", "repository"],
+    ["gateway"],
     ["serving"],
     ["load"],
     ["pipeline", "deploy"],

@@ -125,7 +125,7 @@ def test_make_lines_run_what_they_say(target: str) -> None:
     [
         one
         for one in commands()
-        if one.startswith("control") and " serve " not in one and not of_a_cluster(one)
+        if one.startswith("control") and not one.endswith("&") and not of_a_cluster(one)
     ],
 )
 def test_control_lines_run(
@@ -179,6 +179,28 @@ def test_the_serve_line_serves(tiny: TinyBundle, tiny_repository: Path) -> None:
         finally:
             process.terminate()
             process.wait(30)
+
+
+@pytest.mark.triton
+def test_the_gateway_line_ranks_for_the_client_that_stands_below(tiny_server: Any) -> None:
+    (line,) = [line for line in commands() if line.startswith("control gateway")]
+    words = shlex.split(line.rstrip("& ").replace("localhost:8001", tiny_server.url))[1:]
+    words[words.index("8080")] = "0"
+    command = [str(Path(sys.executable).parent / "control"), *words]
+    call = re.search(r"`(cohere\..*)`", README)
+    assert call is not None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            where = process.stdout.readline().split()[-1]
+            code = call[1].replace("localhost:8080", where).replace("query=...", "query='q'")
+            documents = "documents=['Bake bread.', {'id': 'job-0'}]"
+            code = code.replace("documents=[...]", documents)
+            found = eval(code, {"cohere": pytest.importorskip("cohere")})
+            assert len(found.results) == 2
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
 
 
 def test_no_other_programs_are_asked_for() -> None:

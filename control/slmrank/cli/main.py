@@ -33,6 +33,7 @@ VERBS = {
     "repo": ("steps", "Generate the Triton model repository"),
     "serve": ("serve", "Run tritonserver over a repository"),
     "score": ("score", "Score jobs for a query over gRPC"),
+    "gateway": ("gateway", "Rerank over HTTP: the endpoint that Cohere and TEI clients speak"),
     "sweep": ("sweep", "Measure throughput and latency with perf_analyzer"),
     "slo": ("sweep", "Find the highest rate that keeps a latency objective"),
     "tune": ("tune", "Search the repository's settings for the best rate at the objective"),

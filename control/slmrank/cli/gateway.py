@@ -1,0 +1,122 @@
+"""`control gateway`: the rerank endpoint over HTTP, in front of running servers."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from slmrank.cli.options import PathType
+from slmrank.client.aio import AsyncRankClient
+from slmrank.client.replicas import Tls
+from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.serving.server import claim_port
+
+GRACE_S = 10
+
+
+@click.command("gateway")
+@click.option(
+    "--url",
+    default="localhost:8001",
+    show_default=True,
+    envvar="CONTROL_URL",
+    help="gRPC address of the ranker: host:port, several with commas between, or a name that "
+    "stands for all replicas",
+)
+@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free port"
+)
+@click.option("--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="seconds")
+@click.option(
+    "--hedge",
+    "hedge_s",
+    type=float,
+    help="seconds after which a request is sent to a second replica as well",
+)
+@click.option(
+    "--tokens",
+    "token_file",
+    type=PathType,
+    help="file of bearer tokens that are let in, one a line; without it: everybody",
+)
+@click.option("--max-documents", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--max-request-mb", type=float, default=8.0, show_default=True)
+@click.option("--max-in-flight", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--tls-certificate", type=PathType, help="PEM; serve HTTPS")
+@click.option("--tls-key", type=PathType, help="PEM")
+@click.option("--ranker-authority", type=PathType, help="PEM; ask the ranker over TLS, trust these")
+def gateway_command(
+    url: str,
+    address: str,
+    port: int,
+    timeout_s: float,
+    hedge_s: float | None,
+    token_file: Path | None,
+    max_documents: int,
+    max_request_mb: float,
+    max_in_flight: int,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    ranker_authority: Path | None,
+) -> None:
+    """Rerank over HTTP, in the shapes that clients of Cohere, Jina and Text Embeddings Inference
+    speak: POST /v1/rerank, /v2/rerank and /rerank; and /v1/score, /health, /metrics, /docs.
+
+    A document is a text, `{"id": ...}` of a job in the store, or an object with a job's fields.
+
+    \b
+    Example:
+      control gateway --url ranker:8001
+      curl localhost:8080/v1/rerank -H 'content-type: application/json' \\
+        -d '{"query": "night nurse", "documents": ["Care for patients.", {"id": "29-1141.00-1"}]}'
+    """
+    try:
+        import uvicorn
+
+        from slmrank.gateway.app import Limits, make_app
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the gateway needs {error.name}, which is not installed",
+            "pip install 'slmrank[gateway]'",
+        ) from error
+    if (tls_certificate is None) != (tls_key is None):
+        raise click.UsageError("--tls-certificate and --tls-key belong together")
+    limits = Limits(
+        max_documents=max_documents,
+        max_request_bytes=round(max_request_mb * 2**20),
+        max_in_flight=max_in_flight,
+        tokens=_tokens(token_file),
+    )
+    tls = Tls(authority=ranker_authority) if ranker_authority is not None else None
+    client = AsyncRankClient(url, timeout_s=timeout_s, hedge_s=hedge_s, tls=tls)
+    port = claim_port(address, port, "--port")
+    click.echo(f"gateway to {url} on {address}:{port}")
+    sys.stdout.flush()
+    # uvicorn raises the signal that ended it once more, after the last answer; that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    uvicorn.run(
+        make_app(client, limits),
+        host=address,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=tls_certificate,
+        ssl_keyfile=tls_key,
+    )
+
+
+def _tokens(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        tokens = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read --tokens {path}: {error}", "one token a line") from error
+    known = tuple(token for token in tokens if token)
+    if not known:
+        raise SpecError(f"--tokens {path} holds no token", "write one a line, or leave it out")
+    return known

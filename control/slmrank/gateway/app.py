@@ -1,0 +1,227 @@
+"""The rerank endpoint: HTTP in, gRPC to the replicas out. Nothing is kept between requests.
+
+Errors are problem JSON (RFC 9457) with a remedy and the request's id. A body above the limit is
+refused while it is read; requests above the limit of those in flight are refused at once, so that
+an overload is heard by its callers and does not pile up here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+from slmrank.client.aio import AsyncRankClient
+from slmrank.client.request import ItemScore
+from slmrank.errors import (
+    DeadlineExceeded,
+    InvalidQuery,
+    InvalidRequest,
+    Overloaded,
+    ScoreError,
+    Unreachable,
+)
+from slmrank.gateway.body import LimitedBody
+from slmrank.gateway.metrics import GatewayMetrics
+from slmrank.gateway.shapes import (
+    Document,
+    Problem,
+    RerankAnswer,
+    RerankRequest,
+    ScoreAnswer,
+    ScoreRequest,
+    TextScore,
+    read_document,
+    rerank_results,
+    scored_items,
+    text_scores,
+    warnings_of,
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_STATUS: dict[type[ScoreError], tuple[int, str]] = {
+    InvalidQuery: (422, "Invalid query"),
+    InvalidRequest: (422, "Invalid request"),
+    Overloaded: (503, "Overloaded"),
+    Unreachable: (503, "No server"),
+    DeadlineExceeded: (504, "No answer in time"),
+}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (401, 413, 422, 502, 503, 504)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for. `tokens`: bearer tokens that are let in; none: everybody."""
+
+    max_documents: int = 1000
+    max_request_bytes: int = 8 * 2**20
+    max_in_flight: int = 256
+    health_timeout_s: float = 2.0
+    tokens: tuple[str, ...] = ()
+
+
+def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
+    """The application over one client, which it closes at the end."""
+    metrics = GatewayMetrics(CollectorRegistry())
+    in_flight = 0
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPI(title="slmrank gateway", version="1", lifespan=lifespan)
+
+    # Added first, it is the inner one: its exception is heard by the handlers below.
+    app.add_middleware(LimitedBody, limit=limits.max_request_bytes)
+
+    @app.middleware("http")
+    async def around(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        nonlocal in_flight
+        started = time.monotonic()
+        given = request.headers.get("x-request-id", "")
+        request.state.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        asked = request.method == "POST"
+        if asked and not _let_in(request, limits.tokens):
+            response: Response = problem(
+                request, 401, "Not let in", "the bearer token is not known", "send a known one"
+            )
+        elif asked and in_flight >= limits.max_in_flight:
+            failure = Overloaded(
+                f"{in_flight} requests are in flight, the limit", "send again later"
+            )
+            response = _failed(request, failure)
+        else:
+            in_flight += asked
+            try:
+                response = await call_next(request)
+            finally:
+                in_flight -= asked
+        response.headers["x-request-id"] = request.state.id
+        if asked:
+            route = getattr(request.scope.get("route"), "path", "other")
+            metrics.requests.labels(route, str(response.status_code)).inc()
+            metrics.seconds.labels(route).observe(time.monotonic() - started)
+        return response
+
+    @app.exception_handler(ScoreError)
+    async def score_failed(request: Request, error: ScoreError) -> Response:
+        return _failed(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(one) for one in first["loc"][1:]) or "body"
+        hint = "see /docs for the shape of a request"
+        return problem(request, 422, "Invalid request", f"{where}: {first['msg']}", hint)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return problem(
+            request, error.status_code, str(error.detail), str(error.detail), "see /docs"
+        )
+
+    async def ask(query: str, documents: Sequence[Document]) -> list[ItemScore]:
+        if not documents:
+            raise InvalidRequest("there are no documents", "send at least one")
+        if len(documents) > limits.max_documents:
+            raise InvalidRequest(
+                f"{len(documents)} documents, the limit is {limits.max_documents}",
+                "send fewer, the best of the retrieval before",
+            )
+        asked = [read_document(one, place) for place, one in enumerate(documents)]
+        items = await client.score(query, asked)
+        for item in items:
+            metrics.documents.labels(item.status.name.lower()).inc()
+        return items
+
+    @app.post("/v1/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
+    @app.post("/v2/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
+    @app.post("/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
+    async def rerank(
+        body: RerankRequest, request: Request, response: Response
+    ) -> RerankAnswer | list[TextScore]:
+        """Score documents for a query and return them best first."""
+        items = await ask(body.query, body.asked)
+        told = warnings_of(items)
+        if body.texts is not None:
+            if told:
+                response.headers["x-warnings"] = "; ".join(told[:20])
+            return text_scores(body, items)
+        served = await client.describe()
+        return RerankAnswer(
+            id=request.state.id,
+            model=served.get("bundle", "rank"),
+            results=rerank_results(body, items),
+            meta={"api_version": {"version": "2"}, **({"warnings": told} if told else {})},
+        )
+
+    @app.post("/v1/score", responses=_PROBLEMS)
+    async def score(body: ScoreRequest) -> ScoreAnswer:
+        """Score jobs for a query, in the order in which they were sent."""
+        jobs = [{"id": one} if isinstance(one, str) else one for one in body.jobs]
+        items = await ask(body.query, jobs)
+        return ScoreAnswer(
+            query=body.query, items=scored_items(items), served=await client.describe()
+        )
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """This process answers."""
+        return {"status": "ok"}
+
+    @app.get("/health", responses=_PROBLEMS)
+    async def health() -> dict[str, str]:
+        """A server behind this answers, too; what it serves."""
+        return await client.describe(timeout_s=limits.health_timeout_s)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def page() -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def problem(
+    request: Request, status: int, title: str, detail: str, hint: str, **headers: str
+) -> Response:
+    """An error as problem JSON."""
+    content = Problem(
+        title=title,
+        status=status,
+        detail=detail,
+        hint=hint,
+        message=f"{detail}. {hint}" if hint else detail,
+        request_id=getattr(request.state, "id", ""),
+    )
+    return JSONResponse(
+        content.model_dump(), status, headers, media_type="application/problem+json"
+    )
+
+
+def _failed(request: Request, error: ScoreError) -> Response:
+    status, title = _STATUS.get(type(error), (502, "The server failed"))
+    later = {"retry-after": "1"} if status == 503 else {}
+    return problem(request, status, title, error.message, error.hint, **later)
+
+
+def _let_in(request: Request, tokens: Sequence[str]) -> bool:
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    # All are compared, in constant time each, so that nothing is learnt from how long it takes.
+    known = [hmac.compare_digest(given.encode(), one.encode()) for one in tokens]
+    return not tokens or (kind.lower() == "bearer" and any(known))

@@ -1,0 +1,211 @@
+"""Requests and answers of the rerank endpoints, in the shapes that existing clients speak.
+
+Cohere and Jina send `documents` and read `results` with `relevance_score`; Text Embeddings
+Inference sends `texts` and reads a list with `score`. Keys of theirs that mean nothing here (the
+model's name, how much of a document to read) are let through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slmrank.client.request import Asked, ItemScore, ItemText, rank_order
+from slmrank.data.records import Job
+from slmrank.errors import InvalidRequest
+from slmrank.triton.status import Status
+
+JOB_FIELDS = frozenset(Job.model_fields)
+Document = str | dict[str, Any]
+
+
+class RerankRequest(BaseModel):
+    """A query and its documents: texts, ids of stored jobs, or a job's fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    query: str = Field(description="what was typed")
+    documents: list[Document] = Field(
+        default_factory=list,
+        description="a text (summarised like a job's description), `{id}` of a stored job, or an "
+        "object with title, company, location, description or text, and an id of your own",
+    )
+    texts: list[str] | None = Field(None, description="documents, as Text Embeddings Inference")
+    top_n: int | None = Field(None, ge=1, description="best results to return; unset: all")
+    return_documents: bool = False
+    return_text: bool = False
+    raw_scores: bool = Field(False, description="log-odds instead of probabilities (TEI)")
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RerankRequest:
+        if self.texts is not None and self.documents:
+            raise ValueError("has both texts and documents; send one of them")
+        return self
+
+    @property
+    def asked(self) -> list[Document]:
+        return list(self.texts) if self.texts is not None else self.documents
+
+
+class RerankDocument(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class RerankResult(BaseModel):
+    """One scored document; `index` is its place in the request."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | None = None
+
+
+class RerankAnswer(BaseModel):
+    """Best first. A document that could not be scored is left out and named in
+    `meta.warnings`; so is one that was cut."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    meta: dict[str, Any]
+
+
+class TextScore(BaseModel):
+    """One result as Text Embeddings Inference gives it."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class ScoreRequest(BaseModel):
+    """A query and jobs, as `control score --input` reads them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str
+    jobs: list[Document] = Field(description="ids of stored jobs, or objects with a job's fields")
+
+
+class ScoredItem(BaseModel):
+    """One job in the order of the request; `score` is null where the status says why."""
+
+    index: int
+    job_id: str
+    score: float | None
+    status: int
+    status_text: str
+
+
+class ScoreAnswer(BaseModel):
+    query: str
+    items: list[ScoredItem]
+    served: dict[str, str]
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 writes it, with a remedy; `message` is where Cohere's clients look."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    hint: str = ""
+    message: str
+    request_id: str
+
+
+def read_document(value: Document, place: int) -> Asked:
+    """A document as the client sends it. Raises InvalidRequest that names what it lacks."""
+    if isinstance(value, str):
+        return Job(job_id=f"#{place}", description=value)
+    given = {key: one for key, one in value.items() if one not in (None, "")}
+    if "id" in given:
+        given["job_id"] = given.pop("id")
+    if set(given) == {"job_id"} and isinstance(given["job_id"], str):
+        return str(given["job_id"])
+    if set(given) <= {"job_id", "job_text"} and "job_text" in given:
+        return ItemText(text=str(given["job_text"]), job_id=str(given.get("job_id", "")))
+    if "text" in given and "description" not in given:
+        given["description"] = given.pop("text")
+    unknown = sorted(set(given) - JOB_FIELDS)
+    if unknown:
+        raise InvalidRequest(
+            f"document {place} has unknown keys {', '.join(unknown)}",
+            "a document is a text, {id}, or an object with id, title, company, location and "
+            "description or text",
+        )
+    try:
+        return Job.model_validate({"job_id": f"#{place}", "description": "", **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRequest(
+            f"document {place}: {'.'.join(str(one) for one in first['loc'])} {first['msg']}",
+            "give strings",
+        ) from error
+
+
+def warnings_of(items: Sequence[ItemScore]) -> list[str]:
+    """What a caller should know of documents that were cut or not scored."""
+    return [
+        f"document {item.index}: {item.status.words}"
+        for item in items
+        if item.status is not Status.OK
+    ]
+
+
+def rerank_results(request: RerankRequest, items: Sequence[ItemScore]) -> list[RerankResult]:
+    """The scored documents, best first, at most `top_n`."""
+    scored = [item for item in rank_order(items) if not math.isnan(item.score)]
+    return [
+        RerankResult(
+            index=item.index,
+            relevance_score=item.score,
+            document=_returned(request.asked[item.index]) if request.return_documents else None,
+        )
+        for item in scored[: request.top_n]
+    ]
+
+
+def text_scores(request: RerankRequest, items: Sequence[ItemScore]) -> list[TextScore]:
+    """The same for Text Embeddings Inference."""
+    texts = request.texts or []
+    return [
+        TextScore(
+            index=one.index,
+            score=_log_odds(one.relevance_score) if request.raw_scores else one.relevance_score,
+            text=texts[one.index] if request.return_text else None,
+        )
+        for one in rerank_results(request, items)
+    ]
+
+
+def scored_items(items: Sequence[ItemScore]) -> list[ScoredItem]:
+    return [
+        ScoredItem(
+            index=item.index,
+            job_id=item.job_id,
+            score=None if math.isnan(item.score) else item.score,
+            status=int(item.status),
+            status_text=item.status.words,
+        )
+        for item in items
+    ]
+
+
+def _returned(document: Document) -> RerankDocument:
+    if isinstance(document, str):
+        return RerankDocument(text=document)
+    shown: Mapping[str, Any] = document
+    if "text" not in document:  # clients read a document's text
+        shown = {**document, "text": document.get("description") or json.dumps(document)}
+    return RerankDocument.model_validate(shown)
+
+
+def _log_odds(p: float) -> float:
+    bounded = min(max(p, 1e-12), 1 - 1e-12)
+    return math.log(bounded / (1 - bounded))

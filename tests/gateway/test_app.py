@@ -1,0 +1,266 @@
+"""The rerank endpoint's shapes, limits and errors, over a ranker that is a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from slmrank.client.request import Asked, ItemScore, id_of
+from slmrank.data.records import Job
+from slmrank.errors import (
+    DeadlineExceeded,
+    InvalidQuery,
+    Overloaded,
+    ScoreError,
+    ServerFault,
+    Unreachable,
+)
+from slmrank.gateway.app import Limits, make_app
+from slmrank.triton.status import Status
+
+SAID = {"bundle": "demo", "engine_key": "e1"}
+
+
+class LengthRanker:
+    """A job's p is its text's length in percent; ids that start with `no` are unknown."""
+
+    def __init__(
+        self, failure: ScoreError | None = None, wait: asyncio.Event | None = None
+    ) -> None:
+        self.failure = failure
+        self.wait = wait
+        self.asked: list[Asked] = []
+
+    async def score(self, _query: str, jobs: Sequence[Asked], **_: Any) -> list[ItemScore]:
+        self.asked = list(jobs)
+        if self.wait is not None:
+            await self.wait.wait()
+        if self.failure is not None:
+            raise self.failure
+        found = []
+        for index, job in enumerate(jobs):
+            text = job.description if isinstance(job, Job) else id_of(job)
+            status = Status.UNKNOWN_JOB if text.startswith("no") else Status.OK
+            score = len(text) / 100 if status.scored else math.nan
+            found.append(ItemScore(index=index, job_id=id_of(job), score=score, status=status))
+        return found
+
+    async def describe(self, **_: Any) -> dict[str, str]:
+        if self.failure is not None:
+            raise self.failure
+        return SAID
+
+    async def close(self) -> None: ...
+
+
+def send(
+    ranker: Any, path: str, body: Any = None, limits: Limits | None = None, **options: Any
+) -> httpx.Response:
+    async def once() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(ranker, limits or Limits()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            if body is None and not options.get("content"):
+                return await client.get(path, **options)
+            return await client.post(path, **({"json": body} if body else {}), **options)
+
+    return asyncio.run(once())
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_documents_come_back_best_first(path: str) -> None:
+    body = {
+        "query": "q",
+        "documents": ["aa", "a", "aaaa", "aaa"],
+        "top_n": 3,
+        "model": "rerank-v3.5",
+    }
+    reply = send(LengthRanker(), path, body)
+    assert reply.status_code == 200
+    answer = reply.json()
+    assert [(one["index"], one["relevance_score"]) for one in answer["results"]] == [
+        (2, 0.04),
+        (3, 0.03),
+        (0, 0.02),
+    ]
+    assert answer["id"] == reply.headers["x-request-id"]
+    assert answer["model"] == "demo"
+    assert "document" not in answer["results"][0]
+    assert "warnings" not in answer["meta"]
+
+
+def test_a_document_is_a_text_an_id_or_fields() -> None:
+    ranker = LengthRanker()
+    documents = [
+        "a text",
+        {"id": "stored-1"},
+        {"id": "new", "title": "Cook", "description": "bake"},
+        {"text": "only text", "title": ""},
+    ]
+    body = {"query": "q", "documents": documents, "return_documents": True}
+    reply = send(ranker, "/v1/rerank", body).json()
+    assert ranker.asked == [
+        Job(job_id="#0", description="a text"),
+        "stored-1",
+        Job(job_id="new", title="Cook", description="bake"),
+        Job(job_id="#3", description="only text"),
+    ]
+    shown = {one["index"]: one["document"] for one in reply["results"]}
+    assert shown[0] == {"text": "a text"}
+    assert shown[1]["id"] == "stored-1"
+    assert shown[2]["text"] == "bake"
+    assert shown[3]["text"] == "only text"
+
+
+def test_what_was_not_scored_is_told_and_left_out() -> None:
+    body = {"query": "q", "documents": ["aa", {"id": "nowhere"}]}
+    answer = send(LengthRanker(), "/v1/rerank", body).json()
+    assert [one["index"] for one in answer["results"]] == [0]
+    assert answer["meta"]["warnings"] == ["document 1: unknown job"]
+
+
+def test_texts_are_answered_as_text_embeddings_inference_does() -> None:
+    body = {"query": "q", "texts": ["a" * 50, "a", "no"], "return_text": True}
+    reply = send(LengthRanker(), "/rerank", body)
+    assert reply.json() == [
+        {"index": 0, "score": 0.5, "text": "a" * 50},
+        {"index": 1, "score": 0.01, "text": "a"},
+    ]
+    assert reply.headers["x-warnings"] == "document 2: unknown job"
+    raw = send(LengthRanker(), "/rerank", {**body, "raw_scores": True}).json()
+    assert raw[0]["score"] == pytest.approx(0, abs=1e-9)
+    assert raw[1]["score"] == pytest.approx(math.log(0.01 / 0.99))
+
+
+def test_scores_in_the_order_of_the_request() -> None:
+    body = {"query": "q", "jobs": ["no-1", {"job_id": "x", "description": "aaa"}, "s"]}
+    answer = send(LengthRanker(), "/v1/score", body).json()
+    assert [one["job_id"] for one in answer["items"]] == ["no-1", "x", "s"]
+    assert [one["score"] for one in answer["items"]] == [None, 0.03, 0.01]
+    assert answer["items"][0]["status_text"] == "unknown job"
+    assert answer["served"] == SAID
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"query": "q", "documents": []}, "there are no documents"),
+        ({"query": "q", "documents": ["a"] * 4}, "4 documents, the limit is 3"),
+        ({"query": "q", "documents": [{"txt": "a"}]}, "document 0 has unknown keys txt"),
+        ({"query": "q", "documents": [{"id": 7, "text": "a"}]}, "document 0: job_id"),
+        ({"query": "q", "documents": ["a"], "texts": ["a"]}, "both texts and documents"),
+        ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
+        ({"documents": ["a"]}, "query: Field required"),
+        ({"query": 3, "documents": ["a"]}, "query: Input should be a valid string"),
+    ],
+)
+def test_a_bad_request_names_value_and_rule(body: dict[str, Any], told: str) -> None:
+    reply = send(LengthRanker(), "/v1/rerank", body, Limits(max_documents=3))
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert told in reply.json()["detail"]
+    assert reply.json()["request_id"] == reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (InvalidQuery("query is empty", "give a word"), 422),
+        (Overloaded("full", "wait"), 503),
+        (Unreachable("gone", "start it"), 503),
+        (DeadlineExceeded("slow", "wait"), 504),
+        (ServerFault("KeyError", "see the log"), 502),
+    ],
+)
+def test_a_failure_of_the_ranker_has_its_status(failure: ScoreError, status: int) -> None:
+    reply = send(LengthRanker(failure), "/v1/rerank", {"query": "q", "documents": ["a"]})
+    assert reply.status_code == status
+    assert reply.json()["message"] == f"{failure.message}. {failure.hint}"
+    assert ("retry-after" in reply.headers) == (status == 503)
+
+
+def test_a_body_above_the_limit_is_refused_declared_or_not() -> None:
+    limits = Limits(max_request_bytes=500)
+    body = {"query": "q", "documents": ["a" * 600]}
+    assert send(LengthRanker(), "/v1/rerank", body, limits).status_code == 413
+
+    async def parts() -> Any:
+        for _ in range(100):
+            yield b"[" * 10
+
+    ranker = LengthRanker()
+    reply = send(ranker, "/v1/rerank", None, limits, content=parts())
+    assert reply.status_code == 413
+    assert "500 bytes" in reply.json()["detail"]
+    assert not ranker.asked
+    assert send(LengthRanker(), "/v1/rerank", None, limits, content=b"{").status_code == 422
+
+
+def test_who_may_ask() -> None:
+    limits, body = Limits(tokens=("one", "two")), {"query": "q", "documents": ["a"]}
+    for token, status in (("two", 200), ("tw", 401), ("", 401), ("ü", 401)):
+        headers = {"authorization": f"Bearer {token}".encode()} if token else {}
+        reply = send(LengthRanker(), "/v1/rerank", body, limits, headers=headers)
+        assert reply.status_code == status
+    assert send(LengthRanker(), "/health", None, limits).status_code == 200
+
+
+def test_more_requests_than_the_limit_are_refused_at_once() -> None:
+    async def statuses() -> list[int]:
+        go_on = asyncio.Event()
+        transport = httpx.ASGITransport(
+            make_app(LengthRanker(wait=go_on), Limits(max_in_flight=2))  # type: ignore[arg-type]
+        )
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            body = {"query": "q", "documents": ["a"]}
+            tasks = [asyncio.ensure_future(client.post("/v1/rerank", json=body)) for _ in range(5)]
+            done, _ = await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            while len(done) < 3:
+                done, _ = await asyncio.wait(tasks, timeout=0.1)
+            go_on.set()
+            return [reply.status_code for reply in await asyncio.gather(*tasks)]
+
+    assert sorted(asyncio.run(statuses())) == [200, 200, 503, 503, 503]
+
+
+def test_a_request_id_is_kept_unless_it_is_none() -> None:
+    for given, kept in (("abc-1", True), ("a b\n", False), ("x" * 99, False)):
+        reply = send(
+            LengthRanker(), "/health/live", headers={"x-request-id": given.replace("\n", "")}
+        )
+        assert (reply.headers["x-request-id"] == given) == kept
+
+
+def test_health_and_metrics() -> None:
+    assert send(LengthRanker(), "/health").json() == SAID
+    reply = send(LengthRanker(Unreachable("gone", "start it")), "/health")
+    assert reply.status_code == 503
+    assert reply.json()["hint"] == "start it"
+
+    async def counted() -> str:
+        app = make_app(LengthRanker(), Limits())  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            await client.post("/v1/rerank", json={"query": "q", "documents": ["a", {"id": "no"}]})
+            await client.post("/nothing", json={})
+            return (await client.get("/metrics")).text
+
+    page = asyncio.run(counted())
+    assert 'slmrank_gateway_requests_total{route="/v1/rerank",status="200"} 1.0' in page
+    assert 'slmrank_gateway_documents_total{status="unknown_job"} 1.0' in page
+    assert 'route="other",status="404"' in page
+
+
+def test_the_description_of_the_endpoint_names_every_route() -> None:
+    paths = send(LengthRanker(), "/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/v1/score",
+        "/health",
+        "/health/live",
+    }
