@@ -37,6 +37,8 @@ SUMMARIES_FILE = "summaries.json"
 # A longer text is cut before it is tokenised: 1 MB would hold the tokenizer for a second, and no
 # item of up to 8,192 tokens needs more.
 MAX_TEXT_CHARACTERS = 131_072
+# All texts of one request: 120 of 200 kB held the stage, and everybody behind them, for over 5 s.
+MAX_REQUEST_TEXT_BYTES = 8 * 2**20
 JOB_FIELDS = ("title", "company", "location", "description")
 
 
@@ -72,8 +74,8 @@ class Preparer:
         an item as it goes into the prompt; an empty entry means: not sent. A text wins over fields,
         fields over the stored job.
 
-        Raises InvalidQuery for a bad query, InvalidRequest for too many jobs or columns of
-        different length.
+        Raises InvalidQuery for a bad query, InvalidRequest for too many jobs, too much text or
+        columns of different length.
         """
         if len(job_ids) > self._max_items:
             raise InvalidRequest(
@@ -86,6 +88,12 @@ class Preparer:
                     f"{len(column)} {name} for {len(job_ids)} job_id",
                     f"send one {name} per job_id; an empty one means: use the stored job",
                 )
+        size = sum(len(text) for column in (jobs, job_texts) for text in column or ())
+        if size > MAX_REQUEST_TEXT_BYTES:
+            raise InvalidRequest(
+                f"the request has {size} bytes of text, the limit is {MAX_REQUEST_TEXT_BYTES}",
+                "send fewer jobs at a time, or ids of stored ones",
+            )
         prefix = self._encoder.prefix(_decode_query(query))
         empty = [b""] * len(job_ids)
         columns = zip(job_ids, jobs or empty, job_texts or empty, strict=True)

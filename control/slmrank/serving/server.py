@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -30,6 +31,10 @@ START_TIMEOUT_S = 180.0
 DRAIN_S = 10
 STOP_MARGIN_S = 10
 LOG_LINES = 20
+# Whoever reaches the port may score, and read health, configuration and statistics. What changes
+# models, maps memory or writes files needs the key of this variable, and is closed without one.
+CLOSED = "model-repository,shared-memory,trace,logging"
+KEY_VARIABLE = "SLMRANK_SERVER_KEY"
 _FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
 
 
@@ -141,6 +146,7 @@ class Server:
     def _launch(self) -> None:
         assert self._work is not None
         installation = locate_tritonserver(self._work)
+        key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe()
         command = [
             str(installation.binary),
             *installation.arguments,
@@ -162,6 +168,10 @@ class Server:
             str(self.drain_s),
             "--exit-on-error=true",
             "--metrics-config=summary_latencies=true",
+            *(
+                f"--{kind}={CLOSED}:slmrank-key={key}"
+                for kind in ("grpc-restricted-protocol", "http-restricted-api")
+            ),
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]
