@@ -17,13 +17,19 @@ class TritonPythonModel:
         self._engine = OpenVinoEngine(folder / "engine", threads)
 
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
+        """Requests that the batcher joined are scored together."""
+        scored = self._engine.logits_of([self._read(request) for request in requests])
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor("score", probability(logits).astype(np.float32)[np.newaxis])]
+            )
+            for logits in scored
+        ]
 
-    def _answer(self, request):
+    def _read(self, request):
+        """The prefix and the items of one request."""
         prefix, ids, lengths = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
             for name in ("prefix_ids", "item_ids", "item_lengths")
         )
-        items = np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
-        scores = probability(self._engine.logits(prefix, items)).astype(np.float32)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores[np.newaxis])])
+        return prefix, np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []

@@ -99,6 +99,24 @@ def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     assert np.abs(together - backwards).max() < 1e-4
 
 
+def test_queries_together_equal_queries_alone(engine: OpenVinoEngine) -> None:
+    """Prefixes and items of every length, shared passes, a repeated prefix, nothing, and nothing
+    but an empty item."""
+    empty = np.zeros(0, dtype=np.int32)
+    asked = [(one.prefix[: 3 + 2 * n], one.items) for n, one in enumerate(queries(5, 3))]
+    asked += [(asked[0][0], asked[3][1][:1]), (asked[1][0], []), (asked[2][0][:2], [empty])]
+    together = engine.logits_of(asked)
+    assert [len(logits) for logits in together] == [3, 3, 3, 3, 3, 1, 0, 1]
+    engine._prefixes.clear()
+    for (prefix, items), logits in zip(asked, together, strict=True):
+        alone = engine.logits(prefix, items)
+        np.testing.assert_allclose(logits, alone, atol=1e-4)
+    many = [(np.array([3, number + 5], dtype=np.int32), asked[0][1][:1]) for number in range(40)]
+    for (prefix, items), logits in zip(many, engine.logits_of(many), strict=True):
+        np.testing.assert_allclose(logits, engine.logits(prefix, items), atol=1e-4)
+    assert len(engine._prefixes) == 32
+
+
 def test_an_item_without_ids_is_nan_and_harms_no_other(engine: OpenVinoEngine) -> None:
     one = queries(1, 2)[0]
     empty = np.zeros(0, dtype=np.int32)

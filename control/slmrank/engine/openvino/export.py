@@ -1,7 +1,9 @@
 """Turn a ranker checkpoint into two OpenVINO graphs, and quantise the second.
 
-`prefix.xml`: ids [1, P] int64 -> keys and values of all layers, [L, 2, K, P, D] float32.
-`items.xml`: ids [B, S] int64, lengths [B] int64, past [L, 2, K, P, D] -> logits [B] float32.
+`prefix.xml`: ids [Q, P] int64 -> keys and values of all layers, [Q, L, 2, K, P, D] float32.
+`items.xml`: ids [B, S], lengths [B], prefix_lengths [Q], prefix_of [B] int64, past
+[Q, L, 2, K, P, D] -> logits [B] float32. Items of several queries share a pass, each behind its
+own prefix.
 
 Two graphs because the first tokens of a decoder carry huge activations that ruin per-tensor INT8
 ranges (calibrated on both passes the ranking was destroyed, design.md section 7): they live in the
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slmrank.model.checkpoint import Checkpoint
-from slmrank.model.decoder import causal_mask, label_row, last_hidden, run_layers
+from slmrank.model.decoder import causal_mask, item_mask, label_row, last_hidden, run_layers
 from slmrank.model.quiet import quiet
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
@@ -40,7 +42,7 @@ class _PrefixPass(nn.Module):
         size = ids.shape[1]
         positions = torch.arange(size)[None]
         _, cache = run_layers(self.model, ids, positions, causal_mask(size, "cpu"))
-        return torch.stack([torch.cat([key, value], dim=0) for key, value in cache])
+        return torch.stack([torch.stack([key, value], dim=1) for key, value in cache], dim=1)
 
 
 class _ItemsPass(nn.Module):
@@ -49,14 +51,14 @@ class _ItemsPass(nn.Module):
         self.model = model
         self.register_buffer("head", head)
 
-    def forward(self, ids: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
-        rows, size = ids.shape
-        prefix = past.shape[3]
-        positions = prefix + torch.arange(size)[None]
-        seen = torch.ones(size, prefix, dtype=torch.bool)
-        mask = torch.cat([seen, causal_mask(size, "cpu")], dim=1)
-        shared = past[:, :, None].expand(-1, -1, rows, -1, -1, -1)
-        cache = [(layer[0], layer[1]) for layer in shared.unbind(0)]
+    def forward(
+        self, ids: Tensor, lengths: Tensor, past: Tensor, prefix_lengths: Tensor, prefix_of: Tensor
+    ) -> Tensor:
+        size = ids.shape[1]
+        starts = prefix_lengths[prefix_of]
+        positions = starts[:, None] + torch.arange(size)[None]
+        mask = item_mask(starts, past.shape[4], size)
+        cache = [(one[:, 0][prefix_of], one[:, 1][prefix_of]) for one in past.unbind(1)]
         hidden, _ = run_layers(self.model, ids, positions, mask, cache)
         head: Tensor = self.head  # type: ignore[assignment]
         return last_hidden(self.model, hidden, lengths).float() @ head
@@ -67,27 +69,31 @@ def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
     ranker = load_model(checkpoint)
     head = label_row(ranker).detach().float()
     shape = checkpoint.geometry
-    ids = torch.ones(1, 5, dtype=torch.long)
-    past = torch.zeros(shape.layers, 2, shape.kv_heads, 5, shape.head_dim)
-    items = {
-        "ids": torch.ones(2, 7, dtype=torch.long),
-        "lengths": torch.tensor([7, 4]),
-        "past": past,
+    kept = (shape.layers, 2, shape.kv_heads)
+    example = {
+        "ids": torch.ones(3, 7, dtype=torch.long),
+        "lengths": torch.tensor([7, 4, 5]),
+        "past": torch.zeros(2, *kept, 5, shape.head_dim),
+        "prefix_lengths": torch.tensor([5, 3]),
+        "prefix_of": torch.tensor([0, 1, 1]),
+    }
+    shapes = {
+        "ids": [-1, -1],
+        "lengths": [-1],
+        "past": [-1, *kept, -1, shape.head_dim],
+        "prefix_lengths": [-1],
+        "prefix_of": [-1],
     }
     with torch.no_grad(), quiet():
         prefix_graph = ov.convert_model(
             _PrefixPass(ranker.network),
-            example_input={"ids": ids},
-            input=[("ids", ov.PartialShape([1, -1]))],
+            example_input={"ids": torch.ones(2, 5, dtype=torch.long)},
+            input=[("ids", ov.PartialShape([-1, -1]))],
         )
         items_graph = ov.convert_model(
             _ItemsPass(ranker.network, head),
-            example_input=items,
-            input=[
-                ("ids", ov.PartialShape([-1, -1])),
-                ("lengths", ov.PartialShape([-1])),
-                ("past", ov.PartialShape([shape.layers, 2, shape.kv_heads, -1, shape.head_dim])),
-            ],
+            example_input=example,
+            input=[(name, ov.PartialShape(shapes[name])) for name in example],
         )
     _name(prefix_graph, "prefix", "past")
     _name(items_graph, "items", "logits")
@@ -140,6 +146,8 @@ def calibration_inputs(prefix_graph: Any, queries: Sequence[EncodedQuery]) -> It
                 "ids": item[None].astype(np.int64),
                 "lengths": np.array([len(item)], dtype=np.int64),
                 "past": past,
+                "prefix_lengths": np.array([len(query.prefix)], dtype=np.int64),
+                "prefix_of": np.zeros(1, dtype=np.int64),
             }
 
 

@@ -1,5 +1,5 @@
-"""Score items with an OpenVINO engine: one prefix pass per query, then items against its keys and
-values, bucketed by length so that padding stays small.
+"""Score items with an OpenVINO engine: each query's prefix once, then items against its keys and
+values, bucketed by length so that padding stays small. Queries that come together share passes.
 
 Needs only openvino and numpy; this is what runs inside the server.
 """
@@ -23,6 +23,7 @@ from slmrank.tokens import Ids
 ENGINE_FILE = "engine.json"
 LENGTH_STEP = 8
 CACHED_PREFIXES = 32
+PREFIXES_AT_ONCE = 16
 Floats = npt.NDArray[np.float32]
 
 
@@ -75,28 +76,58 @@ class OpenVinoEngine:
 
     def logits(self, prefix: Ids, items: Sequence[Ids]) -> Floats:
         """Log-odds of "yes" [N] for items after one prefix; NaN for an item without ids."""
-        found = np.full(len(items), np.nan, dtype=np.float32)
-        present = [index for index, item in enumerate(items) if len(item)]
+        return self.logits_of([(prefix, items)])[0]
+
+    def logits_of(self, asked: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[Floats]:
+        """The same for several prefixes with their items: 16 queries of one item each take two
+        passes, not 32."""
+        found = [np.full(len(items), np.nan, dtype=np.float32) for _, items in asked]
+        present = [
+            (query, place)
+            for query, (_, items) in enumerate(asked)
+            for place, item in enumerate(items)
+            if len(item)
+        ]
         if not present:
             return found
-        past = self._past(prefix)
-        for bucket in buckets([len(items[index]) for index in present], self.info.max_batch_items):
-            chosen = [present[index] for index in bucket]
-            ids, lengths = pad([items[index] for index in chosen])
-            result = self._items({"ids": ids, "lengths": lengths, "past": past})
-            found[chosen] = result[0]
+        pasts = self._pasts([asked[query][0] for query in dict(present)])
+        rows = [asked[query][1][place] for query, place in present]
+        for bucket in buckets([len(row) for row in rows], self.info.max_batch_items):
+            ids, lengths = pad([rows[index] for index in bucket])
+            keys = [asked[present[index][0]][0].tobytes() for index in bucket]
+            shared = list(dict.fromkeys(keys))
+            past, prefix_lengths = stack([pasts[key] for key in shared])
+            inputs = {
+                "ids": ids,
+                "lengths": lengths,
+                "past": past,
+                "prefix_lengths": prefix_lengths,
+                "prefix_of": np.array([shared.index(key) for key in keys], dtype=np.int64),
+            }
+            logits = self._items(inputs)[0]
+            for index, logit in zip(bucket, logits, strict=True):
+                query, place = present[index]
+                found[query][place] = logit
         return found
 
-    def _past(self, prefix: Ids) -> Floats:
-        """Keys and values of a prefix, from a small cache: clients split long listings."""
-        key = prefix.tobytes()
-        past = self._prefixes.pop(key, None)
-        if past is None:
-            past = np.array(self._prefix(prefix[None].astype(np.int64))[0])
-        self._prefixes[key] = past
+    def _pasts(self, prefixes: Sequence[Ids]) -> dict[bytes, Floats]:
+        """Keys and values [L, 2, K, P, D] by prefix, from a small cache: clients split long
+        listings. What is not in it is computed in one pass."""
+        wanted = {prefix.tobytes(): prefix for prefix in prefixes}
+        missing = [prefix for key, prefix in wanted.items() if key not in self._prefixes]
+        for start in range(0, len(missing), PREFIXES_AT_ONCE):
+            chosen = missing[start : start + PREFIXES_AT_ONCE]
+            ids, lengths = pad(chosen, step=1)
+            made = self._prefix(ids)[0]
+            for row, prefix in enumerate(chosen):
+                # A copy: what OpenVINO returns is its own memory, and holds the padding.
+                self._prefixes[prefix.tobytes()] = made[row, :, :, :, : lengths[row]].copy()
+        for key in wanted:
+            self._prefixes.move_to_end(key)
+        found = {key: self._prefixes[key] for key in wanted}
         while len(self._prefixes) > CACHED_PREFIXES:
             self._prefixes.popitem(last=False)
-        return past
+        return found
 
 
 def buckets(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -110,11 +141,25 @@ def buckets(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.array(order, dtype=int), count)]
 
 
-def pad(items: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Ids [B, S] padded with 0 to a multiple of LENGTH_STEP (fewer graph shapes), lengths [B]."""
+def pad(
+    items: Sequence[Ids], step: int = LENGTH_STEP
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids [B, S] padded with 0 to a multiple of `step` (fewer graph shapes), lengths [B]."""
     lengths = np.array([len(item) for item in items], dtype=np.int64)
-    size = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP
+    size = -(-int(lengths.max()) // step) * step
     ids = np.zeros((len(items), size), dtype=np.int64)
     for row, item in enumerate(items):
         ids[row, : len(item)] = item
     return ids, lengths
+
+
+def stack(pasts: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Keys and values of several prefixes [Q, L, 2, K, P, D], zero behind each, lengths [Q]."""
+    lengths = np.array([past.shape[3] for past in pasts], dtype=np.int64)
+    if len(pasts) == 1:
+        return pasts[0][None], lengths
+    layers, two, heads, _, size = pasts[0].shape
+    stacked = np.zeros((len(pasts), layers, two, heads, lengths.max(), size), dtype=np.float32)
+    for row, past in enumerate(pasts):
+        stacked[row, :, :, :, : lengths[row]] = past
+    return stacked, lengths
