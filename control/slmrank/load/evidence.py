@@ -16,6 +16,7 @@ from tritonclient import grpc as triton
 
 from slmrank.errors import SweepError
 from slmrank.machine.facts import find_gpus, memory_gib
+from slmrank.triton.config import ENSEMBLE
 
 TIMEOUT_S = 10.0
 STAGES = ("prepare", "ranker", "tensorrt_llm")
@@ -75,13 +76,17 @@ def joined_requests(
 
 
 def served_config(url: str) -> dict[str, Any]:
-    """The configuration of every model as the server returns it."""
+    """The configuration of the ensemble and of each of its stages, as the server returns it (its
+    list of all models needs a key)."""
+    found: dict[str, Any] = {}
     with triton.InferenceServerClient(url) as client:
-        names = [one["name"] for one in client.get_model_repository_index(as_json=True)["models"]]
-        return {
-            name: client.get_model_config(name, as_json=True, client_timeout=TIMEOUT_S)["config"]
-            for name in names
-        }
+        names = [ENSEMBLE]
+        for name in names:
+            reply = client.get_model_config(name, as_json=True, client_timeout=TIMEOUT_S)
+            found[name] = reply["config"]
+            stages = found[name].get("ensemble_scheduling", {}).get("step", [])
+            names += [one["model_name"] for one in stages if one["model_name"] not in names]
+    return found
 
 
 def scrape_metrics(url: str | None) -> str | None:
