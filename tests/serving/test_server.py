@@ -141,7 +141,7 @@ def test_bad_queries_fail_the_call(tiny_server: Server, query: str, text: str) -
 
 
 def test_invalid_utf8_on_the_wire(tiny_server: Server) -> None:
-    with triton.triton.InferenceServerClient(tiny_server.url) as client:
+    with triton.InferenceServerClient(tiny_server.url) as client:
         inputs = []
         for name, values in (("query", [b"ok"]), ("job_id", [b"\xff"]), ("job_text", [b"\xc3("])):
             tensor = triton.InferInput(name, [1, 1], "BYTES")
