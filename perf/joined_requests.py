@@ -29,8 +29,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from slmrank.engine.openvino.runtime import OpenVinoEngine
-folder = Path(sys.argv[1])
-engine = OpenVinoEngine(folder, int(sys.argv[2]))
+engine = OpenVinoEngine(Path(sys.argv[1]))
 print("ready", flush=True)
 for line in sys.stdin:
     asked = [(np.array(p, dtype=np.int32), [np.array(i, dtype=np.int32) for i in items])
@@ -60,10 +59,9 @@ class Tree:
             check=True,
             timeout=3600,
         )
-        engine = Path(json.loads(done.stdout)["path"])
-        folder = engine if (engine / "engine.json").exists() else engine / "engine"
+        folder = json.loads(done.stdout)["path"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder), "0"],
+            [sys.executable, "-c", CHILD, folder],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,7 +10,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,13 +38,7 @@ def gateway(tiny_server: Any) -> Iterator[str]:
     assert process.stdout is not None
     url = "http://" + process.stdout.readline().split()[-1]
     try:
-        for _ in range(300):
-            try:
-                if httpx.get(f"{url}/health/live").status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None
-            time.sleep(0.1)
+        assert httpx.get(f"{url}/health/live").status_code == 200
         yield url
     finally:
         process.terminate()
@@ -121,9 +114,12 @@ def test_good_and_broken_requests_at_once(gateway: str, tiny_server: Any) -> Non
             }
             bad = [{"query": "", "jobs": ["a"]}, {"query": QUERY}, {"query": QUERY, "jobs": [[]]}]
             replies = []
-            for _ in range(5):
-                sent = [client.post("/v1/score", json=one) for one in [body, *bad] * 4]
+            for _ in range(20):
+                sent = [client.post("/v1/score", json=one) for one in [body, *bad]]
                 replies += await asyncio.gather(*sent)
+            # A busy machine's server may refuse for its queue; say so instead of "503 != 200".
+            told = [reply.json()["detail"] for reply in replies if reply.status_code >= 500]
+            assert not told, told
             good = [reply for reply in replies if reply.status_code == 200]
             for reply in good:
                 found = [one["score"] for one in reply.json()["items"]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import click
 from slmrank.cli.options import PathType
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
-from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.errors import MissingDependencyError, ServerError, SpecError
 from slmrank.serving.server import claim_port
 
 GRACE_S = 10
@@ -93,20 +95,24 @@ def gateway_command(
     )
     tls = Tls(authority=ranker_authority) if ranker_authority is not None else None
     client = AsyncRankClient(url, timeout_s=timeout_s, hedge_s=hedge_s, tls=tls)
-    port = claim_port(address, port, "--port")
-    click.echo(f"gateway to {url} on {address}:{port}")
-    sys.stdout.flush()
-    # uvicorn raises the signal that ended it once more, after the last answer; that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
+    config = uvicorn.Config(
         make_app(client, limits),
-        host=address,
-        port=port,
         log_level="warning",
         timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=tls_certificate,
         ssl_keyfile=tls_key,
     )
+    # It listens before it says so: whoever reads the line can connect.
+    listening = socket.create_server((address, claim_port(address, port, "--port")))
+    click.echo(f"gateway to {url} on {address}:{listening.getsockname()[1]}")
+    sys.stdout.flush()
+    # uvicorn raises the signal that ended it once more, after the last answer; that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        raise ServerError("the gateway did not start", "the lines above are uvicorn's own")
 
 
 def _tokens(path: Path | None) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypedDict
 
+from tritonclient.utils import InferenceServerException
+
 from slmrank.client.replicas import Replica, Replicas, Tls
 from slmrank.client.request import (
     MODEL,
@@ -202,8 +204,6 @@ class AsyncRankClient:
             await _end(tasks)
 
     async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
-        from tritonclient.utils import InferenceServerException
-
         try:
             return await ask(replica.client, max(deadline - time.monotonic(), 0.001))
         except InferenceServerException as error:
