@@ -111,6 +111,7 @@ def test_nothing_outside_the_store_knows_lmdb() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert slmrank.__all__ == [
+        "Answer",
         "AsyncRankClient",
         "ControlError",
         "DeadlineExceeded",
@@ -121,6 +122,7 @@ def test_the_public_names_are_these() -> None:
         "Job",
         "Overloaded",
         "Pair",
+        "Part",
         "RankClient",
         "ScoreError",
         "ServerFault",

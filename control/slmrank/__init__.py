@@ -13,9 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from slmrank.client.aio import AsyncRankClient
+    from slmrank.client.answer import Answer, ItemScore, Part, rank_order
+    from slmrank.client.asked import ItemText
     from slmrank.client.client import RankClient
     from slmrank.client.replicas import Tls
-    from slmrank.client.request import ItemScore, ItemText, rank_order
     from slmrank.data.records import Job, Pair
     from slmrank.errors import (
         ControlError,
@@ -34,7 +35,8 @@ _WHERE = {
     "client.aio": ("AsyncRankClient",),
     "client.replicas": ("Tls",),
     "client.client": ("RankClient",),
-    "client.request": ("ItemScore", "ItemText", "rank_order"),
+    "client.answer": ("Answer", "ItemScore", "Part", "rank_order"),
+    "client.asked": ("ItemText",),
     "data.records": ("Job", "Pair"),
     "errors": (
         "ControlError",
@@ -49,6 +51,7 @@ _WHERE = {
     "triton.status": ("Status",),
 }
 __all__ = [
+    "Answer",
     "AsyncRankClient",
     "ControlError",
     "DeadlineExceeded",
@@ -59,6 +62,7 @@ __all__ = [
     "Job",
     "Overloaded",
     "Pair",
+    "Part",
     "RankClient",
     "ScoreError",
     "ServerFault",

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
-from slmrank.client.request import Asked, ItemText
+from slmrank.client.asked import Asked, ItemText
 from slmrank.errors import DataError
 
 from tests.conftest import Control, TinyBundle
@@ -248,7 +248,7 @@ def test_score_from_flags_files_and_stdin(
     done = control("score", "-q", "night nurse", "-j", "job-0", "-t", "Job: nurse", *url, "--json")
     result = json.loads(done.stdout)
     assert [item["status"] for item in result["items"]] == [0, 0]
-    assert result["served"]["engine"]
+    assert result["parts"][0]["served"]["engine"]
     wanted = {item["index"]: item["score"] for item in result["items"]}
     (tmp_path / "in.json").write_text(
         json.dumps({"query": "night nurse", "jobs": ["job-0", {"job_text": "Job: nurse"}]})
@@ -307,8 +307,8 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> No
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (b'{"job": "a"}', "is not a job"),
-        (b'{"job_id": 5}', "is not a job"),
+        (b'{"job": "a"}', "x:1: unknown keys job"),
+        (b'{"job_id": 5}', "x:1: job_id is 5, not a string"),
         (b'{"query": 5, "jobs": ["a"]}', "query is not a string"),
         (b'a\n{"job_id": ', "x:2: not JSON"),
         (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.client import aio as module
 from slmrank.client.aio import AsyncRankClient
+from slmrank.client.answer import Answer
 from slmrank.client.client import RankClient
 from slmrank.client.replicas import Replica
 from slmrank.client.request import build_inputs, explain
@@ -38,6 +39,13 @@ FULL = "[request id: 1] Exceeds maximum queue size"
         ("StatusCode.UNAVAILABLE", FULL, Overloaded),
         ("StatusCode.UNAVAILABLE", "Request timeout expired", Overloaded),
         ("StatusCode.UNAVAILABLE", "failed to connect", Unreachable),
+        # A server that ends says so: 1 of 4 runs of 600 calls during a roll-out met it.
+        (
+            "StatusCode.NOT_FOUND",
+            "Request for unknown model: 'rank' has no available versions",
+            Unreachable,
+        ),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'rank' is not found", ServerFault),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
         (
             "StatusCode.INTERNAL",
@@ -65,6 +73,7 @@ class Answering:
         self.in_flight = 0
         self.most_in_flight = 0
         self.sizes: list[int] = []
+        self.headers: dict[str, str] = {}
 
     async def _turn(self) -> None:
         self.calls += 1
@@ -81,11 +90,18 @@ class Answering:
         await self._turn()
         return SimpleNamespace(config=SimpleNamespace(parameters={}))
 
-    async def infer(self, _model: str, inputs: Any, **_: Any) -> Any:
+    async def infer(self, _model: str, inputs: Any, *, headers: Any = None, **_: Any) -> Any:
+        self.headers = headers or {}
         await self._turn()
         ids = [int(one) for one in deserialize_bytes_tensor(inputs[1]._raw_content)]
         self.sizes.append(len(ids))
-        values = {"score": np.array([ids], float), "status": np.zeros((1, len(ids)), int)}
+        values = {
+            "score": np.array([ids], float),
+            "status": np.zeros((1, len(ids)), int),
+            "served": np.array([[b'{"engine": "e1"}']], object),
+            "prepare_us": np.array([[1000]]),
+            "ranker_us": np.array([[self.calls]]),
+        }
         return SimpleNamespace(as_numpy=values.get)
 
     async def close(self) -> None: ...
@@ -199,6 +215,48 @@ def test_any_listing_is_split_and_put_together_in_order(
     assert [one.job_id for one in found] == [str(number) for number in range(count)]
     assert len(server.sizes) == -(-count // limit)
     assert max(server.sizes, default=0) <= limit
+
+
+def test_an_answer_says_who_scored_each_part_and_how_long_it_took() -> None:
+    server = Answering([])
+
+    async def ask() -> Answer:
+        client = asking(server, max_items=2, parts_in_flight=1)
+        return await client.score("q", ["1", "2", "3"])
+
+    answer = asyncio.run(ask())
+    assert [item.score for item in answer] == [1, 2, 3]
+    assert [(part.start, part.items) for part in answer.parts] == [(0, 2), (2, 1)]
+    assert [part.served for part in answer.parts] == [{"engine": "e1"}] * 2
+    assert [part.ranker_s for part in answer.parts] == [1e-6, 2e-6]
+    assert all(part.total_s > 0 and part.prepare_s == 1e-3 for part in answer.parts)
+    assert set(answer.parts[0].times_ms) == {"total", "prepare", "ranker"}
+
+
+def test_a_call_is_a_span_and_carries_its_trace_on() -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    from opentelemetry import trace
+
+    kept = memory.InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(kept))
+    trace.set_tracer_provider(provider)
+    server = Answering([])
+    asyncio.run(asking(server, max_items=9).score("secret words", ["1", "2"]))
+    failing = asking(Answering([full()]), max_items=9)
+    with pytest.raises(Overloaded):
+        asyncio.run(failing.score("q", ["1"]))
+    good, bad = kept.get_finished_spans()
+    assert good.name == "slmrank.score"
+    assert good.attributes["slmrank.items"] == 2
+    (event,) = good.events
+    assert event.attributes["slmrank.engine"] == "e1"
+    assert event.attributes["slmrank.prepare_ms"] == 1.0
+    assert f"{good.context.trace_id:032x}" in server.headers["traceparent"]
+    assert "secret" not in good.to_json()
+    assert bad.status.status_code.name == "ERROR"
 
 
 def test_the_blocking_client_gives_the_same_from_many_threads() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slmrank.client.answer import ItemScore
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
-from slmrank.client.request import ItemScore
 from slmrank.engine.known_answers import (
     KNOWN_FILE,
     KnownAnswer,

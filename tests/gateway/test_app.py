@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from slmrank.client.request import Asked, ItemScore, id_of
+from slmrank.client.answer import Answer, ItemScore, Part
+from slmrank.client.asked import Asked, id_of
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -35,7 +36,7 @@ class LengthRanker:
         self.wait = wait
         self.asked: list[Asked] = []
 
-    async def score(self, _query: str, jobs: Sequence[Asked], **_: Any) -> list[ItemScore]:
+    async def score(self, _query: str, jobs: Sequence[Asked], **_: Any) -> Answer:
         self.asked = list(jobs)
         if self.wait is not None:
             await self.wait.wait()
@@ -47,7 +48,10 @@ class LengthRanker:
             status = Status.UNKNOWN_JOB if text.startswith("no") else Status.OK
             score = len(text) / 100 if status.scored else math.nan
             found.append(ItemScore(index=index, job_id=id_of(job), score=score, status=status))
-        return found
+        part = Part(
+            start=0, items=len(found), served=SAID, total_s=0.5, prepare_s=0.001, ranker_s=0.25
+        )
+        return Answer(found, (part,))
 
     async def describe(self, **_: Any) -> dict[str, str]:
         if self.failure is not None:
@@ -137,11 +141,15 @@ def test_texts_are_answered_as_text_embeddings_inference_does() -> None:
 
 def test_scores_in_the_order_of_the_request() -> None:
     body = {"query": "q", "jobs": ["no-1", {"job_id": "x", "description": "aaa"}, "s"]}
-    answer = send(LengthRanker(), "/v1/score", body).json()
+    reply = send(LengthRanker(), "/v1/score", body)
+    answer = reply.json()
     assert [one["job_id"] for one in answer["items"]] == ["no-1", "x", "s"]
     assert [one["score"] for one in answer["items"]] == [None, 0.03, 0.01]
     assert answer["items"][0]["status_text"] == "unknown job"
-    assert answer["served"] == SAID
+    times = {"total": 500.0, "prepare": 1.0, "ranker": 250.0}
+    assert answer["parts"] == [{"start": 0, "items": 3, "served": SAID, "times_ms": times}]
+    timing = reply.headers["server-timing"]
+    assert timing == "total;dur=500.000, prepare;dur=1.000, ranker;dur=250.000"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_scores_in_the_order_of_the_request() -> None:
     [
         ({"query": "q", "documents": []}, "there are no documents"),
         ({"query": "q", "documents": ["a"] * 4}, "4 documents, the limit is 3"),
-        ({"query": "q", "documents": [{"txt": "a"}]}, "document 0 has unknown keys txt"),
+        ({"query": "q", "documents": [{"txt": "a"}]}, "document 0: unknown keys txt"),
         ({"query": "q", "documents": [{"id": 7, "text": "a"}]}, "document 0: job_id"),
         ({"query": "q", "documents": ["a"], "texts": ["a"]}, "both texts and documents"),
         ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 from slmrank.client.aio import AsyncRankClient
+from slmrank.client.answer import rank_order
 from slmrank.client.client import RankClient
-from slmrank.client.request import rank_order
 from slmrank.data.records import Job
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]

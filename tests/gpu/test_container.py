@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.artifacts import ArtifactStore
+from slmrank.client.asked import Asked
 from slmrank.client.client import RankClient
-from slmrank.client.request import Asked
 from slmrank.engine.trtllm.builder import Builder, find_builder
 from slmrank.engine.trtllm.compatibility import load_compatibility
 from slmrank.engine.trtllm.compile import compile_engine, read_planned

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
-from slmrank.client.request import ItemText
 from slmrank.engine.fan_out import label_probability, whole_prompts
 from slmrank.engine.trtllm.backend_config import backend_model
 from slmrank.engine.trtllm.compile import compiled_path, read_planned

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.artifacts import ArtifactStore
+from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
-from slmrank.client.request import ItemText, build_inputs
+from slmrank.client.request import build_inputs
 from slmrank.data.labelled import read_labelled
 from slmrank.errors import (
     InvalidQuery,
@@ -214,6 +215,21 @@ def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) ->
         == checkpoint_of(run(tiny.bundle.final, tiny.store)).ranker.tokenizer_hash
     )
     assert told["max_items"] == "1000"
+
+
+def test_each_answer_says_who_gave_it_and_where_the_time_went(tiny_server: Server) -> None:
+    with RankClient(tiny_server.url) as client:
+        told = client.describe()
+        answer = client.score("nurse shift", ["job-1", "job-2"])
+    (part,) = answer.parts
+    assert (part.start, part.items) == (0, 2)
+    assert part.served.items() <= told.items()
+    assert {"engine", "checkpoint", "summaries", "prompt_hash", "tokenizer_hash"} <= set(
+        part.served
+    )
+    assert 0 < part.prepare_s < part.total_s
+    assert 0 < part.ranker_s < part.total_s
+    assert part.prepare_s + part.ranker_s < part.total_s
 
 
 def test_a_repository_without_the_ensemble_is_refused(tmp_path: Path) -> None:

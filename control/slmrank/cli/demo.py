@@ -25,8 +25,8 @@ from slmrank.cli.options import (
     set_option,
 )
 from slmrank.cli.sweep import announce, show_points
+from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.client import RankClient
-from slmrank.client.request import ItemScore, rank_order
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet, Pair, group_by_query
 from slmrank.evaluate.table import QualityRow

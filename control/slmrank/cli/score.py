@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
 from slmrank.cli.display import print_json, print_table
 from slmrank.cli.options import PathType, json_option
 from slmrank.client.aio import DEFAULT_TIMEOUT_S
+from slmrank.client.answer import ItemScore, rank_order
+from slmrank.client.asked import Asked, ItemText, read_asked
 from slmrank.client.client import RankClient
-from slmrank.client.request import Asked, ItemScore, ItemText, rank_order
 from slmrank.data.records import Job
-from slmrank.errors import DataError, ScoreError
-
-JOB_KEYS = set(Job.model_fields)
+from slmrank.errors import DataError, InvalidRequest, ScoreError
 
 
 @click.command("score")
@@ -88,13 +86,26 @@ def score_command(
     if not jobs:
         raise click.UsageError("no jobs: give --job, --job-file, --text or --input")
     with RankClient(url, timeout_s=timeout_s) as client:
-        ranked = rank_order(client.score(query, jobs))
-        identity = client.describe()
+        answer = client.score(query, jobs)
+    ranked = rank_order(answer)
     shown = ranked[:top] if top > 0 else ranked
+    parts = [
+        {
+            "start": part.start,
+            "items": part.items,
+            "served": dict(part.served),
+            "times_ms": part.times_ms,
+        }
+        for part in answer.parts
+    ]
     if as_json:
-        print_json({"query": query, "items": [_record(item) for item in shown], "served": identity})
+        print_json({"query": query, "items": [_record(item) for item in shown], "parts": parts})
     else:
         _show(query, shown, jobs)
+        for part in answer.parts:
+            times = ", ".join(f"{name} {value:.1f} ms" for name, value in part.times_ms.items())
+            who = f"bundle {part.served.get('bundle')}, engine {part.served.get('engine')}"
+            click.echo(f"{part.items} jobs scored by {who}: {times}", err=True)
     failed = [item for item in ranked if not item.status.scored]
     if failed:
         names = ", ".join(
@@ -151,25 +162,10 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
 
 
 def _job(value: Any, name: str, number: int) -> Asked:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and all(isinstance(one, str | None) for one in value.values()):
-        given = {key: one for key, one in value.items() if one}
-        if set(value) <= {"job_id", "job_text"}:
-            text, job_id = given.get("job_text"), given.get("job_id", "")
-            return job_id if text is None else ItemText(text=text, job_id=job_id)
-        if set(value) <= JOB_KEYS:
-            try:
-                return Job.model_validate({"job_id": f"#{number}", "description": "", **given})
-            except ValidationError as error:
-                raise DataError(
-                    f"{name}:{number}: {error.errors()[0]['msg']}", "correct the job"
-                ) from error
-    raise DataError(
-        f"{name}:{number}: {json.dumps(value)[:80]} is not a job",
-        "a job is an id, or an object of strings: job_id, title, company, location, description; "
-        "or job_id and job_text",
-    )
+    try:
+        return read_asked(value, number)
+    except InvalidRequest as error:
+        raise DataError(f"{name}:{number}: {error.message}", error.hint) from error
 
 
 def _read(source: Path) -> bytes:

@@ -22,18 +22,13 @@ from typing import Any, TypedDict
 
 from tritonclient.utils import InferenceServerException
 
+from slmrank.client.answer import Answer, join_answers, read_reply
+from slmrank.client.asked import Asked
 from slmrank.client.replicas import Replica, Replicas, Tls
-from slmrank.client.request import (
-    MODEL,
-    Asked,
-    ItemScore,
-    build_inputs,
-    explain,
-    output_tensors,
-    read_reply,
-    split,
-)
+from slmrank.client.request import build_inputs, explain, output_tensors, split
+from slmrank.client.tracing import call_span
 from slmrank.errors import Overloaded, ScoreError, Unreachable
+from slmrank.triton.config import ENSEMBLE
 
 DEFAULT_TIMEOUT_S = 30.0
 PARTS_IN_FLIGHT = 4
@@ -82,7 +77,7 @@ class AsyncRankClient:
         self.hedge_s = hedge_s
         self.parts_in_flight = parts_in_flight
         self._replicas = Replicas(url, tls)
-        self._headers = dict(headers or {}) or None
+        self._headers = dict(headers or {})
         self._identity: dict[str, str] | None = None
 
     async def __aenter__(self) -> AsyncRankClient:
@@ -110,9 +105,9 @@ class AsyncRankClient:
 
     async def score(
         self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None
-    ) -> list[ItemScore]:
-        """Scores in the order of `jobs`. A job that cannot be scored does not raise; its status
-        says why.
+    ) -> Answer:
+        """Scores in the order of `jobs`, with who gave them and how long that took. A job that
+        cannot be scored does not raise; its status says why.
 
         Raises InvalidQuery, InvalidRequest, Overloaded, DeadlineExceeded, Unreachable or
         ServerFault, all of them ScoreErrors.
@@ -120,39 +115,59 @@ class AsyncRankClient:
         deadline = self._deadline(timeout_s)
         limit = int((await self._described(deadline)).get("max_items", "1000"))
         parts = list(split(jobs, limit))
-        if len(parts) == 1:  # the usual case needs no tasks
-            return await self._score_part(query, jobs, 0, deadline)
+        with call_span(self.url, len(jobs)) as span:
+            headers = {**self._headers, **span.headers} or None
+            if len(parts) == 1:  # the usual case needs no tasks
+                answer = await self._score_part(query, jobs, 0, deadline, headers)
+            else:
+                answer = await self._score_parts(query, parts, deadline, headers)
+            span.answered(answer)
+        return answer
+
+    async def _score_parts(
+        self,
+        query: str,
+        parts: Iterable[tuple[int, Sequence[Asked]]],
+        deadline: float,
+        headers: dict[str, str] | None,
+    ) -> Answer:
         free = asyncio.Semaphore(self.parts_in_flight)
 
-        async def bounded(start: int, part: Sequence[Asked]) -> list[ItemScore]:
+        async def bounded(start: int, part: Sequence[Asked]) -> Answer:
             async with free:
-                return await self._score_part(query, part, start, deadline)
+                return await self._score_part(query, part, start, deadline, headers)
 
         tasks = [asyncio.ensure_future(bounded(start, part)) for start, part in parts]
         try:
-            found = await asyncio.gather(*tasks)
+            return join_answers(await asyncio.gather(*tasks))
         finally:
             await _end(tasks)
-        return [item for part in found for item in part]
 
     async def _score_part(
-        self, query: str, jobs: Sequence[Asked], start: int, deadline: float
-    ) -> list[ItemScore]:
+        self,
+        query: str,
+        jobs: Sequence[Asked],
+        start: int,
+        deadline: float,
+        headers: dict[str, str] | None,
+    ) -> Answer:
+        started = time.monotonic()
         inputs, outputs = build_inputs(query, jobs), output_tensors()
 
         async def ask(client: Any, left: float) -> Any:
             return await client.infer(
-                MODEL, inputs, outputs=outputs, client_timeout=left, headers=self._headers
+                ENSEMBLE, inputs, outputs=outputs, client_timeout=left, headers=headers
             )
 
-        return read_reply(await self._call(ask, deadline), jobs, start)
+        reply = await self._call(ask, deadline)
+        return read_reply(reply, jobs, start, time.monotonic() - started)
 
     async def _described(self, deadline: float) -> dict[str, str]:
         if self._identity is None:
 
             async def ask(client: Any, left: float) -> Any:
                 return await client.get_model_config(
-                    MODEL, client_timeout=left, headers=self._headers
+                    ENSEMBLE, client_timeout=left, headers=self._headers or None
                 )
 
             parameters = (await self._call(ask, deadline)).config.parameters.items()

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 from slmrank.client.aio import AsyncRankClient, ClientOptions
-from slmrank.client.request import Asked, ItemScore
+from slmrank.client.answer import Answer
+from slmrank.client.asked import Asked
 
 Result = TypeVar("Result")
 _lock = threading.Lock()
@@ -53,9 +54,7 @@ class RankClient:
         """See `AsyncRankClient.describe`."""
         return _wait_for(self._asking.describe(timeout_s=timeout_s))
 
-    def score(
-        self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None
-    ) -> list[ItemScore]:
+    def score(self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None) -> Answer:
         """See `AsyncRankClient.score`."""
         return _wait_for(self._asking.score(query, jobs, timeout_s=timeout_s))
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slmrank.client.request import ItemScore
+from slmrank.client.answer import ItemScore
 from slmrank.engine.known_answers import KnownAnswer
 from slmrank.errors import WrongAnswer
 
 # INT8 kernels of two processors differ by less; a wrong model or store by far more.
 TOLERANCE = 0.05
-Score = Callable[[str, Sequence[str]], list[ItemScore]]
+Score = Callable[[str, Sequence[str]], Sequence[ItemScore]]
 
 
 @dataclass(frozen=True, kw_only=True)

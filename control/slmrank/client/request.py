@@ -1,17 +1,16 @@
-"""One scoring call as tensors, and its answer or failure as records: what both clients share."""
+"""One scoring call as tensors, and its failure as an error."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient import grpc as triton
 
+from slmrank.client.asked import Asked, ItemText, id_of
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -22,49 +21,28 @@ from slmrank.errors import (
     ServerFault,
     Unreachable,
 )
-from slmrank.triton.status import Status
+from slmrank.triton.config import ANSWERED, ENSEMBLE
 
-MODEL = "rank"
 # What Triton says when a queue is full, and when a request waited longer than its queue's timeout.
 _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired")
+# And of a model that it has not loaded yet, or unloads because it ends.
+_NOT_SERVING = "has no available versions"
 _BY_NAME: dict[str, type[ScoreError]] = {
     one.__name__: one for one in (InvalidQuery, InvalidRequest)
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ItemText:
-    """The text of an item exactly as it goes into the prompt, for those who format it themselves.
-    A job of the store, or one sent as `Job`, has another text: title and place stand in it too."""
-
-    text: str
-    job_id: str = ""
-
-
-# A job in the server's store by its id, a job by its fields, or a text of one's own.
-Asked = str | Job | ItemText
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemScore:
-    """P(relevant) of one job, NaN when it was not scored; `index` is its place in the request."""
-
-    index: int
-    job_id: str
-    score: float
-    status: Status
-
-
 def explain(error: Any, url: str) -> ScoreError:
     """A failure of a call as an error that says what to do."""
     status = str(error.status() or "")
-    text = str(error.message() or error).removeprefix(f"in ensemble '{MODEL}', ")
+    text = str(error.message() or error).removeprefix(f"in ensemble '{ENSEMBLE}', ")
     if any(sign in text for sign in _OVERLOAD):
         return Overloaded(
             f"{url} is overloaded and refused the request: {text.rpartition('] ')[2]}",
             "send fewer requests at a time, or add replicas",
         )
-    if "UNAVAILABLE" in status or isinstance(error, grpc.FutureTimeoutError):
+    lost = "UNAVAILABLE" in status or isinstance(error, grpc.FutureTimeoutError)
+    if lost or _NOT_SERVING in text:
         return Unreachable(
             f"no answer from {url}: {text}",
             "start the server with `control serve`, or check the url",
@@ -78,10 +56,6 @@ def explain(error: Any, url: str) -> ScoreError:
     kind = _BY_NAME.get(name)
     message, _, fix = (rest if kind else text).partition(". Fix: ")
     return (kind or ServerFault)(message, fix or "see the server's log")
-
-
-def id_of(job: Asked) -> str:
-    return job if isinstance(job, str) else job.job_id
 
 
 def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
@@ -105,35 +79,14 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
 
 
 def output_tensors() -> list[Any]:
-    """The outputs that are asked for: score and status [1, N]."""
-    return [triton.InferRequestedOutput(name) for name in ("score", "status")]
+    """The outputs that are asked for: score and status [1, N], and those of `Part` [1, 1]."""
+    return [triton.InferRequestedOutput(tensor.name) for tensor in ANSWERED]
 
 
 def split(jobs: Sequence[Asked], limit: int) -> Iterator[tuple[int, Sequence[Asked]]]:
     """Parts of at most `limit` jobs, each with the place of its first job."""
     for start in range(0, len(jobs), limit):
         yield start, jobs[start : start + limit]
-
-
-def read_reply(reply: Any, jobs: Sequence[Asked], start: int) -> list[ItemScore]:
-    """The answer to one call, as scores of `jobs`, the first of which has the place `start`."""
-    scores, statuses = reply.as_numpy("score")[0], reply.as_numpy("status")[0]
-    return [
-        ItemScore(
-            index=start + place,
-            job_id=id_of(job),
-            score=float(scores[place]),
-            status=Status(int(statuses[place])),
-        )
-        for place, job in enumerate(jobs)
-    ]
-
-
-def rank_order(items: Sequence[ItemScore]) -> list[ItemScore]:
-    """Best first; items without a score last, in request order."""
-    scored = [item for item in items if not math.isnan(item.score)]
-    rest = [item for item in items if math.isnan(item.score)]
-    return sorted(scored, key=lambda item: -item.score) + rest
 
 
 def _fields(job: Job) -> str:

@@ -12,6 +12,7 @@ import hmac
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,9 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from slmrank.client.aio import AsyncRankClient
-from slmrank.client.request import ItemScore
+from slmrank.client.answer import Answer
+from slmrank.client.asked import Asked
+from slmrank.client.tracing import continued
 from slmrank.errors import (
     DeadlineExceeded,
     InvalidQuery,
@@ -43,8 +46,11 @@ from slmrank.gateway.shapes import (
     ScoreRequest,
     TextScore,
     read_document,
+    read_job,
     rerank_results,
     scored_items,
+    scored_parts,
+    server_timing,
     text_scores,
     warnings_of,
 )
@@ -136,7 +142,13 @@ def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
             request, error.status_code, str(error.detail), str(error.detail), "see /docs"
         )
 
-    async def ask(query: str, documents: Sequence[Document]) -> list[ItemScore]:
+    async def ask(
+        query: str,
+        documents: Sequence[Document],
+        read: Callable[[Document, int], Asked],
+        request: Request,
+        response: Response,
+    ) -> Answer:
         if not documents:
             raise InvalidRequest("there are no documents", "send at least one")
         if len(documents) > limits.max_documents:
@@ -144,11 +156,13 @@ def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
                 f"{len(documents)} documents, the limit is {limits.max_documents}",
                 "send fewer, the best of the retrieval before",
             )
-        asked = [read_document(one, place) for place, one in enumerate(documents)]
-        items = await client.score(query, asked)
-        for item in items:
-            metrics.documents.labels(item.status.name.lower()).inc()
-        return items
+        asked = [read(one, place) for place, one in enumerate(documents)]
+        with continued(request.headers):
+            answer = await client.score(query, asked)
+        for status, count in Counter(item.status for item in answer).items():
+            metrics.documents.labels(status.name.lower()).inc(count)
+        response.headers["server-timing"] = server_timing(answer.parts)
+        return answer
 
     @app.post("/v1/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
     @app.post("/v2/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
@@ -157,28 +171,24 @@ def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
         body: RerankRequest, request: Request, response: Response
     ) -> RerankAnswer | list[TextScore]:
         """Score documents for a query and return them best first."""
-        items = await ask(body.query, body.asked)
+        items = await ask(body.query, body.asked, read_document, request, response)
         told = warnings_of(items)
         if body.texts is not None:
             if told:
                 response.headers["x-warnings"] = "; ".join(told[:20])
             return text_scores(body, items)
-        served = await client.describe()
         return RerankAnswer(
             id=request.state.id,
-            model=served.get("bundle", "rank"),
+            model=items.parts[0].served.get("bundle", "rank"),
             results=rerank_results(body, items),
             meta={"api_version": {"version": "2"}, **({"warnings": told} if told else {})},
         )
 
     @app.post("/v1/score", responses=_PROBLEMS)
-    async def score(body: ScoreRequest) -> ScoreAnswer:
+    async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreAnswer:
         """Score jobs for a query, in the order in which they were sent."""
-        jobs = [{"id": one} if isinstance(one, str) else one for one in body.jobs]
-        items = await ask(body.query, jobs)
-        return ScoreAnswer(
-            query=body.query, items=scored_items(items), served=await client.describe()
-        )
+        answer = await ask(body.query, body.jobs, read_job, request, response)
+        return ScoreAnswer(query=body.query, items=scored_items(answer), parts=scored_parts(answer))
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:

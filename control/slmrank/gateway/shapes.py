@@ -12,14 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from slmrank.client.request import Asked, ItemScore, ItemText, rank_order
+from slmrank.client.answer import Answer, ItemScore, Part, rank_order
+from slmrank.client.asked import Asked, read_asked
 from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
 from slmrank.triton.status import Status
 
-JOB_FIELDS = frozenset(Job.model_fields)
 Document = str | dict[str, Any]
 
 
@@ -101,10 +101,19 @@ class ScoredItem(BaseModel):
     status_text: str
 
 
+class ScoredPart(BaseModel):
+    """Who scored `items` jobs from place `start` on, and milliseconds by stage."""
+
+    start: int
+    items: int
+    served: dict[str, str]
+    times_ms: dict[str, float]
+
+
 class ScoreAnswer(BaseModel):
     query: str
     items: list[ScoredItem]
-    served: dict[str, str]
+    parts: list[ScoredPart]
 
 
 class Problem(BaseModel):
@@ -120,33 +129,23 @@ class Problem(BaseModel):
 
 
 def read_document(value: Document, place: int) -> Asked:
-    """A document as the client sends it. Raises InvalidRequest that names what it lacks."""
+    """A document as the client sends it: a text is a job's description. Raises InvalidRequest that
+    names what it lacks."""
     if isinstance(value, str):
         return Job(job_id=f"#{place}", description=value)
-    given = {key: one for key, one in value.items() if one not in (None, "")}
-    if "id" in given:
-        given["job_id"] = given.pop("id")
-    if set(given) == {"job_id"} and isinstance(given["job_id"], str):
-        return str(given["job_id"])
-    if set(given) <= {"job_id", "job_text"} and "job_text" in given:
-        return ItemText(text=str(given["job_text"]), job_id=str(given.get("job_id", "")))
-    if "text" in given and "description" not in given:
-        given["description"] = given.pop("text")
-    unknown = sorted(set(given) - JOB_FIELDS)
-    if unknown:
-        raise InvalidRequest(
-            f"document {place} has unknown keys {', '.join(unknown)}",
-            "a document is a text, {id}, or an object with id, title, company, location and "
-            "description or text",
-        )
+    return _read(value, place, "document")
+
+
+def read_job(value: Document, place: int) -> Asked:
+    """The same for a job: a text is a stored job's id."""
+    return _read(value, place, "job")
+
+
+def _read(value: Document, place: int, what: str) -> Asked:
     try:
-        return Job.model_validate({"job_id": f"#{place}", "description": "", **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(
-            f"document {place}: {'.'.join(str(one) for one in first['loc'])} {first['msg']}",
-            "give strings",
-        ) from error
+        return read_asked(value, place)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{what} {place}: {error.message}", error.hint) from error
 
 
 def warnings_of(items: Sequence[ItemScore]) -> list[str]:
@@ -195,6 +194,24 @@ def scored_items(items: Sequence[ItemScore]) -> list[ScoredItem]:
         )
         for item in items
     ]
+
+
+def scored_parts(answer: Answer) -> list[ScoredPart]:
+    return [
+        ScoredPart(
+            start=part.start, items=part.items, served=dict(part.served), times_ms=part.times_ms
+        )
+        for part in answer.parts
+    ]
+
+
+def server_timing(parts: Sequence[Part]) -> str:
+    """The header Server-Timing: milliseconds by stage, summed over the parts."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.times_ms.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return ", ".join(f"{name};dur={value:.3f}" for name, value in sums.items())
 
 
 def _returned(document: Document) -> RerankDocument:

@@ -6,6 +6,7 @@ allows it. The ensemble graph is checked before anything is called a repository.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ from slmrank.model.checkpoint import RANKER_FILE
 from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.triton.config import (
+    ANSWERED,
     ASKED,
     ENSEMBLE,
     PREPARE,
     PREPARED,
     RANKER,
-    SCORE,
-    STATUS,
+    SCORED,
+    TOLD,
     ModelConfig,
     Queue,
     Stage,
@@ -80,26 +82,26 @@ def render_configs(
     prepare = python_model(
         PREPARE,
         ASKED,
-        (*PREPARED, STATUS),
+        (*PREPARED, *TOLD),
         max_batch_size=own.max_batch_size,
         queue=replace(queue_of(spec), max_delay_us=PREPARE_DELAY_US),
-        parameters={"max_items": str(own.max_items)},
+        parameters={"max_items": str(own.max_items), "served": json.dumps(dict(identity))},
     )
     inside = {PREPARE: prepare, **ranker}
     rank = ensemble(
         ENSEMBLE,
         ASKED,
-        (SCORE, STATUS),
+        ANSWERED,
         (
             Stage(
                 model=PREPARE,
                 inputs={tensor.name: tensor.name for tensor in ASKED},
-                outputs={tensor.name: tensor.name for tensor in (*PREPARED, STATUS)},
+                outputs={tensor.name: tensor.name for tensor in (*PREPARED, *TOLD)},
             ),
             Stage(
                 model=RANKER,
                 inputs={tensor.name: tensor.name for tensor in PREPARED},
-                outputs={SCORE.name: SCORE.name},
+                outputs={tensor.name: tensor.name for tensor in SCORED},
             ),
         ),
         max_batch_size=own.max_batch_size,

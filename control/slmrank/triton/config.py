@@ -60,8 +60,15 @@ ITEM_IDS = Tensor(name="item_ids", dtype=INT, dims=(-1,))
 ITEM_LENGTHS = Tensor(name="item_lengths", dtype=INT, dims=(-1,))
 STATUS = Tensor(name="status", dtype=INT, dims=(-1,))
 SCORE = Tensor(name="score", dtype=FLOAT, dims=(-1,))
+# Who answered, as JSON of the ensemble's parameters, and microseconds in each stage.
+SERVED = Tensor(name="served", dtype=STRING, dims=(1,))
+PREPARE_US = Tensor(name="prepare_us", dtype=INT, dims=(1,))
+RANKER_US = Tensor(name="ranker_us", dtype=INT, dims=(1,))
 ASKED = (QUERY, JOB_ID, JOB, JOB_TEXT)
 PREPARED = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS)
+TOLD = (STATUS, SERVED, PREPARE_US)  # what `prepare` says beside the ids
+SCORED = (SCORE, RANKER_US)
+ANSWERED = (*SCORED, *TOLD)
 ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
 
 
@@ -98,7 +105,7 @@ def ranker_model(
     return python_model(
         RANKER,
         PREPARED,
-        (SCORE,),
+        SCORED,
         max_batch_size=max_batch_size,
         queue=queue,
         parameters=parameters,

@@ -1,6 +1,7 @@
 """Triton stage `prepare`: query and jobs -> token ids. Thin over slmrank.serving.prepare."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"])["parameters"]
         max_items = int(parameters["max_items"]["string_value"])
+        served = parameters["served"]["string_value"].encode()
+        self._served = np.array([[served]], dtype=np.object_)
         self._preparer = open_preparer(folder, max_items)
         self._counted = _Counters()
 
@@ -22,6 +25,7 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
+        started = time.perf_counter()
         try:
             prepared = self._preparer.prepare(
                 _strings(request, "query")[0],
@@ -37,6 +41,11 @@ class TritonPythonModel:
         outputs = [
             pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
             for name in ("prefix_ids", "item_ids", "item_lengths", "status")
+        ]
+        micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
+        outputs += [
+            pb_utils.Tensor("served", self._served),
+            pb_utils.Tensor("prepare_us", micros),
         ]
         return pb_utils.InferenceResponse(outputs)
 

@@ -1,6 +1,7 @@
 """Triton stage `ranker` on OpenVINO: token ids -> P(relevant). Thin over slmrank.engine."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,15 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together."""
+        started = time.perf_counter()
         scored = self._engine.logits_of([self._read(request) for request in requests])
+        micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor("score", probability(logits).astype(np.float32)[np.newaxis])]
+                [
+                    pb_utils.Tensor("score", probability(logits).astype(np.float32)[np.newaxis]),
+                    pb_utils.Tensor("ranker_us", micros),
+                ]
             )
             for logits in scored
         ]

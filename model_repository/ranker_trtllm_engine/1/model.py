@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,6 +28,7 @@ class TritonPythonModel:
         return await asyncio.gather(*(self._answer(request, limit) for request in requests))
 
     async def _answer(self, request, limit):
+        started = time.perf_counter()
         try:
             prompts = whole_prompts(
                 *(
@@ -41,7 +43,10 @@ class TritonPythonModel:
         except _BackendError as error:
             return pb_utils.InferenceResponse(error=error.failure)
         score = np.array(scores, dtype=np.float32)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("score", score[np.newaxis])])
+        micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("score", score[np.newaxis]), pb_utils.Tensor("ranker_us", micros)]
+        )
 
     async def _score(self, prompt, limit):
         if len(prompt) == 0:

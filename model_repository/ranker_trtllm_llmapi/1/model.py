@@ -2,6 +2,7 @@
 over slmrank.engine.fan_out."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests):
+        started = time.perf_counter()
         prompts, failures = {}, {}
         for index, request in enumerate(requests):
             try:
@@ -54,8 +56,9 @@ class TritonPythonModel:
                     scores |= self._scores({index: some})
                 except Exception as error:
                     failures[index] = f"TensorRT-LLM: {error}"
+        micros = round((time.perf_counter() - started) * 1e6)
         return [
-            _refused(failures[index]) if index in failures else _answered(scores[index])
+            _refused(failures[index]) if index in failures else _answered(scores[index], micros)
             for index in range(len(requests))
         ]
 
@@ -83,9 +86,12 @@ def _prompts(request):
     return whole_prompts(*(tensor.as_numpy()[0] for tensor in tensors))
 
 
-def _answered(scores):
+def _answered(scores, micros):
     score = np.array(scores, dtype=np.float32)[np.newaxis]
-    return pb_utils.InferenceResponse([pb_utils.Tensor("score", score)])
+    taken = np.array([[micros]], dtype=np.int32)
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor("score", score), pb_utils.Tensor("ranker_us", taken)]
+    )
 
 
 def _refused(text):

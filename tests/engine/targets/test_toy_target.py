@@ -89,7 +89,9 @@ class TritonPythonModel:
             )
             logits = toy_logits(np.split(ids, np.cumsum(lengths)[:-1]), self.modulus)
             scores = probability(logits).astype(np.float32)[np.newaxis]
-            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("score", scores)]))
+            taken = np.array([[1]], dtype=np.int32)
+            tensors = [pb_utils.Tensor("score", scores), pb_utils.Tensor("ranker_us", taken)]
+            answers.append(pb_utils.InferenceResponse(tensors))
         return answers
 
 
