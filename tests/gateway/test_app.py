@@ -61,17 +61,21 @@ class LengthRanker:
     async def close(self) -> None: ...
 
 
-def send(
-    ranker: Any, path: str, body: Any = None, limits: Limits | None = None, **options: Any
-) -> httpx.Response:
+def ask_app(app: Any, path: str, body: Any = None, **options: Any) -> httpx.Response:
     async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(make_app(ranker, limits or Limits()))
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             if body is None and not options.get("content"):
                 return await client.get(path, **options)
             return await client.post(path, **({"json": body} if body else {}), **options)
 
     return asyncio.run(once())
+
+
+def send(
+    ranker: Any, path: str, body: Any = None, limits: Limits | None = None, **options: Any
+) -> httpx.Response:
+    return ask_app(make_app(ranker, limits or Limits()), path, body, **options)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import socket
-import sys
 from pathlib import Path
 
 import click
 
+from slmrank.cli.listening import gateway_extra, listen
 from slmrank.cli.options import PathType
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
-from slmrank.errors import MissingDependencyError, ServerError, SpecError
-from slmrank.serving.server import claim_port
-
-GRACE_S = 10
+from slmrank.errors import SpecError
 
 
 @click.command("gateway")
@@ -76,15 +70,8 @@ def gateway_command(
       curl localhost:8080/v1/rerank -H 'content-type: application/json' \\
         -d '{"query": "night nurse", "documents": ["Care for patients.", {"id": "29-1141.00-1"}]}'
     """
-    try:
-        import uvicorn
-
+    with gateway_extra():
         from slmrank.gateway.app import Limits, make_app
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the gateway needs {error.name}, which is not installed",
-            "pip install 'slmrank[gateway]'",
-        ) from error
     if (tls_certificate is None) != (tls_key is None):
         raise click.UsageError("--tls-certificate and --tls-key belong together")
     limits = Limits(
@@ -95,24 +82,13 @@ def gateway_command(
     )
     tls = Tls(authority=ranker_authority) if ranker_authority is not None else None
     client = AsyncRankClient(url, timeout_s=timeout_s, hedge_s=hedge_s, tls=tls)
-    config = uvicorn.Config(
+    listen(
         make_app(client, limits),
-        log_level="warning",
-        timeout_graceful_shutdown=GRACE_S,
+        (address, port),
+        lambda where: f"gateway to {url} on {where}",
         ssl_certfile=tls_certificate,
         ssl_keyfile=tls_key,
     )
-    # It listens before it says so: whoever reads the line can connect.
-    listening = socket.create_server((address, claim_port(address, port, "--port")))
-    click.echo(f"gateway to {url} on {address}:{listening.getsockname()[1]}")
-    sys.stdout.flush()
-    # uvicorn raises the signal that ended it once more, after the last answer; that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
-    if not server.started:
-        raise ServerError("the gateway did not start", "the lines above are uvicorn's own")
 
 
 def _tokens(path: Path | None) -> tuple[str, ...]:

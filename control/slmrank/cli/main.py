@@ -34,6 +34,7 @@ VERBS = {
     "serve": ("serve", "Run tritonserver over a repository"),
     "score": ("score", "Score jobs for a query over gRPC"),
     "gateway": ("gateway", "Rerank over HTTP: the endpoint that Cohere and TEI clients speak"),
+    "ui": ("ui", "Look at a ranker in the browser, or at two side by side"),
     "sweep": ("sweep", "Measure throughput and latency with perf_analyzer"),
     "slo": ("sweep", "Find the highest rate that keeps a latency objective"),
     "tune": ("tune", "Search the repository's settings for the best rate at the objective"),

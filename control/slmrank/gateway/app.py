@@ -54,6 +54,7 @@ from slmrank.gateway.shapes import (
     text_scores,
     warnings_of,
 )
+from slmrank.gateway.ui import Shelf, page_routes
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STATUS: dict[type[ScoreError], tuple[int, str]] = {
@@ -79,15 +80,18 @@ class Limits:
     tokens: tuple[str, ...] = ()
 
 
-def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
-    """The application over one client, which it closes at the end."""
+def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None) -> FastAPI:
+    """The application over one client, and the page over a shelf; all clients are closed at the
+    end."""
     metrics = GatewayMetrics(CollectorRegistry())
     in_flight = 0
+    clients = [client, *(side.client for side in (shelf.sides if shelf else ()))]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await client.close()
+        for one in clients:
+            await one.close()
 
     app = FastAPI(title="slmrank gateway", version="1", lifespan=lifespan)
 
@@ -204,6 +208,8 @@ def make_app(client: AsyncRankClient, limits: Limits) -> FastAPI:
     async def page() -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
+    if shelf is not None:
+        app.include_router(page_routes(shelf))
     return app
 
 

@@ -1,0 +1,202 @@
+"""The page: type a query, see the ranked jobs, each one's full text beside its summary, one ranker
+or two side by side. Served by the gateway; it asks nothing outside of it.
+
+Candidates come from BM25 over the bundle's own jobs, as a search engine's first stage would give
+them. The page has no login: `control ui` listens on this machine unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from slmrank.client.aio import AsyncRankClient
+from slmrank.client.answer import rank_order
+from slmrank.data.bm25 import Bm25
+from slmrank.data.records import Job
+from slmrank.errors import ScoreError
+from slmrank.gateway.kept import kept_spans
+from slmrank.gateway.shapes import ScoredItem, ScoredPart, scored_items, scored_parts
+from slmrank.store.job_store import JobStore
+
+FILES = Path(__file__).parent / "page"
+KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+# Nothing is loaded from elsewhere, and a job's text can never become a script.
+POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+CANDIDATES = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One ranker of the page: a name, who is asked, and its stored summaries."""
+
+    name: str
+    client: AsyncRankClient
+    summaries: JobStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """What the page shows: rankers, jobs with their first-stage index, queries to try, and the
+    plots of the last sweep (PNG by name)."""
+
+    sides: Sequence[Side]
+    jobs: Mapping[str, Job]
+    index: Bm25
+    examples: Sequence[str] = ()
+    plots: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class About(BaseModel):
+    """What is on the shelf."""
+
+    sides: list[str]
+    jobs: int
+    examples: list[str]
+    plots: list[str]
+
+
+class Candidate(BaseModel):
+    """A job in the order of the first stage."""
+
+    job_id: str
+    title: str
+    company: str
+    location: str
+
+
+class RankedSide(BaseModel):
+    """One ranker's order; `error` where it gave none."""
+
+    name: str
+    items: list[ScoredItem]
+    parts: list[ScoredPart]
+    error: str | None = None
+
+
+class Ranked(BaseModel):
+    query: str
+    retrieval_ms: float
+    candidates: list[Candidate]
+    sides: list[RankedSide]
+
+
+class Summarised(BaseModel):
+    """A summary, and which parts of the description it kept: [start, end) in characters."""
+
+    name: str
+    summary: str
+    summary_tokens: int
+    source_tokens: int
+    kept: list[tuple[int, int]]
+
+
+class Shown(BaseModel):
+    """A job's full text and its summaries by ranker."""
+
+    job: Job
+    sides: list[Summarised]
+
+
+def page_routes(shelf: Shelf) -> APIRouter:
+    """The routes under `/ui`."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/ui")
+    async def index() -> Response:
+        return _file("index.html")
+
+    @routes.get("/ui/files/{name}")
+    async def file(name: str) -> Response:
+        return _file(name)
+
+    @routes.get("/ui/plots/{name}.png")
+    async def plot(name: str) -> Response:
+        if name not in shelf.plots:
+            raise HTTPException(404, f"there is no plot {name}")
+        return Response(shelf.plots[name], media_type="image/png")
+
+    @routes.get("/ui/about")
+    async def about() -> About:
+        return About(
+            sides=[side.name for side in shelf.sides],
+            jobs=len(shelf.jobs),
+            examples=list(shelf.examples),
+            plots=sorted(shelf.plots),
+        )
+
+    @routes.get("/ui/rank")
+    async def rank(query: str, count: int = Query(CANDIDATES, ge=1, le=500)) -> Ranked:
+        started = time.monotonic()
+        # Away from the event loop: BM25 is plain Python, and a catalogue may be large.
+        found = await asyncio.to_thread(lambda: shelf.index.top(query, count))
+        jobs = [shelf.jobs[job_id] for job_id in found]
+        taken = round((time.monotonic() - started) * 1000, 3)
+        sides = await asyncio.gather(*(_ask(side, query, found) for side in shelf.sides))
+        return Ranked(
+            query=query,
+            retrieval_ms=taken,
+            candidates=[
+                Candidate(**job.model_dump(include=set(Candidate.model_fields))) for job in jobs
+            ],
+            sides=list(sides),
+        )
+
+    @routes.get("/ui/job")
+    async def job(job_id: str) -> Shown:
+        job = shelf.jobs.get(job_id)
+        if job is None:
+            raise HTTPException(404, f"there is no job {job_id}")
+        return await asyncio.to_thread(_shown, job, shelf.sides)
+
+    return routes
+
+
+async def _ask(side: Side, query: str, job_ids: Sequence[str]) -> RankedSide:
+    if not job_ids:
+        return RankedSide(name=side.name, items=[], parts=[])
+    try:
+        answer = await side.client.score(query, list(job_ids))
+    except ScoreError as error:
+        return RankedSide(
+            name=side.name, items=[], parts=[], error=f"{error.message}. {error.hint}"
+        )
+    return RankedSide(
+        name=side.name, items=scored_items(rank_order(answer)), parts=scored_parts(answer)
+    )
+
+
+def _shown(job: Job, sides: Sequence[Side]) -> Shown:
+    found = []
+    for side in sides:
+        entry = side.summaries.get(job.job_id)
+        if entry is not None:
+            found.append(
+                Summarised(
+                    name=side.name,
+                    summary=entry.summary,
+                    summary_tokens=entry.summary_tokens,
+                    source_tokens=entry.source_tokens,
+                    kept=kept_spans(job.description, entry.summary),
+                )
+            )
+    return Shown(job=job, sides=found)
+
+
+def _file(name: str) -> Response:
+    if name not in KINDS:
+        raise HTTPException(404, f"there is no file {name}")
+    headers: dict[str, Any] = {
+        "content-security-policy": POLICY,
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-cache",
+    }
+    return Response((FILES / name).read_bytes(), headers=headers, media_type=KINDS[name])
