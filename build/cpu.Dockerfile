@@ -10,7 +10,7 @@ COPY constraints.txt dist/*.whl /tmp/wheels/
 # The tested set, in an environment of its own: the base may carry other packages.
 RUN python3 -m venv /opt/slmrank \
     && wheel="$(echo /tmp/wheels/slmrank-*.whl)" \
-    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[serve]" \
+    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[serve,gateway]" \
     && rm -rf /tmp/wheels
 
 # By number everywhere: runAsNonRoot cannot check a name.
@@ -21,7 +21,7 @@ USER 1000:1000
 WORKDIR /tmp
 ENV PATH=/opt/slmrank/bin:${PATH}
 
-# 8001 gRPC, 8000 HTTP, 8002 metrics
+# 8001 gRPC, 8000 health over HTTP, 8002 metrics
 EXPOSE 8000 8001 8002
 ENTRYPOINT ["control"]
-CMD ["serve", "/models", "--address", "0.0.0.0"]
+CMD ["serve", "/models", "--address", "0.0.0.0", "--http", "health"]

@@ -15,7 +15,7 @@ COPY dist/*.whl /tmp/wheels/
 RUN python3 -m pip freeze --exclude-editable \
       | { grep -E '^[A-Za-z0-9_.-]+==' || true; } > /tmp/constraints.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
-         -c /tmp/constraints.txt /tmp/wheels/slmrank-*.whl \
+         -c /tmp/constraints.txt "$(echo /tmp/wheels/slmrank-*.whl)[gateway]" \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 
 # uid 1000 is the container's own user triton-server.
@@ -23,7 +23,7 @@ RUN mkdir -p /models /engines /bundles && chown 1000:1000 /models /engines /bund
 USER 1000:1000
 WORKDIR /tmp
 
-# 8001 gRPC, 8000 HTTP, 8002 metrics
+# 8001 gRPC, 8000 health over HTTP, 8002 metrics
 EXPOSE 8000 8001 8002
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]
-CMD ["control", "serve", "/models", "--address", "0.0.0.0"]
+CMD ["control", "serve", "/models", "--address", "0.0.0.0", "--http", "health"]

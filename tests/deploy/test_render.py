@@ -17,9 +17,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
-from slmrank.deploy.naming import Object
+from slmrank.deploy.naming import Object, selector
 from slmrank.deploy.release import Release, load_release
 from slmrank.deploy.render import identity, render, render_base
+from slmrank.deploy.rerank import rerank_objects
 from slmrank.deploy.sizing import (
     grace_period_s,
     memory_mib,
@@ -27,6 +28,7 @@ from slmrank.deploy.sizing import (
     startup_budget_s,
     target_items_per_s,
 )
+from slmrank.deploy.smoke_job import smoke_job
 from slmrank.deploy.yaml_text import to_documents
 from slmrank.errors import DeployError
 
@@ -369,3 +371,53 @@ def _sorted_lists(value: Any) -> Any:
             return sorted(made, key=lambda one: (one.get("name", ""), one.get("mountPath", "")))
         return made
     return value
+
+
+def test_tls_is_mounted_served_and_probed_by_name() -> None:
+    release = releases.cpu(deploy={"tls": {"secret": "ranker-tls", "clients": True}})
+    deployment = next(one for one in render(release) if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (serve,) = pod["containers"]
+    assert {"name": "tls", "secret": {"secretName": "ranker-tls", "defaultMode": 0o440}} in pod[
+        "volumes"
+    ]
+    assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in serve["volumeMounts"]
+    assert serve["command"][-6:] == [
+        "--tls-certificate", "/tls/tls.crt", "--tls-key", "/tls/tls.key", "--tls-clients", "/tls/ca.crt",
+    ]  # fmt: skip
+    host = f"{release.object_name}.{release.deploy.namespace}.svc"
+    for command in (
+        serve["startupProbe"]["exec"]["command"],
+        smoke_job(release, "smoke")["spec"]["template"]["spec"]["containers"][0]["command"],
+    ):
+        assert command[command.index("--tls-name") + 1] == host
+        assert command[command.index("--tls-authority") + 1] == "/tls/ca.crt"
+        assert "--tls-certificate" in command
+    plain = next(one for one in render(releases.cpu()) if one["kind"] == "Deployment")
+    assert "tls" not in str(plain["spec"]["template"]["spec"]["volumes"])
+
+
+@pytest.mark.parametrize("clients", [False, True])
+def test_the_rerank_endpoint_is_a_command_that_exists(clients: bool) -> None:
+    from slmrank.cli.gateway import gateway_command
+
+    tls = {"secret": "ranker-tls", "clients": clients}
+    release = releases.gpu(deploy={"tls": tls, "rerank": {"tokens_secret": "who", "replicas": 3}})
+    deployment, service, budget, policy = rerank_objects(release)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:2] == ["control", "gateway"]
+    given = gateway_command.make_context("gateway", container["command"][2:]).params
+    assert given["url"] == f"{release.object_name}.{release.deploy.namespace}.svc:8001"
+    assert (str(given["ranker_key"]) == "/tls/tls.key") == clients
+    mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert str(given["token_file"]).startswith(mounted["tokens"])
+    assert {one["name"] for one in pod["volumes"]} == set(mounted)
+    assert deployment["spec"]["replicas"] == 3
+    # It takes no GPU, and its pods are neither the ranker's nor scraped as such.
+    assert "nvidia.com/gpu" not in str(pod)
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert not selector(release).items() <= labels.items()
+    for one in (service["spec"], budget["spec"]["selector"], policy["spec"]["podSelector"]):
+        assert (one.get("selector") or one["matchLabels"]).items() <= labels.items()

@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -162,37 +160,6 @@ def test_many_requests_at_once_are_answered_alike(tiny_server: Server) -> None:
     for answer in answers:
         for item, first in zip(answer, answers[7], strict=False):
             assert item.score == pytest.approx(first.score, abs=1e-4)
-
-
-def test_who_has_no_key_can_score_and_read_but_change_nothing(tiny_server: Server) -> None:
-    """Shared memory, the model repository, traces and log settings are closed, on both ports."""
-    http = f"http://{tiny_server.address}:{tiny_server.ports.http}/v2"
-    with triton.InferenceServerClient(tiny_server.url) as client:
-        for call in (
-            lambda: client.get_model_repository_index(),
-            lambda: client.unload_model("rank"),
-            lambda: client.register_system_shared_memory("region", "/any", 64),
-            lambda: client.get_system_shared_memory_status(),
-            lambda: client.get_cuda_shared_memory_status(),
-            lambda: client.update_trace_settings(settings={"trace_file": "/tmp/x"}),
-            lambda: client.update_log_settings({"log_file": "/tmp/x"}),
-        ):
-            with pytest.raises(triton.InferenceServerException, match="restricted"):
-                call()
-        assert client.is_model_ready("rank")
-        assert client.get_inference_statistics("rank").model_stats
-    for path, body in (
-        ("repository/index", b"{}"),
-        ("repository/models/rank/unload", b"{}"),
-        ("systemsharedmemory/region/r/register", b'{"key": "/any", "byte_size": 64}'),
-        ("trace/setting", b"{}"),
-        ("logging", b'{"log_file": "/tmp/x"}'),
-    ):
-        with pytest.raises(HTTPError) as refused:
-            urlopen(Request(f"{http}/{path}", body), timeout=10)
-        assert refused.value.code == 403, path
-    with RankClient(tiny_server.url) as ranker:
-        assert len(ranker.score("nurse", ["job-0"])) == 1
 
 
 def test_a_request_with_too_much_text_is_refused_at_once(tiny_server: Server) -> None:

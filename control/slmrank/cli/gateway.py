@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.listening import gateway_extra, listen
-from slmrank.cli.options import PathType
+from slmrank.cli.options import PathType, client_tls
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
 from slmrank.errors import SpecError
@@ -44,7 +44,7 @@ from slmrank.errors import SpecError
 @click.option("--max-in-flight", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--tls-certificate", type=PathType, help="PEM; serve HTTPS")
 @click.option("--tls-key", type=PathType, help="PEM")
-@click.option("--ranker-authority", type=PathType, help="PEM; ask the ranker over TLS, trust these")
+@client_tls("ranker")
 def gateway_command(
     url: str,
     address: str,
@@ -57,7 +57,7 @@ def gateway_command(
     max_in_flight: int,
     tls_certificate: Path | None,
     tls_key: Path | None,
-    ranker_authority: Path | None,
+    tls: Tls | None,
 ) -> None:
     """Rerank over HTTP, in the shapes that clients of Cohere, Jina and Text Embeddings Inference
     speak: POST /v1/rerank, /v2/rerank and /rerank; and /v1/score, /health, /metrics, /docs.
@@ -80,7 +80,6 @@ def gateway_command(
         max_in_flight=max_in_flight,
         tokens=_tokens(token_file),
     )
-    tls = Tls(authority=ranker_authority) if ranker_authority is not None else None
     client = AsyncRankClient(url, timeout_s=timeout_s, hedge_s=hedge_s, tls=tls)
     listen(
         make_app(client, limits),

@@ -12,6 +12,7 @@ import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import StepDisplay
+from slmrank.client.replicas import Tls
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
@@ -66,6 +67,31 @@ class Opened:
             raise click.exceptions.Exit(0)
         with StepDisplay() as display:
             return run(step, self.store, display, **options)
+
+
+def client_tls(prefix: str) -> Callable[[Decorated], Any]:
+    """`--PREFIX-authority`, `-certificate`, `-key` and `-name`, given to the command as one `tls`:
+    what a client of a server over TLS needs; None without any."""
+
+    def decorate(function: Decorated) -> Any:
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            names = ("authority", "certificate", "key", "name")
+            said = {name: given.pop(f"{prefix}_{name}") for name in names}
+            tls = Tls(**said) if any(said.values()) else None
+            return function(tls=tls, **given)
+
+        helps = {
+            "name": (str, "name in the server's certificate  [default: the url's]"),
+            "key": (PathType, f"PEM, with --{prefix}-certificate"),
+            "certificate": (PathType, "PEM; shown to a server that asks who calls"),
+            "authority": (PathType, "PEM; ask the server over TLS and trust these authorities"),
+        }
+        for name, (kind, text) in helps.items():
+            command = click.option(f"--{prefix}-{name}", type=kind, help=text)(command)
+        return command
+
+    return decorate
 
 
 def read_bundle(path: Path, overrides: tuple[str, ...], target: str | None) -> Bundle:

@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import PathType, json_option
+from slmrank.cli.options import PathType, client_tls, json_option
 from slmrank.client.aio import DEFAULT_TIMEOUT_S
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.asked import Asked, ItemText, read_asked
 from slmrank.client.client import RankClient
+from slmrank.client.replicas import Tls
 from slmrank.data.records import Job
 from slmrank.errors import DataError, InvalidRequest, ScoreError
 
@@ -51,6 +52,7 @@ from slmrank.errors import DataError, InvalidRequest, ScoreError
     show_default=True,
     help="seconds for the whole call",
 )
+@client_tls("tls")
 @json_option
 def score_command(
     query: str | None,
@@ -61,6 +63,7 @@ def score_command(
     url: str,
     top: int,
     timeout_s: float,
+    tls: Tls | None,
     as_json: bool,
 ) -> None:
     """Score jobs for a query on a running server and print them best first.
@@ -85,7 +88,7 @@ def score_command(
         raise click.UsageError("no query: give one with --query, or as 'query' in --input")
     if not jobs:
         raise click.UsageError("no jobs: give --job, --job-file, --text or --input")
-    with RankClient(url, timeout_s=timeout_s) as client:
+    with RankClient(url, timeout_s=timeout_s, tls=tls) as client:
         answer = client.score(query, jobs)
     ranked = rank_order(answer)
     shown = ranked[:top] if top > 0 else ranked

@@ -24,7 +24,7 @@ from slmrank.cli.options import (
 )
 from slmrank.errors import ServerError
 from slmrank.repository.generate import check_repository
-from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Ports, Server
+from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Http, Ports, Server, ServerTls
 
 
 def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
@@ -35,9 +35,21 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
 @click.command("serve")
 @click.argument("source", type=PathType)
 @_port("--grpc-port", Ports().grpc)
+@click.option(
+    "--http",
+    type=click.Choice(["off", "health", "all"]),
+    default="off",
+    show_default=True,
+    help="HTTP as well: health alone, as probes need it, or scoring too",
+)
 @_port("--http-port", Ports().http)
 @_port("--metrics-port", Ports().metrics)
 @click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--tls-certificate", type=PathType, help="PEM; gRPC over TLS, with --tls-key")
+@click.option("--tls-key", type=PathType, help="PEM")
+@click.option(
+    "--tls-clients", type=PathType, help="PEM of authorities: callers must show a certificate"
+)
 @click.option(
     "--start-timeout",
     "start_timeout_s",
@@ -64,9 +76,13 @@ def serve_command(
     overrides: tuple[str, ...],
     target: str | None,
     grpc_port: int,
+    http: Http,
     http_port: int,
     metrics_port: int,
     address: str,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_clients: Path | None,
     start_timeout_s: float,
     drain_s: int,
     artifacts: Path,
@@ -101,16 +117,24 @@ def serve_command(
             return
         repository = opened.run(bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
-    server = Server(repository, ports, address=address, drain_s=drain_s)
+    tls = None
+    if tls_certificate is not None and tls_key is not None:
+        tls = ServerTls(certificate=tls_certificate, key=tls_key, clients=tls_clients)
+    elif tls_certificate is not None or tls_key is not None or tls_clients is not None:
+        raise click.UsageError("TLS needs --tls-certificate and --tls-key")
+    server = Server(repository, ports, address=address, drain_s=drain_s, http=http, tls=tls)
     interrupt_on_sigterm()
     try:
         server.start(start_timeout_s)
-        ready = {"ready": True, "grpc": server.url, "http": f"{address}:{server.ports.http}"}
-        ready |= {"metrics": f"http://{address}:{server.ports.metrics}/metrics"}
+        metrics = f"http://{address}:{server.ports.metrics}/metrics"
+        ready = {"ready": True, "grpc": server.url, "http": None, "metrics": metrics}
+        if http != "off":
+            ready["http"] = f"{address}:{server.ports.http}"
         if as_json:
             print_json(ready)
         else:
-            click.echo(f"rank is ready: gRPC {server.url}, HTTP {ready['http']}")
+            over = " over TLS" if tls is not None else ""
+            click.echo(f"rank is ready: gRPC {server.url}{over}, HTTP {ready['http'] or 'off'}")
         sys.stdout.flush()
         status = server.wait()
         raise ServerError(

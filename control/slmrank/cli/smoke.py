@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import PathType, json_option
+from slmrank.cli.options import PathType, client_tls, json_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import TOLERANCE, compare_known
+from slmrank.client.replicas import Tls
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
 
 
@@ -27,8 +28,11 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 @click.option(
     "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="seconds, in all"
 )
+@client_tls("tls")
 @json_option
-def smoke_command(url: str, known: Path, tolerance: float, timeout_s: float, as_json: bool) -> None:
+def smoke_command(
+    url: str, known: Path, tolerance: float, timeout_s: float, tls: Tls | None, as_json: bool
+) -> None:
     """Score known answers over gRPC and compare. A server with other weights, another tokenizer or
     another summary store is found by its scores, and only by them. Exit code 9 when one is off.
 
@@ -37,7 +41,7 @@ def smoke_command(url: str, known: Path, tolerance: float, timeout_s: float, as_
       control smoke --known artifacts/repository/0123456789abcdef
     """
     answers = read_known(known / KNOWN_FILE if known.is_dir() else known)
-    with RankClient(url, timeout_s=timeout_s) as client:
+    with RankClient(url, timeout_s=timeout_s, tls=tls) as client:
         compared = compare_known(client.score, answers, tolerance)
         served = client.describe()
     if as_json:

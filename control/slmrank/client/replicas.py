@@ -26,11 +26,13 @@ LARGEST_MESSAGE = 2**31 - 1
 class Tls:
     """Encrypted connections. `authority` is a PEM file of certificates to trust (unset: the
     system's); `certificate` and `key`, PEM files too, are shown to a server that asks who calls.
+    `name` is the one that the server's certificate must have (unset: the url's).
     """
 
     authority: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    name: str | None = None
 
 
 @dataclass
@@ -125,9 +127,10 @@ class Replicas:
             ("grpc.max_send_message_length", LARGEST_MESSAGE),
             ("grpc.max_receive_message_length", LARGEST_MESSAGE),
         ]
-        if self._secured:
+        if self.tls is not None:
             # The certificate is the name's, the connection goes to one of its addresses.
-            arguments.append(("grpc.ssl_target_name_override", host))  # type: ignore[arg-type]
+            name = self.tls.name or host
+            arguments.append(("grpc.ssl_target_name_override", name))  # type: ignore[arg-type]
         return InferenceServerClient(address, channel_args=arguments, **self._secured)
 
 

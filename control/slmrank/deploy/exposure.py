@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import GRPC, HTTP, METRICS, Object, labelled, selector
+from slmrank.deploy.naming import GRPC, METRICS, Object, labelled, selector
 from slmrank.deploy.release import Release
 
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -25,32 +25,35 @@ def grpc_service(release: Release) -> Object:
     )
 
 
-def http_service(release: Release) -> Object:
-    """HTTP and metrics, behind one address."""
+def metrics_service(release: Release) -> Object:
+    """Metrics, behind one address."""
     return labelled(
         release,
         "v1",
         "Service",
-        f"{release.object_name}-http",
+        f"{release.object_name}-metrics",
         spec={
             "type": "ClusterIP",
             "selector": selector(release),
             "ports": [
-                {"name": "http", "port": HTTP, "targetPort": "http", "protocol": "TCP"},
                 {"name": "metrics", "port": METRICS, "targetPort": "metrics", "protocol": "TCP"},
             ],
         },
     )
 
 
-def network_policy(release: Release) -> Object:
-    """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
-    Gateway's, metrics from monitoring; nothing goes out."""
-    clients = [
+def clients_of(release: Release) -> list[Object]:
+    """Who may ask: this namespace, those labelled as clients, and the Gateway's."""
+    return [
         {"podSelector": {}},
         {"namespaceSelector": {"matchLabels": {CLIENT_LABEL: "true"}}},
         {"namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.gateway.namespace}}},
     ]
+
+
+def network_policy(release: Release) -> Object:
+    """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
+    Gateway's, metrics from monitoring; nothing goes out."""
     monitoring = {
         "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
     }
@@ -64,11 +67,8 @@ def network_policy(release: Release) -> Object:
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {
-                    "from": clients,
-                    "ports": [
-                        {"port": GRPC, "protocol": "TCP"},
-                        {"port": HTTP, "protocol": "TCP"},
-                    ],
+                    "from": clients_of(release),
+                    "ports": [{"port": GRPC, "protocol": "TCP"}],
                 },
                 {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]},
             ],

@@ -3,7 +3,7 @@
 release.yaml     what everything below is rendered from
 *.yaml           one file per object, kustomization.yaml
 monitoring/      what needs the Prometheus operator, rules for promtool, dashboard
-optional/        KEDA, Gateway API, KServe: take what the cluster has
+optional/        KEDA, Gateway API, KServe, the rerank endpoint: take what the cluster has
 access/          the deployer's Role, applied once by an administrator
 """
 
@@ -23,6 +23,7 @@ from slmrank.deploy.monitoring import adapter_values, rule_groups
 from slmrank.deploy.naming import MANAGED_BY, MANAGER, Object
 from slmrank.deploy.release import RELEASE_FILE, Release, load_release
 from slmrank.deploy.render import render_base, render_monitoring
+from slmrank.deploy.rerank import rerank_objects
 from slmrank.deploy.scaling import scaled_object
 from slmrank.deploy.yaml_text import to_documents, to_yaml
 from slmrank.errors import DeployError
@@ -52,6 +53,7 @@ def release_files(release: Release) -> Files:
     optional = {
         "keda": [scaled_object(release, f"http://prometheus-operated.{monitoring}")],
         "gateway": [grpc_route(release)],
+        "rerank": rerank_objects(release),
         "kserve": [serving_runtime(release), inference_service(release)],
     }
     return {

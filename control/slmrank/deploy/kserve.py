@@ -35,7 +35,7 @@ def serving_runtime(release: Release) -> Object:
         component="kserve",
         spec={
             "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
-            "protocolVersions": ["grpc-v2", "v2"],
+            "protocolVersions": ["grpc-v2"],
             "multiModel": False,
             "containers": [container],
             **{name: pod[name] for name in kept if name in pod},

@@ -16,6 +16,7 @@ MANAGER = "slmrank"
 BUNDLES = "/bundles"
 MANIFEST = "/manifest"
 TMP = "/tmp"
+TLS = "/tls"
 GRPC, HTTP, METRICS = 8001, 8000, 8002
 NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
@@ -70,6 +71,11 @@ def pods_matching(release: Release) -> str:
     """The pods of a release in PromQL: those of its Deployment, or of KServe's."""
     name = release.object_name
     return f'namespace="{release.deploy.namespace}",pod=~"{name}(-predictor)?-[a-z0-9]+-[a-z0-9]+"'
+
+
+def service_host(release: Release) -> str:
+    """The name that clients in the cluster call, and that a certificate must have."""
+    return f"{release.object_name}.{release.deploy.namespace}.svc"
 
 
 def repository_path(release: Release) -> str:

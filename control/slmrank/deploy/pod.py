@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slmrank.deploy.naming import MANIFEST, TLS, service_host
 from slmrank.deploy.release import Release
 
 USER = 1000
@@ -36,6 +37,26 @@ def bundle_volume(claim: str, image: str | None = None) -> dict[str, Any]:
     if image is not None:
         return {"name": "bundles", "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
     return {"name": "bundles", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+
+
+def tls_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts of the certificates; none without TLS."""
+    tls = release.deploy.tls
+    if tls is None:
+        return [], []
+    volume = {"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}
+    return [volume], [{"name": "tls", "mountPath": TLS, "readOnly": True}]
+
+
+def smoke_command(release: Release, url: str, timeout_s: int) -> list[str]:
+    """`control smoke` on the mounted known answers."""
+    command = ["control", "smoke", "--url", url, "--known", f"{MANIFEST}/known_answers.json"]
+    command += ["--tolerance", f"{release.deploy.smoke_tolerance:g}", "--timeout", str(timeout_s)]
+    if release.deploy.tls is not None:
+        command += ["--tls-authority", f"{TLS}/ca.crt", "--tls-name", service_host(release)]
+        if release.deploy.tls.clients:
+            command += ["--tls-certificate", f"{TLS}/tls.crt", "--tls-key", f"{TLS}/tls.key"]
+    return command
 
 
 def placement(release: Release) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from slmrank.deploy.naming import (
     labelled,
     labels,
     manifest_name,
+    service_host,
 )
-from slmrank.deploy.pod import placement, pod_security, restricted
+from slmrank.deploy.pod import placement, pod_security, restricted, smoke_command, tls_volumes
 from slmrank.deploy.release import Release
 
 # With the pull of the image, should the node not have it.
@@ -21,9 +22,7 @@ DEADLINE_S = 900
 
 def smoke_job(release: Release, name: str) -> Object:
     """A `batch/v1` Job that ends with `control smoke`."""
-    url = f"{release.object_name}.{release.deploy.namespace}.svc:{GRPC}"
-    command = ["control", "smoke", "--url", url, "--known", f"{MANIFEST}/known_answers.json"]
-    command += ["--tolerance", f"{release.deploy.smoke_tolerance:g}", "--timeout", "60"]
+    volumes, mounts = tls_volumes(release)
     resources = {"cpu": "500m", "memory": "512Mi"}
     pod: Object = {
         "restartPolicy": "Never",
@@ -36,7 +35,7 @@ def smoke_job(release: Release, name: str) -> Object:
                 "name": "smoke",
                 "image": release.image,
                 "imagePullPolicy": "IfNotPresent",
-                "command": command,
+                "command": smoke_command(release, f"{service_host(release)}:{GRPC}", 60),
                 # gRPC's own resolver does not use the search list of resolv.conf everywhere.
                 "env": [
                     {"name": "HOME", "value": TMP},
@@ -48,12 +47,14 @@ def smoke_job(release: Release, name: str) -> Object:
                 "volumeMounts": [
                     {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
                     {"name": "tmp", "mountPath": TMP},
+                    *mounts,
                 ],
             }
         ],
         "volumes": [
             {"name": "manifest", "configMap": {"name": manifest_name(release)}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+            *volumes,
         ],
     }
     # Where the pods of the release are, the image is; it takes no GPU there.

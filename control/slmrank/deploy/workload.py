@@ -13,6 +13,7 @@ from slmrank.deploy.naming import (
     MANIFEST,
     METRICS,
     RELEASE,
+    TLS,
     TMP,
     Object,
     engine_path,
@@ -23,7 +24,14 @@ from slmrank.deploy.naming import (
     repository_path,
     selector,
 )
-from slmrank.deploy.pod import bundle_volume, placement, pod_security, restricted
+from slmrank.deploy.pod import (
+    bundle_volume,
+    placement,
+    pod_security,
+    restricted,
+    smoke_command,
+    tls_volumes,
+)
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import (
     PROBE_PERIOD_S,
@@ -165,9 +173,12 @@ def _serve(release: Release) -> Object:
     command = ["control", "serve", repository_path(release), "--address", "0.0.0.0"]
     command += ["--start-timeout", str(startup_budget_s(release))]
     command += ["--drain", str(drain_s(release))]
-    smoke = ["control", "smoke", "--url", f"127.0.0.1:{GRPC}"]
-    smoke += ["--known", f"{MANIFEST}/known_answers.json"]
-    smoke += ["--tolerance", f"{release.deploy.smoke_tolerance:g}", "--timeout", "20"]
+    command += ["--http", "health"]  # the kubelet's probes: gRPC's own know no TLS
+    tls = release.deploy.tls
+    if tls is not None:
+        command += ["--tls-certificate", f"{TLS}/tls.crt", "--tls-key", f"{TLS}/tls.key"]
+        command += ["--tls-clients", f"{TLS}/ca.crt"] if tls.clients else []
+    smoke = smoke_command(release, f"127.0.0.1:{GRPC}", 20)
     return {
         "name": "serve",
         "image": release.image,
@@ -207,7 +218,11 @@ def _serve(release: Release) -> Object:
             "preStop": {"exec": {"command": ["sleep", str(release.deploy.rollout.pre_stop_s)]}}
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [*_mounts(release), {"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            *_mounts(release),
+            *tls_volumes(release)[1],
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
     }
 
 
@@ -220,6 +235,7 @@ def _volumes(release: Release) -> list[Object]:
     return [
         *volumes,
         {"name": "manifest", "configMap": {"name": manifest_name(release)}},
+        *tls_volumes(release)[0],
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib(release)}Mi"}},
     ]

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
+from urllib.request import urlopen
 
 import grpc
 from tritonclient import grpc as triton
@@ -34,17 +36,41 @@ LOG_LINES = 20
 # Whoever reaches the port may score, and read health, configuration and statistics. What changes
 # models, maps memory or writes files needs the key of this variable, and is closed without one.
 CLOSED = "model-repository,shared-memory,trace,logging"
+# HTTP is off unless asked for: nothing of ours calls it, and probes need its health alone.
+CLOSED_TO_PROBES = f"{CLOSED},inference,metadata,model-config,statistics"
+Http = Literal["off", "health", "all"]
 KEY_VARIABLE = "SLMRANK_SERVER_KEY"
 _FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """TCP ports of the server; 0 picks a free one."""
+    """TCP ports of the server; 0 picks a free one. `http` is used where HTTP is on."""
 
     grpc: int = 8001
     http: int = 8000
     metrics: int = 8002
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTls:
+    """PEM files for gRPC. With `clients`, callers must show a certificate that one of these
+    authorities signed."""
+
+    certificate: Path
+    key: Path
+    clients: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """tritonserver's flags. Raises ServerError for a file that is not there."""
+        for path in (self.certificate, self.key, self.clients):
+            if path is not None and not path.is_file():
+                raise ServerError(f"{path} is not a file", "give a PEM file")
+        found = ["--grpc-use-ssl=true", f"--grpc-server-cert={self.certificate}"]
+        found.append(f"--grpc-server-key={self.key}")
+        if self.clients is not None:
+            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.clients}"]
+        return found
 
 
 ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
@@ -60,8 +86,12 @@ class Server:
         *,
         address: str = "127.0.0.1",
         drain_s: int = DRAIN_S,
+        http: Http = "off",
+        tls: ServerTls | None = None,
     ) -> None:
         self.repository = repository
+        self.http = http
+        self.tls = tls
         self.drain_s = drain_s
         self.address = address
         self._wanted = ports or Ports()
@@ -105,7 +135,9 @@ class Server:
         _require_engines(configs)
         self.ports = Ports(
             grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
-            http=claim_port(self.address, self._wanted.http, "--http-port"),
+            http=0
+            if self.http == "off"
+            else claim_port(self.address, self._wanted.http, "--http-port"),
             metrics=claim_port(self.address, self._wanted.metrics, "--metrics-port"),
         )
         self._work = Path(tempfile.mkdtemp(prefix="slmrank-serve-"))
@@ -147,6 +179,11 @@ class Server:
         assert self._work is not None
         installation = locate_tritonserver(self._work)
         key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe()
+        http = [f"--allow-http={str(self.http != 'off').lower()}"]
+        if self.http != "off":
+            closed = CLOSED if self.http == "all" else CLOSED_TO_PROBES
+            http += ["--http-address", self.address, "--http-port", str(self.ports.http)]
+            http.append(f"--http-restricted-api={closed}:slmrank-key={key}")
         command = [
             str(installation.binary),
             *installation.arguments,
@@ -154,24 +191,19 @@ class Server:
             str(self.repository.resolve()),
             "--grpc-address",
             self.address,
-            "--http-address",
-            self.address,
             "--metrics-address",
             self.address,
             "--grpc-port",
             str(self.ports.grpc),
-            "--http-port",
-            str(self.ports.http),
             "--metrics-port",
             str(self.ports.metrics),
             "--exit-timeout-secs",
             str(self.drain_s),
             "--exit-on-error=true",
             "--metrics-config=summary_latencies=true",
-            *(
-                f"--{kind}={CLOSED}:slmrank-key={key}"
-                for kind in ("grpc-restricted-protocol", "http-restricted-api")
-            ),
+            f"--grpc-restricted-protocol={CLOSED}:slmrank-key={key}",
+            *http,
+            *(self.tls.arguments() if self.tls is not None else ()),
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]
@@ -189,6 +221,14 @@ class Server:
         assert self._process is not None
         started = time.monotonic()
         with triton.InferenceServerClient(self.url) as client:
+
+            def ready() -> bool:
+                if self.tls is None:
+                    return bool(client.is_model_ready(ENSEMBLE, client_timeout=2.0))
+                # No certificate of ours opens this port. Metrics are served last, when all loaded.
+                with urlopen(f"http://{self.address}:{self.ports.metrics}/metrics", timeout=2):
+                    return True
+
             while True:
                 code = self._process.poll()
                 if code is not None:
@@ -198,9 +238,9 @@ class Server:
                         "the lines above are the server's own",
                     )
                 try:
-                    if client.is_model_ready(ENSEMBLE, client_timeout=2.0):
+                    if ready():
                         return
-                except (triton.InferenceServerException, grpc.RpcError):
+                except (triton.InferenceServerException, grpc.RpcError, OSError):
                     pass
                 passed = time.monotonic() - started
                 if passed > timeout_s:

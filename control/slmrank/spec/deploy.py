@@ -131,6 +131,34 @@ class GatewaySpec(Section):
     canary_percent: int = Field(0, ge=0, le=100, description="share of calls to the canary")
 
 
+class TlsSpec(Section):
+    """gRPC over TLS in the pods; a changed Secret is read when a pod starts."""
+
+    secret: str = Field(
+        pattern=DNS_LABEL, description="Secret with tls.crt, tls.key and ca.crt (cert-manager's)"
+    )
+    clients: bool = Field(
+        False,
+        description="callers must show a certificate that ca.crt signed; the pods' own, which the "
+        "probe shows, must be valid for clients as well",
+    )
+
+
+class RerankSpec(Section):
+    """The rerank endpoint over HTTP (`optional/rerank.yaml`)."""
+
+    image: str | None = Field(
+        None, pattern=BY_DIGEST, description="image with slmrank[gateway]; unset: the serving one"
+    )
+    replicas: int = Field(2, ge=1, le=100, description="pods")
+    tokens_secret: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="Secret whose key `tokens` holds bearer tokens, one a line; unset: everybody "
+        "that the NetworkPolicy lets through",
+    )
+
+
 class DeploySpec(Section):
     """Kubernetes."""
 
@@ -154,8 +182,10 @@ class DeploySpec(Section):
         description="labels of PodMonitor and PrometheusRule that your Prometheus selects by, such "
         "as release: kube-prometheus-stack",
     )
+    tls: TlsSpec | None = Field(None, description="unset: gRPC without TLS, for a mesh or none")
     storage: StorageSpec = Field(default_factory=StorageSpec)
     placement: PlacementSpec = Field(default_factory=PlacementSpec)
     scaling: ScalingSpec = Field(default_factory=ScalingSpec)
     rollout: RolloutSpec = Field(default_factory=RolloutSpec)
+    rerank: RerankSpec = Field(default_factory=RerankSpec)
     gateway: GatewaySpec = Field(default_factory=GatewaySpec)
