@@ -160,7 +160,8 @@ def status_command(
 ) -> None:
     """Show the rollout, every pod with the reason why it does not serve (no GPU, a taint, a claim,
     the image, a file that was not copied, a wrong answer), the autoscaler's metrics and the history
-    of the bundle SOURCE. Exit code 1 when something is wrong.
+    of the bundle SOURCE. Exit code 1 when the release does not serve as it should; an autoscaler
+    without metrics is told, and no failure.
 
     \b
     Example:
@@ -199,7 +200,7 @@ def _show_status(status: Status, place: Place) -> None:
         click.echo(f"autoscaler: {scaler['min']} to {scaler['max']}, wants {scaler['desired']}")
         for one in scaler["metrics"]:
             click.echo(f"  {one['name']}: {one['current']} of {one['target']} per pod")
-    for trouble in status.troubles:
+    for trouble in [*status.troubles, *status.advice]:
         click.echo(f"{trouble.name}\n  {trouble.state}: {trouble.message}")
         if trouble.fix:
             click.echo(f"  Fix: {trouble.fix}")

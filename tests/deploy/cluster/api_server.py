@@ -86,6 +86,9 @@ class ApiServer:
         self.faults: list[dict[str, Any]] = []
         self.fate: Callable[[Object], Fate] = lambda pod: Fate()
         self.run_job: Callable[[Object], tuple[bool, str]] = lambda job: (True, "")
+        # What admission says to every new pod, such as an exceeded quota; empty: pods are made.
+        self.refuse_pods = ""
+        self.warning = ""  # sent as a Warning header with every change
         self.now = 0.0
         self.lock = threading.RLock()
         self._count = 0
@@ -207,6 +210,8 @@ class ApiServer:
                 self.send_response(code)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
+                if server.warning and self.command == "PATCH":
+                    self.send_header("Warning", f'299 - "{server.warning}"')
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -487,7 +492,8 @@ class ApiServer:
                 spare -= int(_ready(pod))
                 self._remove(("v1", "Pod", metadata["namespace"], pod["metadata"]["name"]))
         others = self._pods([one for one in sets if one is not new])
-        for _ in range(min(wanted - len(mine), wanted + surge - len(mine) - len(others))):
+        missing = min(wanted - len(mine), wanted + surge - len(mine) - len(others))
+        for _ in range(0 if self.refuse_pods else missing):
             self._start(new, state)
         for pod in self._pods([new])[wanted:]:
             self._remove(("v1", "Pod", metadata["namespace"], pod["metadata"]["name"]))
@@ -515,6 +521,15 @@ class ApiServer:
             "availableReplicas": sum(map(_ready, [*mine, *others])),
             "conditions": [condition],
         }
+        if self.refuse_pods and missing > 0:
+            deployment["status"]["conditions"].append(
+                {
+                    "type": "ReplicaFailure",
+                    "status": "True",
+                    "reason": "FailedCreate",
+                    "message": self.refuse_pods,
+                }
+            )
 
     def _set_for(self, deployment: Object, state: Object) -> Object:
         """The ReplicaSet of the template; an old one is taken again."""
@@ -567,6 +582,11 @@ class ApiServer:
         for key in [key for key in self.objects if key[1] == "Job"]:
             job = self.objects[key]
             if job.get("status"):
+                continue
+            if self.refuse_pods:
+                if not job.setdefault("_told", False):
+                    job["_told"] = True
+                    self.event("Job", job["metadata"], self.refuse_pods, reason="FailedCreate")
                 continue
             done, message = self.run_job(job)
             kind = "Complete" if done else "Failed"

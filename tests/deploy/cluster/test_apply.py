@@ -18,6 +18,7 @@ from slmrank.deploy.cluster.status import read_status
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
+from slmrank.deploy.render import render
 from slmrank.deploy.sizing import progress_deadline_s
 from slmrank.errors import DeployError, DeployFailed, Refused, RolledBack, WrongAnswer
 
@@ -144,9 +145,12 @@ def test_a_first_release_is_applied_in_order_and_serves(bench: Bench, server: Ap
 def test_the_same_release_again_changes_nothing(bench: Bench, server: ApiServer) -> None:
     bench.apply(cpu())
     before = server.get("Deployment", "slmrank-demo")
+    server.requests.clear()
     done = bench.apply(cpu())
     after = server.get("Deployment", "slmrank-demo")
     assert done["changed"] == []
+    assert (done["revision"], done["smoke"]) == (1, "not asked: nothing changed")
+    assert mutations(server) == []
     assert before is not None
     assert after is not None
     assert before["metadata"]["generation"] == after["metadata"]["generation"]
@@ -216,6 +220,101 @@ def test_a_conflict_names_the_manager_and_the_field(bench: Bench, server: ApiSer
     found = server.get("PodDisruptionBudget", "slmrank-demo")
     assert found is not None
     assert found["spec"]["maxUnavailable"] == 1
+
+
+def test_the_history_counts_releases_not_applies(bench: Bench, server: ApiServer) -> None:
+    """Six applies that each bring something of the second release back leave the first in reach."""
+    bench.apply(cpu())
+    for _ in range(6):
+        bench.apply(second())
+        server.put(
+            {
+                "apiVersion": "policy/v1",
+                "kind": "PodDisruptionBudget",
+                "metadata": {
+                    "name": "slmrank-demo",
+                    "namespace": "slmrank",
+                    "labels": {"by": "hand"},
+                },
+                "spec": {"maxUnavailable": 2},
+            },
+            "hand",
+        )
+        bench.deployer.force_conflicts = True
+    records = list_records(bench.deployer.cluster, cpu().place)
+    assert [one.engine for one in records] == ["222222222222", "0123456789ab"]
+    assert bench.deployer.rollback(cpu().place, None)["engine"] == "0123456789ab"
+
+
+QUOTA = 'pods "slmrank-demo-1" is forbidden: exceeded quota: small, requested: limits.cpu=4'
+
+
+def test_pods_that_cannot_be_created_are_explained(bench: Bench, server: ApiServer) -> None:
+    bench.apply(cpu())
+    server.refuse_pods = QUOTA
+    with pytest.raises(RolledBack) as caught:
+        bench.apply(second())
+    assert "no pod can be created" in caught.value.message
+    assert "exceeded quota: small" in caught.value.message
+    assert "raise it, or lower deploy.placement" in caught.value.hint
+    told = [line for line in bench.lines if "exceeded quota" in line]
+    assert len(told) >= 1  # as it happens, not only at the end
+    assert "Deployment slmrank-demo: no pod can be created" in told[0]
+
+
+def test_a_build_whose_pods_cannot_be_created_ends_in_minutes(
+    bench: Bench, server: ApiServer
+) -> None:
+    server.refuse_pods = QUOTA
+    with pytest.raises(DeployFailed) as caught:
+        bench.apply(gpu())
+    assert "exceeded quota" in caught.value.message
+    assert server.now < 700  # the Job's own deadline is 7,200 s
+    assert any("Job" in line and "exceeded quota" in line for line in bench.lines)
+
+
+def test_status_tells_of_pods_that_cannot_be_created(bench: Bench, server: ApiServer) -> None:
+    bench.apply(cpu())
+    assert read_status(bench.deployer.cluster, cpu().place).healthy
+    deployment = next(one for one in server.objects.values() if one["kind"] == "Deployment")
+    deployment["spec"]["replicas"] = 3
+    server.refuse_pods = QUOTA
+    server.advance(1)
+    status = read_status(bench.deployer.cluster, cpu().place)
+    assert not status.healthy
+    assert [one.state for one in status.troubles] == ["no pod can be created"]
+
+
+def test_an_autoscaler_without_metrics_is_advice_and_no_failure(
+    bench: Bench, server: ApiServer
+) -> None:
+    bench.apply(cpu())
+    scaler = next(
+        one for one in server.objects.values() if one["kind"] == "HorizontalPodAutoscaler"
+    )
+    condition = {"type": "ScalingActive", "status": "False", "reason": "FailedGetPodsMetric"}
+    scaler["status"] = {"conditions": [{**condition, "message": "no metrics returned"}]}
+    status = read_status(bench.deployer.cluster, cpu().place)
+    assert status.healthy
+    assert [one.state for one in status.advice] == ["FailedGetPodsMetric"]
+    assert "metrics adapter" in status.advice[0].fix
+
+
+def test_a_schema_error_with_status_500_is_not_asked_again(bench: Bench, server: ApiServer) -> None:
+    text = "failed to create typed patch object: .spec.foo: field not declared in schema"
+    server.fail("PATCH", "/services/", 500, text, count=9)
+    with pytest.raises(Refused, match="field not declared in schema"):
+        bench.apply(cpu())
+    left = sum(fault["count"] for fault in server.faults)
+    services = {one["metadata"]["name"] for one in render(cpu()) if one["kind"] == "Service"}
+    assert left == 9 - len(services)
+
+
+def test_warnings_of_the_server_are_shown_once(bench: Bench, server: ApiServer) -> None:
+    server.warning = 'unknown field \\"spec.foo\\"'
+    bench.apply(cpu())
+    assert len([line for line in bench.lines if line.startswith("the server warns:")]) == 1
+    assert any("unknown field" in line for line in bench.lines)
 
 
 def test_a_missing_crd_is_skipped_with_notice(tmp_path: Path) -> None:

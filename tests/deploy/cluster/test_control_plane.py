@@ -171,7 +171,11 @@ def test_gpus_that_are_taken_are_explained_and_a_surge_would_deadlock(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fast = {"rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1}}
+    # One replica: with autoscaling/v2 the autoscaler would take the second GPU for its floor.
+    fast = {
+        "rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1},
+        "scaling": {"min_replicas": 1, "max_replicas": 2},
+    }
     deployer.apply(releases.gpu(deploy=fast))
     # Of two GPUs one serves and one builds the next engine.
     deployer.apply(releases.gpu(tag="666666666666", deploy=fast))
@@ -185,7 +189,7 @@ def test_gpus_that_are_taken_are_explained_and_a_surge_would_deadlock(
     deployer.apply(releases.gpu(tag="666666666666", repository=repository, deploy=fast))
     # A new engine cannot be built there, and with a surge the new pod waits for a GPU for ever.
     monkeypatch.setattr(waiting_module, "UNSCHEDULABLE_S", 5.0)
-    surge = {"rollout": {**fast["rollout"], "spare_gpus": 1}}
+    surge = {**fast, "rollout": {**fast["rollout"], "spare_gpus": 1}}
     for wanted in (
         releases.gpu(tag="777777777777", deploy=fast),
         releases.gpu(tag="666666666666", deploy=surge),

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from slmrank.deploy.cluster.explain import (
+    UNCREATED,
     UNSCHEDULABLE,
     explain_autoscaler,
+    explain_deployment,
+    explain_job,
     explain_pods,
     unschedulable_fix,
 )
@@ -139,3 +142,34 @@ def test_old_pods_never_count_as_arrived() -> None:
     foreign = replica_set("2", 3)
     foreign["metadata"]["ownerReferences"] = [{"uid": "other"}]
     assert judge(starting, [foreign]).state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("message", "fix"),
+    [
+        ("is forbidden: exceeded quota: small", "raise it"),
+        ('violates PodSecurity "restricted:latest": seccompProfile', "Pod Security level"),
+        ("maximum cpu usage per Container is 1, but limit is 4", "LimitRange"),
+        ('admission webhook "policy.example.com" denied the request: no', "its message says why"),
+        (
+            'error looking up service account slmrank/slmrank-demo: serviceaccount "x" not found',
+            "ServiceAccount",
+        ),
+        ("something new", "kubectl get events"),
+    ],
+)
+def test_why_no_pod_can_be_created(message: str, fix: str) -> None:
+    event = {
+        "reason": "FailedCreate",
+        "message": message,
+        "involvedObject": {"kind": "Job", "name": "j"},
+    }
+    (trouble,) = explain_job("j", [], [event])
+    assert trouble.state == UNCREATED
+    assert fix in trouble.fix
+    assert explain_job("other", [], [event]) == []
+    condition = {"type": "ReplicaFailure", "status": "True", "message": message}
+    deployment = {"metadata": {"name": "d"}, "status": {"conditions": [condition]}}
+    assert explain_deployment(deployment)[0].fix == trouble.fix
+    condition["status"] = "False"
+    assert explain_deployment(deployment) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ RETRY_PAUSE_S = 0.3
 # The client keeps what it discovers in a folder that everybody may write, unless it cannot.
 _NO_CACHE = "/nonexistent/slmrank-discovery.json"
 _AGAIN = (429, 500, 502, 503, 504)
+# The server answers 500 to an object that does not fit its schema: no second try can help.
+_MISFIT = re.compile(r"typed patch object|not declared in schema|failed to create typed")
+_WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 
 
 class ApiError(DeployError):
@@ -40,11 +44,13 @@ class Conflict(ApiError):
 
 
 class Cluster:
-    """One API server. `where` names it in messages."""
+    """One API server. `where` names it in messages; `warn` hears what it warns of, once each."""
 
-    def __init__(self, client: Any, where: str) -> None:
+    def __init__(self, client: Any, where: str, warn: Callable[[str], None] | None = None) -> None:
         self._client = client
         self.where = where
+        self._warn = warn or (lambda _: None)
+        self._warned: set[str] = set()
         self._kinds: dict[tuple[str, str], Any] = {}
 
     def version(self) -> str:
@@ -157,6 +163,12 @@ class Cluster:
     def _read(self, call: Callable[[Mapping[str, Any]], Any]) -> Object:
         """The answer of a call as a mapping."""
         reply = self._call(call)
+        headers: Any = getattr(reply, "headers", None)
+        told = ", ".join((headers.get_all("Warning") if headers else None) or [])
+        for text in _WARNING.findall(told):
+            if text not in self._warned:
+                self._warned.add(text)
+                self._warn(f"the server warns: {text}")
         loaded: Object = json.loads(reply.data or b"{}")
         return loaded
 
@@ -235,8 +247,10 @@ def connect(
     configuration.retries = urllib3.Retry(0, redirect=0)
     if not configuration.verify_ssl:
         warn("the kubeconfig switches TLS verification off")
+        # Said once is enough: urllib3 would say it at every request.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     api = client.ApiClient(configuration)
-    cluster = Cluster(None, configuration.host)
+    cluster = Cluster(None, configuration.host, warn)
     cluster._client = cluster._call(lambda more: DynamicClient(api, cache_file=_NO_CACHE))
     return cluster
 
@@ -253,7 +267,7 @@ def _place(resource: Any, given: Object) -> dict[str, str]:
 def _passing(error: Exception, status: Any) -> bool:
     """Whether a second try can help: overload, restarts and broken connections."""
     if isinstance(status, int):
-        return status in _AGAIN
+        return status in _AGAIN and not _MISFIT.search(str(_body_of(error).get("message", "")))
     # urllib3 hands a broken connection on as it is for methods that it would not repeat itself.
     module = type(error).__module__
     return isinstance(error, OSError) or module.startswith(("urllib3", "http.client"))

@@ -60,9 +60,12 @@ class Deployer:
         """
         planned, records = self._prepare(release)
         known = [one for one in planned if one.change != "skip"]
-        contents = [one.content for one in known if not _built(one.content, records, release)]
+        wanted = [one for one in known if not _built(one.content, records, release)]
+        contents = [one.content for one in wanted]
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
+        if all(one.change == "same" for one in wanted) and _serves(records, release):
+            return self._unchanged(release, records[0], planned)
         revision = 1 + max((one.revision for one in records), default=0)
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
         try:
@@ -138,6 +141,23 @@ class Deployer:
                 f"{why}; deleted so far: {', '.join(removed)}", "repeat the command"
             ) from error
         return removed
+
+    def _unchanged(
+        self, release: Release, record: Record, planned: Sequence[Planned]
+    ) -> dict[str, Any]:
+        """Nothing to do but to see that it serves: no record, and no Job that asks again."""
+        self.waiter.rollout(release.deploy.namespace, release.object_name, release.hash)
+        if self.smoke is not None:
+            self._ask(release, record.revision)
+        return {
+            "release": release.hash,
+            "engine": release.engine.tag,
+            "revision": record.revision,
+            "changed": [],
+            "skipped": [one.note for one in planned if one.note],
+            "pruned": [],
+            "smoke": "known answers hold" if self.smoke else "not asked: nothing changed",
+        }
 
     def _prepare(self, release: Release) -> tuple[list[Planned], list[Record]]:
         """Everything that can refuse, before anything is changed; a namespace that had to be made
@@ -288,6 +308,11 @@ def _interrupted(error: BaseException) -> DeployFailed:
         f"{why}; the cluster goes on with what it was told last",
         "`control deploy status` shows it, `control deploy rollback` puts the earlier back",
     )
+
+
+def _serves(records: Sequence[Record], release: Release) -> bool:
+    """Whether the newest record is of this release, and says that it was deployed."""
+    return bool(records) and (records[0].release, records[0].state) == (release.hash, "deployed")
 
 
 def _built(given: Object, records: Sequence[Record], release: Release) -> bool:

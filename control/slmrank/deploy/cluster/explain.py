@@ -11,6 +11,7 @@ from typing import Any
 from slmrank.deploy.naming import Object
 
 UNSCHEDULABLE = "Pending, no node"
+UNCREATED = "no pod can be created"
 _LAST_LINES = 6
 _BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _BAD_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -38,6 +39,21 @@ _UNSCHEDULABLE = (
     (r"node\(s\) had volume node affinity conflict", "the claim lives in another zone"),
     (r"didn't have free ports", "host ports are taken: our pods use none"),
 )
+# What admission says when the controller asks for a pod -> what to do.
+_UNCREATABLE = (
+    (
+        r"exceeded quota",
+        "the namespace's quota is used up: raise it, or lower deploy.placement and deploy.scaling",
+    ),
+    (
+        r"violates PodSecurity",
+        "the namespace enforces a stricter Pod Security level: see its labels "
+        "pod-security.kubernetes.io/enforce",
+    ),
+    (r"(maximum|minimum) .*(usage|limit|request)", "a LimitRange refuses deploy.placement"),
+    (r"admission webhook", "a webhook of the cluster refuses the pod: its message says why"),
+    (r"[Ss]ervice ?[Aa]ccount", "the ServiceAccount is missing: apply the release again"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +79,29 @@ def explain_pods(pods: Sequence[Object], events: Sequence[Object] = ()) -> list[
         if trouble is not None:
             found.append(trouble)
     return found
+
+
+def explain_deployment(deployment: Object) -> list[Trouble]:
+    """Why the controller cannot create pods: quota, Pod Security, a webhook, a LimitRange."""
+    for condition in (deployment.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            name = f"Deployment {deployment['metadata']['name']}"
+            return [_uncreated(name, str(condition.get("message", "no message")))]
+    return []
+
+
+def explain_job(job: str, pods: Sequence[Object], events: Sequence[Object]) -> list[Trouble]:
+    """What is wrong with a Job's pods, or why it has none."""
+    if pods:
+        return explain_pods(pods, events)
+    told = [
+        str(one.get("message", ""))
+        for one in events
+        if one.get("reason") == "FailedCreate"
+        and (one.get("involvedObject") or {}).get("kind") == "Job"
+        and (one.get("involvedObject") or {}).get("name") == job
+    ]
+    return [_uncreated(f"Job {job}", told[-1])] if told else []
 
 
 def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
@@ -132,10 +171,16 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
 
 def unschedulable_fix(message: str) -> str:
     """What to do about a message of the scheduler; the first cause that is known."""
-    for pattern, fix in _UNSCHEDULABLE:
-        if re.search(pattern, message):
-            return fix
-    return "see kubectl describe pod"
+    return _known_fix(_UNSCHEDULABLE, message) or "see kubectl describe pod"
+
+
+def _uncreated(name: str, message: str) -> Trouble:
+    fix = _known_fix(_UNCREATABLE, message) or "see kubectl get events"
+    return Trouble(name=name, state=UNCREATED, message=_last_lines(message), fix=fix)
+
+
+def _known_fix(known: Sequence[tuple[str, str]], message: str) -> str:
+    return next((fix for pattern, fix in known if re.search(pattern, message)), "")
 
 
 def _container_states(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

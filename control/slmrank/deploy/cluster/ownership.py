@@ -44,7 +44,11 @@ def prune(
     returns what was removed."""
     needed = {identity(given)[1:] for given in contents}
     named = set()
-    for record in [one for one in records if one.state != "failed"][:KEPT]:
+    newest: dict[str, Record] = {}  # of each release: history counts releases, not applies
+    for record in records:
+        if record.state != "failed":
+            newest.setdefault(record.release, record)
+    for record in list(newest.values())[:KEPT]:
         named.add(record.name)
         needed |= {identity(one)[1:] for one in record.objects if one["kind"] == "ConfigMap"}
     removed = []

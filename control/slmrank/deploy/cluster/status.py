@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slmrank.deploy.cluster.api import Cluster
-from slmrank.deploy.cluster.explain import Trouble, explain_autoscaler, explain_pods, is_ready
+from slmrank.deploy.cluster.explain import (
+    Trouble,
+    explain_autoscaler,
+    explain_deployment,
+    explain_job,
+    explain_pods,
+    is_ready,
+)
+from slmrank.deploy.cluster.plan import job_states
 from slmrank.deploy.cluster.records import list_records
 from slmrank.deploy.cluster.rollout import judge
 from slmrank.deploy.naming import COMPONENT, ENGINE, INSTANCE, MANAGED_BY, MANAGER, TRACK
@@ -15,7 +23,8 @@ from slmrank.deploy.release import Place
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """A snapshot. `healthy`: the rollout has arrived and nothing is in trouble."""
+    """A snapshot. `healthy`: the rollout has arrived and no pod is in trouble. `advice` is what
+    keeps the autoscaler from acting: a release serves without it."""
 
     found: bool
     healthy: bool
@@ -25,6 +34,7 @@ class Status:
     pods: list[dict[str, Any]]
     autoscaler: dict[str, Any] | None
     troubles: list[Trouble]
+    advice: list[Trouble]
     records: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +64,8 @@ def read_status(cluster: Cluster, place: Place) -> Status:
             replicas={},
             pods=[],
             autoscaler=None,
-            troubles=[],
+            troubles=_job_troubles(cluster, place),
+            advice=[],
             records=history,
         )
     labels = {
@@ -72,9 +83,8 @@ def read_status(cluster: Cluster, place: Place) -> Status:
     ]
     events = cluster.list("v1", "Event", namespace)
     scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", namespace, object_name)
-    troubles = explain_pods(pods, events)
-    if scaler is not None:
-        troubles += explain_autoscaler(scaler)
+    troubles = explain_deployment(deployment) + explain_pods(pods, events)
+    troubles += _job_troubles(cluster, place)
     counts = deployment.get("status") or {}
     return Status(
         found=True,
@@ -101,8 +111,21 @@ def read_status(cluster: Cluster, place: Place) -> Status:
         ],
         autoscaler=_autoscaler(scaler) if scaler is not None else None,
         troubles=troubles,
+        advice=explain_autoscaler(scaler) if scaler is not None else [],
         records=history,
     )
+
+
+def _job_troubles(cluster: Cluster, place: Place) -> list[Trouble]:
+    """What keeps Jobs of the bundle that have not ended, such as the engine's build."""
+    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track}
+    found: list[Trouble] = []
+    for job in cluster.list("batch/v1", "Job", place.namespace, labels):
+        if not job_states(job) & {"Complete", "Failed"}:
+            name = job["metadata"]["name"]
+            pods = cluster.list("v1", "Pod", place.namespace, {"job-name": name})
+            found += explain_job(name, pods, cluster.list("v1", "Event", place.namespace))
+    return found
 
 
 def _autoscaler(scaler: dict[str, Any]) -> dict[str, Any]:

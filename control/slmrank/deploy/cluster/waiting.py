@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.explain import UNSCHEDULABLE, Trouble, explain_pods
+from slmrank.deploy.cluster.explain import (
+    UNCREATED,
+    UNSCHEDULABLE,
+    Trouble,
+    explain_deployment,
+    explain_job,
+    explain_pods,
+)
 from slmrank.deploy.cluster.plan import job_states
 from slmrank.deploy.cluster.rollout import Standing, judge, newest_set, pods_of
 from slmrank.deploy.naming import RELEASE, Object
@@ -60,9 +67,10 @@ class Waiter:
         deployment: Object | None = None
         sets: list[Object] = []
         events: list[Object] = []
+        shown: list[str] = []
 
         def look(passed: float) -> bool:
-            nonlocal standing, progressed, deadline, deployment, sets, events
+            nonlocal standing, progressed, deadline, deployment, sets, events, shown
             before = standing.text
             try:
                 deployment = self.cluster.get("apps/v1", "Deployment", namespace, name)
@@ -79,6 +87,10 @@ class Waiter:
             if standing.state == "arrived":
                 return True
             if deployment is not None:
+                kept = [one.line() for one in explain_deployment(deployment)]
+                for line in kept if kept != shown else ():
+                    self.report(f"{passed:4.0f} s  {line}")
+                shown = kept
                 spec = deployment["spec"]
                 deadline = spec.get("progressDeadlineSeconds", ROLLOUT_DEADLINE_S)
             late = passed - progressed > deadline + DEADLINE_MARGIN_S
@@ -91,8 +103,9 @@ class Waiter:
         return standing
 
     def job(self, job: Object, limit_s: float) -> None:
-        """Until a Job is complete. Raises DeployFailed with what its pods said, also when none
-        finds a place for UNSCHEDULABLE_S: building an engine needs a GPU beside those that serve.
+        """Until a Job is complete. Raises DeployFailed with what its pods said, also when none can
+        be created or finds a place for UNSCHEDULABLE_S: building an engine needs a GPU beside those
+        that serve.
         """
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
         placed, shown = 0.0, ""
@@ -112,12 +125,15 @@ class Waiter:
             states = job_states(found)
             if "Complete" in states:
                 return True
-            troubles = explain_pods(pods)
+            events: list[Object] = []
+            with contextlib.suppress(ApiError):
+                events = self.cluster.list("v1", "Event", namespace)
+            troubles = explain_job(name, pods, events)
             why = troubles[-1].line() if troubles else "see kubectl logs"
             if troubles and why != shown:
                 shown = why
                 self.report(f"{passed:4.0f} s  {why}")
-            if not any(trouble.state == UNSCHEDULABLE for trouble in troubles):
+            if not any(trouble.state in (UNSCHEDULABLE, UNCREATED) for trouble in troubles):
                 placed = passed
             late = passed > limit_s + DEADLINE_MARGIN_S
             if "Failed" in states or late or passed - placed > UNSCHEDULABLE_S:
@@ -178,11 +194,11 @@ class Waiter:
         events: Sequence[Object],
     ) -> DeployFailed:
         new = newest_set(deployment, sets) if deployment is not None else None
-        troubles: list[Trouble] = []
+        troubles: list[Trouble] = explain_deployment(deployment) if deployment is not None else []
         if new is not None:
             with contextlib.suppress(ApiError):
                 pods = pods_of(new, self.cluster.list("v1", "Pod", namespace))
-                troubles = explain_pods(pods, events)
+                troubles += explain_pods(pods, events)
         lines = "".join(f"\n  {one.name}: {one.state}: {one.message}" for one in troubles)
         return DeployFailed(f"the rollout did not arrive: {why}{lines}", first_fix(troubles))
 
