@@ -46,6 +46,7 @@ FULL = "[request id: 1] Exceeds maximum queue size"
             Unreachable,
         ),
         ("StatusCode.NOT_FOUND", "Request for unknown model: 'rank' is not found", ServerFault),
+        ("StatusCode.INTERNAL", "Stub process 'ranker_0_0' is not healthy.", Unreachable),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
         (
             "StatusCode.INTERNAL",

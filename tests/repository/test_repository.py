@@ -27,6 +27,7 @@ IDENTITY = {"engine": "e" * 16, "prompt_hash": "p" * 16, "tokenizer_hash": "t" *
 CHECKPOINT: Any = SimpleNamespace(
     path=GOLDEN,
     labels=Labels(yes=11, no=22),
+    geometry=SimpleNamespace(vocab_size=960),
     encoder=lambda: SimpleNamespace(max_prompt_tokens=235),
 )
 
@@ -111,7 +112,7 @@ def _optional(c: dict[str, Any]) -> None:
 
 
 def _batch(c: dict[str, Any]) -> None:
-    c["ranker"].max_batch_size = 8
+    c["ranker"].max_batch_size = 0
 
 
 def _unused(c: dict[str, Any]) -> None:
@@ -129,7 +130,7 @@ def _unused(c: dict[str, Any]) -> None:
         (_unknown_edge, "reads 'nothing', which no earlier step writes"),
         (_written_twice, "'status' is written twice"),
         (_optional, "is optional but prepare.job is not"),
-        (_batch, "max_batch_size 32 is above that of 'ranker' (8)"),
+        (_batch, "max_batch_size 1 is above that of 'ranker' (0)"),
         (_unused, "input 'extra' is used by no step"),
     ],
 )

@@ -219,3 +219,30 @@ def http_body(rng: random.Random, sent: Sent) -> tuple[bytes, dict[str, str]]:
         )
     )  # fmt: skip
     return body + tail, {"Inference-Header-Content-Length": length} if rng.random() < 0.7 else {}
+
+
+def inner_message(rng: random.Random, sent: Sent) -> Any:
+    """A call of the stage `ranker` itself, past `prepare`, with ids that no tokenizer gives."""
+    sent.told.append("ranker")
+    sent.expected = [None] * len(sent.expected)
+    made = service_pb2.ModelInferRequest(model_name="ranker")
+    lengths = [rng.choice((0, 1, 5, 40)) for _ in range(rng.choice((0, 1, 3)))]
+    prefix = [rng.randrange(900) for _ in range(rng.choice((0, 1, 12)))]
+    ids = [rng.randrange(900) for _ in range(sum(lengths))]
+    kind = rng.randrange(7)
+    if kind == 0 and lengths:
+        lengths[0] = rng.choice((-1, 2**31 - 1, -(2**31), 7))
+    elif kind == 1 and ids:
+        ids[-1] = rng.choice((-1, 960, 2**31 - 1, -(2**31)))
+    elif kind == 2 and prefix:
+        prefix[0] = rng.choice((-5, 10**6))
+    elif kind == 3:
+        ids = ids * 300
+        lengths = lengths * 300
+    elif kind == 4:
+        prefix = [1] * rng.choice((500, 60_000))
+    for name, values in (("prefix_ids", prefix), ("item_ids", ids), ("item_lengths", lengths)):
+        rows = 2 if kind == 5 and rng.random() < 0.5 else 1
+        made.inputs.add(name=name, datatype="INT32", shape=[rows, len(values)])
+        made.raw_input_contents.append(struct.pack(f"<{len(values)}i", *values) * rows)
+    return made

@@ -1,4 +1,5 @@
-"""Ten thousand broken requests against the real server: it lives, answers each of them, and what was
+"""Broken requests against the real server (FUZZ_REQUESTS=10000 for as many; the inner loop has fewer):
+it lives, answers each of them, and what was
 good in them scores as ever."""
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from slmrank.serving.server import ANY_PORTS, Server
 from tritonclient.grpc import service_pb2_grpc
 
 from tests.conftest import TinyBundle
-from tests.serving.fuzz import draw, http_body, message, mutate
+from tests.serving.fuzz import draw, http_body, inner_message, message, mutate
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 HTTP_SHARE = 0.2
 AT_ONCE = 12
 QUERIES = ("nurse shift 3", "welder", "night cook, part time", "lehrer für Mathematik", "x")
@@ -54,7 +55,10 @@ def judge(sent: Any, scores: list[float], faults: list[str]) -> None:
             faults.append(f"{sent.told}: item {place} scored {found}, reference {expected}")
 
 
-def refused(sent: Any, text: str, faults: list[str]) -> None:
+def refused(sent: Any, text: str, faults: list[str], outcomes: Counter[Any]) -> None:
+    if "Request timeout expired" in text or "Exceeds maximum queue size" in text:
+        outcomes["refused for its queue"] += 1  # a busy machine's overload, no fault
+        return
     if INSIDE.search(OURS.sub("", text)):
         faults.append(f"{sent.told}: {text[:300]}")
     if any(one is not None for one in sent.expected):
@@ -92,7 +96,7 @@ def test_grpc_answers_every_broken_request(tiny_server: Server, jobs: list[dict[
                         reply = await stub.ModelInfer(made, timeout=30)
                     except grpc.aio.AioRpcError as error:
                         outcomes[error.code().name] += 1
-                        refused(sent, str(error.details()), faults)
+                        refused(sent, str(error.details()), faults, outcomes)
                         return
                 outcomes["OK"] += 1
                 if all(expected is None for expected in sent.expected):
@@ -106,7 +110,9 @@ def test_grpc_answers_every_broken_request(tiny_server: Server, jobs: list[dict[
             for _ in range(round(REQUESTS * (1 - HTTP_SHARE))):
                 sent = draw(rng, answers, fields)
                 made = message(sent)
-                if rng.random() < 0.5:
+                if rng.random() < 0.1:
+                    made = inner_message(rng, sent)
+                elif rng.random() < 0.5:
                     mutate(rng, made, sent)
                 tasks.append(asyncio.ensure_future(one(sent, made)))
                 if len(tasks) >= 200:
@@ -118,7 +124,7 @@ def test_grpc_answers_every_broken_request(tiny_server: Server, jobs: list[dict[
     print(dict(outcomes), scored)
     assert faults[:5] == []
     assert "DEADLINE_EXCEEDED" not in outcomes
-    assert "UNAVAILABLE" not in outcomes
+    assert outcomes["UNAVAILABLE"] == outcomes["refused for its queue"] < REQUESTS / 50
     assert outcomes["OK"] > REQUESTS / 5
     assert scored > REQUESTS / 2
     assert reference(tiny_server, jobs)["welder"] == pytest.approx(answers["welder"], abs=TOLERANCE)
@@ -146,7 +152,7 @@ def test_http_answers_every_broken_request(
                         )
                     outcomes[reply.status_code] += 1
                     if reply.status_code != 200:
-                        refused(sent, reply.text, faults)
+                        refused(sent, reply.text, faults, outcomes)
                     elif any(expected is not None for expected in sent.expected):
                         outputs = json.loads(re.sub(r"\bnan\b|NaN", "null", reply.text))["outputs"]
                         data = next(
@@ -161,6 +167,6 @@ def test_http_answers_every_broken_request(
         print(dict(outcomes))
         assert faults[:5] == []
         # The ensemble gives the refusals of its stages as 500.
-        assert set(outcomes) <= {200, 400, 500}, outcomes
+        assert set(outcomes) <= {200, 400, 500, 503, "refused for its queue"}, outcomes
         assert outcomes[200] > REQUESTS * HTTP_SHARE / 6
         assert reference(server, jobs)["welder"] == pytest.approx(answers["welder"], abs=TOLERANCE)

@@ -25,8 +25,8 @@ from slmrank.triton.config import ANSWERED, ENSEMBLE
 
 # What Triton says when a queue is full, and when a request waited longer than its queue's timeout.
 _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired")
-# And of a model that it has not loaded yet, or unloads because it ends.
-_NOT_SERVING = "has no available versions"
+# And of a model that is not loaded yet, that goes because the server ends, or whose process died.
+_NOT_SERVING = ("has no available versions", "is not healthy")
 _BY_NAME: dict[str, type[ScoreError]] = {
     one.__name__: one for one in (InvalidQuery, InvalidRequest)
 }
@@ -42,7 +42,7 @@ def explain(error: Any, url: str) -> ScoreError:
             "send fewer requests at a time, or add replicas",
         )
     lost = "UNAVAILABLE" in status or isinstance(error, grpc.FutureTimeoutError)
-    if lost or _NOT_SERVING in text:
+    if lost or any(sign in text for sign in _NOT_SERVING):
         return Unreachable(
             f"no answer from {url}: {text}",
             "start the server with `control serve`, or check the url",

@@ -14,20 +14,45 @@ from slmrank.prompt.labels import Labels
 from slmrank.tokens import Ids
 
 
+def split_items(
+    prefix: Ids,
+    item_ids: Ids,
+    item_lengths: Ids,
+    *,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+) -> list[Ids]:
+    """The items of `item_ids` [sum of lengths], which holds them end to end.
+
+    Raises EngineError for tensors that `prepare` never makes: whoever calls `ranker` itself must
+    not reach memory outside of the embedding, or fail the requests that were joined with his.
+    """
+    total, longest = int(item_lengths.sum()), int(item_lengths.max(initial=0))
+    fault = ""
+    if item_lengths.min(initial=0) < 0:
+        fault = f"item_lengths holds {int(item_lengths.min())}"
+    elif total != len(item_ids):
+        fault = f"item_lengths sum to {total}, item_ids has {len(item_ids)}"
+    elif total and not len(prefix):
+        fault = "there is no prefix"
+    elif max_tokens is not None and total and len(prefix) + longest > max_tokens:
+        fault = f"a prompt has {len(prefix) + longest} tokens, the limit is {max_tokens}"
+    elif vocab_size is not None:
+        least = min(int(ids.min(initial=0)) for ids in (prefix, item_ids))
+        most = max(int(ids.max(initial=0)) for ids in (prefix, item_ids))
+        if least < 0 or most >= vocab_size:
+            fault = f"a token id is {least if least < 0 else most}, the vocabulary has {vocab_size}"
+    if fault:
+        raise EngineError(fault, "call the ensemble rank instead of ranker")
+    return np.split(item_ids, np.cumsum(item_lengths)[:-1]) if len(item_lengths) else []
+
+
 def whole_prompts(prefix: Ids, item_ids: Ids, item_lengths: Ids) -> list[Ids]:
     """Prefix and item as one prompt, for each of N items; an item without ids gives an empty one.
-
-    `item_ids` [sum of lengths] holds the items end to end.
-    """
-    if int(item_lengths.sum()) != len(item_ids):
-        raise EngineError(
-            f"item_lengths sum to {int(item_lengths.sum())}, item_ids has {len(item_ids)}",
-            "call the ensemble rank instead of ranker",
-        )
-    ends = np.cumsum(item_lengths)
+    Raises EngineError as `split_items` does."""
     return [
-        np.concatenate([prefix, item_ids[end - size : end]]) if size else item_ids[:0]
-        for end, size in zip(ends, item_lengths, strict=True)
+        np.concatenate([prefix, item]) if len(item) else item
+        for item in split_items(prefix, item_ids, item_lengths)
     ]
 
 

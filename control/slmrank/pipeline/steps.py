@@ -8,6 +8,7 @@ that made an artifact are recorded in it and do not decide where it is found.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key
 from slmrank.code_hash import code_hash
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import ArtifactError, MissingDependencyError
 from slmrank.processes import is_first
 
 POLL_S = 0.5
+LEAST_FREE_BYTES = 1 << 20
 
 
 class Watcher(Protocol):
@@ -207,7 +209,18 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
     watcher.started(step)
     with store.create(step.kind, step.key, lineage) as draft:
         making = Making(draft=draft, inputs=inputs, watcher=watcher, store=store, device=device)
-        step.make(making)
+        try:
+            step.make(making)
+        except Exception as error:
+            # LMDB and OpenVINO each have words of their own for a full disk.
+            free = shutil.disk_usage(store.root).free
+            if free < LEAST_FREE_BYTES:
+                raise ArtifactError(
+                    f"{step.title} failed: no space left on the disk of {store.root} "
+                    f"({free // 1024} KiB): {error}",
+                    "make room, or give another folder with --artifacts",
+                ) from error
+            raise
     artifact = store.find(step.kind, step.key)
     assert artifact is not None
     watcher.finished(step, artifact, cached=False)

@@ -11,6 +11,7 @@ holding `<|im_end|>` is only text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -71,6 +72,11 @@ class PromptEncoder:
         """Ids of the template's own wording: before the query, after it, and the closing question,
         end to end."""
         return np.concatenate([self._head, self._line_end_ids, self._tail, self._closing])
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer can give lie below this; they may have gaps."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
     def body_form(self) -> str:

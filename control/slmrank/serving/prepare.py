@@ -132,14 +132,27 @@ class Preparer:
             elif job_id:
                 stored.append(place)
         names = [asked[place][0].decode("utf-8", "replace") for place in stored]
-        for place, ids in zip(stored, self._store.ids_many(names) if names else [], strict=True):
-            found[place] = (ids, Status.UNKNOWN_JOB if ids is None else Status.OK)
+        looked_up = self._store.ids_many(names) if names else []
+        # One look over all of them: a look at each of 500 entries takes a millisecond.
+        whole = self._are_ids(
+            np.concatenate([EMPTY, *(one for one in looked_up if one is not None)])
+        )
+        for place, ids in zip(stored, looked_up, strict=True):
+            if ids is None:
+                found[place] = (None, Status.UNKNOWN_JOB)
+            elif not len(ids) or not (whole or self._are_ids(ids)):
+                found[place] = (None, Status.BAD_ENTRY)
+            else:
+                found[place] = (ids, Status.OK)
         if sent:
             jobs = [job for _, job, _ in sent]
             entries = summarize_entries(jobs, self._summarizer, self._encoder)
             for (place, _, status), entry in zip(sent, entries, strict=True):
                 found[place] = (entry.ids, status)
         return found
+
+    def _are_ids(self, ids: Ids) -> bool:
+        return bool(ids.min(initial=0) >= 0 and ids.max(initial=0) < self._encoder.vocab_size)
 
     def _text(self, text: bytes) -> tuple[Ids | None, Status]:
         try:

@@ -33,6 +33,7 @@ START_TIMEOUT_S = 180.0
 DRAIN_S = 10
 STOP_MARGIN_S = 10
 LOG_LINES = 20
+STAGES_EVERY_S = 1.0
 # Whoever reaches the port may score, and read health, configuration and statistics. What changes
 # models, maps memory or writes files needs the key of this variable, and is closed without one.
 CLOSED = "model-repository,shared-memory,trace,logging"
@@ -165,10 +166,25 @@ class Server:
             self._work = None
 
     def wait(self) -> int:
-        """Block until the server ends; returns its exit status."""
+        """Block until the server ends; returns its exit status.
+
+        Raises ServerError when the process of a stage has ended: Triton goes on without it, says
+        that it is ready, and fails every request.
+        """
         if self._process is None:
             raise ServerError("the server is not running", "start it first")
-        return self._process.wait()
+        stages = _stages(self._process.pid)
+        while True:
+            try:
+                return self._process.wait(STAGES_EVERY_S)
+            except subprocess.TimeoutExpired:
+                gone = [name for pid, name in stages.items() if not _runs(pid)]
+            if gone and self._process.poll() is None:
+                raise ServerError(
+                    f"the process of stage {gone[0]!r} ended while the server ran\n"
+                    + fault_lines(self.log()),
+                    "start it again; if the kernel ended it for memory, give it more",
+                )
 
     def log(self) -> str:
         """Everything that the server printed so far."""
@@ -266,6 +282,26 @@ def _require_engines(configs: Mapping[str, ModelConfig]) -> None:
                 "compile it with `control build --engines DIR` where its GPU is, and mount DIR as "
                 f"{Path(engine).parent}",
             )
+
+
+def _stages(pid: int) -> dict[int, str]:
+    """The stub processes of Python stages below a server, with the model that each runs."""
+    found = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+            model = re.search(r"/([^/\0]+)/\d+/model\.py", command)
+            if model:
+                found[child] = model[1]
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        # The state stands behind the name, which may hold anything in its brackets.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
 
 
 def claim_port(address: str, port: int, flag: str) -> int:

@@ -33,7 +33,8 @@ class JobStore(Protocol):
         """Write job id -> (content key, entry), all or nothing."""
 
     def ids_many(self, job_ids: Sequence[str]) -> list[Ids | None]:
-        """Token ids [length] of each job's text, None for an unknown job."""
+        """Token ids [length] of each job's text, None for an unknown job, an empty array for an
+        entry that is damaged."""
 
     def get(self, job_id: str) -> Entry | None:
         """The whole entry of a job, or None."""

@@ -18,7 +18,7 @@ import numpy as np
 from slmrank.data.records import MAX_JOB_ID_BYTES
 from slmrank.errors import ArtifactError
 from slmrank.store.job_store import Entry, JobStore
-from slmrank.tokens import Ids
+from slmrank.tokens import EMPTY, Ids
 
 MAP_SIZE = 1 << 36  # address space, not disk: the file grows with its content
 STORE_FOLDER = "store"
@@ -87,7 +87,7 @@ class LmdbStore:
                 known = 0 < len(raw) <= MAX_JOB_ID_BYTES
                 key = reading.get(raw, db=self._jobs) if known else None
                 stored = reading.get(key, db=self._ids) if key else None
-                found.append(None if stored is None else np.frombuffer(stored, dtype="<i4"))
+                found.append(None if stored is None else _ids(stored))
         return found
 
     def by_content(self, content: str) -> Entry | None:
@@ -111,3 +111,8 @@ class LmdbStore:
     def __len__(self) -> int:
         with self._env.begin() as reading:
             return int(reading.stat(self._jobs)["entries"])
+
+
+def _ids(stored: bytes) -> Ids:
+    """The ids of an entry; none where the bytes cannot be any."""
+    return np.frombuffer(stored, dtype="<i4") if len(stored) % 4 == 0 else EMPTY

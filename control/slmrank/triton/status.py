@@ -14,6 +14,7 @@ class Status(IntEnum):
     EMPTY = 3
     NOT_UTF8 = 4
     BAD_JOB = 5
+    BAD_ENTRY = 6  # what the store holds of the job cannot be its ids
 
     @property
     def scored(self) -> bool:

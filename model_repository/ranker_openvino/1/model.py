@@ -6,36 +6,56 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from slmrank.engine.fan_out import split_items
 from slmrank.engine.openvino.runtime import OpenVinoEngine
+from slmrank.errors import EngineError
 from slmrank.model.probability import probability
 
 
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        parameters = json.loads(args["model_config"])["parameters"]
-        threads = int(parameters["threads"]["string_value"])
-        self._engine = OpenVinoEngine(folder / "engine", threads)
+        given = json.loads(args["model_config"])["parameters"]
+        value = {name: int(one["string_value"]) for name, one in given.items()}
+        self._limits = {name: value[name] for name in ("vocab_size", "max_tokens")}
+        self._engine = OpenVinoEngine(folder / "engine", value["threads"])
 
     def execute(self, requests):
-        """Requests that the batcher joined are scored together."""
+        """Requests that the batcher joined are scored together; a bad one fails alone."""
         started = time.perf_counter()
-        scored = self._engine.logits_of([self._read(request) for request in requests])
+        asked = [self._read(request) for request in requests]
+        good = [one for one in asked if not isinstance(one, EngineError)]
+        scored = iter(self._engine.logits_of(good))
         micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
         return [
-            pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor("score", probability(logits).astype(np.float32)[np.newaxis]),
-                    pb_utils.Tensor("ranker_us", micros),
-                ]
-            )
-            for logits in scored
+            _refused(one) if isinstance(one, EngineError) else _answered(next(scored), micros)
+            for one in asked
         ]
 
     def _read(self, request):
-        """The prefix and the items of one request."""
-        prefix, ids, lengths = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
+        """The prefix and the items of one request, or what is wrong with them."""
+        tensors = [
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in ("prefix_ids", "item_ids", "item_lengths")
-        )
-        return prefix, np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+        ]
+        if any(len(tensor) != 1 for tensor in tensors):
+            return EngineError("one request holds one query", "send tensors of shape [1, N]")
+        prefix, ids, lengths = (tensor[0] for tensor in tensors)
+        try:
+            return prefix, split_items(prefix, ids, lengths, **self._limits)
+        except EngineError as error:
+            return error
+
+
+def _answered(logits, micros):
+    score = probability(logits).astype(np.float32)[np.newaxis]
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor("score", score), pb_utils.Tensor("ranker_us", micros)]
+    )
+
+
+def _refused(error):
+    text = f"{error.message}. Fix: {error.hint}"
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
+    )

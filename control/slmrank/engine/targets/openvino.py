@@ -45,7 +45,11 @@ class OpenVinoTarget(EngineTarget):
         self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
     ) -> dict[str, ModelConfig]:
         own = spec.repository
-        parameters = {"threads": str(own.threads)}
+        parameters = {
+            "threads": str(own.threads),
+            "vocab_size": str(checkpoint.geometry.vocab_size),
+            "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
+        }
         return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
 
     def links(self, engine: Path) -> dict[str, Path]:
