@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -179,6 +180,25 @@ def test_the_serve_line_serves(tiny: TinyBundle, tiny_repository: Path) -> None:
         finally:
             process.terminate()
             process.wait(30)
+
+
+@pytest.mark.triton
+def test_the_ui_line_opens_a_page(tiny: TinyBundle, tiny_repository: Path) -> None:
+    (line,) = [line for line in commands() if line.startswith("control ui")]
+    words = shlex.split(line.rstrip("& "))[1:]
+    words = [str(tiny.spec) if word == "build/demo.yaml" else word for word in words]
+    words[words.index("8090")] = "0"
+    command = [str(Path(sys.executable).parent / "control"), *words]
+    command += ["--artifacts", str(tiny.artifacts)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            with urlopen(url, timeout=20) as page:
+                assert b"Search jobs" in page.read()
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
 
 
 @pytest.mark.triton
