@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo train test test-fast check clean
+.PHONY: demo train test test-fast check audit clean
 
 demo: $(STAMP)
 	$(BIN)/control demo
@@ -19,10 +19,17 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not triton and not perf"
 
-check: $(STAMP)
+check: $(STAMP) audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What the environment holds (CycloneDX), and which of it has known vulnerabilities, where the index
+# can be asked. They are told and fail nothing: a new one somewhere must not stop every change.
+audit: $(STAMP)
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --output-format JSON --output-file dist/sbom.json
+	-$(BIN)/pip-audit --skip-editable --progress-spinner off --timeout 5 2>/dev/null | grep -v 'could not be audited' | tail -n 20
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) and sys.version_info < (3, 13) else "the tested packages need Python 3.11 or 3.12, this is " + sys.version.split()[0] + ". Fix: make PYTHON=python3.11")'

@@ -1,0 +1,152 @@
+"""A server at three times its capacity: latency of what it takes, time to a refusal, memory.
+
+    python perf/overload.py build/demo.yaml --out perf/results/overload.json
+
+Capacity is measured first, by a closed loop on the same requests (8 stored jobs each, 4 in flight);
+then requests arrive at three times that rate, Poisson, for 60 s. Needs slmrank[local].
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from slmrank.artifacts import ArtifactStore
+from slmrank.client.aio import AsyncRankClient
+from slmrank.data.labelled import read_labelled
+from slmrank.errors import Overloaded, ScoreError
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.reading import load_spec
+
+JOBS, IN_FLIGHT, TIMES = 8, 4, 3.0
+
+
+def memory_mib(pid: int) -> float:
+    """Resident memory of a process and of all below it."""
+    total = 0.0
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        total += sum(memory_mib(int(child)) for child in path.read_text().split())
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            total += int(line.split()[1]) / 1024
+    return total
+
+
+async def capacity(client: AsyncRankClient, requests: list[Any], seconds: float) -> float:
+    begin, done = time.perf_counter(), 0
+
+    async def worker(number: int) -> None:
+        nonlocal done
+        place = number
+        while time.perf_counter() - begin < seconds:
+            await client.score(*requests[place % len(requests)])
+            place += IN_FLIGHT
+            done += 1
+
+    await asyncio.gather(*(worker(number) for number in range(IN_FLIGHT)))
+    return done / (time.perf_counter() - begin)
+
+
+async def overload(
+    client: AsyncRankClient, requests: list[Any], rate: float, seconds: float
+) -> dict[str, list[float]]:
+    rng, tasks = random.Random(1), []
+    ended: dict[str, list[float]] = {
+        "scored": [],
+        "queue full": [],
+        "waited too long": [],
+        "other": [],
+    }
+
+    async def one(number: int) -> None:
+        started = time.perf_counter()
+        try:
+            await client.score(*requests[number % len(requests)])
+            kind = "scored"
+        except Overloaded as error:
+            kind = "queue full" if "queue size" in error.message else "waited too long"
+        except ScoreError:
+            kind = "other"
+        ended[kind].append(time.perf_counter() - started)
+
+    begin, due = time.perf_counter(), 0.0
+    while due < seconds:
+        await asyncio.sleep(max(begin + due - time.perf_counter(), 0))
+        tasks.append(asyncio.ensure_future(one(len(tasks))))
+        due += rng.expovariate(rate)
+    await asyncio.gather(*tasks)
+    return ended
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {"requests": 0}
+    points = np.percentile(np.array(values) * 1000, (50, 95, 99))
+    told = {
+        f"p{name}_ms": round(float(one), 1) for name, one in zip((50, 95, 99), points, strict=True)
+    }
+    return {"requests": len(values), **told}
+
+
+async def measure(server: Server, requests: list[Any], given: Any) -> dict[str, Any]:
+    assert server.pid is not None
+    async with AsyncRankClient(server.url, timeout_s=60) as client:
+        await capacity(client, requests, 5)
+        held = await capacity(client, requests, 15)
+        before = memory_mib(server.pid)
+        ended = await overload(client, requests, held * TIMES, given.seconds)
+        after = memory_mib(server.pid)
+        again = await capacity(client, requests, 10)
+    return {
+        "capacity_requests_per_s": round(held, 2),
+        "offered_requests_per_s": round(held * TIMES, 2),
+        "seconds": given.seconds,
+        **{kind: summary(values) for kind, values in ended.items()},
+        "memory_mib": {"before": round(before), "after": round(after)},
+        "capacity_afterwards": round(again / held, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
+    parser.add_argument("--seconds", type=float, default=60)
+    given = parser.parse_args()
+    bundle, store = Bundle(load_spec(given.spec, given.changes)), ArtifactStore(given.artifacts)
+    labelled = read_labelled(run(bundle.data, store).path)
+    jobs = list(labelled.jobs)
+    queries = list(dict.fromkeys(pair.query for pair in labelled.pairs["test"]))
+    requests = [
+        (query, list(islice(jobs, place * JOBS, (place + 1) * JOBS)))
+        for place, query in enumerate(queries[:40])
+    ]
+    with Server(run(bundle.repository, store).path, ANY_PORTS) as server:
+        found = asyncio.run(measure(server, requests, given))
+    found |= {
+        "objective_ms": bundle.spec.sweep.slo.latency_ms,
+        "queue_timeout_ms": bundle.spec.queue_timeout_us / 1000,
+        "max_queue_size": bundle.spec.repository.max_queue_size,
+        "host": {"cores": os.cpu_count(), "python": platform.python_version()},
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if given.out:
+        given.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
