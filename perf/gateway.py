@@ -92,13 +92,14 @@ async def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path)
+    parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 4])
     given = parser.parse_args()
-    bundle, store = Bundle(load_spec(given.spec)), ArtifactStore(given.artifacts)
+    bundle, store = Bundle(load_spec(given.spec, given.changes)), ArtifactStore(given.artifacts)
     labelled = read_labelled(run(bundle.data, store).path)
     jobs = list(islice(labelled.jobs, DOCUMENTS))
     queries = list(dict.fromkeys(pair.query for pair in labelled.pairs["test"]))[:32]

@@ -2,7 +2,7 @@
 
     python perf/overload.py build/demo.yaml --out perf/results/overload.json
 
-Capacity is measured first, by a closed loop on the same requests (8 stored jobs each, 4 in flight);
+Capacity is measured first, by a closed loop on the same requests (4 stored jobs each, 2 in flight);
 then requests arrive at three times that rate, Poisson, for 60 s. Needs slmrank[local].
 """
 
@@ -29,7 +29,7 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
-JOBS, IN_FLIGHT, TIMES = 8, 4, 3.0
+JOBS, IN_FLIGHT, TIMES = 4, 2, 3.0
 
 
 def memory_mib(pid: int) -> float:
