@@ -27,6 +27,7 @@ from slmrank.client.client import RankClient
 from slmrank.client.request import build_inputs
 from slmrank.errors import ServerError, Unreachable
 from slmrank.load.record import read_record, record_path, write_record
+from slmrank.pipeline.steps import in_order
 from slmrank.repository.generate import read_identity
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.triton.status import Status
@@ -144,13 +145,12 @@ def fill(disk: Path, spare: int) -> Path:
     return filler
 
 
-def without(tiny: TinyBundle, disk: Path, *kinds: str) -> Path:
-    """The tiny bundle's artifacts on a disk, without some kinds."""
+def without(tiny: TinyBundle, disk: Path, kind: str) -> Path:
+    """What the tiny bundle's engine is made from, on a disk, without one kind."""
     target = disk / "artifacts"
-    ignored = shutil.ignore_patterns(
-        *kinds, "work", "point", "sweeps", "slo", "scores", "repository"
-    )
-    shutil.copytree(tiny.artifacts, target, ignore=ignored)
+    for step in in_order(tiny.bundle.engine):
+        if step.kind != kind:
+            shutil.copytree(tiny.store.path(step.kind, step.key), target / step.kind / step.key)
     return target
 
 

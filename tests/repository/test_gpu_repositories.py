@@ -237,7 +237,8 @@ def test_many_requests_at_once_join_in_the_backend(engine_server: tuple[Server, 
     server, log = engine_server
 
     def ask(number: int) -> list[float]:
-        with RankClient(server.url) as client:
+        # The stand-in is slow, and a busy machine's queue may refuse: that is no matter here.
+        with RankClient(server.url, retry_overload=True) as client:
             return [item.score for item in client.score(QUERIES[number % 3], JOBS)]
 
     alone = [ask(number) for number in range(3)]
