@@ -92,17 +92,11 @@ def score_command(
         answer = client.score(query, jobs)
     ranked = rank_order(answer)
     shown = ranked[:top] if top > 0 else ranked
-    parts = [
-        {
-            "start": part.start,
-            "items": part.items,
-            "served": dict(part.served),
-            "times_ms": part.times_ms,
-        }
-        for part in answer.parts
-    ]
     if as_json:
-        print_json({"query": query, "items": [_record(item) for item in shown], "parts": parts})
+        items = [item.as_dict() for item in shown]
+        print_json(
+            {"query": query, "items": items, "parts": [part.as_dict() for part in answer.parts]}
+        )
     else:
         _show(query, shown, jobs)
         for part in answer.parts:
@@ -199,13 +193,3 @@ def _name(item: ItemScore, job: Asked) -> str:
     text = job.text if isinstance(job, ItemText) else ""
     flat = " ".join(text.split())
     return item.job_id or (flat if len(flat) <= 60 else flat[:57] + "...")
-
-
-def _record(item: ItemScore) -> dict[str, Any]:
-    return {
-        "index": item.index,
-        "job_id": item.job_id,
-        "score": None if item.score != item.score else item.score,
-        "status": int(item.status),
-        "status_text": item.status.words,
-    }

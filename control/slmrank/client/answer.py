@@ -22,6 +22,16 @@ class ItemScore:
     score: float
     status: Status
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it: no score is null."""
+        return {
+            "index": self.index,
+            "job_id": self.job_id,
+            "score": None if math.isnan(self.score) else self.score,
+            "status": int(self.status),
+            "status_text": self.status.words,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -45,6 +55,15 @@ class Part:
         """Milliseconds by stage, for people and for headers."""
         seconds = {"total": self.total_s, "prepare": self.prepare_s, "ranker": self.ranker_s}
         return {name: round(value * 1000, 3) for name, value in seconds.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, with milliseconds."""
+        return {
+            "start": self.start,
+            "items": self.items,
+            "served": dict(self.served),
+            "times_ms": self.times_ms,
+        }
 
 
 class Answer(list[ItemScore]):

@@ -184,25 +184,11 @@ def text_scores(request: RerankRequest, items: Sequence[ItemScore]) -> list[Text
 
 
 def scored_items(items: Sequence[ItemScore]) -> list[ScoredItem]:
-    return [
-        ScoredItem(
-            index=item.index,
-            job_id=item.job_id,
-            score=None if math.isnan(item.score) else item.score,
-            status=int(item.status),
-            status_text=item.status.words,
-        )
-        for item in items
-    ]
+    return [ScoredItem(**item.as_dict()) for item in items]
 
 
 def scored_parts(answer: Answer) -> list[ScoredPart]:
-    return [
-        ScoredPart(
-            start=part.start, items=part.items, served=dict(part.served), times_ms=part.times_ms
-        )
-        for part in answer.parts
-    ]
+    return [ScoredPart(**part.as_dict()) for part in answer.parts]
 
 
 def server_timing(parts: Sequence[Part]) -> str:
