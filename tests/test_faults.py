@@ -70,7 +70,7 @@ def elsewhere(test: str, what: str, *, seen: str, kept: str) -> None:
 
 
 def scores(url: str) -> list[float]:
-    with RankClient(url, timeout_s=20) as client:
+    with RankClient(url, timeout_s=60, retry_overload=True) as client:
         return [item.score for item in client.score("nurse shift", JOBS)]
 
 

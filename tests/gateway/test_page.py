@@ -84,15 +84,10 @@ def test_a_query_is_ranked_and_a_job_shown(
     first = page.inner_text("#job h2")
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")
-    page.wait_for_function(
-        "(old) => document.querySelector('#job .soft').textContent !== old", arg=""
-    )
     current = page.locator('.side:first-child ol button[aria-current="true"]')
-    assert current.locator(".place").inner_text() == "2"
-    page.wait_for_function(
-        "(title) => document.querySelector('#job h2').textContent === title",
-        arg=current.locator(".title").evaluate("(one) => one.firstChild.textContent"),
-    )
+    current.locator(".place", has_text="2").wait_for()
+    title = current.locator(".title").evaluate("(one) => one.firstChild.textContent")
+    page.locator("#job h2", has_text=title).wait_for()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.side") == "1"
     page.keyboard.press("/")
@@ -112,7 +107,7 @@ def test_a_query_without_a_job_and_a_shared_link(browser: Any, url: str) -> None
     assert page.input_value("#query") == "pilot lead"
     page.fill("#query", "zzzz")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#state').textContent.includes('no job shares')")
+    page.locator("#state", has_text="no job shares").wait_for()
     page.fill("#query", "nurse " * 70)
     page.keyboard.press("Enter")
     page.wait_for_selector(".side .fault")
