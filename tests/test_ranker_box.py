@@ -51,9 +51,9 @@ def test_the_record_is_small_and_of_the_packaged_model() -> None:
 def rank(ranker: Any, checkpoint: Any) -> Any:
     """Log-odds of every (query, job) of LISTING, [N, N]."""
     import torch
+    from slmrank.model.batch_tensors import batch_tensors
     from slmrank.model.decoder import score_items
     from slmrank.prompt.corpus import EncodedQuery
-    from slmrank.train.batch_tensors import batch_tensors
 
     encoder = checkpoint.encoder()
     items = tuple(encoder.item(encoder.body(text)).ids for text in LISTING.values())

@@ -17,7 +17,7 @@ from slmrank.spec.model import PromptSpec
 from slmrank.store.job_store import Entry
 from slmrank.store.registry import open_store
 from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import Fitting, summarize_entries, tokens_counted
+from slmrank.summarize.summarizer import Fitting, summarize_entries
 from slmrank.tokens import Ids
 from slmrank.triton.status import Status
 
@@ -37,10 +37,8 @@ def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
         max_item_tokens=40,
         max_query_tokens=30,
     )
-    fitting = Fitting(
-        spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], count_tokens=tokens_counted(encoder)
-    )
-    summarizer = SUMMARIZERS.get("extractive").fit(fitting)
+    fitting = Fitting(spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], encode=encoder.body)
+    summarizer = SUMMARIZERS.get("salience").fit(fitting)
     store = open_store("lmdb:", tmp_path, write=True)
     (known,) = summarize_entries([JOB], summarizer, encoder)
     long = Entry(summary="", ids=encoder.body("w " * 90), source_tokens=90, summary_tokens=90)

@@ -20,7 +20,7 @@ from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import CountTokens, Fitting, Summary
+from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FirstWords:
     """The first words of a description; how many was asked of the ranker."""
 
     words: int
-    count_tokens: CountTokens
+    encode: Encode
 
     def identity(self) -> dict[str, Any]:
         return {"method": "first-words", "words": self.words}
@@ -37,7 +37,7 @@ class FirstWords:
         made = []
         for job in jobs:
             text = " ".join(job.description.split()[: self.words])
-            sizes = self.count_tokens(text), self.count_tokens(job.description)
+            sizes = len(self.encode(text)), len(self.encode(job.description))
             made.append(Summary(text=text, tokens=sizes[0], source_tokens=sizes[1]))
         return made
 
@@ -51,10 +51,10 @@ class FirstWordsKind:
     def fit(self, fitting: Fitting) -> FirstWords:
         assert fitting.ranker is not None
         layers = open_checkpoint(fitting.ranker).geometry.layers
-        return FirstWords(layers + fitting.spec.options["more"], fitting.count_tokens)
+        return FirstWords(layers + fitting.spec.options["more"], fitting.encode)
 
-    def load(self, folder: Path, spec: SummarizeSpec, count_tokens: CountTokens) -> FirstWords:
-        return FirstWords(json.loads((folder / "words.json").read_text()), count_tokens)
+    def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> FirstWords:
+        return FirstWords(json.loads((folder / "words.json").read_text()), encode)
 
 
 SUMMARIZERS.register("first-words", FirstWordsKind())
@@ -82,6 +82,6 @@ def test_it_is_fitted_with_a_ranker_and_serves_new_jobs(
 
 
 def test_an_unknown_summarizer_is_told_the_known_ones(tiny: Any, control: Any) -> None:
-    done = control("summarize", tiny.spec, "--set", "summarize.method=extractiv")
+    done = control("summarize", tiny.spec, "--set", "summarize.method=saliense")
     assert done.returncode == 2
-    assert "did you mean 'extractive'" in done.stderr
+    assert "did you mean 'salience'" in done.stderr

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from slmrank.model.batch_tensors import batch_tensors
 from slmrank.model.decoder import score_items
 from slmrank.model.reference import load_model
 from slmrank.train.adapter import read_note, write_note
-from slmrank.train.batch_tensors import batch_tensors
 from slmrank.train.temperature import apply_temperature, calibrate, fit_temperature
 
 from tests.train.test_sft import QUERIES

@@ -28,6 +28,7 @@ VERBS = {
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer layers"),
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
+    "compress-table": ("compress_table", "Compare summarizers at equal budgets with full texts"),
     "export": ("export", "Write trained rankers as small folders: adapter, record, log, card"),
     "build": ("build", "Build the inference engine and check its scores"),
     "repo": ("steps", "Generate the Triton model repository"),
@@ -56,7 +57,7 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"slmrank.cli.{VERBS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

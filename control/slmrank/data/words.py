@@ -25,3 +25,16 @@ def _parts(word: str) -> list[str]:
 
 def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+# Function words of English: what carries no content of its own.
+_FUNCTION_WORDS = """
+a an the and or nor but of to in on at for with by from as into onto over under upon out up
+down about within across through per via between among against during before after above
+below than then so if when where while who whom whose which what how why that this these
+those it its we our us you your they their them he she his her i me my is are was were be
+been being am do does did have has had having will would can could should may might must
+shall not no any some such all each every both either neither other another more most less
+least very too also only own same there here etc e.g i.e
+"""
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split())

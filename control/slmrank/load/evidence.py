@@ -7,6 +7,7 @@ import os
 import platform
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ def scrape_metrics(url: str | None) -> str | None:
     except (urllib.error.URLError, OSError):
         return None
     return text
+
+
+def machine_line(host: Mapping[str, Any]) -> str:
+    """What `host_facts` found, in one line."""
+    size = f"{host.get('cores', '?')} cores, {host.get('memory_gib', '?')} GiB"
+    return f"{host.get('processor', '?')}, {size}, {host.get('system', '')}"
 
 
 def host_facts() -> dict[str, Any]:

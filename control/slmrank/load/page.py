@@ -10,6 +10,7 @@ from pathlib import Path
 from slmrank.artifacts import write_atomic
 from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
+from slmrank.load.evidence import machine_line
 from slmrank.load.figures import cell_name, cell_of, draw, title_of
 from slmrank.load.record import Record
 
@@ -129,8 +130,7 @@ def provenance(record: Record) -> list[str]:
     lines = [
         f"served: {hashes}",
         f"tool: perf_analyzer, {record['perf_analyzer'] or 'none yet'}",
-        f"machine: {host.get('processor', '?')}, {host.get('cores', '?')} cores, "
-        f"{host.get('memory_gib', '?')} GiB, {host.get('system', '')}",
+        f"machine: {machine_line(host)}",
     ]
     if record["drift"] is not None:
         lines.append(

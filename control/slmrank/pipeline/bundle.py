@@ -109,23 +109,22 @@ class Bundle:
 
     @cached_property
     def summarizer(self) -> Step:
-        """What is fitted once. A kind that needs a ranker gets the one that this bundle trains on
-        the summaries of the default kind."""
-        spec = self.spec.summarize
+        """What is fitted once."""
+        return self._summarizer(self.spec.summarize)
+
+    def _summarizer(self, spec: SummarizeSpec) -> Step:
         kind = SUMMARIZERS.get(spec.method)
         inputs = {"checkpoint": self.base}
         settings = spec.settings()
         if spec.fitted is not None:
-            folder = fitted_folder(spec.fitted)
-            settings["fitted"] = folder_hashes(folder)
+            settings["fitted"] = folder_hashes(fitted_folder(spec.fitted))
         else:
             inputs["data"] = self.data
             if kind.needs_ranker:
-                default = SummarizeSpec.model_fields["method"].default
-                first = spec.model_copy(update={"method": default, "options": {}})
-                ranker = Bundle(self.spec.model_copy(update={"summarize": first}))
-                inputs["ranker"] = ranker.finetuned
-        for name in ("store", "max_cut_share"):
+                inputs["ranker"] = self.first_ranker
+        # What is fitted serves any budget.
+        unread = ("store", "max_cut_share", "budget_tokens")
+        for name in unread if kind.needs_ranker else (*unread, "learn_jobs"):
             settings.pop(name)
         return self._step(
             "summarizer",
@@ -134,24 +133,37 @@ class Bundle:
             partial(make_summarizer, spec),
             inputs,
             code=(f"{STAGES}.summaries", type(kind).__module__),
+            tools=TRAINING if kind.needs_ranker and spec.fitted is None else (),
         )
+
+    @cached_property
+    def first_ranker(self) -> Step:
+        """The ranker that a summarizer can be fitted with: the one that this bundle trains on the
+        summaries of the default method."""
+        default = SummarizeSpec.model_fields["method"].default
+        first = {"method": default, "options": {}, "fitted": None}
+        summarize = self.spec.summarize.model_copy(update=first)
+        return Bundle(self.spec.model_copy(update={"summarize": summarize})).finetuned
 
     @cached_property
     def summaries(self) -> Step:
         return self.summaries_of(self.data)
 
-    def summaries_of(self, data: Step) -> Step:
-        """The store of these jobs' summaries, by the bundle's summarizer."""
-        spec = self.spec.summarize
+    def summaries_of(self, data: Step, spec: SummarizeSpec | None = None) -> Step:
+        """The store of these jobs' summaries, by the bundle's summarizer or by another one."""
+        own = spec is None
+        spec = spec or self.spec.summarize
         kind, _ = store_kind(spec.store)
-        settings = {"store": spec.store, "max_cut_share": spec.max_cut_share}
+        settings = {
+            name: getattr(spec, name) for name in ("store", "max_cut_share", "budget_tokens")
+        }
         code = (type(SUMMARIZERS.get(spec.method)).__module__, type(kind).__module__)
         return self._step(
             "summaries",
-            "summaries",
+            "summaries" if own else f"summaries: {spec.method}, {spec.budget_tokens} tokens",
             settings,
             partial(make_summaries, spec),
-            {"data": data, "checkpoint": self.base, "summarizer": self.summarizer},
+            {"data": data, "checkpoint": self.base, "summarizer": self._summarizer(spec)},
             code=(f"{STAGES}.summaries", *code),
         )
 

@@ -38,9 +38,9 @@ def mine(
 
     Raises DataError when `target` holds such files already.
     """
+    from slmrank.model.batch_tensors import query_logits
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
-    from slmrank.train.batch_tensors import query_logits
 
     if (target / PAIRS_FILE).exists():
         raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")

@@ -10,29 +10,39 @@ from slmrank.pipeline.bundle import TRAINING, Bundle
 from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import make_scores
 from slmrank.pipeline.steps import Step
+from slmrank.spec.compress import SummarizeSpec
 
 Row = Literal["bm25", "minilm", "base", "finetuned", "pruned", "recovered", "engine", "served"]
 Text = Literal["summary", "full", "few"]
 OWN = "own"  # the bundle's own data
 
 
-def score_step(bundle: Bundle, row: Row, text: Text = "summary", on: str = OWN) -> Step:
+def score_step(
+    bundle: Bundle,
+    row: Row,
+    text: Text = "summary",
+    on: str = OWN,
+    summarize: SummarizeSpec | None = None,
+) -> Step:
     """The scores of one row, on the bundle's own pairs or on a named set's test pairs.
 
     `text` `full` scores whole descriptions instead of summaries; `few` the summaries of those few
-    queries. Raises SpecError for a set that the spec does not name.
+    queries; `summarize` is the way to summarise where ways are compared: items are then as long as
+    whole texts may be, and all queries are scored on these as well. Raises SpecError for a set that
+    the spec does not name.
     """
     evaluate = bundle.spec.evaluate
-    limited = on == OWN and text != "summary" and row != "minilm"
+    limited = on == OWN and text != "summary" and row != "minilm" and summarize is None
     sampled = evaluate.queries if on == OWN else evaluate.set_queries
     settings: dict[str, Any] = {
         "row": row,
         "split": evaluate.split if on == OWN else "test",
         "seed": evaluate.seed,
         "queries": evaluate.full_text_queries if limited else sampled,
-        "full_text_tokens": evaluate.full_text_tokens if text == "full" else None,
+        "full_text": text == "full",
+        "item_tokens": evaluate.full_text_tokens if text == "full" or summarize else None,
     }
-    data, summaries = _evaluated(bundle, on)
+    data, summaries = _evaluated(bundle, on, summarize)
     inputs: dict[str, Step] = {"data": data, "summaries": summaries}
     tools: tuple[str, ...] = ()
     code = [f"{STAGES}.scores"]
@@ -64,9 +74,7 @@ def score_step(bundle: Bundle, row: Row, text: Text = "summary", on: str = OWN) 
     )
 
 
-def _evaluated(bundle: Bundle, on: str) -> tuple[Step, Step]:
+def _evaluated(bundle: Bundle, on: str, summarize: SummarizeSpec | None) -> tuple[Step, Step]:
     """The data to evaluate on, and its summaries."""
-    if on == OWN:
-        return bundle.data, bundle.summaries
-    data = bundle.set_data(on)
-    return data, bundle.summaries_of(data)
+    data = bundle.data if on == OWN else bundle.set_data(on)
+    return data, bundle.summaries_of(data, summarize)

@@ -28,7 +28,6 @@ from slmrank.summarize.summarizer import (
     FITTED_FOLDER,
     Summarizer,
     summarize_entries,
-    tokens_counted,
 )
 from slmrank.tokens import EMPTY, Ids
 from slmrank.triton.status import Status
@@ -179,9 +178,7 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
             f"{folder} has no usable {SUMMARIES_FILE}: {error}", "run `control repo` again"
         ) from error
     encoder = ranker.encoder()
-    summarizer = SUMMARIZERS.get(spec.method).load(
-        folder / FITTED_FOLDER, spec, tokens_counted(encoder)
-    )
+    summarizer = SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.body)
     store = open_store(spec.store, folder)
     require_tokenizer(store, ranker.tokenizer_hash)
     identity = store.identity()

@@ -13,8 +13,16 @@ from slmrank.spec.section import Section, multiple_of_64
 class SummarizeSpec(Section):
     """Query-independent summaries of job descriptions, and the store that keeps them."""
 
-    method: str = Field("extractive", description="summarizer, by its registered name")
+    method: str = Field(
+        "salience",
+        description="summarizer: `salience` (sentences that cover rare words), `ranker` (phrases "
+        "that move a trained ranker's p), `lead` (the first words), `stopwords` (the first words "
+        "that are no stop words), or the name of a registered one",
+    )
     budget_tokens: int = Field(56, ge=8, le=2048, description="longest summary of a description")
+    learn_jobs: int = Field(
+        150, ge=1, description="jobs on which method `ranker` measures what phrases do to p"
+    )
     max_cut_share: float = Field(
         0.02,
         ge=0,

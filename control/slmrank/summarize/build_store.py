@@ -7,6 +7,7 @@ what happened to be found changes how long this takes, never what is written.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,11 +47,13 @@ def build_store(
             if entry is not None:
                 entries[job_id] = (content, entry)
     missing = [job_id for job_id in jobs if job_id not in entries]
+    started = time.perf_counter()
     for start in range(0, len(missing), BATCH_JOBS):
         batch = [jobs[job_id] for job_id in missing[start : start + BATCH_JOBS]]
         for job, entry in zip(batch, summarize_entries(batch, summarizer, encoder), strict=True):
             entries[job.job_id] = (contents[job.job_id], entry)
         progress(len(jobs) - len(missing) + start + len(batch), len(jobs))
+    spent_s = time.perf_counter() - started
     # In the order of the catalogue, so that the files do not depend on what was found.
     target.put({job_id: entries[job_id] for job_id in jobs})
     target.set_identity(known)
@@ -64,6 +67,7 @@ def build_store(
         "summary_tokens_mean": _mean(entry.summary_tokens for entry in written),
         "item_tokens_mean": _mean(len(entry.ids) for entry in written),
         "items_cut": cut,
+        "ms_per_job": round(1000 * spent_s / len(missing), 3) if missing else None,
     }
 
 

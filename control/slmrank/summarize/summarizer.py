@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmrank.data.records import Job
+from slmrank.data.records import Job, Pair
 from slmrank.hashing import hash_value
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import job_text
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import Entry
+from slmrank.tokens import Ids
 
-CountTokens = Callable[[str], int]
+Encode = Callable[[str], Ids]  # the ids of a text, as they stand in an item
+Progress = Callable[[int, int, str], None]
 FITTED_FOLDER = "summarizer"
 
 
@@ -47,13 +49,17 @@ class Summarizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """What a summarizer is fitted on. `ranker` is the folder of a trained ranker's checkpoint, for
-    kinds that need one."""
+    """What a summarizer is fitted on: jobs, and for kinds that need a ranker the folder of a
+    trained one's checkpoint and the training pairs of these jobs. What is fitted must not depend on
+    the budget: `load` applies it to the budget of its spec."""
 
     spec: SummarizeSpec
     jobs: Sequence[Job]
-    count_tokens: CountTokens
+    encode: Encode
     ranker: Path | None = None
+    pairs: Sequence[Pair] = ()
+    device: str = "cpu"
+    progress: Progress = lambda _done, _total, _note: None
 
 
 class SummarizerKind(Protocol):
@@ -64,11 +70,7 @@ class SummarizerKind(Protocol):
 
     def fit(self, fitting: Fitting) -> Summarizer: ...
 
-    def load(self, folder: Path, spec: SummarizeSpec, count_tokens: CountTokens) -> Summarizer: ...
-
-
-def tokens_counted(encoder: PromptEncoder) -> CountTokens:
-    return lambda text: len(encoder.body(text))
+    def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> Summarizer: ...
 
 
 def summarize_entries(

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
+from slmrank.model.batch_tensors import batch_tensors, query_logits
 from slmrank.model.decoder import LoadedRanker, Padded, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
-from slmrank.train.batch_tensors import batch_tensors, query_logits
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl

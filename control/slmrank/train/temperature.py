@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from slmrank.evaluate.metrics import Listing, ece_interval, resamples
+from slmrank.model.batch_tensors import query_logits
 from slmrank.model.decoder import LoadedRanker
 from slmrank.model.probability import probability
 from slmrank.prompt.corpus import EncodedQuery
-from slmrank.train.batch_tensors import query_logits
 
 Vector = npt.NDArray[np.float64]
 LOWEST, HIGHEST = 0.2, 5.0

@@ -49,12 +49,12 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
             found = index.scores(query, job_ids)
             scores |= {(query, job_id): p for job_id, p in zip(job_ids, found, strict=True)}
     elif settings["row"] == "minilm":
-        scores = _dense(pairs, labelled, settings["full_text_tokens"] is not None, making)
+        scores = _dense(pairs, labelled, settings["full_text"], making)
     elif settings["row"] == "served":
         jobs = labelled.jobs if settings["by_fields"] else {}
         scores = _over_grpc(pairs, jobs, making)
     else:
-        queries = _encoded(pairs, labelled, settings["full_text_tokens"], making)
+        queries = _encoded(pairs, labelled, settings, making)
         figures["prompt_tokens"] = sum(
             len(query.prefix) + len(item) for query in queries for item in query.items
         )
@@ -75,12 +75,12 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
 
 
 def _encoded(
-    pairs: Sequence[Pair], labelled: LabelledSet, full_text_tokens: int | None, making: Making
+    pairs: Sequence[Pair], labelled: LabelledSet, settings: Mapping[str, Any], making: Making
 ) -> list[EncodedQuery]:
-    encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(full_text_tokens)
+    encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
     with stored_summaries(making) as store:
         source: JobItems = SummaryItems(encoder, store)
-        if full_text_tokens:
+        if settings["full_text"]:
             source = FullTextItems(encoder, labelled.jobs)
         return encode_pairs(pairs, encoder, source)
 

@@ -18,7 +18,7 @@ from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 from slmrank.summarize.build_store import build_store, require_room
 from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, tokens_counted
+from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting
 
 FITTED_JOBS = 50_000  # what words are worth does not change any more
 
@@ -26,13 +26,13 @@ FITTED_JOBS = 50_000  # what words are worth does not change any more
 def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
     encoder = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER).encoder()
-    counted = tokens_counted(encoder)
     kind = SUMMARIZERS.get(spec.method)
     if spec.fitted is not None:
-        summarizer = kind.load(fitted_folder(spec.fitted), spec, counted)
+        summarizer = kind.load(fitted_folder(spec.fitted), spec, encoder.body)
     else:
         labelled = read_labelled(making.inputs["data"].path)
-        trained_on = sorted({pair.job_id for pair in labelled.pairs["train"]})
+        pairs = labelled.pairs["train"]
+        trained_on = sorted({pair.job_id for pair in pairs})
         if len(trained_on) > FITTED_JOBS:
             trained_on = random.Random(0).sample(trained_on, FITTED_JOBS)
         ranker = making.inputs.get("ranker")
@@ -40,14 +40,19 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
             Fitting(
                 spec=spec,
                 jobs=[labelled.jobs[job_id] for job_id in trained_on],
-                count_tokens=counted,
+                encode=encoder.body,
                 ranker=ranker.path / CHECKPOINT_FOLDER if ranker is not None else None,
+                pairs=pairs if ranker is not None else (),
+                device=making.device,
+                progress=making.watcher.progress,
             )
         )
     folder = making.draft.path / FITTED_FOLDER
     folder.mkdir()
     summarizer.save(folder)
-    making.draft.figures.update({"identity": summarizer.identity()})
+    identity = summarizer.identity()
+    identity.pop("budget_tokens", None)  # what was fitted serves any
+    making.draft.figures.update({"identity": identity})
 
 
 def make_summaries(spec: SummarizeSpec, making: Making) -> None:
@@ -55,7 +60,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
     encoder = checkpoint.encoder()
     summarizer = SUMMARIZERS.get(spec.method).load(
-        making.inputs["summarizer"].path / FITTED_FOLDER, spec, tokens_counted(encoder)
+        making.inputs["summarizer"].path / FITTED_FOLDER, spec, encoder.body
     )
     identity: dict[str, Any] = {
         "tokenizer_hash": checkpoint.ranker.tokenizer_hash,

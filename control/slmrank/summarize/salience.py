@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,11 @@ from slmrank.data.words import words_of
 from slmrank.errors import DataError
 from slmrank.hashing import hash_value
 from slmrank.spec.compress import SummarizeSpec
-from slmrank.summarize.summarizer import CountTokens, Fitting, Summary
+from slmrank.summarize.sentences import sentences_of, within_budget
+from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-_BULLET = re.compile(r"^[\s\-*\u2022\u00b7\d.)]*(?=\w)")
 SALIENCE_FILE = "salience.json"
 COST_EXPONENT = 0.7
-MIN_WORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +67,16 @@ def fit_salience(jobs: Iterable[Job]) -> Salience:
     return Salience(weights=weights, unseen=ordered[len(ordered) // 2] if ordered else 1.0)
 
 
-class ExtractiveKind:
+class SalienceKind:
     """Sentences chosen by the salience of their words."""
 
     needs_ranker = False
 
-    def fit(self, fitting: Fitting) -> Extractive:
+    def fit(self, fitting: Fitting) -> SalienceSummarizer:
         salience = fit_salience(fitting.jobs)
-        return Extractive(salience, fitting.spec.budget_tokens, fitting.count_tokens)
+        return SalienceSummarizer(salience, fitting.spec.budget_tokens, fitting.encode)
 
-    def load(self, folder: Path, spec: SummarizeSpec, count_tokens: CountTokens) -> Extractive:
+    def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> SalienceSummarizer:
         """Raises DataError when the table is missing or broken."""
         path = folder / SALIENCE_FILE
         try:
@@ -89,61 +86,52 @@ class ExtractiveKind:
             raise DataError(
                 f"cannot read {path}: {error}", "run `control summarize` again"
             ) from error
-        return Extractive(salience, spec.budget_tokens, count_tokens)
+        return SalienceSummarizer(salience, spec.budget_tokens, encode)
 
 
 @dataclass(frozen=True)
-class Extractive:
+class SalienceSummarizer:
     """A salience table, a budget in tokens of the summary alone, and the tokenizer that counts."""
 
     salience: Salience
     budget: int
-    count_tokens: CountTokens
+    encode: Encode
 
     def identity(self) -> dict[str, Any]:
         return {
-            "method": "extractive",
+            "method": "salience",
             "budget_tokens": self.budget,
             "salience": self.salience.hash,
             "code": code_hash(__name__),
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
-        return [summarize(job, self.salience, self.budget, self.count_tokens) for job in jobs]
+        return [self._summary(job) for job in jobs]
+
+    def _summary(self, job: Job) -> Summary:
+        def shorten(_description: str, budget: int) -> str:
+            return chosen_sentences(job, self.salience, budget, self.encode)
+
+        return within_budget(job, self.budget, self.encode, shorten)
 
     def save(self, folder: Path) -> None:
         table = {"unseen": self.salience.unseen, "weights": dict(self.salience.weights)}
         (folder / SALIENCE_FILE).write_text(json.dumps(table), encoding="utf-8")
 
 
-def sentences_of(text: str) -> list[str]:
-    """Sentences and list entries of a description, without bullets, in order."""
-    pieces = (_BULLET.sub("", piece).strip() for piece in _SENTENCE_END.split(text))
-    kept = (piece for piece in pieces if not piece.endswith(":"))
-    return [piece for piece in kept if len(words_of(piece)) >= MIN_WORDS]
-
-
-def summarize(job: Job, salience: Salience, budget: int, count_tokens: CountTokens) -> Summary:
-    """The summary of one job in at most `budget` tokens.
-
-    A description that fits is kept whole; one without usable sentences is cut at word borders.
-    """
-    source_tokens = count_tokens(job.description)
-    if source_tokens <= budget:
-        text = " ".join(job.description.split())
-        return Summary(text=text, tokens=count_tokens(text), source_tokens=source_tokens)
+def chosen_sentences(job: Job, salience: Salience, budget: int, encode: Encode) -> str:
+    """The sentences of one job's description that cover most in `budget` tokens, in their order;
+    the start of the longest one where none fits."""
     known = set(words_of(f"{job.title} {job.company} {job.location}"))
     sentences = sentences_of(job.description)
     words = [set(words_of(sentence)) - known for sentence in sentences]
-    costs = [count_tokens(" " + sentence) for sentence in sentences]
+    costs = [len(encode(sentence)) for sentence in sentences]
     chosen = _cover(words, costs, salience, budget)
     text = " ".join(sentences[index] for index in chosen)
-    while chosen and count_tokens(text) > budget:
+    while chosen and len(encode(text)) > budget:
         chosen.pop()
         text = " ".join(sentences[index] for index in chosen)
-    if not chosen:
-        text = _cut_words(max(sentences, key=len, default=job.description), budget, count_tokens)
-    return Summary(text=text, tokens=count_tokens(text), source_tokens=source_tokens)
+    return text or max(sentences, key=len, default="")
 
 
 def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: int) -> list[int]:
@@ -164,21 +152,3 @@ def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: 
         chosen.append(best)
         covered |= words[best]
         left -= costs[best]
-
-
-def _cut_words(text: str, budget: int, count_tokens: CountTokens) -> str:
-    words = text.split()
-    if words and count_tokens(words[0]) > budget:
-        # One word above the budget: a script without spaces. Cut by characters.
-        words = list(words[0])
-        joint = ""
-    else:
-        joint = " "
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if count_tokens(joint.join(words[:middle])) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return joint.join(words[:low])

@@ -1,0 +1,167 @@
+"""What summaries cost: summarizers at equal budgets against full texts, read by one ranker."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.evaluate.page import shown
+from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.html_page import Table
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pyplot import headless_pyplot
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.registry import SUMMARIZERS
+
+FULL_TEXT = "full text"
+COLUMNS = (
+    "summaries",
+    "budget",
+    "removed",
+    "prompt tokens",
+    "NDCG@10",
+    "delta",
+    "order",
+    "AUC 4 v 0",
+    "|dp|",
+    "ms per job",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One summarizer at one budget, and the step that scores its texts; full text has no budget."""
+
+    method: str
+    budget: int | None
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRow:
+    """One row of the table. `removed` is the share of the descriptions' tokens that is gone,
+    `ms_per_job` what one summary costs on one core (None where it was found, not made)."""
+
+    method: str
+    budget: int | None
+    removed: float
+    ms_per_job: float | None
+    quality: QualityRow
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_compress_table(
+    bundle: Bundle, scorer: Row, methods: Sequence[str], budgets: Sequence[int], on: str
+) -> list[Cell]:
+    """Full text first, then every method at every budget. The ranker is the bundle's at the stage
+    `scorer`, so that texts change and nothing else. Raises SpecError for an unknown method or set.
+    """
+    own = bundle.spec.summarize
+    cells = [
+        Cell(method=FULL_TEXT, budget=None, step=score_step(bundle, scorer, "full", on, own)),
+    ]
+    for method in methods:
+        SUMMARIZERS.get(method)
+        for budget in budgets:
+            # Items may be as long as whole texts here: nothing is cut but by the summarizer.
+            change = {"method": method, "budget_tokens": budget, "max_cut_share": 1.0}
+            if method != own.method:
+                change |= {"fitted": None, "options": {}}
+            summarize: SummarizeSpec = own.model_copy(update=change)
+            step = score_step(bundle, scorer, "summary", on, summarize)
+            cells.append(Cell(method=method, budget=budget, step=step))
+    return cells
+
+
+def measure_compress_table(
+    bundle: Bundle, cells: Sequence[Cell], store: ArtifactStore, watcher: Watcher, device: str
+) -> list[CompressRow]:
+    """Score every cell; the first is the reference of the others."""
+    scored: list[ScoredRow] = []
+    costs: list[tuple[float, float | None]] = []
+    for cell in cells:
+        artifact = run(cell.step, store, watcher, device=device)
+        scored.append(
+            ScoredRow(
+                name=cell.method,
+                text=str(cell.budget or FULL_TEXT),
+                listings=read_scores(artifact.path / SCORES_FILE),
+                prompt_tokens=artifact.figures["prompt_tokens"] / artifact.figures["pairs"],
+            )
+        )
+        made = cell.step.inputs["summaries"]
+        figures = store.read(made.kind, made.key).figures
+        kept = figures["summary_tokens_mean"] / figures["description_tokens_mean"]
+        costs.append((1 - kept, figures["ms_per_job"]) if cell.budget else (0.0, None))
+    evaluate = bundle.spec.evaluate
+    table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
+    return [
+        CompressRow(
+            method=cell.method,
+            budget=cell.budget,
+            removed=removed,
+            ms_per_job=spent,
+            quality=quality,
+        )
+        for cell, (removed, spent), quality in zip(cells, costs, table, strict=True)
+    ]
+
+
+def compress_table(rows: Sequence[CompressRow]) -> Table:
+    """The rows as text."""
+    cells = [
+        [
+            row.method,
+            str(row.budget or "-"),
+            f"{row.removed:.1%}" if row.budget else "-",
+            f"{row.quality.prompt_tokens:.0f}",
+            shown(row.quality.ndcg10),
+            shown(row.quality.delta_ndcg10, signed=True),
+            shown(row.quality.order),
+            shown(row.quality.auc),
+            f"{row.quality.mean_abs_dp:.3f}" if row.quality.mean_abs_dp is not None else "-",
+            f"{row.ms_per_job:.2f}" if row.ms_per_job is not None else "-",
+        ]
+        for row in rows
+    ]
+    first = rows[0].quality
+    return f"{first.queries} queries, {first.pairs} pairs", COLUMNS, cells
+
+
+def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
+    """A PNG: NDCG@10 lost against full text over the tokens removed, with 95 % intervals."""
+    pyplot = headless_pyplot()
+    figure: Any
+    axes: Any
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
+    axes.axhline(0, color="#999999", linewidth=0.8, linestyle="--")
+    for method in dict.fromkeys(row.method for row in rows if row.budget):
+        own = sorted((row for row in rows if row.method == method), key=lambda row: row.removed)
+        deltas = [row.quality.delta_ndcg10 for row in own if row.quality.delta_ndcg10 is not None]
+        below = [delta.value - delta.low for delta in deltas]
+        above = [delta.high - delta.value for delta in deltas]
+        axes.errorbar(
+            [100 * row.removed for row in own],
+            [delta.value for delta in deltas],
+            yerr=[below, above],
+            marker="o",
+            capsize=3,
+            label=method,
+        )
+    axes.set_xlabel("tokens of the descriptions removed (%)")
+    axes.set_ylabel("NDCG@10 against full text")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+    return stream.getvalue()

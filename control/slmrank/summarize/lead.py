@@ -1,0 +1,65 @@
+"""Summarizers that learn nothing, against which the others are measured: the first words of a
+description, and the first words that are not stop words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmrank.code_hash import code_hash
+from slmrank.data.records import Job
+from slmrank.data.words import STOP_WORDS
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.sentences import within_budget
+from slmrank.summarize.summarizer import Encode, Fitting, Summary
+
+Shorten = Callable[[str, int], str]
+
+
+def whole(text: str, _budget: int) -> str:
+    """The text in one line; `within_budget` keeps what fits of it."""
+    return " ".join(text.split())
+
+
+def without_stop_words(text: str, _budget: int) -> str:
+    """The text without English stop words (a list of function words; other languages keep all)."""
+    return " ".join(word for word in text.split() if word.lower().strip(".,;:") not in STOP_WORDS)
+
+
+@dataclass(frozen=True)
+class LeadKind:
+    """Summaries that start where the description starts. `shorten` is applied first."""
+
+    method: str
+    shorten: Shorten
+    needs_ranker = False
+
+    def fit(self, fitting: Fitting) -> Lead:
+        return Lead(self, fitting.spec.budget_tokens, fitting.encode)
+
+    def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> Lead:
+        return Lead(self, spec.budget_tokens, encode)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A kind, a budget in tokens of the summary alone, and the tokenizer that counts."""
+
+    kind: LeadKind
+    budget: int
+    encode: Encode
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "method": self.kind.method,
+            "budget_tokens": self.budget,
+            "code": code_hash(__name__),
+        }
+
+    def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
+        return [within_budget(job, self.budget, self.encode, self.kind.shorten) for job in jobs]
+
+    def save(self, folder: Path) -> None:
+        """Nothing was learnt."""

@@ -1,0 +1,58 @@
+"""Sentences of a description, and what every summary does: keep what fits, cut what does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from slmrank.data.records import Job
+from slmrank.data.words import words_of
+from slmrank.summarize.summarizer import Encode, Summary
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+_BULLET = re.compile(r"^[\s\-*\u2022\u00b7\d.)]*(?=\w)")
+MIN_WORDS = 3
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences and list entries of a description, without bullets, in order."""
+    pieces = (_BULLET.sub("", piece).strip() for piece in _SENTENCE_END.split(text))
+    kept = (piece for piece in pieces if not piece.endswith(":"))
+    return [piece for piece in kept if len(words_of(piece)) >= MIN_WORDS]
+
+
+def within_budget(
+    job: Job, budget: int, encode: Encode, shorten: Callable[[str, int], str]
+) -> Summary:
+    """The summary of one job in at most `budget` tokens.
+
+    A description that fits is kept whole, else `shorten(description, budget)` is; where that is
+    still too long it is cut at word borders, where it is empty the description is.
+    """
+    source_tokens = len(encode(job.description))
+    if source_tokens <= budget:
+        text = " ".join(job.description.split())
+    else:
+        text = shorten(job.description, budget) or job.description
+        if len(encode(text)) > budget:
+            text = cut_words(text, budget, encode)
+    return Summary(text=text, tokens=len(encode(text)), source_tokens=source_tokens)
+
+
+def cut_words(text: str, budget: int, encode: Encode) -> str:
+    """The first words of a text, as many as `budget` tokens hold."""
+    words = text.split()
+    joint = " "
+    most = min(len(words), budget)  # no word is less than one token
+    if words and len(encode(words[0])) > budget:
+        # One word above the budget: a script without spaces. Cut by characters.
+        words = list(words[0])
+        joint, most = "", len(words)
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(encode(joint.join(words[:middle]))) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return joint.join(words[:low])

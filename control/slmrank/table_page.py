@@ -1,0 +1,56 @@
+"""A measured table as files: a page, the same as Markdown, its plot, and the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from slmrank.artifacts import write_atomic
+from slmrank.html_page import Table, html_page, html_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePage:
+    """What a page shows: its tables, notes on how to read them, a plot (PNG), and where it all
+    comes from."""
+
+    title: str
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    plot: bytes
+    provenance: Mapping[str, str]
+
+
+def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[str, Any]) -> Path:
+    """Write NAME.png, NAME.json, NAME.md and last NAME.html into `folder`; returns the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.png").write_bytes(page.plot)
+    write_atomic(folder / f"{name}.json", json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / f"{name}.md", _markdown(name, page))
+    target = folder / f"{name}.html"
+    write_atomic(target, _html(name, page))
+    return target
+
+
+def _markdown(name: str, page: TablePage) -> str:
+    parts = [f"# {page.title}", *page.notes]
+    for title, columns, rows in page.tables:
+        lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        parts += [f"## {title}", "\n".join(lines)]
+    parts.append(f"![{page.title}]({name}.png)")
+    parts.append("\n".join(f"- {key}: {value}" for key, value in page.provenance.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(name: str, page: TablePage) -> str:
+    parts = [f'<p class="note">{escape(note)}</p>' for note in page.notes]
+    parts += [html_table(table) for table in page.tables]
+    parts.append(f'<img src="{name}.png" alt="{escape(page.title)}">')
+    known = (f"<li>{escape(key)}: {escape(value)}</li>" for key, value in page.provenance.items())
+    parts.append(f'<ul class="note">{"".join(known)}</ul>')
+    return html_page(page.title, parts)

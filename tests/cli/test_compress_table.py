@@ -1,0 +1,61 @@
+"""`control compress-table` on the tiny bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Control, TinyBundle
+
+CHANGES = ("--set", "summarize.learn_jobs=4", "--artifacts")
+
+
+@pytest.mark.slow
+def test_every_summarizer_is_measured_against_full_text(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    arguments = ("--methods", "lead,salience,ranker", "--budgets", "10,16", "--out", tmp_path)
+    command = ("compress-table", tiny.spec, *CHANGES, tiny.artifacts, *arguments)
+    done = control(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = found["rows"]
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("full text", None),
+        *((method, budget) for method in ("lead", "salience", "ranker") for budget in (10, 16)),
+    ]
+    full, *short = rows
+    assert full["quality"]["delta_ndcg10"] is None
+    for row in short:
+        assert 0 < row["removed"] < 1
+        assert row["quality"]["prompt_tokens"] < full["quality"]["prompt_tokens"]
+        assert row["quality"]["mean_abs_dp"] > 0
+        assert row["quality"]["pairs"] == full["quality"]["pairs"]
+    for narrow, wide in zip(short[::2], short[1::2], strict=True):
+        assert narrow["removed"] > wide["removed"]
+    assert Path(found["page"]).parent == tmp_path
+    page, text = (next(tmp_path.glob(f"*.{kind}")).read_text() for kind in ("html", "md"))
+    for part in ("full text", "salience", "ranker", "removed"):
+        assert part in page
+        assert part in text
+    assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    again = control(*command)
+    assert "ranker" in again.stdout
+    assert "made in" not in again.stderr
+
+
+def test_what_cannot_be_compared_is_refused(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    command = ("compress-table", tiny.spec, "--artifacts", tmp_path)
+    for wrong, words in (
+        (("--methods", "leed"), "did you mean 'lead'"),
+        (("--budgets", "36,many"), "no list of whole numbers"),
+        (("--budgets", "4"), "8 tokens or more"),
+        (("--on", "nowhere"), "no evaluation set 'nowhere'"),
+    ):
+        done = control(*command, *wrong)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr

@@ -1,0 +1,97 @@
+"""Phrases: what is one, and which are taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.data.records import Job
+from slmrank.errors import DataError
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.effects import Effect
+from slmrank.summarize.phrases import PhraseScorer, clauses_of
+from slmrank.summarize.ranker import RankerKind, RankerSummarizer, distil
+from slmrank.tokens import Ids
+
+VOCABULARY = ["weld", "beams", "paint", "dental", "insurance", "team", "friendly"]
+
+
+def encode(text: str) -> Ids:
+    """An id per word and per sign; unknown words are the last one."""
+    pieces = text.replace(",", " ,").replace(".", " .").split()
+    known = {word: place for place, word in enumerate(VOCABULARY)}
+    return np.array([known.get(piece, len(VOCABULARY)) for piece in pieces], dtype=np.int32)
+
+
+def scorer(**worth: float) -> PhraseScorer:
+    weights = np.full(len(VOCABULARY) + 1, -1.0, dtype=np.float32)
+    for word, value in worth.items():
+        weights[VOCABULARY.index(word)] = value
+    return PhraseScorer(weights, encode)
+
+
+def test_clauses_end_at_signs_and_keep_names_whole() -> None:
+    text = "- Write C++ and .NET code (with CI/CD), node.js.\nWe're R&D; A.I. too"
+    assert clauses_of(text) == [
+        ["Write", "C++", "and", ".NET", "code"],
+        ["with", "CI/CD"],
+        ["node.js"],
+        ["We're", "R&D"],
+        ["A.I"],
+        ["too"],
+    ]
+
+
+def test_the_phrases_that_say_most_are_taken_in_order_and_once() -> None:
+    text = "Friendly team, dental insurance. You weld the beams, weld beams, and you paint."
+    found = scorer(weld=3, beams=2, paint=1)
+    assert found.choose(text, 6) == "weld beams, paint"
+    assert found.choose(text, 2) == "weld beams"
+    assert scorer().choose(text, 6) == ""
+
+
+def test_a_job_without_a_phrase_worth_saying_keeps_its_start() -> None:
+    made = RankerSummarizer(scorer(), 4)
+    [summary] = made.summarize([Job(job_id="a", description="dental insurance team " * 5)])
+    assert summary.text == "dental insurance team dental"
+
+
+@given(text=st.text(max_size=300), budget=st.integers(8, 30))
+def test_the_budget_holds_for_any_text(text: str, budget: int) -> None:
+    found = scorer(weld=3, beams=2, paint=1)
+    [summary] = RankerSummarizer(found, budget).summarize([Job(job_id="a", description=text)])
+    assert summary.tokens == len(encode(summary.text)) <= budget
+
+
+def test_every_kept_word_stands_in_the_posting() -> None:
+    text = "We weld heavy beams. The friendly team will paint, weld and bake. " * 3
+    words = {word.strip(".,") for word in text.split()}
+    kept = scorer(weld=3, beams=2, paint=1, team=0.5).choose(text, 12)
+    assert {word.strip(",") for word in kept.split()} <= words
+
+
+def test_effects_are_distilled_into_what_tokens_say() -> None:
+    """Words near to those with an effect get one too, though no phrase had them."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(len(VOCABULARY) + 1, 4)).astype(np.float32)
+    table[VOCABULARY.index("paint")] = table[VOCABULARY.index("weld")] + 0.05
+    effects = [
+        Effect(phrase="weld beams", effect=3.0),
+        Effect(phrase="weld", effect=2.5),
+        Effect(phrase="dental insurance", effect=-0.5),
+        Effect(phrase="friendly team", effect=0.0),
+    ] * 500
+    weights = distil(effects, table, encode)
+    of = dict(zip(VOCABULARY, weights.tolist(), strict=False))
+    assert min(of["weld"], of["paint"]) > max(of["dental"], of["insurance"], of["team"]) + 0.5
+
+
+def test_broken_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="token_weights"):
+        RankerKind().load(tmp_path, SummarizeSpec(), encode)
+    (tmp_path / "token_weights.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match="token_weights"):
+        RankerKind().load(tmp_path, SummarizeSpec(), encode)
