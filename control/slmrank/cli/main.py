@@ -29,6 +29,7 @@ VERBS = {
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
     "compress-table": ("compress_table", "Compare summarizers at equal budgets with full texts"),
+    "ladder": ("ladder", "Measure every step from the plain model to the served engine"),
     "export": ("export", "Write trained rankers as small folders: adapter, record, log, card"),
     "build": ("build", "Build the inference engine and check its scores"),
     "repo": ("steps", "Generate the Triton model repository"),

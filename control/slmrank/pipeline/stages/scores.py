@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         figures["prompt_tokens"] = sum(
             len(query.prefix) + len(item) for query in queries for item in query.items
         )
+        figures["item_tokens"] = sum(len(item) for query in queries for item in query.items)
         figures["items_cut"] = sum(query.truncated for query in queries)
         scores = _in_process(settings, queries, target, making)
     with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
@@ -96,6 +98,7 @@ def _in_process(
     found: list[float] = []
     if settings["row"] == "engine":
         scorer = target.open_scorer(making.inputs["engine"].path, checkpoint)
+        started = time.perf_counter()
         for number, query in enumerate(queries, start=1):
             found += probability(scorer(query)).tolist()
             making.watcher.progress(number, len(queries), "queries")
@@ -106,13 +109,12 @@ def _in_process(
         placement = choose_placement(making.device, settings["dtype"])
         making.draft.figures["dtype"] = placement.dtype
         prompts = [prompt for query in queries for prompt in query.prompts()]
-        found = (
-            ReferenceScorer(checkpoint, placement)
-            .probabilities(
-                prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
-            )
-            .tolist()
-        )
+        reference = ReferenceScorer(checkpoint, placement)
+        started = time.perf_counter()
+        found = reference.probabilities(
+            prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
+        ).tolist()
+    making.draft.figures["scoring_s"] = round(time.perf_counter() - started, 3)
     return dict(zip(keys, found, strict=True))
 
 

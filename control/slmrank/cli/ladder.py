@@ -1,0 +1,95 @@
+"""`control ladder`: from a plain language model to the served engine, rung by rung."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
+from slmrank.cli.options import (
+    Opened,
+    PathType,
+    device_option,
+    dry_run_option,
+    json_option,
+    spec_options,
+)
+from slmrank.cli.provenance import provenance_of
+from slmrank.pipeline.ladder import draw_ladder, ladder_table, measure_ladder, plan_ladder
+from slmrank.pipeline.score_step import OWN
+from slmrank.table_page import TablePage, write_table_page
+
+NOTES = (
+    "One rung changes one thing against the rung before it; all are scored on the same queries. "
+    "delta: NDCG@10 against the first rung, paired. order: share of pairs of different grade in "
+    "the right order.",
+    "items/s: transformers scores all prompts in batches sorted by length; the engine is measured "
+    "through a served repository, one listing in flight, and shares a query's prefix among its "
+    "jobs. p95: latency of such a listing. times: items/s against transformers in bfloat16. MB: "
+    "weights, or the engine, on disk.",
+)
+
+
+@click.command("ladder")
+@spec_options
+@click.option(
+    "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
+)
+@click.option(
+    "--items", default=16, show_default=True, type=click.IntRange(1, 512), help="jobs of a listing"
+)
+@click.option("--out", type=PathType, help="folder of page, plot and figures  [default: reports]")
+@device_option
+@dry_run_option
+@json_option
+def ladder_command(
+    opened: Opened,
+    named: str,
+    items: int,
+    out: Path | None,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Measure quality, rate and size of every step from the unpruned model on full texts, as
+    transformers runs it, to the engine that SPEC serves.
+
+    Needs sections prune and recover and the target openvino. Full texts are slow on a CPU: take a
+    sample of queries with evaluate.queries, or evaluate.set_queries for a named set. What was
+    measured is kept: an interrupted ladder goes on where it was.
+
+    \b
+    Example:
+      control ladder build/demo.yaml
+      control ladder build/demo.yaml --on onet-titles --set evaluate.set_queries=40
+    """
+    rungs = plan_ladder(opened.bundle)
+    if dry_run:
+        show_plan([rung.scores(named) for rung in rungs], opened.store, as_json=as_json)
+        return
+    with StepDisplay() as display:
+        rows = measure_ladder(
+            rungs,
+            named,
+            items,
+            opened.store,
+            display,
+            lambda line: click.echo(line, err=True),
+            device=device,
+        )
+    page = TablePage(
+        title=f"The ladder of {opened.bundle.spec.name}, {named}",
+        notes=NOTES,
+        tables=[ladder_table(rows)],
+        plot=draw_ladder(rows),
+        provenance=provenance_of(opened),
+    )
+    figures = {"rows": [row.as_dict() for row in rows], "provenance": dict(page.provenance)}
+    name = f"ladder-{opened.bundle.spec.name}-{named}"
+    written = write_table_page(out or opened.store.root / "reports", name, page, figures)
+    if as_json:
+        print_json({**figures, "page": str(written)})
+        return
+    print_table(*ladder_table(rows))
+    click.echo(f"page: {written}")

@@ -1,0 +1,266 @@
+"""The ladder: what each step from a plain language model to the served engine costs and gives.
+
+One rung changes one thing against the rung before it. Quality is measured on the same queries for
+every rung, the rate through a served repository (rungs before the first engine: the time that
+transformers takes for the same prompts, sorted by length). Every number is an artifact, so that an
+interrupted ladder goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.errors import SpecError
+from slmrank.evaluate.page import shown
+from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.html_page import Table
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER
+from slmrank.model.tensor_files import count_parameters
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.measure import open_bundle_session
+from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pyplot import headless_pyplot
+from slmrank.spec.reading import change_spec
+
+COLUMNS = (
+    "rung",
+    "parameters",
+    "MB",
+    "prompt tokens",
+    "NDCG@10",
+    "delta",
+    "order",
+    "AUC 4 v 0",
+    "items/s",
+    "p95 ms",
+    "times",
+)
+UNPRUNED: dict[str, Any] = {"prune": None, "recover": None}
+REFERENCE = 1  # the rung that ratios are against: transformers as people run it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One variant of the bundle: the row that scores it, on summaries or full texts, and whether it
+    is served."""
+
+    name: str
+    bundle: Bundle
+    row: Row
+    full_text: bool
+    served: bool
+
+    def scores(self, on: str) -> Step:
+        own = self.bundle.spec.summarize
+        return score_step(self.bundle, self.row, "full" if self.full_text else "summary", on, own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRow:
+    """One rung's figures. `bytes` are those of weights or engine on disk; `p95_ms` is the latency
+    of one listing, None where nothing is served; `ratio` is against transformers in bfloat16."""
+
+    name: str
+    parameters: int
+    bytes: int
+    quality: QualityRow
+    items_per_s: float | None
+    p95_ms: float | None
+    ratio: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_ladder(bundle: Bundle) -> list[Rung]:
+    """The rungs that a spec has. Raises SpecError where it does not prune, or is not for OpenVINO:
+    other targets do not run on the machine that measures the first rungs."""
+    spec = bundle.spec
+    if spec.prune is None or spec.recover is None:
+        raise SpecError(
+            "the ladder needs sections prune and recover", "add them, or use `control evaluate`"
+        )
+    if bundle.target.name != "openvino":
+        raise SpecError(
+            f"the ladder cannot be measured for engine.target {bundle.target.name}",
+            "use --target openvino",
+        )
+    wide = {"prompt": {"max_item_tokens": spec.evaluate.full_text_tokens}}
+
+    def variant(*changes: Mapping[str, Any]) -> Bundle:
+        merged: dict[str, Any] = {}
+        for change in changes:
+            merged |= change
+        return Bundle(change_spec(spec, merged)) if merged else bundle
+
+    def in_type(dtype: str) -> dict[str, Any]:
+        return {"evaluate": {"dtype": dtype}}
+
+    def at(precision: str) -> dict[str, Any]:
+        return {"engine": {"openvino": {"precision": precision}}}
+
+    last = spec.engine.openvino.precision
+    rungs = [
+        ("transformers float32, full text", (UNPRUNED, in_type("float32")), "finetuned", True),
+        ("transformers bfloat16, full text", (UNPRUNED, in_type("bfloat16")), "finetuned", True),
+        ("+ engine", (UNPRUNED, at("bfloat16"), wide), "engine", True),
+        ("+ summaries", (UNPRUNED, at("bfloat16")), "engine", False),
+        ("+ pruned and recovered", (at("bfloat16"),), "engine", False),
+        (f"+ {last}", (), "engine", False),
+    ]
+    return [
+        Rung(
+            name=name,
+            bundle=variant(*changes),
+            row=row,  # type: ignore[arg-type]
+            full_text=full,
+            served=row == "engine",
+        )
+        for name, changes, row, full in rungs
+    ]
+
+
+def measure_ladder(
+    rungs: Sequence[Rung],
+    on: str,
+    items: int,
+    store: ArtifactStore,
+    watcher: Watcher,
+    report: Callable[[str], None],
+    *,
+    device: str = "cpu",
+) -> list[LadderRow]:
+    """Quality of every rung first, then the rates, one server after the other."""
+    scored: list[ScoredRow] = []
+    made: list[Artifact] = []
+    sizes: list[tuple[int, int]] = []
+    for rung in rungs:
+        step = rung.scores(on)
+        artifact = run(step, store, watcher, device=device)
+        made.append(artifact)
+        sizes.append(_sizes(step, store))
+        scored.append(
+            ScoredRow(
+                name=rung.name,
+                text="full" if rung.full_text else "summary",
+                listings=read_scores(artifact.path / SCORES_FILE),
+                parameters=sizes[-1][0],
+                prompt_tokens=artifact.figures["prompt_tokens"] / artifact.figures["pairs"],
+            )
+        )
+    evaluate = rungs[0].bundle.spec.evaluate
+    table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
+    speeds: list[tuple[float | None, float | None]] = []
+    for rung, artifact in zip(rungs, made, strict=True):
+        if rung.served:
+            speeds.append(_served(rung, artifact, items, store, watcher, report))
+        else:
+            speeds.append((artifact.figures["pairs"] / artifact.figures["scoring_s"], None))
+    base = speeds[REFERENCE][0]
+    return [
+        LadderRow(
+            name=rung.name,
+            parameters=parameters,
+            bytes=size,
+            quality=quality,
+            items_per_s=rate,
+            p95_ms=p95,
+            ratio=rate / base if rate and base else None,
+        )
+        for rung, (parameters, size), quality, (rate, p95) in zip(
+            rungs, sizes, table, speeds, strict=True
+        )
+    ]
+
+
+def _sizes(step: Step, store: ArtifactStore) -> tuple[int, int]:
+    """Parameters of a rung's checkpoint, and bytes of its engine or else of its weights."""
+    before = step.inputs["checkpoint"]
+    checkpoint = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
+    holder = step.inputs.get("engine")
+    folder = store.path(holder.kind, holder.key) if holder is not None else checkpoint
+    weights = [one for one in folder.rglob("*") if one.suffix in (".bin", ".safetensors")]
+    return count_parameters(checkpoint)["total"], sum(one.stat().st_size for one in weights)
+
+
+def _served(
+    rung: Rung,
+    artifact: Artifact,
+    items: int,
+    store: ArtifactStore,
+    watcher: Watcher,
+    report: Callable[[str], None],
+) -> tuple[float | None, float | None]:
+    """(items/s, p95 ms) of listings of `items` jobs, one in flight: stored summaries, or texts as
+    long as the full ones are on average."""
+    change: dict[str, Any] = {"items": [items], "concurrency": [1], "rates": []}
+    if rung.full_text:
+        mean = artifact.figures["item_tokens"] / artifact.figures["pairs"]
+        change |= {"texts": "text", "tokens": [max(1, round(mean))]}
+    else:
+        change |= {"texts": "store"}
+    bundle = Bundle(change_spec(rung.bundle.spec, {"sweep": change}))
+
+    session = open_bundle_session(bundle, store, watcher)
+    points, _ = session.sweep(lambda _number, _total, point: report(f"{rung.name}: {point}"))
+    figures = points[0].figures
+    return figures.get("items_per_s"), figures.get("p95_ms")
+
+
+def ladder_table(rows: Sequence[LadderRow]) -> Table:
+    """The rows as text."""
+    cells = [
+        [
+            row.name,
+            f"{row.parameters / 1e6:.1f}M",
+            f"{row.bytes / 1e6:.0f}",
+            f"{row.quality.prompt_tokens:.0f}",
+            shown(row.quality.ndcg10),
+            shown(row.quality.delta_ndcg10, signed=True),
+            shown(row.quality.order),
+            shown(row.quality.auc),
+            f"{row.items_per_s:.1f}" if row.items_per_s else "-",
+            f"{row.p95_ms:.0f}" if row.p95_ms else "-",
+            f"{row.ratio:.1f}" if row.ratio else "-",
+        ]
+        for row in rows
+    ]
+    first = rows[0].quality
+    return f"{first.queries} queries, {first.pairs} pairs", COLUMNS, cells
+
+
+def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
+    """A PNG: the rate of every rung on a logarithmic axis, and what it lost, with its interval."""
+    pyplot = headless_pyplot()
+    figure: Any
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(10.0, 0.6 * len(rows) + 1.6), dpi=110, sharey=True, layout="constrained"
+    )
+    places = list(range(len(rows)))[::-1]
+    rates = [row.items_per_s or 0.0 for row in rows]
+    left.barh(places, rates, color="#4477aa")
+    left.set_xscale("log")
+    left.set_yticks(places, [row.name for row in rows])
+    left.set_xlabel("items/s")
+    for place, rate in zip(places, rates, strict=True):
+        left.annotate(f" {rate:.1f}", (rate, place), va="center", fontsize=8)
+    right.axvline(0, color="#999999", linewidth=0.8, linestyle="--")
+    for place, row in zip(places, rows, strict=True):
+        delta = row.quality.delta_ndcg10
+        if delta is not None:
+            spread = [[delta.value - delta.low], [delta.high - delta.value]]
+            right.errorbar([delta.value], [place], xerr=spread, fmt="o", color="#ee6677", capsize=3)
+    right.set_xlabel("NDCG@10 against the first rung")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+    return stream.getvalue()
