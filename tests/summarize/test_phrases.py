@@ -23,7 +23,7 @@ def encode(text: str) -> Ids:
     """An id per word and per sign; unknown words are the last one."""
     pieces = text.replace(",", " ,").replace(".", " .").split()
     known = {word: place for place, word in enumerate(VOCABULARY)}
-    return np.array([known.get(piece, len(VOCABULARY)) for piece in pieces], dtype=np.int32)
+    return np.array([known.get(piece.lower(), len(VOCABULARY)) for piece in pieces], dtype=np.int32)
 
 
 def scorer(**worth: float) -> PhraseScorer:
@@ -51,6 +51,16 @@ def test_the_phrases_that_say_most_are_taken_in_order_and_once() -> None:
     assert found.choose(text, 6) == "weld beams, paint"
     assert found.choose(text, 2) == "weld beams"
     assert scorer().choose(text, 6) == ""
+
+
+def test_a_word_is_worth_less_in_a_sentence_that_says_nothing() -> None:
+    """`dental` stands in a sentence about the work, and in one about benefits."""
+    text = "Team, friendly team. Dental beams weld. Dental team, friendly insurance team, team."
+    found = scorer(weld=3, beams=2, dental=0.2, team=-0.5)
+    assert found.choose(text, 3) == "Dental beams weld"
+    alone = [rate for rate, place, words, _ in found._candidates(text) if words == ["Dental"]]
+    assert len(alone) == 2
+    assert alone[0] > alone[1]
 
 
 def test_a_job_without_a_phrase_worth_saying_keeps_its_start() -> None:

@@ -27,7 +27,7 @@ from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 WEIGHTS_FILE = "token_weights.npy"
 DIRECTIONS = 96  # of the embeddings, by variance
-RIDGE = 1000.0
+RIDGE = 300.0
 MAX_EFFECT = 3.0  # nats; beyond it a phrase is the title in other words
 
 
