@@ -13,6 +13,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
+td { white-space: nowrap }
 img { max-width: 100%; height: auto } .note { color: #666 } .wide { overflow-x: auto }
 """
 
