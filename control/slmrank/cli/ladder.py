@@ -55,9 +55,9 @@ def ladder_command(
     """Measure quality, rate and size of every step from the unpruned model on full texts, as
     transformers runs it, to the engine that SPEC serves.
 
-    Needs sections prune and recover and the target openvino. Full texts are slow on a CPU: take a
-    sample of queries with evaluate.queries, or evaluate.set_queries for a named set. What was
-    measured is kept: an interrupted ladder goes on where it was.
+    Needs sections prune and recover, and a target whose engines run here. Full texts are slow on a
+    CPU: take a sample of queries with evaluate.queries, or evaluate.set_queries for a named set.
+    What was measured is kept: an interrupted ladder goes on where it was.
 
     \b
     Example:

@@ -79,17 +79,18 @@ class LadderRow:
 
 
 def plan_ladder(bundle: Bundle) -> list[Rung]:
-    """The rungs that a spec has. Raises SpecError where it does not prune, or is not for OpenVINO:
-    other targets do not run on the machine that measures the first rungs."""
+    """The rungs that a spec has. Raises SpecError where it does not prune, or where its engine does
+    not run on the machine that measures the first rungs."""
     spec = bundle.spec
     if spec.prune is None or spec.recover is None:
         raise SpecError(
             "the ladder needs sections prune and recover", "add them, or use `control evaluate`"
         )
-    if bundle.target.name != "openvino":
+    plain = bundle.target.unquantized
+    if plain is None:
         raise SpecError(
             f"the ladder cannot be measured for engine.target {bundle.target.name}",
-            "use --target openvino",
+            "give a target whose engines run on this machine",
         )
     wide = {"prompt": {"max_item_tokens": spec.evaluate.full_text_tokens}}
 
@@ -102,16 +103,14 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
     def in_type(dtype: str) -> dict[str, Any]:
         return {"evaluate": {"dtype": dtype}}
 
-    def at(precision: str) -> dict[str, Any]:
-        return {"engine": {"openvino": {"precision": precision}}}
-
-    last = spec.engine.openvino.precision
+    engine = {"engine": plain}
+    last = bundle.target.precision(spec.engine)
     rungs = [
         ("transformers float32, full text", (UNPRUNED, in_type("float32")), "finetuned", True),
         ("transformers bfloat16, full text", (UNPRUNED, in_type("bfloat16")), "finetuned", True),
-        ("+ engine", (UNPRUNED, at("bfloat16"), wide), "engine", True),
-        ("+ summaries", (UNPRUNED, at("bfloat16")), "engine", False),
-        ("+ pruned and recovered", (at("bfloat16"),), "engine", False),
+        ("+ engine", (UNPRUNED, engine, wide), "engine", True),
+        ("+ summaries", (UNPRUNED, engine), "engine", False),
+        ("+ pruned and recovered", (engine,), "engine", False),
         (f"+ {last}", (), "engine", False),
     ]
     return [

@@ -51,7 +51,8 @@ class DeployFacts:
 class EngineTarget(ABC):
     """One way to run the ranker. `code` are the modules that build it, `server_code` those that run
     inside the server beside its stage; `runtime` the distributions whose versions decide its speed.
-    `compiled_elsewhere`: `build` gives a plan, which is compiled where its GPU is."""
+    `compiled_elsewhere`: `build` gives a plan, which is compiled where its GPU is. `unquantized` is
+    the change of section `engine` that leaves quantisation out, where an engine runs anywhere."""
 
     name: str
     needs_gpu: bool = False
@@ -59,6 +60,7 @@ class EngineTarget(ABC):
     code: tuple[str, ...] = ()
     server_code: tuple[str, ...] = ()
     runtime: tuple[str, ...] = ()
+    unquantized: Mapping[str, Any] | None = None
 
     def settings(self, spec: BundleSpec) -> dict[str, Any]:
         """What decides the engine: another target's settings do not."""

@@ -23,6 +23,7 @@ class OpenVinoTarget(EngineTarget):
     code = ("slmrank.engine.openvino.build",)
     server_code = ("slmrank.engine.openvino.runtime",)
     runtime = ("openvino", "nvidia-pytriton")
+    unquantized: Mapping[str, Any] = {"openvino": {"precision": "bfloat16"}}
 
     def tools(self, spec: EngineSpec) -> tuple[tuple[str, ...], str]:
         return ("torch", "transformers", "openvino", "nncf"), "local"
