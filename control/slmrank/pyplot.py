@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from slmrank.errors import MissingDependencyError
@@ -19,3 +20,10 @@ def headless_pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure as PNG, without a creation date: the same figure gives the same bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()

@@ -36,12 +36,16 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
     return target
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a line end."""
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
 def _markdown(name: str, page: TablePage) -> str:
     parts = [f"# {page.title}", *page.notes]
     for title, columns, rows in page.tables:
-        lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        parts += [f"## {title}", "\n".join(lines)]
+        parts += [f"## {title}", markdown_table(columns, rows)]
     parts.append(f"![{page.title}]({name}.png)")
     parts.append("\n".join(f"- {key}: {value}" for key, value in page.provenance.items()))
     return "\n\n".join(parts) + "\n"

@@ -86,8 +86,10 @@ def test_a_query_is_ranked_and_a_job_shown(
     page.keyboard.press("ArrowDown")
     current = page.locator('.side:first-child ol button[aria-current="true"]')
     current.locator(".place", has_text="2").wait_for()
+    assert current.locator(".place").inner_text() == "2"
     title = current.locator(".title").evaluate("(one) => one.firstChild.textContent")
     page.locator("#job h2", has_text=title).wait_for()
+    assert page.locator("#job h2").evaluate("(one) => one.textContent") == title
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.side") == "1"
     page.keyboard.press("/")

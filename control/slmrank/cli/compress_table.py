@@ -6,25 +6,21 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
+from slmrank.cli.display import StepDisplay, show_plan
+from slmrank.cli.measured_page import named_set_option, out_option, show_page
 from slmrank.cli.options import (
     Opened,
-    PathType,
     device_option,
     dry_run_option,
     json_option,
     spec_options,
 )
-from slmrank.cli.provenance import provenance_of
 from slmrank.pipeline.compress_table import (
-    CompressRow,
     compress_table,
     draw_compress_table,
     measure_compress_table,
     plan_compress_table,
 )
-from slmrank.pipeline.score_step import OWN
-from slmrank.table_page import TablePage, write_table_page
 
 METHODS = "lead,stopwords,salience,ranker"
 BUDGETS = "36,56,96,128"
@@ -46,9 +42,7 @@ def _sizes(ctx: click.Context, option: click.Parameter, value: str) -> list[int]
 
 @click.command("compress-table")
 @spec_options
-@click.option(
-    "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
-)
+@named_set_option
 @click.option(
     "--methods", default=METHODS, show_default=True, callback=_names, help="summarizers, by name"
 )
@@ -62,7 +56,7 @@ def _sizes(ctx: click.Context, option: click.Parameter, value: str) -> list[int]
     show_default=True,
     help="stage of SPEC whose ranker reads the texts",
 )
-@click.option("--out", type=PathType, help="folder of page, plot and figures  [default: reports]")
+@out_option
 @device_option
 @dry_run_option
 @json_option
@@ -96,28 +90,21 @@ def compress_table_command(
         return
     with StepDisplay() as display:
         rows = measure_compress_table(opened.bundle, cells, opened.store, display, device)
-    name = f"compress-{opened.bundle.spec.name}-{named}"
-    page = _page(opened, rows, named, scorer)
-    figures = {"rows": [row.as_dict() for row in rows], "provenance": dict(page.provenance)}
-    written = write_table_page(out or opened.store.root / "reports", name, page, figures)
-    if as_json:
-        print_json({**figures, "page": str(written)})
-        return
-    print_table(*compress_table(rows))
-    click.echo(f"page: {written}")
-
-
-def _page(opened: Opened, rows: list[CompressRow], on: str, scorer: str) -> TablePage:
     own = opened.bundle.spec.summarize
-    return TablePage(
-        title=f"What summaries cost: {opened.bundle.spec.name}, {on}",
-        notes=[
-            f"One ranker ({scorer}), trained on summaries of method {own.method} with "
-            f"{own.budget_tokens} tokens, reads every text. removed: share of the descriptions' "
-            "tokens. delta: NDCG@10 against full text, paired. order: share of pairs of different "
-            "grade in the right order. |dp|: against full text.",
-        ],
-        tables=[compress_table(rows)],
-        plot=draw_compress_table(rows),
-        provenance=provenance_of(opened),
+    note = (
+        f"One ranker ({scorer}), trained on summaries of method {own.method} with "
+        f"{own.budget_tokens} tokens, reads every text. removed: share of the descriptions' "
+        "tokens. delta: NDCG@10 against full text, paired. order: share of pairs of different "
+        "grade in the right order. |dp|: against full text."
+    )
+    show_page(
+        opened,
+        f"compress-{opened.bundle.spec.name}-{named}",
+        f"What summaries cost: {opened.bundle.spec.name}, {named}",
+        [note],
+        compress_table(rows),
+        draw_compress_table(rows),
+        [row.as_dict() for row in rows],
+        out=out,
+        as_json=as_json,
     )

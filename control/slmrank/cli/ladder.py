@@ -6,19 +6,16 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
+from slmrank.cli.display import StepDisplay, show_plan
+from slmrank.cli.measured_page import named_set_option, out_option, show_page
 from slmrank.cli.options import (
     Opened,
-    PathType,
     device_option,
     dry_run_option,
     json_option,
     spec_options,
 )
-from slmrank.cli.provenance import provenance_of
 from slmrank.pipeline.ladder import draw_ladder, ladder_table, measure_ladder, plan_ladder
-from slmrank.pipeline.score_step import OWN
-from slmrank.table_page import TablePage, write_table_page
 
 NOTES = (
     "One rung changes one thing against the rung before it; all are scored on the same queries. "
@@ -33,13 +30,11 @@ NOTES = (
 
 @click.command("ladder")
 @spec_options
-@click.option(
-    "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
-)
+@named_set_option
 @click.option(
     "--items", default=16, show_default=True, type=click.IntRange(1, 512), help="jobs of a listing"
 )
-@click.option("--out", type=PathType, help="folder of page, plot and figures  [default: reports]")
+@out_option
 @device_option
 @dry_run_option
 @json_option
@@ -78,18 +73,14 @@ def ladder_command(
             lambda line: click.echo(line, err=True),
             device=device,
         )
-    page = TablePage(
-        title=f"The ladder of {opened.bundle.spec.name}, {named}",
-        notes=NOTES,
-        tables=[ladder_table(rows)],
-        plot=draw_ladder(rows),
-        provenance=provenance_of(opened),
+    show_page(
+        opened,
+        f"ladder-{opened.bundle.spec.name}-{named}",
+        f"The ladder of {opened.bundle.spec.name}, {named}",
+        NOTES,
+        ladder_table(rows),
+        draw_ladder(rows),
+        [row.as_dict() for row in rows],
+        out=out,
+        as_json=as_json,
     )
-    figures = {"rows": [row.as_dict() for row in rows], "provenance": dict(page.provenance)}
-    name = f"ladder-{opened.bundle.spec.name}-{named}"
-    written = write_table_page(out or opened.store.root / "reports", name, page, figures)
-    if as_json:
-        print_json({**figures, "page": str(written)})
-        return
-    print_table(*ladder_table(rows))
-    click.echo(f"page: {written}")

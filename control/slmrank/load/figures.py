@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 from slmrank.load.record import Record
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import headless_pyplot, png_of
 
 SIZE_IN = (8.0, 4.8)
 DPI = 110
@@ -68,10 +67,7 @@ def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | No
         if not plot(record, axes):
             return None
         figure.suptitle(title_of(record), fontsize=9, color="#555555")
-        stream = io.BytesIO()
-        # No creation date: the same record gives the same bytes.
-        figure.savefig(stream, format="png", metadata={"Software": None})
-        return stream.getvalue()
+        return png_of(figure)
     finally:
         pyplot.close(figure)
 

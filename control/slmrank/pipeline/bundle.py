@@ -152,6 +152,7 @@ class Bundle:
     def summaries_of(self, data: Step, spec: SummarizeSpec | None = None) -> Step:
         """The store of these jobs' summaries, by the bundle's summarizer or by another one."""
         own = spec is None
+        fitted = self.summarizer if spec is None else self._summarizer(spec)
         spec = spec or self.spec.summarize
         kind, _ = store_kind(spec.store)
         settings = {
@@ -163,7 +164,7 @@ class Bundle:
             "summaries" if own else f"summaries: {spec.method}, {spec.budget_tokens} tokens",
             settings,
             partial(make_summaries, spec),
-            {"data": data, "checkpoint": self.base, "summarizer": self._summarizer(spec)},
+            {"data": data, "checkpoint": self.base, "summarizer": fitted},
             code=(f"{STAGES}.summaries", *code),
         )
 

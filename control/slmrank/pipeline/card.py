@@ -17,6 +17,7 @@ from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells
 from slmrank.evaluate.table import QualityRow
 from slmrank.model.checkpoint import ADAPTER_FOLDER
 from slmrank.pipeline.bundle import Bundle
+from slmrank.table_page import markdown_table
 from slmrank.train.log import LOG_FILE, read_log, write_log
 from slmrank.train.plot import draw_log
 
@@ -67,9 +68,7 @@ def card_text(card: Card) -> str:
     parts.append("```yaml\n" + yaml.safe_dump(dict(card.section), sort_keys=False) + "```")
     for name, rows in card.quality.items():
         parts.append(f"## Quality on {name}: {rows[0].queries} queries, {rows[0].pairs} pairs")
-        lines = ["| " + " | ".join(QUALITY_COLUMNS) + " |", "|---" * len(QUALITY_COLUMNS) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in quality_cells(rows)]
-        parts.append("\n".join(lines))
+        parts.append(markdown_table(QUALITY_COLUMNS, quality_cells(rows)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import headless_pyplot, png_of
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -161,7 +160,6 @@ def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    image = png_of(figure)
     pyplot.close(figure)
-    return stream.getvalue()
+    return image

@@ -8,7 +8,6 @@ interrupted ladder goes on where it was.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import headless_pyplot, png_of
 from slmrank.spec.reading import change_spec
 
 COLUMNS = (
@@ -259,7 +258,6 @@ def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    image = png_of(figure)
     pyplot.close(figure)
-    return stream.getvalue()
+    return image

@@ -23,9 +23,10 @@ from slmrank.errors import DataError
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.summarize.summarizer import Progress
+from slmrank.tokens import Ids
 
 GOOD, BAD = 3, 1  # lowest grade of a query that the job answers, highest of one that it does not
-QUERIES = (2, 1)  # of these, per job: each query of the first kind is scored against its mean
+QUERIES = (2, 1)  # queries of the first and of the second kind, per job
 MAX_PHRASES = 32
 MAX_TOKENS = 24
 SEED = 0
@@ -68,9 +69,10 @@ def measure_effects(
         phrases = _phrases(job, encoder, rng)
         if not phrases:
             continue
+        items = tuple(encoder.item(encoder.body(text)).ids for text in ("", *phrases))
         added = []
         for group in queries:
-            logits = [query_logits(loaded, _asked(encoder, query, phrases)) for query in group]
+            logits = [query_logits(loaded, _asked(encoder, query, items)) for query in group]
             added.append(np.mean([one[1:] - one[0] for one in logits], axis=0))
         found += [
             Effect(phrase=phrase, effect=float(good - bad))
@@ -120,9 +122,8 @@ def _phrases(job: Job, encoder: PromptEncoder, rng: random.Random) -> list[str]:
     return rng.sample(phrases, MAX_PHRASES) if len(phrases) > MAX_PHRASES else phrases
 
 
-def _asked(encoder: PromptEncoder, query: str, phrases: Sequence[str]) -> EncodedQuery:
-    """The query with an empty text and with each phrase as its jobs."""
-    items = tuple(encoder.item(encoder.body(text)).ids for text in ("", *phrases))
+def _asked(encoder: PromptEncoder, query: str, items: tuple[Ids, ...]) -> EncodedQuery:
+    """The query with these items as its jobs."""
     count = len(items)
     return EncodedQuery(
         query=query,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from slmrank.deploy.autoscale.fleet import Outcome
 from slmrank.deploy.autoscale.simulate import per_minute
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import headless_pyplot, png_of
 
 SIZE_IN, DPI = (9.0, 8.2), 110
 COLORS = ("#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377", "#ee6677", "#777777")
@@ -55,9 +54,7 @@ def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Si
             f"{situation.capacity_items_per_s:g} items/s per replica at the objective",
             fontsize=10,
         )
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", metadata={"Software": None})
-        return stream.getvalue()
+        return png_of(figure)
     finally:
         pyplot.close(figure)
 
