@@ -4,7 +4,7 @@
       SpecError                  2   the bundle spec or a command-line value
       DataError                  3   jobs, pairs, downloads
       CheckpointError            4   a model directory, its tokenizer or its label tokens
-      ArtifactError              5   the artifact store
+      ArtifactError              5   the artifact store; StoreUnavailable: a shared summary store
       EngineError                6   building an engine; ParityError: built, but scores differ
       RepositoryError            7   a Triton model repository
       ServerError                8   starting or reaching tritonserver
@@ -46,6 +46,10 @@ class CheckpointError(ControlError):
 
 class ArtifactError(ControlError):
     exit_code = 5
+
+
+class StoreUnavailable(ArtifactError):
+    """A shared summary store is down, late, or holds nothing for this tokenizer and summarizer."""
 
 
 class EngineError(ControlError):

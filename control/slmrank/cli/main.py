@@ -23,6 +23,8 @@ VERBS = {
     "import": ("steps", "Bring a base model in as a ranker checkpoint"),
     "trim": ("steps", "Trim the vocabulary to what the texts use"),
     "summarize": ("steps", "Summarise job descriptions into the summary store"),
+    "publish": ("publish", "Copy the summaries into the store that all servers share"),
+    "watch": ("watch", "Follow new, changed and deleted jobs into the shared store"),
     "finetune": ("steps", "Fine-tune the base model on labelled pairs"),
     "mine": ("mine", "Turn the ranker's own mistakes into training pairs"),
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer layers"),

@@ -39,7 +39,7 @@ from slmrank.repository.generate import read_identity
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.load import SweepSpec
-from slmrank.store.registry import open_store
+from slmrank.store.registry import open_reader
 from slmrank.triton.config import PREPARE
 
 
@@ -131,7 +131,7 @@ def open_session(
     folder = repository / PREPARE / "1"
     stored = None
     if spec.sweep.texts == "store":
-        stored = open_store(spec.summarize.store, folder).ids_many
+        stored = open_reader(spec.summarize.store, folder).ids_many
     pool = Pool(
         jobs=list(labelled.jobs.values()),
         queries=sorted({pair.query for pair in labelled.pairs["test"]}),

@@ -34,7 +34,7 @@ from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import PruneSpec, SummarizeSpec
 from slmrank.spec.model import TrimSpec
 from slmrank.spec.train import TrainSpec
-from slmrank.store.registry import store_kind
+from slmrank.store.registry import embedded_url, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
 TRAINING = ("torch", "transformers")
@@ -154,9 +154,12 @@ class Bundle:
         own = spec is None
         fitted = self.summarizer if spec is None else self._summarizer(spec)
         spec = spec or self.spec.summarize
-        kind, _ = store_kind(spec.store)
+        url = embedded_url(spec.store)
+        kind, _ = store_kind(url)
         settings = {
-            name: getattr(spec, name) for name in ("store", "max_cut_share", "budget_tokens")
+            "store": url,
+            "max_cut_share": spec.max_cut_share,
+            "budget_tokens": spec.budget_tokens,
         }
         code = (type(SUMMARIZERS.get(spec.method)).__module__, type(kind).__module__)
         return self._step(
@@ -257,7 +260,13 @@ class Bundle:
     def server_code(self) -> str:
         """Hash of what runs inside the server: another one is another thing to measure."""
         kind = SUMMARIZERS.get(self.spec.summarize.method)
-        modules = ("slmrank.serving.prepare", type(kind).__module__, *self.target.server_code)
+        store, _ = store_kind(self.spec.summarize.store)
+        modules = (
+            "slmrank.serving.prepare",
+            type(kind).__module__,
+            type(store).__module__,
+            *self.target.server_code,
+        )
         return code_hash(*modules, files=(prepare_stage(), self.target.stage()))
 
     @cached_property
@@ -267,6 +276,7 @@ class Bundle:
             **spec.repository.settings(),
             "queue_timeout_us": spec.queue_timeout_us,
             "name": spec.name,
+            "store": spec.summarize.store,
             "server_code": self.server_code,
             "serving": target.serving_settings(spec),
         }

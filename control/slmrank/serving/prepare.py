@@ -17,12 +17,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from slmrank.data.records import Job
-from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError
+from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError, StoreUnavailable
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
-from slmrank.store.job_store import JobStore, require_tokenizer
-from slmrank.store.registry import open_store
+from slmrank.store.job_store import SharedReader, SummaryReader, Traffic, require_tokenizer
+from slmrank.store.registry import open_reader
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import (
     FITTED_FOLDER,
@@ -55,12 +55,16 @@ class Preparer:
     """Turns one query and its jobs into ids."""
 
     def __init__(
-        self, encoder: PromptEncoder, store: JobStore, summarizer: Summarizer, max_items: int
+        self, encoder: PromptEncoder, store: SummaryReader, summarizer: Summarizer, max_items: int
     ) -> None:
         self._encoder = encoder
         self._store = store
         self._summarizer = summarizer
         self._max_items = max_items
+
+    def traffic(self) -> Traffic | None:
+        """What the shared store was asked so far; None for an embedded one."""
+        return self._store.traffic() if isinstance(self._store, SharedReader) else None
 
     def prepare(
         self,
@@ -131,7 +135,12 @@ class Preparer:
             elif job_id:
                 stored.append(place)
         names = [asked[place][0].decode("utf-8", "replace") for place in stored]
-        looked_up = self._store.ids_many(names) if names else []
+        try:
+            looked_up = self._store.ids_many(names) if names else []
+        except StoreUnavailable:
+            for place in stored:
+                found[place] = (None, Status.STORE_UNAVAILABLE)
+            stored, looked_up = [], []
         # One look over all of them: a look at each of 500 entries takes a millisecond.
         whole = self._are_ids(
             np.concatenate([EMPTY, *(one for one in looked_up if one is not None)])
@@ -179,7 +188,7 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
         ) from error
     encoder = ranker.encoder()
     summarizer = SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.body)
-    store = open_store(spec.store, folder)
+    store = open_reader(spec.store, folder)
     require_tokenizer(store, ranker.tokenizer_hash)
     identity = store.identity()
     other = [

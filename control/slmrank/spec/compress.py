@@ -35,7 +35,11 @@ class SummarizeSpec(Section):
         description="folder of an earlier summarizer artifact, used instead of fitting one: its "
         "summaries stay as they are when the catalogue changes",
     )
-    store: str = Field("lmdb:", description="where summaries are kept: `lmdb:` inside the bundle")
+    store: str = Field(
+        "lmdb:",
+        description="where servers read summaries: `lmdb:` inside the bundle, or "
+        "`redis://HOST:PORT/DB`, which `control publish` fills",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of a summarizer that was registered elsewhere"
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from slmrank.data.records import MAX_JOB_ID_BYTES
 from slmrank.errors import ArtifactError
 from slmrank.tokens import Ids
+
+# Beside a repository's stage: the identity of the summaries that it was made with.
+IDENTITY_FILE = "identity.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +25,44 @@ class Entry:
     source_tokens: int
 
 
-class JobStore(Protocol):
-    """An open store. Readers may be many; a writer is alone."""
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a shared store was asked by this process. `up`: the last look-up succeeded."""
+
+    up: bool
+    failures: int
+    from_memory: int
+    from_store: int
+    memory_bytes: int
+
+
+class SummaryReader(Protocol):
+    """What a server needs of a store."""
 
     def identity(self) -> dict[str, Any]:
-        """What the ids belong to: tokenizer and summarizer, as `set_identity` wrote it."""
+        """What the ids belong to: tokenizer and summarizer."""
+
+    def ids_many(self, job_ids: Sequence[str]) -> list[Ids | None]:
+        """Token ids [length] of each job's text, None for an unknown job, an empty array for an
+        entry that is damaged. Raises StoreUnavailable when a shared store cannot be asked."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class SharedReader(SummaryReader, Protocol):
+    """The reader of a store that all servers share."""
+
+    def traffic(self) -> Traffic: ...
+
+
+class JobStore(SummaryReader, Protocol):
+    """An open embedded store. Readers may be many; a writer is alone."""
 
     def set_identity(self, identity: Mapping[str, Any]) -> None: ...
 
     def put(self, entries: Mapping[str, tuple[str, Entry]]) -> None:
         """Write job id -> (content key, entry), all or nothing."""
-
-    def ids_many(self, job_ids: Sequence[str]) -> list[Ids | None]:
-        """Token ids [length] of each job's text, None for an unknown job, an empty array for an
-        entry that is damaged."""
 
     def get(self, job_id: str) -> Entry | None:
         """The whole entry of a job, or None."""
@@ -47,19 +75,69 @@ class JobStore(Protocol):
 
     def __len__(self) -> int: ...
 
-    def close(self) -> None: ...
-
 
 class StoreKind(Protocol):
-    """How a scheme opens a store."""
+    """How a scheme opens an embedded store."""
 
     def open(self, place: str, folder: Path, *, write: bool) -> JobStore: ...
 
-    def files(self, place: str, folder: Path) -> Path | None:
-        """The folder with an embedded store's files, else None."""
+    def files(self, place: str, folder: Path) -> Path:
+        """The folder with the store's files."""
 
 
-def require_tokenizer(store: JobStore, tokenizer_hash: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What became current. `before`: the version until then; `carried`: changes of single jobs that
+    are newer than the catalogue; `others`: identities of other tokenizers and summarizers."""
+
+    version: str
+    before: str | None
+    jobs: int
+    value_bytes: int
+    carried: int
+    others: int
+
+
+class SharedWriter(Protocol):
+    """Fills a shared store with the summaries of one identity."""
+
+    def publish(
+        self,
+        source: JobStore,
+        name: str,
+        progress: Callable[[int, int], None],
+        *,
+        as_of: str,
+        drop_others: bool,
+    ) -> Published: ...
+
+    def change(self, changes: Sequence[tuple[str, str, Ids | None]]) -> list[bool]:
+        """Apply (job id, order, ids; None deletes) to the current version; False for one that is
+        older than what was applied. Raises StoreUnavailable when nothing is published."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class SharedKind(Protocol):
+    """How a scheme reaches a store that all servers share."""
+
+    def check(self, place: str) -> None:
+        """Raises SpecError when this is no place of such a store."""
+
+    def reader(self, place: str, folder: Path) -> SharedReader:
+        """The reader of the repository stage in `folder`."""
+
+    def writer(self, place: str, identity: dict[str, Any]) -> SharedWriter: ...
+
+
+def stored_id(job_id: str) -> bytes | None:
+    """A job id as stores keep it; None for one that no stored job can have."""
+    raw = job_id.encode("utf-8", "replace")
+    return raw if 0 < len(raw) <= MAX_JOB_ID_BYTES else None
+
+
+def require_tokenizer(store: SummaryReader, tokenizer_hash: str) -> None:
     """Raises ArtifactError when the store's ids belong to another tokenizer."""
     stored = store.identity().get("tokenizer_hash")
     if stored != tokenizer_hash:

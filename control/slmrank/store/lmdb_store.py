@@ -15,9 +15,8 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from slmrank.data.records import MAX_JOB_ID_BYTES
 from slmrank.errors import ArtifactError
-from slmrank.store.job_store import Entry, JobStore
+from slmrank.store.job_store import Entry, JobStore, stored_id
 from slmrank.tokens import EMPTY, Ids
 
 MAP_SIZE = 1 << 36  # address space, not disk: the file grows with its content
@@ -83,9 +82,8 @@ class LmdbStore:
         found: list[Ids | None] = []
         with self._env.begin() as reading:
             for job_id in job_ids:
-                raw = job_id.encode("utf-8", "replace")
-                known = 0 < len(raw) <= MAX_JOB_ID_BYTES
-                key = reading.get(raw, db=self._jobs) if known else None
+                raw = stored_id(job_id)
+                key = reading.get(raw, db=self._jobs) if raw is not None else None
                 stored = reading.get(key, db=self._ids) if key else None
                 found.append(None if stored is None else _ids(stored))
         return found

@@ -1,36 +1,71 @@
 """Summary stores by url, which is `scheme:place`.
 
-`lmdb:` is embedded: it lies inside the bundle and travels with it. Others are registered with
-`STORES.register(scheme, kind)`.
+`lmdb:` is embedded: it lies inside the bundle and travels with it. `redis:` is shared: every server
+reads it, `control publish` fills it. Others are registered with `STORES.register(scheme, kind)`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from slmrank.errors import SpecError
 from slmrank.registry import Registry
-from slmrank.store.job_store import JobStore, StoreKind
+from slmrank.store.job_store import JobStore, SharedKind, SharedWriter, StoreKind, SummaryReader
+
+EMBEDDED = "lmdb:"
 
 
 def _built_in() -> None:
     from slmrank.store.lmdb_store import LmdbKind
+    from slmrank.store.redis_reader import RedisKind
 
     STORES.register("lmdb", LmdbKind())
+    for scheme in ("redis", "rediss"):
+        STORES.register(scheme, RedisKind(scheme))
 
 
-STORES: Registry[StoreKind] = Registry("summary store", _built_in)
+STORES: Registry[StoreKind | SharedKind] = Registry("summary store", _built_in)
 
 
-def store_kind(url: str) -> tuple[StoreKind, str]:
-    """(kind, place) of a url. Raises SpecError for an unknown scheme."""
+def store_kind(url: str) -> tuple[StoreKind | SharedKind, str]:
+    """(kind, place) of a url. Raises SpecError for an unknown scheme, or a place that is none."""
     scheme, _, place = url.partition(":")
-    return STORES.get(scheme), place
+    kind = STORES.get(scheme)
+    if isinstance(kind, SharedKind):
+        kind.check(place)
+    return kind, place
+
+
+def embedded_url(url: str) -> str:
+    """Where the pipeline keeps the summaries of a spec: a shared store is filled from an embedded
+    one, so that what is trained and measured on does not change under it."""
+    return EMBEDDED if isinstance(store_kind(url)[0], SharedKind) else url
 
 
 def open_store(url: str, folder: Path, *, write: bool = False) -> JobStore:
-    """Open the store of a url; `folder` is where an embedded one lies.
+    """Open the embedded store of a url in a folder.
 
     Raises SpecError for an unknown scheme, ArtifactError when there is no store to read.
     """
     kind, place = store_kind(url)
+    if isinstance(kind, SharedKind):
+        return open_store(EMBEDDED, folder, write=write)
     return kind.open(place, folder, write=write)
+
+
+def open_reader(url: str, folder: Path) -> SummaryReader:
+    """What a server reads: the shared store of a url, or the embedded one in the folder."""
+    kind, place = store_kind(url)
+    return kind.reader(place, folder) if isinstance(kind, SharedKind) else open_store(url, folder)
+
+
+def open_writer(url: str, identity: dict[str, Any]) -> SharedWriter:
+    """The writer of a shared store. Raises SpecError for an embedded one."""
+    kind, place = store_kind(url)
+    if not isinstance(kind, SharedKind):
+        raise SpecError(
+            f"summarize.store is {url!r}, which lies inside each bundle: nothing shares it",
+            "set summarize.store to redis://HOST:6379/0, or ship the bundle of `control repo`",
+        )
+    return kind.writer(place, identity)

@@ -15,6 +15,7 @@ class Status(IntEnum):
     NOT_UTF8 = 4
     BAD_JOB = 5
     BAD_ENTRY = 6  # what the store holds of the job cannot be its ids
+    STORE_UNAVAILABLE = 7  # a shared store is down, late or not filled; ask again
 
     @property
     def scored(self) -> bool:

@@ -19,7 +19,7 @@ class TritonPythonModel:
         served = parameters["served"]["string_value"].encode()
         self._served = np.array([[served]], dtype=np.object_)
         self._preparer = open_preparer(folder, max_items)
-        self._counted = _Counters()
+        self._counted = _Counters(self._preparer.traffic())
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -38,6 +38,7 @@ class TritonPythonModel:
             failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
         self._counted.add(prepared)
+        self._counted.store(self._preparer.traffic())
         outputs = [
             pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
             for name in ("prefix_ids", "item_ids", "item_lengths", "status")
@@ -51,26 +52,50 @@ class TritonPythonModel:
 
 
 class _Counters:
-    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs."""
+    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs; and how the
+    shared summary store answers, where there is one."""
 
-    def __init__(self):
+    def __init__(self, traffic):
         # Triton forgets a family that nobody holds.
-        self._families = [
-            pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
-            for name, text in (
-                ("slmrank_items_total", "Jobs asked for, by status"),
-                ("slmrank_item_tokens_total", "Tokens of the jobs that are scored"),
-            )
-        ]
-        items, tokens = self._families
+        self._families = []
+        items = self._family("items_total", "Jobs asked for, by status")
+        tokens = self._family("item_tokens_total", "Tokens of the jobs that are scored")
         self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
         self._tokens = tokens.Metric(labels={})
+        self._traffic = traffic
+        if traffic is None:
+            return
+        gauge = pb_utils.MetricFamily.GAUGE
+        up = self._family("store_up", "1: the last look-up in the summary store succeeded", gauge)
+        held = self._family("store_memory_bytes", "Summaries held in the process", gauge)
+        failures = self._family("store_failures_total", "Look-ups that the summary store failed")
+        found = self._family("store_lookups_total", "Jobs looked up, by where from")
+        self._up, self._held = up.Metric(labels={}), held.Metric(labels={})
+        self._failures = failures.Metric(labels={})
+        self._from_memory = found.Metric(labels={"from": "memory"})
+        self._from_store = found.Metric(labels={"from": "store"})
 
     def add(self, prepared):
         values, counts = np.unique(prepared.status, return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             self._items[Status(value)].increment(count)
         self._tokens.increment(int(prepared.item_lengths.sum()))
+
+    def store(self, traffic):
+        if traffic is None:
+            return
+        before, self._traffic = self._traffic, traffic
+        self._up.set(int(traffic.up))
+        self._held.set(traffic.memory_bytes)
+        self._failures.increment(traffic.failures - before.failures)
+        self._from_memory.increment(traffic.from_memory - before.from_memory)
+        self._from_store.increment(traffic.from_store - before.from_store)
+
+    def _family(self, name, text, kind=None):
+        kind = pb_utils.MetricFamily.COUNTER if kind is None else kind
+        family = pb_utils.MetricFamily(name=f"slmrank_{name}", description=text, kind=kind)
+        self._families.append(family)
+        return family
 
 
 def _strings(request, name):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, known_json
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.pipeline.stages.inputs import checkpoint_of
@@ -15,6 +17,7 @@ from slmrank.repository.generate import (
 )
 from slmrank.serving.prepare import SUMMARIES_FILE
 from slmrank.spec.bundle import BundleSpec
+from slmrank.store.job_store import IDENTITY_FILE, SharedKind
 from slmrank.store.registry import store_kind
 from slmrank.summarize.summarizer import FITTED_FOLDER
 from slmrank.triton.config import PREPARE, RANKER
@@ -48,15 +51,18 @@ def make_repository(
         **target.links(engine.path),
     }
     kind, place = store_kind(spec.summarize.store)
-    files = kind.files(place, summaries.path)
-    if files is not None:
+    if not isinstance(kind, SharedKind):
+        files = kind.files(place, summaries.path)
         links[f"{prepare}/{files.name}"] = files
     write_repository(
         making.draft.path,
         configs,
         Contents(
             stages={PREPARE: prepare_stage(), RANKER: target.stage()},
-            prepare_files={SUMMARIES_FILE: spec.summarize.model_dump_json(exclude={"fitted"})},
+            prepare_files={
+                SUMMARIES_FILE: spec.summarize.model_dump_json(exclude={"fitted"}),
+                IDENTITY_FILE: json.dumps(summaries.figures["identity"], sort_keys=True),
+            },
             checkpoint=checkpoint.path,
             links=links,
         ),

@@ -1,0 +1,57 @@
+"""`control publish`: a catalogue's summaries for every server."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+import click
+
+from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.options import Opened, json_option, spec_options
+from slmrank.pipeline.publish import publish
+from slmrank.store.changes import order_of
+
+
+@click.command("publish")
+@spec_options
+@click.option(
+    "--as-of",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]),
+    help="moment of the catalogue, UTC: changes by `control watch` up to then are in it  "
+    "[default: none are, all are kept]",
+)
+@click.option(
+    "--drop-others",
+    is_flag=True,
+    help="end the summaries of other tokenizers and summarizers after the grace, once no server "
+    "needs them",
+)
+@json_option
+def publish_command(
+    opened: Opened, as_of: datetime.datetime | None, drop_others: bool, as_json: bool
+) -> None:
+    """Copy the summaries of SPEC into its shared store (summarize.store: redis://...).
+
+    They are written beside those that servers read and become current in one step; running requests
+    finish on the ones before, which disappear after the grace (grace_s in the url). A server reads
+    what was made by its own tokenizer and summarizer alone.
+
+    \b
+    Example:
+      control publish build/demo.yaml --set 'summarize.store=redis://localhost:6379/0'
+    """
+    order = ""
+    if as_of is not None:
+        order = order_of(int(as_of.replace(tzinfo=datetime.UTC).timestamp() * 1000))
+    with StepDisplay() as display:
+        made = publish(opened.bundle, opened.store, display, as_of=order, drop_others=drop_others)
+    if as_json:
+        print_json(dataclasses.asdict(made))
+        return
+    click.echo(f"version {made.version} is current: {made.jobs} jobs, {made.value_bytes} bytes")
+    if made.carried:
+        click.echo(f"{made.carried} later changes of single jobs were carried over")
+    if made.others:
+        what = "end after the grace" if drop_others else "stay (--drop-others ends them)"
+        click.echo(f"summaries of {made.others} other tokenizers or summarizers {what}")

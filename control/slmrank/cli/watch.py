@@ -1,0 +1,157 @@
+"""`control watch`: changes of single jobs, served within seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.interrupt import interrupt_on_sigterm
+from slmrank.cli.options import Opened, json_option, spec_options
+from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.pipeline.publish import Followed, open_follower
+from slmrank.store.changes import REJECTED_SUFFIX, ChangeSource, LinesSource, StreamSource
+from slmrank.store.redis_address import parse_address
+
+SAY_S = 10.0
+
+
+@click.command("watch")
+@spec_options
+@click.option(
+    "--from",
+    "place",
+    default="redis-stream",
+    show_default=True,
+    metavar="SOURCE",
+    help="redis-stream[:NAME] on the store's server (default name slmrank:CATALOGUE:changes), "
+    "jsonl:FILE, or jsonl:- for standard input",
+)
+@click.option("--follow", is_flag=True, help="wait for lines that are added to the file")
+@click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), help="Prometheus metrics on loopback"
+)
+@click.option("--metrics-address", default="127.0.0.1", show_default=True)
+@json_option
+def watch_command(
+    opened: Opened,
+    place: str,
+    follow: bool,
+    until_idle: bool,
+    metrics_port: int | None,
+    metrics_address: str,
+    as_json: bool,
+) -> None:
+    """Summarise new, changed and deleted jobs as they come and put them into the shared store of
+    SPEC; servers score them within seconds, without a restart. Publish the catalogue first.
+
+    A message is {"job": {"job_id": ..., "title": ..., "description": ...}} or {"delete": JOB_ID}.
+    It is applied at least once, and never over a newer one of the same job. What is no such message
+    is kept with its reason: in the stream NAME.rejected, or in FILE.rejected.
+
+    \b
+    Example:
+      redis-cli XADD slmrank:jobs:changes '*' change '{"delete": "job-17"}'
+      control watch build/demo.yaml --set 'summarize.store=redis://localhost:6379/0'
+    """
+    with StepDisplay() as display:
+        follower = open_follower(opened.bundle, opened.store, display)
+    gauges = _metrics(metrics_address, metrics_port) if metrics_port is not None else None
+    said = time.monotonic()
+
+    def told(counts: Followed, lag: int | None) -> None:
+        nonlocal said
+        if gauges is not None:
+            gauges(counts, lag)
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            click.echo(_line(counts, lag), err=True)
+
+    interrupt_on_sigterm()
+    with _source(place, opened, follow=follow) as source, contextlib.suppress(KeyboardInterrupt):
+        follower.follow(source, told, until_idle=until_idle)
+    if as_json:
+        values = dataclasses.asdict(follower.counts)
+        values.pop("delays_s")
+        print_json(values)
+    else:
+        click.echo(_line(follower.counts, None))
+
+
+@contextlib.contextmanager
+def _source(place: str, opened: Opened, *, follow: bool) -> Iterator[ChangeSource]:
+    kind, _, name = place.partition(":")
+    if kind == "redis-stream":
+        address = parse_address(opened.bundle.spec.summarize.store)
+        yield StreamSource(address, name or f"slmrank:{address.catalogue}:changes")
+    elif kind == "jsonl" and name == "-":
+        yield LinesSource(sys.stdin.buffer, None, follow=False)
+    elif kind == "jsonl" and name:
+        path = Path(name)
+        if not path.is_file():
+            raise SpecError(f"--from: there is no file {path}", "name a file of JSON lines")
+        rejected = path.with_name(path.name + REJECTED_SUFFIX)
+        with path.open("rb") as stream:
+            yield LinesSource(stream, rejected, follow=follow)
+    else:
+        raise SpecError(
+            f"--from {place!r} is no source of changes",
+            "give redis-stream, redis-stream:NAME, jsonl:FILE or jsonl:-",
+        )
+
+
+def _line(counts: Followed, lag: int | None) -> str:
+    waiting = "" if lag is None else f", {lag} wait"
+    return (
+        f"{counts.applied} changes applied, {counts.outdated} older than what was there, "
+        f"{counts.rejected} rejected{waiting}"
+    )
+
+
+def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
+    """Serve what the follower does as metrics; returns what updates them."""
+    try:
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            start_http_server,
+        )
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--metrics-port needs prometheus-client: {error}", "pip install 'slmrank[redis]'"
+        ) from error
+    registry = CollectorRegistry()
+    changes = Counter("slmrank_watch_changes", "Messages, by result", ["result"], registry=registry)
+    failures = Counter("slmrank_watch_failures", "Failed calls of the store", registry=registry)
+    waiting = Gauge("slmrank_watch_lag", "Messages that wait", registry=registry)
+    delay = Histogram(
+        "slmrank_watch_delay_seconds",
+        "From message to store",
+        buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 600),
+        registry=registry,
+    )
+    start_http_server(port, address, registry)
+    before = Followed()
+
+    def told(counts: Followed, lag: int | None) -> None:
+        nonlocal before
+        for name in ("applied", "outdated", "rejected"):
+            changes.labels(name).inc(getattr(counts, name) - getattr(before, name))
+        failures.inc(counts.failures - before.failures)
+        if lag is not None:
+            waiting.set(lag)
+        for seconds in counts.delays_s:
+            delay.observe(seconds)
+        counts.delays_s = []
+        before = dataclasses.replace(counts)
+
+    return told

@@ -1,0 +1,125 @@
+"""The url of a shared store: `redis://HOST:PORT/DB?catalogue=NAME&deadline_ms=50`, or `rediss://`
+for TLS. User and password stand in the environment, never in a spec."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.hashing import hash_value
+
+USER, PASSWORD, AUTHORITY = "SLMRANK_STORE_USER", "SLMRANK_STORE_PASSWORD", "SLMRANK_STORE_CA"
+PORT = 6379
+
+
+class RedisAddress(BaseModel):
+    """Where a shared store is, and how patient a reader is with it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["redis", "rediss"]
+    host: str = Field(min_length=1)
+    port: int = Field(PORT, ge=1, le=65535)
+    db: int = Field(0, ge=0)
+    catalogue: str = Field("jobs", pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    deadline_ms: int = Field(50, ge=1, le=60_000)
+    retry_ms: int = Field(250, ge=1, le=60_000)
+    memory_mb: int = Field(64, ge=0)
+    memory_s: float = Field(1.0, ge=0)
+    grace_s: int = Field(600, ge=1)
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.scheme}://{self.host}:{self.port}/{self.db}"
+
+
+def parse_address(url: str) -> RedisAddress:
+    """Raises SpecError that names what is wrong with the url."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise SpecError(
+            "summarize.store has a user or a password in its url",
+            f"set {USER} and {PASSWORD} in the environment of whoever connects",
+        )
+    try:
+        values: dict[str, Any] = {
+            "scheme": parts.scheme,
+            "host": parts.hostname or "",
+            "db": parts.path.strip("/") or 0,
+            **dict(
+                parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+            ),
+        }
+        if parts.port is not None:
+            values["port"] = parts.port
+        return RedisAddress.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        fault = f"{name}: {first['msg']}"
+    except ValueError as error:
+        fault = str(error)
+    options = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
+    raise SpecError(
+        f"summarize.store {url!r} is no address of a store: {fault}",
+        f"write redis://HOST:{PORT}/0?catalogue=jobs; options: {options}",
+    )
+
+
+_IN_URL = ("scheme", "host", "port", "db")
+
+
+def connect(address: RedisAddress, *, timeout_s: float) -> Any:
+    """A client; nothing is sent yet. Raises MissingDependencyError without the package."""
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the store {address.place} needs the package redis: {error}",
+            "pip install 'slmrank[redis]'",
+        ) from error
+    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": os.environ.get(AUTHORITY)}
+    return redis.Redis(
+        host=address.host,
+        port=address.port,
+        db=address.db,
+        username=os.environ.get(USER),
+        password=os.environ.get(PASSWORD),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        # Once, for a connection that the server closed while nobody used it. What is late is not
+        # asked again: the deadline has passed.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+        protocol=2,
+        **(tls if address.scheme == "rediss" else {}),
+    )
+
+
+# A field that no job can have: it holds the identity, and says that the version is whole.
+WHOLE = b""
+
+
+class Keys:
+    """The names of one catalogue's summaries of one identity.
+
+    Tokenizer, summarizer and its budget stand in every name, so that a reader cannot find what was
+    made for another one; what it finds under `current` names one whole catalogue. The braces keep
+    all of them on one node of a cluster, where a script may change them together.
+    """
+
+    def __init__(self, catalogue: str, identity: dict[str, Any]) -> None:
+        self.namespace = hash_value(identity)[:16]
+        self.prefix = f"slmrank:{{{catalogue}:{self.namespace}}}:"
+        self.current = f"{self.prefix}current"
+        self.seen = f"{self.prefix}seen"
+        self.identities = f"slmrank:{catalogue}:identities"
+
+    def version(self, version: str) -> str:
+        return f"{self.prefix}v:{version}"

@@ -1,0 +1,145 @@
+"""Summaries in Redis or Valkey, shared by every server: the reader.
+
+One version of a catalogue is one hash, job id -> ids; a key names the current one. A request reads
+both in one round trip: HMGET is atomic, so a request sees one version, and where the name has
+changed meanwhile it asks again. A store that is down, late or empty fails the look-up as a whole
+(`StoreUnavailable`); it never gives the ids of anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slmrank.errors import RepositoryError, StoreUnavailable
+from slmrank.store.ids_code import decode_ids
+from slmrank.store.job_store import IDENTITY_FILE, Traffic, stored_id
+from slmrank.store.recent import RecentIds
+from slmrank.store.redis_address import WHOLE, Keys, connect, parse_address
+from slmrank.store.redis_writer import RedisWriter
+from slmrank.tokens import Ids
+
+
+class RedisKind:
+    """`redis://HOST:PORT/DB?catalogue=NAME` and `rediss://`. The pipeline keeps its summaries in
+    artifacts; `control publish` copies them to the shared store."""
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+
+    def check(self, place: str) -> None:
+        """Raises SpecError when this is no address."""
+        parse_address(f"{self._scheme}:{place}")
+
+    def reader(self, place: str, folder: Path) -> RedisReader:
+        """The reader of a repository, whose `identity.json` says which summaries are its own."""
+        try:
+            identity = json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RepositoryError(
+                f"{folder} has no usable {IDENTITY_FILE}: {error}", "run `control repo` again"
+            ) from error
+        return RedisReader(f"{self._scheme}:{place}", identity)
+
+    def writer(self, place: str, identity: dict[str, Any]) -> RedisWriter:
+        return RedisWriter(parse_address(f"{self._scheme}:{place}"), identity)
+
+
+class RedisReader:
+    """Looks summaries up; nothing is asked of the store before the first look-up, so that a server
+    starts without it."""
+
+    def __init__(self, url: str, identity: dict[str, Any]) -> None:
+        self._address = parse_address(url)
+        self._identity = identity
+        self._keys = Keys(self._address.catalogue, identity)
+        self._client = connect(self._address, timeout_s=self._address.deadline_ms / 1000)
+        self._recent = RecentIds(self._address.memory_mb * 2**20, self._address.memory_s)
+        self._version: str | None = None
+        self._retry_at = 0.0
+        self._reason = ""
+        self._failures = self._from_memory = self._from_store = 0
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def traffic(self) -> Traffic:
+        return Traffic(
+            up=not self._reason,
+            failures=self._failures,
+            from_memory=self._from_memory,
+            from_store=self._from_store,
+            memory_bytes=self._recent.size,
+        )
+
+    def ids_many(self, job_ids: Sequence[str]) -> list[Ids | None]:
+        """Raises StoreUnavailable; until `retry_ms` after that at once, without asking again."""
+        names = [stored_id(job_id) for job_id in job_ids]
+        known = {name: self._recent.get(name) for name in names if name is not None}
+        missing = [name for name, ids in known.items() if ids is None]
+        self._from_memory += len(known) - len(missing)
+        if missing:
+            version = self._version
+            found = self._ask(missing)
+            if self._version != version and len(missing) < len(known):
+                # What was at hand belongs to another version than what was fetched.
+                missing = list(known)
+                found = self._ask(missing)
+            known.update(zip(missing, found, strict=True))
+        return [None if name is None else known[name] for name in names]
+
+    def _ask(self, names: Sequence[bytes]) -> list[Ids | None]:
+        if time.monotonic() < self._retry_at:
+            raise StoreUnavailable(self._reason, "see the store's health")
+        from redis.exceptions import RedisError
+
+        try:
+            stored = self._fetch(names)
+        except (RedisError, OSError) as error:
+            stored = str(error) or type(error).__name__
+        if isinstance(stored, str):
+            self._failures += 1
+            self._recent.clear()
+            self._version = None
+            self._retry_at = time.monotonic() + self._address.retry_ms / 1000
+            self._reason = f"the summary store {self._address.place}: {stored}"
+            raise StoreUnavailable(self._reason, "start it, or `control publish` to it")
+        self._reason = ""
+        self._from_store += len(names)
+        found = [place for place, one in enumerate(stored) if one is not None]
+        answer: list[Ids | None] = [None] * len(names)
+        decoded = decode_ids([one for one in stored if one is not None])
+        for place, ids in zip(found, decoded, strict=True):
+            answer[place] = ids
+            self._recent.put(names[place], ids)
+        return answer
+
+    def _fetch(self, names: Sequence[bytes]) -> list[bytes | None] | str:
+        """The stored bytes of each name in the current version, or what is wrong."""
+        for _ in range(3):
+            pinned = self._version
+            asked = self._client.pipeline(transaction=False)
+            asked.get(self._keys.current)
+            if pinned is not None:
+                asked.hmget(self._keys.version(pinned), [WHOLE, *names])
+            current, *fetched = asked.execute()
+            if current is None:
+                return (
+                    f"nothing is published for catalogue {self._address.catalogue!r} and this "
+                    f"repository's tokenizer and summarizer ({self._keys.namespace})"
+                )
+            current = current.decode()
+            if current == pinned:
+                whole, *values = fetched[0]
+                if whole is None:
+                    return f"version {current} is gone"
+                return list(values)
+            self._version = current
+            self._recent.clear()
+        return "its current version changes all the time"

@@ -1,0 +1,172 @@
+"""Summaries in Redis or Valkey: whole versions published, and single jobs changed.
+
+A version is written beside the current one and becomes current in one step, with every change of a
+single job that came in meanwhile. The version before stays for a grace, for requests under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from slmrank.errors import StoreUnavailable
+from slmrank.store.ids_code import encode_ids
+from slmrank.store.job_store import JobStore, Published
+from slmrank.store.redis_address import WHOLE, Keys, RedisAddress, connect
+from slmrank.tokens import Ids
+
+BATCH = 1000
+TIMEOUT_S = 10.0
+# An unfinished version disappears by itself.
+UNFINISHED_S = 24 * 3600
+
+# Changes carry an order (`Change.order`), kept per job in `seen`: one that was applied, or is older
+# than one that was, changes nothing, however often and by whomever it is delivered.
+_APPLY = """
+local current = redis.call('GET', KEYS[1])
+if not current then return -1 end
+local seen = redis.call('HGET', KEYS[2], ARGV[2])
+if seen and seen >= ARGV[3] then return 0 end
+if ARGV[4] == '' then redis.call('HDEL', ARGV[1] .. current, ARGV[2])
+else redis.call('HSET', ARGV[1] .. current, ARGV[2], ARGV[4]) end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+return 1
+"""
+# The new version becomes current. Single changes after the catalogue's moment are carried over.
+_SWITCH = """
+local before = redis.call('GET', KEYS[1])
+local changes, carried = redis.call('HGETALL', KEYS[2]), 0
+for place = 1, #changes, 2 do
+  local job = changes[place]
+  if changes[place + 1] <= ARGV[3] then redis.call('HDEL', KEYS[2], job)
+  elseif before then
+    local ids = redis.call('HGET', ARGV[1] .. before, job)
+    if ids then redis.call('HSET', ARGV[1] .. ARGV[2], job, ids)
+    else redis.call('HDEL', ARGV[1] .. ARGV[2], job) end
+    carried = carried + 1
+  end
+end
+redis.call('PERSIST', ARGV[1] .. ARGV[2])
+redis.call('SET', KEYS[1], ARGV[2])
+if before and before ~= ARGV[2] then redis.call('EXPIRE', ARGV[1] .. before, ARGV[4]) end
+return {before or '', carried}
+"""
+
+
+class RedisWriter:
+    """Writes the summaries of one identity."""
+
+    def __init__(self, address: RedisAddress, identity: dict[str, Any]) -> None:
+        self.address, self._identity = address, identity
+        self._keys = Keys(address.catalogue, identity)
+        self.client = connect(address, timeout_s=TIMEOUT_S)
+        self._apply = self.client.register_script(_APPLY)
+        self._switch = self.client.register_script(_SWITCH)
+
+    @property
+    def namespace(self) -> str:
+        return self._keys.namespace
+
+    def close(self) -> None:
+        self.client.close()
+
+    def publish(
+        self,
+        source: JobStore,
+        name: str,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        *,
+        as_of: str = "",
+        drop_others: bool = False,
+    ) -> Published:
+        """Make the jobs of `source` the current version. They hold the changes of single jobs up to
+        the order `as_of`; later ones are carried over. `drop_others` ends the summaries of other
+        tokenizers and summarizers after the grace.
+
+        Raises StoreUnavailable; the version before then stays current.
+        """
+        version = f"{name}-{time.time_ns() // 1_000_000}"
+        key, total, done, written = self._keys.version(version), len(source), 0, 0
+        with _failing(f"published to the summary store {self.address.place}"):
+            names = iter(source.job_ids())
+            while batch := list(islice(names, BATCH)):
+                values: dict[bytes, bytes] = {}
+                for job_id, ids in zip(batch, source.ids_many(batch), strict=True):
+                    if ids is not None:
+                        values[job_id.encode()] = encode_ids(ids)
+                asked = self.client.pipeline(transaction=False)
+                asked.hset(key, mapping=values)
+                asked.expire(key, UNFINISHED_S)
+                asked.execute()
+                done += len(values)
+                written += sum(map(len, values.values()))
+                progress(done, total)
+            self.client.hset(key, WHOLE, json.dumps(self._identity, sort_keys=True))
+            arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s]
+            before, carried = self._switch([self._keys.current, self._keys.seen], arguments)
+            self.client.hset(
+                self._keys.identities, self.namespace, json.dumps(self._identity, sort_keys=True)
+            )
+            others = self._others(drop=drop_others)
+        return Published(
+            version=version,
+            before=before.decode() or None,
+            jobs=done,
+            value_bytes=written,
+            carried=carried,
+            others=others,
+        )
+
+    def change(self, changes: Sequence[tuple[str, str, Ids | None]]) -> list[bool]:
+        """Apply (job id, order, ids; None deletes) to the current version, in one round trip; False
+        for one that is older than what is there. Raises StoreUnavailable when nothing is published.
+        """
+        with _failing(f"changed in the summary store {self.address.place}"):
+            asked = self.client.pipeline(transaction=False)
+            for job_id, order, ids in changes:
+                value = b"" if ids is None else encode_ids(ids)
+                self._apply(
+                    [self._keys.current, self._keys.seen],
+                    [f"{self._keys.prefix}v:", job_id, order, value],
+                    client=asked,
+                )
+            told = asked.execute()
+        if -1 in told:
+            raise StoreUnavailable(
+                f"nothing is published in {self.address.place} for catalogue "
+                f"{self.address.catalogue!r} and this summarizer ({self.namespace})",
+                "run `control publish` first",
+            )
+        return [one == 1 for one in told]
+
+    def _others(self, *, drop: bool) -> int:
+        """How many other identities the catalogue has; dropped, their keys end after the grace."""
+        found = [
+            one.decode()
+            for one in self.client.hkeys(self._keys.identities)
+            if one.decode() != self.namespace
+        ]
+        if drop:
+            for namespace in found:
+                pattern = f"slmrank:{{{self.address.catalogue}:{namespace}}}:*"
+                for key in self.client.scan_iter(match=pattern, count=BATCH):
+                    self.client.expire(key, self.address.grace_s)
+                self.client.hdel(self._keys.identities, namespace)
+        return len(found)
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """The client's errors as ours."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(
+            f"nothing was {what}: {error}", "is it running, and may this user write there?"
+        ) from error

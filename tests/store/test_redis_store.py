@@ -1,0 +1,303 @@
+"""The shared store on a real server: versions, grace, changes, and every way to be unavailable."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from slmrank.errors import SpecError, StoreUnavailable
+from slmrank.store.changes import StreamSource, order_of
+from slmrank.store.job_store import Entry, JobStore
+from slmrank.store.redis_address import PASSWORD, RedisAddress, parse_address
+from slmrank.store.redis_reader import RedisReader
+from slmrank.store.redis_writer import RedisWriter
+from slmrank.store.registry import embedded_url, open_store, open_writer
+
+from tests.redis_server import RedisServer
+
+IDENTITY = {"tokenizer_hash": "t", "kind": "lead", "budget_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()
+
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+def url(server: RedisServer) -> str:
+    """A catalogue of its own per test."""
+    return server.url(catalogue=f"jobs-{next(numbers)}", grace_s=1, memory_s=0)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[[Mapping[str, list[int]]], JobStore]:
+    """An embedded store with these ids."""
+
+    def make(jobs: Mapping[str, list[int]]) -> JobStore:
+        store = open_store("lmdb:", tmp_path / str(next(numbers)), write=True)
+        entries = {
+            job_id: (
+                job_id,
+                Entry(
+                    summary="s",
+                    ids=np.array(ids, dtype=np.int32),
+                    summary_tokens=1,
+                    source_tokens=1,
+                ),
+            )
+            for job_id, ids in jobs.items()
+        }
+        store.put(entries)
+        return store
+
+    return make
+
+
+def reader_of(url: str, identity: dict[str, Any] = IDENTITY) -> RedisReader:
+    return RedisReader(url, identity)
+
+
+def writer_of(url: str, identity: dict[str, Any] = IDENTITY) -> RedisWriter:
+    return RedisWriter(parse_address(url), identity)
+
+
+def looked_up(reader: RedisReader, *job_ids: str) -> list[list[int] | None]:
+    return [None if ids is None else ids.tolist() for ids in reader.ids_many(job_ids)]
+
+
+def test_what_is_published_is_read(url: str, made: Any) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    jobs = {f"job-{n}": [n, 70_000, n] for n in range(2500)} | {"\u00e4/2": [5]}
+    done: list[tuple[int, int]] = []
+    published = writer.publish(made(jobs), "first", lambda *one: done.append(one))
+    assert (published.jobs, published.before, published.carried) == (2501, None, 0)
+    assert done[-1] == (2501, 2501)
+    assert looked_up(reader, "job-7", "gone", "\u00e4/2", "", "x" * 600, "\ud800") == [
+        [7, 70_000, 7],
+        None,
+        [5],
+        None,
+        None,
+        None,
+    ]
+    assert reader.identity() == IDENTITY
+
+
+def test_a_switch_is_seen_by_the_next_request_and_the_old_version_goes(url: str, made: Any) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    first = writer.publish(made({"a": [1]}), "v")
+    assert looked_up(reader, "a") == [[1]]
+    second = writer.publish(made({"a": [2]}), "v")
+    assert second.before == first.version != second.version
+    assert looked_up(reader, "a") == [[2]]
+    keys = writer._keys
+    assert writer.client.exists(keys.version(first.version))
+    time.sleep(1.2)
+    assert not writer.client.exists(keys.version(first.version))
+    assert writer.client.ttl(keys.version(second.version)) == -1
+
+
+def test_each_request_sees_one_version_while_they_change(server: RedisServer, made: Any) -> None:
+    url = server.url(catalogue="switching", memory_s=0.01, grace_s=60)
+    jobs = [f"job-{n}" for n in range(40)]
+    versions = [made({job: [version] for job in jobs}) for version in range(4)]
+    writer = writer_of(url)
+    writer.publish(versions[0], "v")
+    ended = threading.Event()
+
+    def switch() -> None:
+        for version in itertools.chain.from_iterable(itertools.repeat((1, 2, 3, 0), 10)):
+            writer.publish(versions[version], "v")
+        ended.set()
+
+    switching = threading.Thread(target=switch)
+    switching.start()
+    seen, asked = set(), 0
+    reader = reader_of(url)
+    while not ended.is_set():
+        # Some are remembered, the others are not.
+        reader.ids_many(jobs[asked % 30 : asked % 30 + 10])
+        answer = {tuple(ids) for ids in looked_up(reader, *jobs)}  # type: ignore[arg-type]
+        assert len(answer) == 1, answer
+        seen |= answer
+        asked += 1
+    switching.join()
+    assert len(seen) == 4
+    assert asked > 20
+    assert reader.traffic().from_memory > 0
+
+
+def test_other_tokenizers_and_summarizers_are_never_read(url: str, made: Any) -> None:
+    other = {**IDENTITY, "tokenizer_hash": "another"}
+    writer_of(url, other).publish(made({"a": [1]}), "v")
+    reader = reader_of(url)
+    with pytest.raises(StoreUnavailable, match="nothing is published for catalogue"):
+        looked_up(reader, "a")
+    time.sleep(0.3)
+    assert writer_of(url).publish(made({"a": [2]}), "v", drop_others=True).others == 1
+    assert looked_up(reader, "a") == [[2]]
+    old = reader_of(url, other)
+    assert looked_up(old, "a") == [[1]]
+    time.sleep(1.2)
+    with pytest.raises(StoreUnavailable):
+        looked_up(old, "a")
+
+
+def test_changes_of_single_jobs(url: str, made: Any) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    ids = np.array([9], dtype=np.int32)
+    with pytest.raises(StoreUnavailable, match="nothing is published") as caught:
+        writer.change([("a", order_of(1), ids)])
+    assert (caught.value.exit_code, caught.value.hint) == (5, "run `control publish` first")
+    writer.publish(made({"a": [1], "b": [2], "c": [3]}), "v")
+    at = [order_of(5, number) for number in range(20)]
+    assert (
+        writer.change([("a", at[3], ids), ("b", at[4], None), ("new", at[11], ids)]) == [True] * 3
+    )
+    assert looked_up(reader, "a", "b", "c", "new") == [[9], None, [3], [9]]
+    # Once more, and an older one after a newer one: nothing changes.
+    assert writer.change([("a", at[3], ids), ("b", at[2], ids)]) == [False, False]
+    assert looked_up(reader, "a", "b") == [[9], None]
+    # A catalogue that holds the first of them, and not the other two.
+    again = writer.publish(made({"a": [1], "b": [2]}), "v", as_of=at[3])
+    assert again.carried == 2
+    assert looked_up(reader, "a", "b", "new") == [[1], None, [9]]
+    assert writer.publish(made({"a": [1]}), "v", as_of=order_of(6)).carried == 0
+    assert looked_up(reader, "a", "new") == [[1], None]
+
+
+def test_it_is_down_and_comes_back(tmp_path: Path, made: Any) -> None:
+    own = RedisServer(tmp_path / "own")
+    url = own.url(memory_s=0, retry_ms=100)
+    reader = reader_of(url)
+    writer_of(url).publish(made({"a": [1]}), "v")
+    assert looked_up(reader, "a") == [[1]]
+    own.kill()
+    with pytest.raises(StoreUnavailable):
+        looked_up(reader, "a")
+    started = time.perf_counter()
+    with pytest.raises(StoreUnavailable):
+        looked_up(reader, "a")  # not asked again so soon
+    assert time.perf_counter() - started < 0.05
+    assert not reader.traffic().up
+    own.start()
+    time.sleep(0.15)
+    assert looked_up(reader, "a") == [[1]]
+    assert reader.traffic().up
+    own.kill()
+
+
+def test_one_that_is_late_costs_the_deadline_and_no_more(tmp_path: Path, made: Any) -> None:
+    own = RedisServer(tmp_path / "own")
+    url = own.url(memory_s=0, deadline_ms=80, retry_ms=1000)
+    reader = reader_of(url)
+    writer_of(url).publish(made({"a": [1]}), "v")
+    looked_up(reader, "a")
+    own.pause()
+    try:
+        started = time.perf_counter()
+        with pytest.raises(StoreUnavailable, match="Timeout"):
+            looked_up(reader, "a")
+        assert 0.07 < time.perf_counter() - started < 1
+    finally:
+        own.go_on()
+        own.kill()
+
+
+def test_a_version_that_was_evicted_is_not_a_catalogue_without_jobs(url: str, made: Any) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    version = writer.publish(made({"a": [1]}), "v").version
+    assert looked_up(reader, "a") == [[1]]
+    writer.client.delete(writer._keys.version(version))
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        looked_up(reader, "a")
+
+
+def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    version = writer.publish(made({"a": [1], "b": [2]}), "v").version
+    writer.client.hset(writer._keys.version(version), "a", b"\xff\xff")
+    assert looked_up(reader, "a", "b") == [[], [2]]
+
+
+def test_a_password_comes_from_the_environment(
+    tmp_path: Path, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = RedisServer(tmp_path / "own")
+    own.kill()
+    own.start("--requirepass", "secret")
+    with pytest.raises(StoreUnavailable, match="Authentication required"):
+        writer_of(own.url()).publish(made({"a": [1]}), "v")
+    monkeypatch.setenv(PASSWORD, "secret")
+    writer_of(own.url()).publish(made({"a": [1]}), "v")
+    assert looked_up(reader_of(own.url()), "a") == [[1]]
+    own.kill()
+
+
+def test_a_stream_is_taken_at_least_once(server: RedisServer, url: str) -> None:
+    address = parse_address(url)
+    source = StreamSource(address, "changes-of-this-test")
+    client = source._client
+    for number in range(3):
+        client.xadd("changes-of-this-test", {"change": str(number)})
+    assert source.lag() == 3
+    taken = source.take(2, 0.1)
+    assert [one.raw for one in taken] == [b"0", b"1"]
+    source.done(taken[:1])
+    assert source.lag() == 2
+    assert [one.raw for one in source.take(9, 0.1)] == [b"2"]
+    assert source.take(9, 0.05) == []
+    # Another one takes over what was taken and not finished.
+    other = StreamSource(address, "changes-of-this-test")
+    client.xclaim("changes-of-this-test", "slmrank", "gone", 0, [taken[1].token], idle=60_000)
+    assert [one.raw for one in other.take(9, 0.1)] == [b"1"]
+    other.reject(taken[1], "no job")
+    ((_, letter),) = client.xrange(other.dead_letters)
+    assert letter == {b"id": taken[1].token.encode(), b"reason": b"no job", b"change": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis:", "host"),
+        ("redis://h:x/0", "[Pp]ort"),
+        ("redis://h/0?deadline_ms=0", "deadline_ms"),
+        ("redis://h/0?catalog=jobs", "catalog"),
+        ("redis://h/zero", "db"),
+        ("redis://h/0?catalogue=a:b", "catalogue"),
+    ],
+)
+def test_urls_that_are_none(url: str, text: str) -> None:
+    with pytest.raises(SpecError, match=text) as caught:
+        parse_address(url)
+    assert "redis://HOST:6379/0" in caught.value.hint
+
+
+def test_no_password_in_a_spec() -> None:
+    with pytest.raises(SpecError, match="user or a password") as caught:
+        parse_address("redis://me:secret@h/0")
+    assert "secret" not in str(caught.value)
+    assert PASSWORD in caught.value.hint
+
+
+def test_addresses() -> None:
+    assert parse_address("rediss://h:7000/3?memory_s=0.5&catalogue=nl") == RedisAddress(
+        scheme="rediss", host="h", port=7000, db=3, catalogue="nl", memory_s=0.5
+    )
+    assert embedded_url("redis://h/0") == "lmdb:"
+    with pytest.raises(SpecError, match="lies inside each bundle"):
+        open_writer("lmdb:", {})
+    with closing(open_writer("redis://h/0", {})):
+        pass
