@@ -22,6 +22,10 @@ ACTIONS = {
         "Full queues mean more load than replicas: raise the floor or maxReplicas.",
     ),
     "SlmrankUnknownJobs": ("ticket", "Summarise the new jobs and roll the repository out."),
+    "SlmrankStoreUnavailable": (
+        "page",
+        "Start the store, or `control publish` to it; slmrank_store_up says who misses it.",
+    ),
     "SlmrankAboveTargetForLong": (
         "ticket",
         "The autoscaler does not follow: is it at its maximum, or are pods Pending? "
@@ -39,7 +43,7 @@ ACTIONS = {
 
 
 def promtool_tests(release: Release) -> dict[str, Any]:
-    """Pod a does 60 jobs/s, a third of them unknown ones beside, is late and fails one request in
+    """Pod a does 60 jobs/s, 40 unknown ones beside, pod b misses the store for 30, is late and fails one request in
     ten; pod b does 30 jobs/s; another bundle's pod must not be counted. `releases` have a capacity
     of 40 jobs/s and a burst of 1.5: replicas are added from 26.6667 on, 45 is no alarm."""
     own = {
@@ -64,7 +68,8 @@ def promtool_tests(release: Release) -> dict[str, Any]:
     given = [
         jobs(first, 60),
         jobs(second, 30),
-        jobs(first, 30, "unknown_job"),
+        jobs(first, 40, "unknown_job"),
+        jobs(second, 30, "store_unavailable"),
         jobs("other-5d8f7c9b4-ccccc", 999, app_kubernetes_io_instance="other"),
         pending("rank", 9),
         pending("prepare", 1),
@@ -97,6 +102,12 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             {**there, "pod": first},
         ),
         _fires("SlmrankUnknownJobs", "25% of the jobs asked for are not in the summary store", {}),
+        _fires(
+            "SlmrankStoreUnavailable",
+            "18.75% of the jobs asked for have no score: the shared summary store is down, late or "
+            "not filled",
+            {},
+        ),
         _fires("SlmrankNotScraped", f"no pod of {release.object_name} is scraped", own),
         _fires(
             "SlmrankAboveTargetForLong",

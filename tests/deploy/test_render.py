@@ -78,6 +78,35 @@ def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
     assert "&id" not in text
 
 
+def test_a_shared_store_is_reached_and_nothing_else() -> None:
+    def parts(**changes: Any) -> tuple[Object, Object]:
+        objects = {one["kind"]: one for one in render(releases.cpu(**changes))}
+        pod = objects["Deployment"]["spec"]["template"]["spec"]
+        return objects["NetworkPolicy"]["spec"], pod
+
+    policy, pod = parts()
+    assert policy["egress"] == []
+    policy, pod = parts(store_port=6380)
+    store, names = policy["egress"]
+    assert store == {"ports": [{"port": 6380, "protocol": "TCP"}]}
+    assert {one["port"] for one in names["ports"]} == {53}
+    assert "SLMRANK" not in str(pod)
+    access = {"namespace": "data", "secret": "store", "authority": True}
+    policy, pod = parts(store_port=6380, deploy={"store": access})
+    (to,) = policy["egress"][0]["to"]
+    assert to["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "data"}
+    (serve,) = pod["containers"]
+    given = {one["name"]: one for one in serve["env"]}
+    wanted = {"name": "store", "key": "password", "optional": False}
+    assert given["SLMRANK_STORE_PASSWORD"]["valueFrom"]["secretKeyRef"] == wanted
+    (mount,) = [one for one in serve["volumeMounts"] if one["name"] == "store-authority"]
+    assert given["SLMRANK_STORE_CA"]["value"] == f"{mount['mountPath']}/ca.crt"
+    # Without a shared store nothing of it is rendered.
+    assert "store" not in str(parts(deploy={"store": access})[1]["volumes"])
+    with pytest.raises(ValueError, match="authority needs the Secret"):
+        releases.cpu(deploy={"store": {"authority": True}})
+
+
 @pytest.mark.slow
 def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     release = releases.gpu()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from slmrank.errors import SpecError, StoreUnavailable
 from slmrank.store.changes import StreamSource, order_of
-from slmrank.store.job_store import Entry, JobStore
-from slmrank.store.redis_address import PASSWORD, RedisAddress, parse_address
+from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore
+from slmrank.store.redis_address import RedisAddress, parse_address
 from slmrank.store.redis_reader import RedisReader
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.store.registry import embedded_url, open_store, open_writer
@@ -240,7 +240,7 @@ def test_a_password_comes_from_the_environment(
     own.start("--requirepass", "secret")
     with pytest.raises(StoreUnavailable, match="Authentication required"):
         writer_of(own.url()).publish(made({"a": [1]}), "v")
-    monkeypatch.setenv(PASSWORD, "secret")
+    monkeypatch.setenv(STORE_PASSWORD, "secret")
     writer_of(own.url()).publish(made({"a": [1]}), "v")
     assert looked_up(reader_of(own.url()), "a") == [[1]]
     own.kill()
@@ -289,7 +289,7 @@ def test_no_password_in_a_spec() -> None:
     with pytest.raises(SpecError, match="user or a password") as caught:
         parse_address("redis://me:secret@h/0")
     assert "secret" not in str(caught.value)
-    assert PASSWORD in caught.value.hint
+    assert STORE_PASSWORD in caught.value.hint
 
 
 def test_addresses() -> None:

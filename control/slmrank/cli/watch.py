@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import StepDisplay, print_json
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.errors import MissingDependencyError, SpecError
 from slmrank.pipeline.publish import Followed, open_follower
@@ -74,8 +74,9 @@ def watch_command(
             said = time.monotonic()
             click.echo(_line(counts, lag), err=True)
 
-    interrupt_on_sigterm()
-    with _source(place, opened, follow=follow) as source, contextlib.suppress(KeyboardInterrupt):
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda _signal, _frame: follower.stop())
+    with _source(place, opened, follow=follow) as source:
         follower.follow(source, told, until_idle=until_idle)
     if as_json:
         values = dataclasses.asdict(follower.counts)

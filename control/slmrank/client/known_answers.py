@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slmrank.client.answer import ItemScore
+from slmrank.data.records import Job
 from slmrank.engine.known_answers import KnownAnswer
 from slmrank.errors import WrongAnswer
 
 # INT8 kernels of two processors differ by less; a wrong model or store by far more.
 TOLERANCE = 0.05
-Score = Callable[[str, Sequence[str]], Sequence[ItemScore]]
+Score = Callable[[str, Sequence[str | Job]], Sequence[ItemScore]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ def compare_known(
     compared: list[Compared] = []
     for query in dict.fromkeys(one.query for one in answers):
         wanted = [one for one in answers if one.query == query]
-        given = score(query, [answer.job_id for answer in wanted])
+        given = score(
+            query, [Job.model_validate(one.job) if one.job else one.job_id for one in wanted]
+        )
         for known, item in zip(wanted, given, strict=True):
             p = None if math.isnan(item.score) else item.score
             compared.append(Compared(known=known, p=p))

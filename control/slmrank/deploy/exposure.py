@@ -7,6 +7,7 @@ from slmrank.deploy.release import Release
 
 NAMESPACE = "kubernetes.io/metadata.name"
 CLIENT_LABEL = "slmrank.io/clients"
+DNS: Object = {"ports": [{"port": 53, "protocol": one} for one in ("UDP", "TCP")]}
 
 
 def grpc_service(release: Release) -> Object:
@@ -51,9 +52,20 @@ def clients_of(release: Release) -> list[Object]:
     ]
 
 
+def store_egress(release: Release) -> list[Object]:
+    """To the shared summary store, and to whoever resolves its name; none without one."""
+    if release.store_port is None:
+        return []
+    reach: Object = {"ports": [{"port": release.store_port, "protocol": "TCP"}]}
+    namespace = release.deploy.store.namespace
+    if namespace is not None:
+        reach["to"] = [{"namespaceSelector": {"matchLabels": {NAMESPACE: namespace}}}]
+    return [reach, DNS]
+
+
 def network_policy(release: Release) -> Object:
     """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
-    Gateway's, metrics from monitoring; nothing goes out."""
+    Gateway's, metrics from monitoring; nothing goes out but look-ups in a shared store."""
     monitoring = {
         "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
     }
@@ -72,7 +84,7 @@ def network_policy(release: Release) -> Object:
                 },
                 {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]},
             ],
-            "egress": [],
+            "egress": store_egress(release),
         },
     )
 

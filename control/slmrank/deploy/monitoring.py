@@ -70,6 +70,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     failed = f'nv_inference_request_failure{{{ours},model="rank",reason!="CANCELED"}}'
     answered = f'nv_inference_request_success{{{ours},model="rank"}}'
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
+    unavailable = f'slmrank_items_total{{{ours},status="store_unavailable"}}'
     all_items = f"slmrank_items_total{{{ours}}}"
     recorded = [
         (
@@ -121,6 +122,15 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "ticket",
             "{{ $value | humanizePercentage }} of the jobs asked for are not in the summary store",
             "Summarise the new jobs and roll the repository out.",
+        ),
+        _alert(
+            "SlmrankStoreUnavailable",
+            f"sum(rate({unavailable}[5m])) / clamp_min(sum(rate({all_items}[5m])), 1e-9) > 0.001",
+            "2m",
+            "page",
+            "{{ $value | humanizePercentage }} of the jobs asked for have no score: the shared "
+            "summary store is down, late or not filled",
+            "Start the store, or `control publish` to it; slmrank_store_up says who misses it.",
         ),
         _alert(
             "SlmrankAboveTargetForLong",

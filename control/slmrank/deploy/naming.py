@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from slmrank.deploy.release import Release
@@ -17,6 +16,7 @@ BUNDLES = "/bundles"
 MANIFEST = "/manifest"
 TMP = "/tmp"
 TLS = "/tls"
+STORE = "/store"
 GRPC, HTTP, METRICS = 8001, 8000, 8002
 NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
@@ -103,7 +103,7 @@ def pod_manifest(release: Release) -> dict[str, str]:
             "plan": release.engine.plan,
         },
     }
-    answers = [asdict(answer) for answer in release.known_answers]
+    answers = [answer.values() for answer in release.known_answers]
     return {
         "manifest.json": json.dumps(manifest, sort_keys=True, indent=1) + "\n",
         "known_answers.json": json.dumps(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmrank.deploy.naming import MANIFEST, TLS, service_host
+from slmrank.deploy.naming import MANIFEST, STORE, TLS, service_host
 from slmrank.deploy.release import Release
+from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 
 USER = 1000
 PRODUCT_LABEL = "nvidia.com/gpu.product"
@@ -46,6 +47,33 @@ def tls_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, 
         return [], []
     volume = {"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}
     return [volume], [{"name": "tls", "mountPath": TLS, "readOnly": True}]
+
+
+def store_environment(release: Release) -> list[dict[str, Any]]:
+    """What a pod shows to the shared summary store; nothing without one, or without a Secret."""
+    secret = release.deploy.store.secret
+    if release.store_port is None or secret is None:
+        return []
+
+    def from_secret(key: str, *, optional: bool) -> dict[str, Any]:
+        return {"secretKeyRef": {"name": secret, "key": key, "optional": optional}}
+
+    authority = {"name": STORE_AUTHORITY, "value": f"{STORE}/ca.crt"}
+    return [
+        {"name": STORE_PASSWORD, "valueFrom": from_secret("password", optional=False)},
+        {"name": STORE_USER, "valueFrom": from_secret("user", optional=True)},
+        *([authority] if release.deploy.store.authority else []),
+    ]
+
+
+def store_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts of the authority that the shared store's certificate is checked by."""
+    if release.store_port is None or not release.deploy.store.authority:
+        return [], []
+    items = [{"key": "ca.crt", "path": "ca.crt"}]
+    secret = {"secretName": release.deploy.store.secret, "items": items, "defaultMode": 0o440}
+    mount = {"name": "store-authority", "mountPath": STORE, "readOnly": True}
+    return [{"name": "store-authority", "secret": secret}], [mount]
 
 
 def smoke_command(release: Release, url: str, timeout_s: int) -> list[str]:

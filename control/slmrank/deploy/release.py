@@ -8,7 +8,7 @@ capacity) with the section `deploy` of the spec. It is plain data, kept beside t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from slmrank.repository.generate import read_identity
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
 from slmrank.spec.section import Section
+from slmrank.store.registry import shared_port
 
 # Stands where no image was named: it can be rendered and reviewed, and is refused by `apply`.
 UNSET_DIGEST = f"sha256:{'0' * 64}"
@@ -102,6 +103,7 @@ class Release(Section):
     capacity: CapacityFacts
     max_queue_size: int = Field(ge=1, description="waiting requests of one stage of a replica")
     queue_timeout_us: int = Field(ge=1, description="longest wait in one stage")
+    store_port: int | None = Field(None, description="of the shared summary store; null: embedded")
     deploy: DeploySpec
 
     @model_validator(mode="after")
@@ -111,6 +113,10 @@ class Release(Section):
             raise ValueError(
                 "deploy.rollout.strategy surge needs a GPU more than the replicas hold, and "
                 "spare_gpus is 0; use in-place, or declare the spare GPU"
+            )
+        if self.deploy.store.authority and self.deploy.store.secret is None:
+            raise ValueError(
+                "deploy.store.authority needs the Secret with ca.crt; set deploy.store.secret"
             )
         if len(self.object_name) > MOST_NAME or self.name.endswith("-canary"):
             raise ValueError(
@@ -204,10 +210,11 @@ def make_release(
             "configuration": identity["configuration"],
             "files": repository.manifest["files"],
         },
-        "known_answers": [asdict(answer) for answer in read_known(repository.path / KNOWN_FILE)],
+        "known_answers": [answer.values() for answer in read_known(repository.path / KNOWN_FILE)],
         "capacity": _capacity(spec, identity, record).settings(),
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
+        "store_port": shared_port(spec.summarize.store),
         "deploy": spec.deploy.settings(),
     }
     return _validated(values, "the spec")

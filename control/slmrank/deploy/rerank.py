@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.exposure import clients_of
+from slmrank.deploy.exposure import DNS, clients_of
 from slmrank.deploy.naming import (
     COMPONENT,
     GRPC,
@@ -76,7 +76,7 @@ def rerank_objects(release: Release) -> list[Object]:
                         "to": [{"podSelector": {"matchLabels": selector(release)}}],
                         "ports": [{"port": GRPC, "protocol": "TCP"}],
                     },
-                    {"ports": [{"port": 53, "protocol": one} for one in ("UDP", "TCP")]},
+                    DNS,
                 ],
             },
         ),

@@ -30,6 +30,8 @@ from slmrank.deploy.pod import (
     pod_security,
     restricted,
     smoke_command,
+    store_environment,
+    store_volumes,
     tls_volumes,
 )
 from slmrank.deploy.release import Release
@@ -184,7 +186,7 @@ def _serve(release: Release) -> Object:
         "image": release.image,
         "imagePullPolicy": "IfNotPresent",
         "command": command,
-        "env": [{"name": "HOME", "value": TMP}],
+        "env": [{"name": "HOME", "value": TMP}, *store_environment(release)],
         "ports": [
             {"name": "grpc", "containerPort": GRPC, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
@@ -221,6 +223,7 @@ def _serve(release: Release) -> Object:
         "volumeMounts": [
             *_mounts(release),
             *tls_volumes(release)[1],
+            *store_volumes(release)[1],
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
@@ -236,6 +239,7 @@ def _volumes(release: Release) -> list[Object]:
         *volumes,
         {"name": "manifest", "configMap": {"name": manifest_name(release)}},
         *tls_volumes(release)[0],
+        *store_volumes(release)[0],
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib(release)}Mi"}},
     ]

@@ -19,11 +19,17 @@ KNOWN_FILE = "known_answers.json"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownAnswer:
-    """One stored job and its P(relevant) for a query."""
+    """One stored job and its P(relevant) for a query. `job`: its fields, where the store is shared
+    and may hold a newer text of the job, or none."""
 
     query: str
     job_id: str
     p: float
+    job: dict[str, str] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """As it is written."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def choose_known(scored: Sequence[tuple[str, str, float]], count: int = 4) -> list[KnownAnswer]:
@@ -46,7 +52,7 @@ def choose_known(scored: Sequence[tuple[str, str, float]], count: int = 4) -> li
 
 def known_json(answers: Sequence[KnownAnswer]) -> str:
     """The content of `known_answers.json`."""
-    return json.dumps({"schema": 1, "answers": [asdict(one) for one in answers]}, indent=2) + "\n"
+    return json.dumps({"schema": 1, "answers": [one.values() for one in answers]}, indent=2) + "\n"
 
 
 def read_known(path: Path) -> list[KnownAnswer]:

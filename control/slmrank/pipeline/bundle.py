@@ -34,7 +34,7 @@ from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import PruneSpec, SummarizeSpec
 from slmrank.spec.model import TrimSpec
 from slmrank.spec.train import TrainSpec
-from slmrank.store.registry import embedded_url, store_kind
+from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
 TRAINING = ("torch", "transformers")
@@ -280,17 +280,20 @@ class Bundle:
             "server_code": self.server_code,
             "serving": target.serving_settings(spec),
         }
+        inputs = {
+            "engine": self.engine,
+            "summarizer": self.summarizer,
+            "summaries": self.summaries,
+            "checkpoint": self.final,
+        }
+        if is_shared(spec.summarize.store):
+            inputs["data"] = self.data  # known answers by the jobs' fields
         return self._step(
             "repository",
             "model repository",
             settings,
             partial(make_repository, spec, target, self.server_code),
-            {
-                "engine": self.engine,
-                "summarizer": self.summarizer,
-                "summaries": self.summaries,
-                "checkpoint": self.final,
-            },
+            inputs,
             code=(f"{STAGES}.repository", type(target).__module__),
         )
 

@@ -74,6 +74,11 @@ class Follower:
     ) -> None:
         self._writer, self._summarizer, self._encoder = writer, summarizer, encoder
         self.counts = Followed()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End after the batch at hand. Safe in a signal handler."""
+        self._stopping = True
 
     def follow(
         self,
@@ -82,14 +87,18 @@ class Follower:
         *,
         until_idle: bool = False,
     ) -> Followed:
-        """Apply changes until the source ends, or with `until_idle` until nothing waits."""
-        while True:
+        """Apply changes until the source ends or `stop`; with `until_idle` until nothing waits.
+
+        A store that is away is waited for; StoreUnavailable only when it is away at `stop`.
+        """
+        while not self._stopping:
             taken = self._patiently(lambda: source.take(BATCH, WAIT_S))
             if taken:
                 self._apply(source, taken)
             told(self.counts, self._patiently(source.lag))
             if source.ended or (until_idle and not taken):
-                return self.counts
+                break
+        return self.counts
 
     def _apply(self, source: ChangeSource, taken: Sequence[Delivery]) -> None:
         changes: list[tuple[Delivery, Change]] = []
@@ -140,6 +149,8 @@ class Follower:
                 return ask()
             except StoreUnavailable:
                 self.counts.failures += 1
+                if self._stopping:
+                    raise
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_RETRY_S)
 

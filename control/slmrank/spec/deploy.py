@@ -159,6 +159,25 @@ class RerankSpec(Section):
     )
 
 
+class StoreAccessSpec(Section):
+    """How pods reach a shared summary store (`summarize.store: redis://...`)."""
+
+    namespace: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="namespace of its pods; unset: any address, at the store's port",
+    )
+    secret: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="Secret with the keys `password`, and where they are needed `user` and "
+        "`ca.crt`; unset: the store asks for none",
+    )
+    authority: bool = Field(
+        False, description="check the store's certificate by `ca.crt` of the Secret (rediss://)"
+    )
+
+
 class DeploySpec(Section):
     """Kubernetes."""
 
@@ -183,6 +202,7 @@ class DeploySpec(Section):
         "as release: kube-prometheus-stack",
     )
     tls: TlsSpec | None = Field(None, description="unset: gRPC without TLS, for a mesh or none")
+    store: StoreAccessSpec = Field(default_factory=StoreAccessSpec)
     storage: StorageSpec = Field(default_factory=StorageSpec)
     placement: PlacementSpec = Field(default_factory=PlacementSpec)
     scaling: ScalingSpec = Field(default_factory=ScalingSpec)

@@ -11,6 +11,13 @@ from slmrank.data.records import MAX_JOB_ID_BYTES
 from slmrank.errors import ArtifactError
 from slmrank.tokens import Ids
 
+# How whoever connects to a shared store is known to it; never in a spec. The last one names a file
+# with the authorities that its certificate is checked by.
+STORE_USER, STORE_PASSWORD, STORE_AUTHORITY = (
+    "SLMRANK_STORE_USER",
+    "SLMRANK_STORE_PASSWORD",
+    "SLMRANK_STORE_CA",
+)
 # Beside a repository's stage: the identity of the summaries that it was made with.
 IDENTITY_FILE = "identity.json"
 
@@ -124,6 +131,9 @@ class SharedKind(Protocol):
 
     def check(self, place: str) -> None:
         """Raises SpecError when this is no place of such a store."""
+
+    def port(self, place: str) -> int:
+        """The TCP port that servers must reach."""
 
     def reader(self, place: str, folder: Path) -> SharedReader:
         """The reader of the repository stage in `folder`."""

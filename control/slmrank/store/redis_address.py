@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmrank.errors import MissingDependencyError, SpecError
 from slmrank.hashing import hash_value
+from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 
-USER, PASSWORD, AUTHORITY = "SLMRANK_STORE_USER", "SLMRANK_STORE_PASSWORD", "SLMRANK_STORE_CA"
 PORT = 6379
 
 
@@ -44,7 +44,7 @@ def parse_address(url: str) -> RedisAddress:
     if "@" in parts.netloc:
         raise SpecError(
             "summarize.store has a user or a password in its url",
-            f"set {USER} and {PASSWORD} in the environment of whoever connects",
+            f"set {STORE_USER} and {STORE_PASSWORD} in the environment of whoever connects",
         )
     try:
         values: dict[str, Any] = {
@@ -85,13 +85,13 @@ def connect(address: RedisAddress, *, timeout_s: float) -> Any:
             f"the store {address.place} needs the package redis: {error}",
             "pip install 'slmrank[redis]'",
         ) from error
-    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": os.environ.get(AUTHORITY)}
+    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": os.environ.get(STORE_AUTHORITY)}
     return redis.Redis(
         host=address.host,
         port=address.port,
         db=address.db,
-        username=os.environ.get(USER),
-        password=os.environ.get(PASSWORD),
+        username=os.environ.get(STORE_USER),
+        password=os.environ.get(STORE_PASSWORD),
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         # Once, for a connection that the server closed while nobody used it. What is late is not

@@ -34,6 +34,9 @@ class RedisKind:
         """Raises SpecError when this is no address."""
         parse_address(f"{self._scheme}:{place}")
 
+    def port(self, place: str) -> int:
+        return parse_address(f"{self._scheme}:{place}").port
+
     def reader(self, place: str, folder: Path) -> RedisReader:
         """The reader of a repository, whose `identity.json` says which summaries are its own."""
         try:

@@ -37,10 +37,21 @@ def store_kind(url: str) -> tuple[StoreKind | SharedKind, str]:
     return kind, place
 
 
+def is_shared(url: str) -> bool:
+    """Whether all servers read one store, instead of each its bundle's."""
+    return isinstance(store_kind(url)[0], SharedKind)
+
+
+def shared_port(url: str) -> int | None:
+    """The TCP port of a shared store, None for an embedded one."""
+    kind, place = store_kind(url)
+    return kind.port(place) if isinstance(kind, SharedKind) else None
+
+
 def embedded_url(url: str) -> str:
     """Where the pipeline keeps the summaries of a spec: a shared store is filled from an embedded
     one, so that what is trained and measured on does not change under it."""
-    return EMBEDDED if isinstance(store_kind(url)[0], SharedKind) else url
+    return EMBEDDED if is_shared(url) else url
 
 
 def open_store(url: str, folder: Path, *, write: bool = False) -> JobStore:

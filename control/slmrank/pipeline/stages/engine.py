@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from slmrank.data.records import Split
 from slmrank.engine.known_answers import choose_known
 from slmrank.engine.targets.base import Building, EngineTarget
@@ -45,6 +43,6 @@ def make_engine(spec: BundleSpec, target: EngineTarget, making: Making) -> None:
             "target": target.name,
             **figures,
             "held_out": corpus_figures(held_out),
-            "known_answers": [asdict(answer) for answer in choose_known(scored)],
+            "known_answers": [answer.values() for answer in choose_known(scored)],
         }
     )

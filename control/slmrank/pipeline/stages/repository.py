@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from slmrank.data.labelled import read_labelled
 from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, known_json
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.pipeline.stages.inputs import checkpoint_of
@@ -68,5 +70,8 @@ def make_repository(
         ),
     )
     answers = [KnownAnswer(**answer) for answer in engine.figures["known_answers"]]
+    if "data" in making.inputs:
+        jobs = read_labelled(making.inputs["data"].path).jobs
+        answers = [replace(one, job=jobs[one.job_id].model_dump()) for one in answers]
     (making.draft.path / KNOWN_FILE).write_text(known_json(answers), encoding="utf-8")
     making.draft.figures.update(identity)
