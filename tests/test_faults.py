@@ -564,6 +564,31 @@ elsewhere(
     kept="the server, and the scores of good items and of good requests beside them",
 )
 
+elsewhere(
+    "tests/serving/test_shared_store.py::test_a_store_that_is_killed_and_comes_back",
+    "the shared store is killed (-9) under load and comes back",
+    seen="status `store unavailable`; scores again within 2 s of its return",
+    kept="every score is right or there is none; jobs sent by their fields are scored",
+)
+elsewhere(
+    "tests/serving/test_shared_store.py::test_every_request_sees_one_version",
+    "catalogues are published again and again under load",
+    seen="nothing",
+    kept="each request's jobs are all of one catalogue",
+)
+elsewhere(
+    "tests/store/test_redis_store.py::test_one_that_is_late_costs_the_deadline_and_no_more",
+    "the shared store hangs (SIGSTOP)",
+    seen="status `store unavailable` after the deadline, then at once",
+    kept="the time of other requests",
+)
+elsewhere(
+    "tests/serving/test_shared_store.py::test_a_job_that_cannot_be_summarised_stops_nothing",
+    "a message of changed jobs cannot be applied",
+    seen="it stands with its reason among the rejected",
+    kept="every message behind it",
+)
+
 
 def rendered() -> str:
     lines = [

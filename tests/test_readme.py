@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from slmrank.client.client import RankClient
 from tests.conftest import ROOT, Control, TinyBundle
 from tests.deploy.cluster.api_server import ApiServer
 from tests.deploy.releases import CPU_IMAGE
+from tests.redis_server import RedisServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -59,6 +61,8 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
     verb = words[0]
     if verb == "demo" and "--spec" not in words:
         words += ["--spec", str(tiny.spec)]
+    if verb == "watch":
+        words.append("--until-idle")
     if verb == "score":
         words += ["--url", url]
     elif verb not in ("spec", "--help") and words[1] not in ("check", "status", *CLUSTER[3:]):
@@ -130,9 +134,19 @@ def test_make_lines_run_what_they_say(target: str) -> None:
     ],
 )
 def test_control_lines_run(
-    line: str, control: Control, tiny: TinyBundle, tiny_server: Any, tiny_repository: Path
+    line: str,
+    control: Control,
+    tiny: TinyBundle,
+    tiny_server: Any,
+    tiny_repository: Path,
+    tmp_path: Path,
 ) -> None:
-    done = control(*adapt(line, tiny, tiny_server.url), stdin="job-1\njob-2\n")
+    with contextlib.ExitStack() as stack:
+        if "redis:" in line:
+            redis = RedisServer(tmp_path)
+            stack.callback(redis.kill)
+            line = line.replace("localhost:6379", f"127.0.0.1:{redis.port}")
+        done = control(*adapt(line, tiny, tiny_server.url), stdin="job-1\njob-2\n")
     assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert done.stdout
 
