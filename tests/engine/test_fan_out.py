@@ -38,5 +38,5 @@ def test_items_come_apart_as_they_were_joined(items: list[list[int]]) -> None:
     joined, lengths = ids(*(one for item in items for one in item)), ids(*map(len, items))
     found = split_items(ids(7), joined, lengths, vocab_size=9, max_tokens=4)
     assert [item.tolist() for item in found] == items
-    whole = [prompt.tolist() for prompt in whole_prompts(ids(7), joined, lengths)]
+    whole = [prompt.tolist() for prompt in whole_prompts(ids(7), found)]
     assert whole == [[7, *item] if item else [] for item in items]

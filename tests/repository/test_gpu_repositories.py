@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
-from slmrank.engine.fan_out import label_probability, whole_prompts
+from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.engine.trtllm.backend_config import backend_model
 from slmrank.engine.trtllm.compile import compiled_path, read_planned
 from slmrank.engine.trtllm.reference import EmittedModel
@@ -97,10 +97,10 @@ def test_the_client_sees_the_same_tensors_for_every_target() -> None:
 def test_prompts_are_put_together_and_taken_apart() -> None:
     prefix = np.array([1, 2], np.int32)
     ids, lengths = np.array([5, 6, 7], np.int32), np.array([2, 0, 1], np.int32)
-    found = [one.tolist() for one in whole_prompts(prefix, ids, lengths)]
-    assert found == [[1, 2, 5, 6], [], [1, 2, 7]]
+    items = split_items(prefix, ids, lengths)
+    assert [one.tolist() for one in whole_prompts(prefix, items)] == [[1, 2, 5, 6], [], [1, 2, 7]]
     with pytest.raises(EngineError, match="sum to 3, item_ids has 2"):
-        whole_prompts(prefix, ids[:2], lengths)
+        split_items(prefix, ids[:2], lengths)
     logits = np.array([[[[0.0, 3.0, -1.0]]]], np.float32)
     assert label_probability(logits, Labels(yes=1, no=2)) == pytest.approx(1 / (1 + np.exp(-4)))
     with pytest.raises(EngineError, match="shape"):

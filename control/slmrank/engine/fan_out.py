@@ -3,6 +3,7 @@ targets do around their engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,9 @@ def split_items(
     return np.split(item_ids, np.cumsum(item_lengths)[:-1]) if len(item_lengths) else []
 
 
-def whole_prompts(prefix: Ids, item_ids: Ids, item_lengths: Ids) -> list[Ids]:
-    """Prefix and item as one prompt, for each of N items; an item without ids gives an empty one.
-    Raises EngineError as `split_items` does."""
-    return [
-        np.concatenate([prefix, item]) if len(item) else item
-        for item in split_items(prefix, item_ids, item_lengths)
-    ]
+def whole_prompts(prefix: Ids, items: Sequence[Ids]) -> list[Ids]:
+    """Prefix and item as one prompt, for each of N items; one without ids gives an empty one."""
+    return [np.concatenate([prefix, item]) if len(item) else item for item in items]
 
 
 def label_probability(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> float:

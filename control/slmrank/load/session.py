@@ -128,6 +128,12 @@ def open_session(
     if url is not None:
         identity = _identity_of(url, identity)
         versions = {}
+    if "cache" in identity:
+        raise SweepError(
+            "the server keeps scores (repository.cache), and a sweep repeats its pairs: it would "
+            "measure the cache",
+            "measure a repository without one: --set repository.cache=null",
+        )
     folder = repository / PREPARE / "1"
     stored = None
     if spec.sweep.texts == "store":

@@ -7,6 +7,21 @@ from pydantic import Field
 from slmrank.spec.section import Section
 
 
+class CacheSpec(Section):
+    """Scores of pairs that were asked for a moment ago."""
+
+    place: str = Field(
+        "memory:",
+        description="`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` "
+        "beside it, for all servers",
+    )
+    ttl_s: float = Field(900.0, gt=0, description="longest life of a score, in seconds")
+    jitter: float = Field(
+        0.2, ge=0, lt=1, description="share by which lives are shorter, at random"
+    )
+    memory_mb: int = Field(64, ge=0, description="memory of each process for it")
+
+
 class RepositorySpec(Section):
     """The Triton model repository."""
 
@@ -21,6 +36,7 @@ class RepositorySpec(Section):
         description="longest wait in one stage; above: refused; unset: twice sweep.slo.latency_ms, "
         "because nobody waits for a request that is so far beyond the objective",
     )
+    cache: CacheSpec | None = Field(None, description="unset: every pair is scored, every time")
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
     instances: int = Field(

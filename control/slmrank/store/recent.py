@@ -1,44 +1,42 @@
-"""What was looked up a moment ago: the entries of a shared store in this process, bounded in bytes
-and in age."""
+"""What was looked up or scored a moment ago: kept in this process, bounded in bytes and in age."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from slmrank.tokens import Ids
+Value = TypeVar("Value")
+ENTRY_BYTES = 250  # key, tuple, the table's slot and the value's header, beside what they hold
 
-ENTRY_BYTES = 250  # key, tuple, array header and the table's slot, beside ids and job id
 
+class Recent(Generic[Value]):
+    """Least recently used entries, at most `most_bytes` of them; `size` gives a value's bytes. With
+    0 bytes nothing is kept."""
 
-class RecentIds:
-    """Least recently used entries, at most `most_bytes` of them and `most_s` seconds old.
-
-    The age bounds how long a change in the store stays unseen; 0 bytes or seconds: nothing is kept.
-    """
-
-    def __init__(self, most_bytes: int, most_s: float) -> None:
-        self._most_bytes, self._most_s = most_bytes, most_s
-        self._kept: OrderedDict[bytes, tuple[float, Ids]] = OrderedDict()
+    def __init__(self, most_bytes: int, size: Callable[[Value], int]) -> None:
+        self._most_bytes, self._size_of = most_bytes, size
+        self._kept: OrderedDict[bytes, tuple[float, Value]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, job_id: bytes) -> Ids | None:
-        kept = self._kept.get(job_id)
+    def get(self, key: bytes) -> Value | None:
+        kept = self._kept.get(key)
         if kept is None:
             return None
         if kept[0] < time.monotonic():
-            self._drop(job_id)
+            self._drop(key)
             return None
-        self._kept.move_to_end(job_id)
+        self._kept.move_to_end(key)
         return kept[1]
 
-    def put(self, job_id: bytes, ids: Ids) -> None:
-        if not self._most_bytes or not self._most_s:
+    def put(self, key: bytes, value: Value, seconds: float) -> None:
+        """Keep for so long, instead of what was there."""
+        if not self._most_bytes or seconds <= 0:
             return
-        self._drop(job_id)
-        # A copy: the ids of one answer are views into one array, which each would keep whole.
-        self._kept[job_id] = (time.monotonic() + self._most_s, ids.copy())
-        self._bytes += _size(job_id, ids)
+        self._drop(key)
+        self._kept[key] = (time.monotonic() + seconds, value)
+        self._bytes += self._entry_bytes(key, value)
         while self._bytes > self._most_bytes:
             self._drop(next(iter(self._kept)))
 
@@ -51,11 +49,10 @@ class RecentIds:
         """Bytes, as counted for the bound."""
         return self._bytes
 
-    def _drop(self, job_id: bytes) -> None:
-        kept = self._kept.pop(job_id, None)
+    def _drop(self, key: bytes) -> None:
+        kept = self._kept.pop(key, None)
         if kept is not None:
-            self._bytes -= _size(job_id, kept[1])
+            self._bytes -= self._entry_bytes(key, kept[1])
 
-
-def _size(job_id: bytes, ids: Ids) -> int:
-    return len(job_id) + ids.nbytes + ENTRY_BYTES
+    def _entry_bytes(self, key: bytes, value: Value) -> int:
+        return len(key) + self._size_of(value) + ENTRY_BYTES

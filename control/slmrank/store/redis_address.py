@@ -38,12 +38,12 @@ class RedisAddress(BaseModel):
         return f"{self.scheme}://{self.host}:{self.port}/{self.db}"
 
 
-def parse_address(url: str) -> RedisAddress:
-    """Raises SpecError that names what is wrong with the url."""
+def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
+    """Raises SpecError that names the setting and what is wrong with its url."""
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise SpecError(
-            "summarize.store has a user or a password in its url",
+            f"{setting} has a user or a password in its url",
             f"set {STORE_USER} and {STORE_PASSWORD} in the environment of whoever connects",
         )
     try:
@@ -66,7 +66,7 @@ def parse_address(url: str) -> RedisAddress:
         fault = str(error)
     options = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
     raise SpecError(
-        f"summarize.store {url!r} is no address of a store: {fault}",
+        f"{setting} {url!r} is no address of a store: {fault}",
         f"write redis://HOST:{PORT}/0?catalogue=jobs; options: {options}",
     )
 

@@ -9,15 +9,15 @@ changed meanwhile it asks again. A store that is down, late or empty fails the l
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from slmrank.errors import RepositoryError, StoreUnavailable
+from slmrank.store.breaker import Breaker
 from slmrank.store.ids_code import decode_ids
 from slmrank.store.job_store import IDENTITY_FILE, Traffic, stored_id
-from slmrank.store.recent import RecentIds
+from slmrank.store.recent import Recent
 from slmrank.store.redis_address import WHOLE, Keys, connect, parse_address
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.tokens import Ids
@@ -60,11 +60,10 @@ class RedisReader:
         self._identity = identity
         self._keys = Keys(self._address.catalogue, identity)
         self._client = connect(self._address, timeout_s=self._address.deadline_ms / 1000)
-        self._recent = RecentIds(self._address.memory_mb * 2**20, self._address.memory_s)
+        self._recent: Recent[Ids] = Recent(self._address.memory_mb * 2**20, lambda ids: ids.nbytes)
+        self._breaker = Breaker(self._address.retry_ms / 1000)
         self._version: str | None = None
-        self._retry_at = 0.0
-        self._reason = ""
-        self._failures = self._from_memory = self._from_store = 0
+        self._from_memory = self._from_store = 0
 
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)
@@ -74,8 +73,8 @@ class RedisReader:
 
     def traffic(self) -> Traffic:
         return Traffic(
-            up=not self._reason,
-            failures=self._failures,
+            up=self._breaker.up,
+            failures=self._breaker.failures,
             from_memory=self._from_memory,
             from_store=self._from_store,
             memory_bytes=self._recent.size,
@@ -98,8 +97,8 @@ class RedisReader:
         return [None if name is None else known[name] for name in names]
 
     def _ask(self, names: Sequence[bytes]) -> list[Ids | None]:
-        if time.monotonic() < self._retry_at:
-            raise StoreUnavailable(self._reason, "see the store's health")
+        if self._breaker.open:
+            raise StoreUnavailable(self._breaker.reason, "see the store's health")
         from redis.exceptions import RedisError
 
         try:
@@ -107,20 +106,19 @@ class RedisReader:
         except (RedisError, OSError) as error:
             stored = str(error) or type(error).__name__
         if isinstance(stored, str):
-            self._failures += 1
             self._recent.clear()
             self._version = None
-            self._retry_at = time.monotonic() + self._address.retry_ms / 1000
-            self._reason = f"the summary store {self._address.place}: {stored}"
-            raise StoreUnavailable(self._reason, "start it, or `control publish` to it")
-        self._reason = ""
+            self._breaker.failed(f"the summary store {self._address.place}: {stored}")
+            raise StoreUnavailable(self._breaker.reason, "start it, or `control publish` to it")
+        self._breaker.succeeded()
         self._from_store += len(names)
         found = [place for place, one in enumerate(stored) if one is not None]
         answer: list[Ids | None] = [None] * len(names)
         decoded = decode_ids([one for one in stored if one is not None])
         for place, ids in zip(found, decoded, strict=True):
             answer[place] = ids
-            self._recent.put(names[place], ids)
+            # A copy: the ids of one answer are views into one array, which each would keep whole.
+            self._recent.put(names[place], ids.copy(), self._address.memory_s)
         return answer
 
     def _fetch(self, names: Sequence[bytes]) -> list[bytes | None] | str:

@@ -52,8 +52,8 @@ class TritonPythonModel:
 
 
 class _Counters:
-    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs; and how the
-    shared summary store answers, where there is one."""
+    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs; and how
+    the shared summary store answers, where there is one."""
 
     def __init__(self, traffic):
         # Triton forgets a family that nobody holds.

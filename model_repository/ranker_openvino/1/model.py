@@ -10,22 +10,30 @@ from slmrank.engine.fan_out import split_items
 from slmrank.engine.openvino.runtime import OpenVinoEngine
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
+from slmrank.serving.score_cache import open_cache
 
 
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
         given = json.loads(args["model_config"])["parameters"]
-        value = {name: int(one["string_value"]) for name, one in given.items()}
-        self._limits = {name: value[name] for name in ("vocab_size", "max_tokens")}
-        self._engine = OpenVinoEngine(folder / "engine", value["threads"])
+        value = {
+            name: int(given[name]["string_value"])
+            for name in ("vocab_size", "max_tokens", "threads")
+        }
+        self._engine = OpenVinoEngine(folder / "engine", value.pop("threads"))
+        self._limits = value
+        self._cache = open_cache(given, pb_utils)
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together; a bad one fails alone."""
         started = time.perf_counter()
         asked = [self._read(request) for request in requests]
         good = [one for one in asked if not isinstance(one, EngineError)]
-        scored = iter(self._engine.logits_of(good))
+        planned = self._cache.plan(good)
+        logits = self._engine.logits_of(planned.missing)
+        scored = iter(planned.finish([probability(one).astype(np.float32) for one in logits]))
+        self._cache.publish()
         micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
         return [
             _refused(one) if isinstance(one, EngineError) else _answered(next(scored), micros)
@@ -47,10 +55,9 @@ class TritonPythonModel:
             return error
 
 
-def _answered(logits, micros):
-    score = probability(logits).astype(np.float32)[np.newaxis]
+def _answered(score, micros):
     return pb_utils.InferenceResponse(
-        [pb_utils.Tensor("score", score), pb_utils.Tensor("ranker_us", micros)]
+        [pb_utils.Tensor("score", score[np.newaxis]), pb_utils.Tensor("ranker_us", micros)]
     )
 
 

@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.engine.fan_out import label_probability, whole_prompts
+from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.score_cache import open_cache
 
 BACKEND_MODEL = "tensorrt_llm"
 # The backend answers with an error unless the first two are asked for as well.
@@ -21,6 +22,7 @@ class TritonPythonModel:
         given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
+        self._cache = open_cache(given, pb_utils)
         self._max_in_flight = int(value["max_in_flight"])
 
     async def execute(self, requests):
@@ -30,19 +32,22 @@ class TritonPythonModel:
     async def _answer(self, request, limit):
         started = time.perf_counter()
         try:
-            prompts = whole_prompts(
-                *(
-                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
-                    for name in ("prefix_ids", "item_ids", "item_lengths")
-                )
+            prefix, ids, lengths = (
+                pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
+                for name in ("prefix_ids", "item_ids", "item_lengths")
             )
-            scores = await asyncio.gather(*(self._score(prompt, limit) for prompt in prompts))
+            planned = self._cache.plan([(prefix, split_items(prefix, ids, lengths))])
+            scored = []
+            for one in planned.missing:
+                prompts = (self._score(prompt, limit) for prompt in whole_prompts(*one))
+                scored.append(np.array(await asyncio.gather(*prompts), dtype=np.float32))
+            (score,) = planned.finish(scored)
         except ControlError as error:
             text = f"{error.message}. Fix: {error.hint}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         except _BackendError as error:
             return pb_utils.InferenceResponse(error=error.failure)
-        score = np.array(scores, dtype=np.float32)
+        self._cache.publish()
         micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor("score", score[np.newaxis]), pb_utils.Tensor("ranker_us", micros)]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.engine.fan_out import label_probability, whole_prompts
+from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.score_cache import open_cache
 from tensorrt_llm import LLM, SamplingParams
 from tensorrt_llm.llmapi import KvCacheConfig
 
@@ -19,6 +20,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
+        self._cache = open_cache(given, pb_utils)
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),
@@ -40,22 +42,23 @@ class TritonPythonModel:
 
     def execute(self, requests):
         started = time.perf_counter()
-        prompts, failures = {}, {}
+        asked, failures = {}, {}
         for index, request in enumerate(requests):
             try:
-                prompts[index] = _prompts(request)
+                asked[index] = _read(request)
             except ControlError as error:
                 failures[index] = f"{error.message}. Fix: {error.hint}"
         try:
-            scores = self._scores(prompts)
+            scores = self._scores(asked)
         except Exception:
             # One prompt that the engine refuses must not fail the requests that it was joined with.
             scores = {}
-            for index, some in prompts.items():
+            for index, one in asked.items():
                 try:
-                    scores |= self._scores({index: some})
+                    scores |= self._scores({index: one})
                 except Exception as error:
                     failures[index] = f"TensorRT-LLM: {error}"
+        self._cache.publish()
         micros = round((time.perf_counter() - started) * 1e6)
         return [
             _refused(failures[index]) if index in failures else _answered(scores[index], micros)
@@ -65,29 +68,39 @@ class TritonPythonModel:
     def finalize(self):
         self._llm.shutdown()
 
-    def _scores(self, prompts):
-        """P(relevant) of every prompt by request, in one call: the engine batches them."""
-        flat = [one for some in prompts.values() for one in some if len(one)]
-        inputs = [{"prompt_token_ids": prompt.tolist()} for prompt in flat]
+    def _scores(self, asked):
+        """P(relevant) [N] by request, in one call: the engine batches the prompts."""
+        planned = self._cache.plan(list(asked.values()))
+        prompts = [whole_prompts(*one) for one in planned.missing]
+        inputs = [
+            {"prompt_token_ids": prompt.tolist()}
+            for some in prompts
+            for prompt in some
+            if len(prompt)
+        ]
         made = self._llm.generate(inputs, self._sampling, use_tqdm=False) if inputs else []
         found = iter(
             label_probability(one.outputs[0].generation_logits.float().cpu().numpy(), self._labels)
             for one in made
         )
-        return {
-            index: [next(found) if len(one) else np.nan for one in some]
-            for index, some in prompts.items()
-        }
+        scored = [
+            np.array([next(found) if len(one) else np.nan for one in some], dtype=np.float32)
+            for some in prompts
+        ]
+        return dict(zip(asked, planned.finish(scored), strict=True))
 
 
-def _prompts(request):
+def _read(request):
+    """The prefix and the items of one request."""
     names = ("prefix_ids", "item_ids", "item_lengths")
-    tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in names)
-    return whole_prompts(*(tensor.as_numpy()[0] for tensor in tensors))
+    prefix, ids, lengths = (
+        pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in names
+    )
+    return prefix, split_items(prefix, ids, lengths)
 
 
 def _answered(scores, micros):
-    score = np.array(scores, dtype=np.float32)[np.newaxis]
+    score = scores[np.newaxis]
     taken = np.array([[micros]], dtype=np.int32)
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor("score", score), pb_utils.Tensor("ranker_us", taken)]

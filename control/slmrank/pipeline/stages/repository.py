@@ -18,11 +18,12 @@ from slmrank.repository.generate import (
     write_repository,
 )
 from slmrank.serving.prepare import SUMMARIES_FILE
+from slmrank.serving.score_cache import PARAMETER, cache_parameter
 from slmrank.spec.bundle import BundleSpec
 from slmrank.store.job_store import IDENTITY_FILE, SharedKind
 from slmrank.store.registry import store_kind
 from slmrank.summarize.summarizer import FITTED_FOLDER
-from slmrank.triton.config import PREPARE, RANKER
+from slmrank.triton.config import PREPARE, RANKER, add_parameters
 
 
 def make_repository(
@@ -46,6 +47,13 @@ def make_repository(
         **target.identity(engine.figures),
     }
     models = target.triton_models(spec, checkpoint, engine.figures, queue_of(spec))
+    if spec.repository.cache is not None:
+        decides = ("engine", "engine_target", "code")
+        engine_of = {name: identity[name] for name in decides}
+        add_parameters(
+            models[RANKER], {PARAMETER: cache_parameter(spec.repository.cache, engine_of)}
+        )
+        identity["cache"] = spec.repository.cache.place
     configs = render_configs(spec, models, identity)
     prepare = f"{PREPARE}/1"
     links = {
