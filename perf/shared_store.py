@@ -33,6 +33,7 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 from slmrank.store.ids_code import decode_ids, encode_ids
+from slmrank.store.job_store import entries_of
 from slmrank.store.redis_address import parse_address
 from slmrank.store.redis_reader import RedisReader
 from slmrank.store.redis_writer import RedisWriter
@@ -133,7 +134,7 @@ def switches(
         known = []
         with RankClient(server, timeout_s=60) as client:
             for version in (other, source):
-                writer.publish(version, "v")
+                writer.publish(entries_of(version), "v")
                 time.sleep(1)
                 known.append([one.score for one in client.score("night nurse", jobs)])
             ended = threading.Event()
@@ -143,7 +144,7 @@ def switches(
                 nonlocal count
                 while not ended.is_set():
                     for version in (other, source):
-                        writer.publish(version, "v")
+                        writer.publish(entries_of(version), "v")
                         count += 1
                         time.sleep(0.2)
 
@@ -248,7 +249,7 @@ def main() -> None:
             names = list(source.job_ids())
             entries = [one for one in source.ids_many(names) if one is not None]
             result: dict[str, Any] = {"jobs": len(names), "codes": codes(entries)}
-            writer.publish(source, "v")
+            writer.publish(entries_of(source), "v")
             reader = RedisReader(url.replace("memory_s=0.5", "memory_s=0"), source.identity())
             near = RedisReader(url.replace("memory_s=0.5", "memory_s=3600"), source.identity())
             asked = names[:REQUEST]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,17 +24,20 @@ from slmrank.engine.trtllm.reference import EmittedModel
 from slmrank.errors import ControlError, EngineError, ServerError
 from slmrank.model.probability import probability
 from slmrank.model.reference import ReferenceScorer
+from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
 from slmrank.prompt.labels import Labels
 from slmrank.repository.generate import check_repository
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.engine import TrtllmSpec
+from slmrank.spec.reading import change_spec
 from slmrank.store.registry import open_store
 from slmrank.triton.config import parse_config, print_config
 from slmrank.triton.status import Status
 
 from tests.conftest import TinyBundle
+from tests.redis_server import RedisServer
 from tests.repository.test_repository import GOLDEN, rendered
 
 STANDINS = Path(__file__).parent / "standins"
@@ -109,9 +113,12 @@ def test_prompts_are_put_together_and_taken_apart() -> None:
         label_probability(logits, Labels(yes=1, no=3))
 
 
-def made(tiny: TinyBundle, target: str, into: Path) -> Path:
+def made(tiny: TinyBundle, target: str, into: Path, *, cache: str | None = None) -> Path:
     """A copy of the target's repository that a test may change."""
-    source = run(tiny.for_target(target).repository, tiny.store).path
+    bundle = tiny.for_target(target)
+    if cache is not None:
+        bundle = Bundle(change_spec(bundle.spec, {"repository": {"cache": {"place": cache}}}))
+    source = run(bundle.repository, tiny.store).path
     shutil.copytree(source, into)
     (into / "manifest.json").unlink()
     return into
@@ -229,6 +236,33 @@ def test_bad_items_are_reported_and_the_others_scored(
         assert alone.score == pytest.approx(known.score, abs=1e-6)
         none = client.score("nurse", ["nobody"])
         assert np.isnan(none[0].score)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.parametrize("target", ["trtllm-engine", "trtllm-llmapi"])
+def test_kept_scores_are_the_scored_ones(
+    tiny: TinyBundle, tmp_path: Path, request: pytest.FixtureRequest, target: str
+) -> None:
+    # Of the stage's processes, which share it.
+    redis = RedisServer(tmp_path / "redis")
+    request.addfinalizer(redis.kill)
+    place = redis.url(deadline_ms=2000)
+    repository = made(tiny, target, tmp_path / "repository", cache=place)
+    if target == "trtllm-engine":
+        put_backend_stand_in(repository, tiny, tmp_path / "joined.json")
+    else:
+        put_llm_stand_in(repository)
+    with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
+        first = [item.score for item in client.score("nurse", STORED[:5])]
+        again = [item.score for item in client.score("nurse", ["nobody", *STORED[::-1]])]
+        metrics = f"http://127.0.0.1:{server.ports.metrics}/metrics"
+        with urllib.request.urlopen(metrics, timeout=10) as reply:
+            told = reply.read().decode()
+    assert np.isnan(again[0])
+    assert again[:-6:-1] == first
+    assert "slmrank_cache_hits_total 5" in told
+    assert "slmrank_cache_misses_total 14" in told
 
 
 @pytest.mark.slow

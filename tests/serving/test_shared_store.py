@@ -27,6 +27,7 @@ from slmrank.pipeline.steps import Silent, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.store.changes import StreamSource, order_of
+from slmrank.store.job_store import entries_of
 from slmrank.store.redis_address import parse_address
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.store.registry import open_store
@@ -147,14 +148,14 @@ def test_every_request_sees_one_version(shared: Shared, tiny: Any, tmp_path: Pat
         second.put({name: (str(place), entry) for place, (name, entry) in enumerate(moved.items())})
         known = []
         for source in (second, first):
-            writer.publish(source, "v")
+            writer.publish(entries_of(source), "v")
             time.sleep(0.25)
             with RankClient(shared.server.url) as client:
                 known.append(scores(client))
 
         def switch() -> None:
             for source in (second, first) * 10:
-                writer.publish(source, "v")
+                writer.publish(entries_of(source), "v")
                 time.sleep(0.3)
 
         answers = asked_meanwhile(shared.server.url, switch)

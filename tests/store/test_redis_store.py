@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from slmrank.errors import SpecError, StoreUnavailable
 from slmrank.store.changes import StreamSource, order_of
-from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore
+from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore, entries_of
 from slmrank.store.redis_address import RedisAddress, parse_address
 from slmrank.store.redis_reader import RedisReader
 from slmrank.store.redis_writer import RedisWriter
@@ -80,10 +80,10 @@ def looked_up(reader: RedisReader, *job_ids: str) -> list[list[int] | None]:
 def test_what_is_published_is_read(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
     jobs = {f"job-{n}": [n, 70_000, n] for n in range(2500)} | {"\u00e4/2": [5]}
-    done: list[tuple[int, int]] = []
-    published = writer.publish(made(jobs), "first", lambda *one: done.append(one))
+    done: list[int] = []
+    published = writer.publish(entries_of(made(jobs)), "first", done.append)
     assert (published.jobs, published.before, published.carried) == (2501, None, 0)
-    assert done[-1] == (2501, 2501)
+    assert done == [1000, 2000, 2501]
     assert looked_up(reader, "job-7", "gone", "\u00e4/2", "", "x" * 600, "\ud800") == [
         [7, 70_000, 7],
         None,
@@ -97,9 +97,9 @@ def test_what_is_published_is_read(url: str, made: Any) -> None:
 
 def test_a_switch_is_seen_by_the_next_request_and_the_old_version_goes(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
-    first = writer.publish(made({"a": [1]}), "v")
+    first = writer.publish(entries_of(made({"a": [1]})), "v")
     assert looked_up(reader, "a") == [[1]]
-    second = writer.publish(made({"a": [2]}), "v")
+    second = writer.publish(entries_of(made({"a": [2]})), "v")
     assert second.before == first.version != second.version
     assert looked_up(reader, "a") == [[2]]
     keys = writer._keys
@@ -114,12 +114,12 @@ def test_each_request_sees_one_version_while_they_change(server: RedisServer, ma
     jobs = [f"job-{n}" for n in range(40)]
     versions = [made({job: [version] for job in jobs}) for version in range(4)]
     writer = writer_of(url)
-    writer.publish(versions[0], "v")
+    writer.publish(entries_of(versions[0]), "v")
     ended = threading.Event()
 
     def switch() -> None:
         for version in itertools.chain.from_iterable(itertools.repeat((1, 2, 3, 0), 10)):
-            writer.publish(versions[version], "v")
+            writer.publish(entries_of(versions[version]), "v")
         ended.set()
 
     switching = threading.Thread(target=switch)
@@ -141,12 +141,12 @@ def test_each_request_sees_one_version_while_they_change(server: RedisServer, ma
 
 def test_other_tokenizers_and_summarizers_are_never_read(url: str, made: Any) -> None:
     other = {**IDENTITY, "tokenizer_hash": "another"}
-    writer_of(url, other).publish(made({"a": [1]}), "v")
+    writer_of(url, other).publish(entries_of(made({"a": [1]})), "v")
     reader = reader_of(url)
     with pytest.raises(StoreUnavailable, match="nothing is published for catalogue"):
         looked_up(reader, "a")
     time.sleep(0.3)
-    assert writer_of(url).publish(made({"a": [2]}), "v", drop_others=True).others == 1
+    assert writer_of(url).publish(entries_of(made({"a": [2]})), "v", drop_others=True).others == 1
     assert looked_up(reader, "a") == [[2]]
     old = reader_of(url, other)
     assert looked_up(old, "a") == [[1]]
@@ -161,7 +161,7 @@ def test_changes_of_single_jobs(url: str, made: Any) -> None:
     with pytest.raises(StoreUnavailable, match="nothing is published") as caught:
         writer.change([("a", order_of(1), ids)])
     assert (caught.value.exit_code, caught.value.hint) == (5, "run `control publish` first")
-    writer.publish(made({"a": [1], "b": [2], "c": [3]}), "v")
+    writer.publish(entries_of(made({"a": [1], "b": [2], "c": [3]})), "v")
     at = [order_of(5, number) for number in range(20)]
     assert (
         writer.change([("a", at[3], ids), ("b", at[4], None), ("new", at[11], ids)]) == [True] * 3
@@ -171,10 +171,10 @@ def test_changes_of_single_jobs(url: str, made: Any) -> None:
     assert writer.change([("a", at[3], ids), ("b", at[2], ids)]) == [False, False]
     assert looked_up(reader, "a", "b") == [[9], None]
     # A catalogue that holds the first of them, and not the other two.
-    again = writer.publish(made({"a": [1], "b": [2]}), "v", as_of=at[3])
+    again = writer.publish(entries_of(made({"a": [1], "b": [2]})), "v", as_of=at[3])
     assert again.carried == 2
     assert looked_up(reader, "a", "b", "new") == [[1], None, [9]]
-    assert writer.publish(made({"a": [1]}), "v", as_of=order_of(6)).carried == 0
+    assert writer.publish(entries_of(made({"a": [1]})), "v", as_of=order_of(6)).carried == 0
     assert looked_up(reader, "a", "new") == [[1], None]
 
 
@@ -182,7 +182,7 @@ def test_it_is_down_and_comes_back(tmp_path: Path, made: Any) -> None:
     own = RedisServer(tmp_path / "own")
     url = own.url(memory_s=0, retry_ms=100)
     reader = reader_of(url)
-    writer_of(url).publish(made({"a": [1]}), "v")
+    writer_of(url).publish(entries_of(made({"a": [1]})), "v")
     assert looked_up(reader, "a") == [[1]]
     own.kill()
     with pytest.raises(StoreUnavailable):
@@ -203,7 +203,7 @@ def test_one_that_is_late_costs_the_deadline_and_no_more(tmp_path: Path, made: A
     own = RedisServer(tmp_path / "own")
     url = own.url(memory_s=0, deadline_ms=80, retry_ms=1000)
     reader = reader_of(url)
-    writer_of(url).publish(made({"a": [1]}), "v")
+    writer_of(url).publish(entries_of(made({"a": [1]})), "v")
     looked_up(reader, "a")
     own.pause()
     try:
@@ -218,7 +218,7 @@ def test_one_that_is_late_costs_the_deadline_and_no_more(tmp_path: Path, made: A
 
 def test_a_version_that_was_evicted_is_not_a_catalogue_without_jobs(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
-    version = writer.publish(made({"a": [1]}), "v").version
+    version = writer.publish(entries_of(made({"a": [1]})), "v").version
     assert looked_up(reader, "a") == [[1]]
     writer.client.delete(writer._keys.version(version))
     with pytest.raises(StoreUnavailable, match="is gone"):
@@ -227,7 +227,7 @@ def test_a_version_that_was_evicted_is_not_a_catalogue_without_jobs(url: str, ma
 
 def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
-    version = writer.publish(made({"a": [1], "b": [2]}), "v").version
+    version = writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").version
     writer.client.hset(writer._keys.version(version), "a", b"\xff\xff")
     assert looked_up(reader, "a", "b") == [[], [2]]
 
@@ -239,9 +239,9 @@ def test_a_password_comes_from_the_environment(
     own.kill()
     own.start("--requirepass", "secret")
     with pytest.raises(StoreUnavailable, match="Authentication required"):
-        writer_of(own.url()).publish(made({"a": [1]}), "v")
+        writer_of(own.url()).publish(entries_of(made({"a": [1]})), "v")
     monkeypatch.setenv(STORE_PASSWORD, "secret")
-    writer_of(own.url()).publish(made({"a": [1]}), "v")
+    writer_of(own.url()).publish(entries_of(made({"a": [1]})), "v")
     assert looked_up(reader_of(own.url()), "a") == [[1]]
     own.kill()
 

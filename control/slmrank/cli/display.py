@@ -41,7 +41,11 @@ class StepDisplay:
         self.close()
 
     def started(self, step: Step) -> None:
-        self._title = step.title
+        self.begin(step.title)
+
+    def begin(self, title: str) -> None:
+        """Show work that is no step; `close` ends it."""
+        self._title = title
         self._said = self._started = time.monotonic()
         if self._console.is_terminal:
             self._bar = Progress(
@@ -53,9 +57,9 @@ class StepDisplay:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(step.title, total=None, note="")
+            self._task = self._bar.add_task(title, total=None, note="")
         else:
-            self._line(f"{step.title} ...")
+            self._line(f"{title} ...")
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         text = f"{done}/{total} {note}" if total else note

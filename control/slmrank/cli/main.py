@@ -22,7 +22,7 @@ VERBS = {
     "data": ("steps", "Build or read the labelled job-search set"),
     "import": ("steps", "Bring a base model in as a ranker checkpoint"),
     "trim": ("steps", "Trim the vocabulary to what the texts use"),
-    "summarize": ("steps", "Summarise job descriptions into the summary store"),
+    "summarize": ("summarize", "Summarise job descriptions into the summary store"),
     "publish": ("publish", "Copy the summaries into the store that all servers share"),
     "watch": ("watch", "Follow new, changed and deleted jobs into the shared store"),
     "finetune": ("steps", "Fine-tune the base model on labelled pairs"),

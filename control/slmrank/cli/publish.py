@@ -11,10 +11,16 @@ from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.pipeline.publish import publish
 from slmrank.store.changes import order_of
+from slmrank.store.registry import open_writer
 
 
 @click.command("publish")
 @spec_options
+@click.option(
+    "--from",
+    "catalogue",
+    help="output folder of `control summarize --jobs`, instead of the jobs of SPEC",
+)
 @click.option(
     "--as-of",
     type=click.DateTime(["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]),
@@ -29,7 +35,11 @@ from slmrank.store.changes import order_of
 )
 @json_option
 def publish_command(
-    opened: Opened, as_of: datetime.datetime | None, drop_others: bool, as_json: bool
+    opened: Opened,
+    catalogue: str | None,
+    as_of: datetime.datetime | None,
+    drop_others: bool,
+    as_json: bool,
 ) -> None:
     """Copy the summaries of SPEC into its shared store (summarize.store: redis://...).
 
@@ -44,8 +54,18 @@ def publish_command(
     order = ""
     if as_of is not None:
         order = order_of(int(as_of.replace(tzinfo=datetime.UTC).timestamp() * 1000))
+    open_writer(opened.bundle.spec.summarize.store, {}).close()
+    opened.run(opened.bundle.summaries)
     with StepDisplay() as display:
-        made = publish(opened.bundle, opened.store, display, as_of=order, drop_others=drop_others)
+        display.begin("publishing")
+        made = publish(
+            opened.bundle,
+            opened.store,
+            lambda done, total: display.progress(done, total, "jobs"),
+            catalogue=catalogue,
+            as_of=order,
+            drop_others=drop_others,
+        )
     if as_json:
         print_json(dataclasses.asdict(made))
         return

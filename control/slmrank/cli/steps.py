@@ -63,15 +63,6 @@ trim_command = _verb(
     "--set trim.tokens=16384",
 )
 
-summarize_command = _verb(
-    "summarize",
-    "Summarise the job descriptions of SPEC under the token budget into the summary store.\n\n"
-    "Summaries do not depend on queries. What an earlier run wrote for the same job, summarizer "
-    "and tokenizer is copied.",
-    lambda bundle: bundle.summaries,
-    "--set summarize.budget_tokens=56",
-)
-
 finetune_command = _verb(
     "finetune",
     "Fine-tune the base model of SPEC on its labelled pairs: KL to grade/4, or to a teacher's p "

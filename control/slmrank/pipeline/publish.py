@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
-from slmrank.errors import ControlError, StoreUnavailable
+from slmrank.errors import ControlError, DataError, StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.catalogue import catalogue_entries
 from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import Watcher, run
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.store.changes import Change, ChangeSource, Delivery, read_change
-from slmrank.store.job_store import Published, SharedWriter
+from slmrank.store.job_store import Published, SharedWriter, entries_of
 from slmrank.store.registry import open_store, open_writer
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import FITTED_FOLDER, Summarizer, summarize_entries
@@ -29,27 +30,39 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 def publish(
     bundle: Bundle,
     store: ArtifactStore,
-    watcher: Watcher,
+    told: Callable[[int, int], None] = lambda _done, _total: None,
     *,
+    catalogue: str | None = None,
     as_of: str = "",
     drop_others: bool = False,
 ) -> Published:
-    """Make the summaries of a bundle what its servers read.
+    """Make the summaries of a bundle what its servers read, or those of a big catalogue, which is
+    an output folder of `summarize_catalogue`.
 
     Raises SpecError when the spec's store is not a shared one, StoreUnavailable when it cannot be
     written; what was current before then stays so.
     """
     url = bundle.spec.summarize.store
-    open_writer(url, {}).close()  # before summaries are made, which may take long
-    summaries = run(bundle.summaries, store, watcher)
-    with (
-        contextlib.closing(open_writer(url, summaries.figures["identity"])) as writer,
-        contextlib.closing(open_store(url, summaries.path)) as source,
-    ):
+    summaries = run(bundle.summaries, store)
+    identity, name = summaries.figures["identity"], summaries.key[:16]
+    with contextlib.ExitStack() as stack:
+        if catalogue is None:
+            source = stack.enter_context(contextlib.closing(open_store(url, summaries.path)))
+            total, batches = len(source), entries_of(source)
+        else:
+            found, total, batches = catalogue_entries(catalogue)
+            name = "catalogue"
+            if found != identity:
+                raise DataError(
+                    f"{catalogue} was summarised by another tokenizer or summarizer than this "
+                    "spec's",
+                    "run `control summarize --jobs ... --out ...` with this spec",
+                )
+        writer = stack.enter_context(contextlib.closing(open_writer(url, identity)))
         return writer.publish(
-            source,
-            summaries.key[:16],
-            lambda done, total: watcher.progress(done, total, "jobs published"),
+            batches,
+            name,
+            lambda done: told(done, total),
             as_of=as_of,
             drop_others=drop_others,
         )

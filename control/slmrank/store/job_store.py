@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -105,14 +106,22 @@ class Published:
     others: int
 
 
+def entries_of(store: JobStore, size: int = 1000) -> Iterator[list[tuple[str, Ids]]]:
+    """Every job of a store with its ids, in batches."""
+    names = iter(store.job_ids())
+    while batch := list(islice(names, size)):
+        found = zip(batch, store.ids_many(batch), strict=True)
+        yield [(job_id, ids) for job_id, ids in found if ids is not None]
+
+
 class SharedWriter(Protocol):
     """Fills a shared store with the summaries of one identity."""
 
     def publish(
         self,
-        source: JobStore,
+        batches: Iterable[Sequence[tuple[str, Ids]]],
         name: str,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int], None],
         *,
         as_of: str,
         drop_others: bool,

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from slmrank.errors import StoreUnavailable
 from slmrank.store.ids_code import encode_ids
-from slmrank.store.job_store import JobStore, Published
+from slmrank.store.job_store import Published
 from slmrank.store.redis_address import WHOLE, Keys, RedisAddress, connect
 from slmrank.tokens import Ids
 
-BATCH = 1000
 TIMEOUT_S = 10.0
 # An unfinished version disappears by itself.
 UNFINISHED_S = 24 * 3600
@@ -76,35 +74,33 @@ class RedisWriter:
 
     def publish(
         self,
-        source: JobStore,
+        batches: Iterable[Sequence[tuple[str, Ids]]],
         name: str,
-        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        progress: Callable[[int], None] = lambda _done: None,
         *,
         as_of: str = "",
         drop_others: bool = False,
     ) -> Published:
-        """Make the jobs of `source` the current version. They hold the changes of single jobs up to
-        the order `as_of`; later ones are carried over. `drop_others` ends the summaries of other
-        tokenizers and summarizers after the grace.
+        """Make the jobs of all batches (id, ids) the current version.
 
+        They hold the changes of single jobs up to the order `as_of`; later ones are carried over.
+        `drop_others` ends the summaries of other tokenizers and summarizers after the grace.
         Raises StoreUnavailable; the version before then stays current.
         """
         version = f"{name}-{time.time_ns() // 1_000_000}"
-        key, total, done, written = self._keys.version(version), len(source), 0, 0
+        key, done, written = self._keys.version(version), 0, 0
         with _failing(f"published to the summary store {self.address.place}"):
-            names = iter(source.job_ids())
-            while batch := list(islice(names, BATCH)):
-                values: dict[bytes, bytes] = {}
-                for job_id, ids in zip(batch, source.ids_many(batch), strict=True):
-                    if ids is not None:
-                        values[job_id.encode()] = encode_ids(ids)
+            for batch in batches:
+                values = {job_id.encode(): encode_ids(ids) for job_id, ids in batch}
+                if not values:
+                    continue
                 asked = self.client.pipeline(transaction=False)
                 asked.hset(key, mapping=values)
                 asked.expire(key, UNFINISHED_S)
                 asked.execute()
                 done += len(values)
                 written += sum(map(len, values.values()))
-                progress(done, total)
+                progress(done)
             self.client.hset(key, WHOLE, json.dumps(self._identity, sort_keys=True))
             arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s]
             before, carried = self._switch([self._keys.current, self._keys.seen], arguments)
@@ -153,7 +149,7 @@ class RedisWriter:
         if drop:
             for namespace in found:
                 pattern = f"slmrank:{{{self.address.catalogue}:{namespace}}}:*"
-                for key in self.client.scan_iter(match=pattern, count=BATCH):
+                for key in self.client.scan_iter(match=pattern, count=1000):
                     self.client.expire(key, self.address.grace_s)
                 self.client.hdel(self._keys.identities, namespace)
         return len(found)

@@ -89,6 +89,17 @@ def summarize_entries(
     ]
 
 
+def identity_of(
+    tokenizer_hash: str, encoder: PromptEncoder, summarizer: Summarizer
+) -> dict[str, Any]:
+    """Everything that decides an entry beside the job."""
+    return {
+        "tokenizer_hash": tokenizer_hash,
+        "body_form": encoder.body_form,
+        **summarizer.identity(),
+    }
+
+
 def content_key(job: Job, identity: dict[str, Any]) -> str:
     """What decides an entry: the job's fields except its id, and the store's identity."""
     fields = job.model_dump(exclude={"job_id"})

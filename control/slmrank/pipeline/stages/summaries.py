@@ -6,7 +6,6 @@ import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
@@ -18,7 +17,7 @@ from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 from slmrank.summarize.build_store import build_store, require_room
 from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting
+from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, identity_of
 
 FITTED_JOBS = 50_000  # what words are worth does not change any more
 
@@ -62,11 +61,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     summarizer = SUMMARIZERS.get(spec.method).load(
         making.inputs["summarizer"].path / FITTED_FOLDER, spec, encoder.body
     )
-    identity: dict[str, Any] = {
-        "tokenizer_hash": checkpoint.ranker.tokenizer_hash,
-        "body_form": encoder.body_form,
-        **summarizer.identity(),
-    }
+    identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)
         with contextlib.closing(target):

@@ -1,0 +1,139 @@
+"""Summaries of a big catalogue: jobs/s in one process and on Ray with 1 and 2 workers, memory, kills.
+
+    python perf/summarize_at_scale.py build/demo.yaml --jobs 20000 \
+        --out perf/results/summarize_at_scale.json
+
+Writes Parquet of the spec's jobs, again and again with other numbers in their texts (so that nothing
+repeats), runs the verb as a user would, reads the peak of its processes' memory from the kernel, and
+kills the last run twice in its middle. A million jobs are extrapolated: start + million / rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from slmrank.artifacts import ArtifactStore
+from slmrank.data.labelled import read_labelled
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.spec.reading import load_spec
+
+GROUP = 1000
+
+
+def write_jobs(folder: Path, known: list[dict[str, str]], count: int) -> None:
+    rows = []
+    for number in range(count):
+        job = known[number % len(known)]
+        text = f"Opening {number}. {job['description']} Reference {number * 7919 % 1000003}."
+        rows.append({**job, "job_id": f"{job['job_id']}-{number}", "description": text})
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "jobs.parquet", row_group_size=GROUP)
+
+
+def tree_mib(root: int) -> float:
+    """Resident memory of a process and everything below it, shared pages counted once each."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    total, left = 0, [root]
+    while left:
+        one = left.pop()
+        left += children.get(one, [])
+        try:
+            rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:")
+        except OSError:
+            continue
+    return total / 1024
+
+
+def go(words: list[str], kill_at: int | None = None, out: Path | None = None) -> dict[str, Any]:
+    """One run of the verb: its result, seconds, and the memory of its processes over time."""
+    started = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    memory: list[float] = []
+    while process.poll() is None:
+        memory.append(tree_mib(process.pid))
+        if kill_at is not None and out is not None and len(list(out.glob("*/*.done"))) >= kill_at:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return {"killed_at": len(list(out.glob("*/*.done")))}
+        time.sleep(0.5)
+    told = json.loads(process.stdout.read()) if process.stdout is not None else {}
+    half = memory[len(memory) // 2 :]
+    return {
+        "jobs_per_s": told["jobs_per_s"],
+        "seconds": round(time.perf_counter() - started, 1),
+        "found_parts": told["found"],
+        "peak_mib": round(max(memory)),
+        "peak_of_second_half_mib": round(max(half)),
+        "folder": told["out"],
+    }
+
+
+def digest(folder: str) -> str:
+    made = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.parquet")):
+        made.update(path.read_bytes())
+    return made.hexdigest()[:16]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    bundle, store = Bundle(load_spec(given.spec)), ArtifactStore(given.artifacts)
+    labelled = read_labelled(run(bundle.data, store).path)
+    run(bundle.summarizer, store)
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work) / "jobs"
+        source.mkdir()
+        write_jobs(source, [job.model_dump() for job in labelled.jobs.values()], given.jobs)
+        control = str(Path(sys.executable).parent / "control")
+        base = [control, "summarize", str(given.spec), "--artifacts", str(given.artifacts)]
+        base += ["--json", "--jobs", str(source)]
+        ways = {
+            "one process": [],
+            "ray, 1 worker": ["--on", "ray", "--workers", "1"],
+            "ray, 2 workers": ["--on", "ray", "--workers", "2"],
+        }
+        result: dict[str, Any] = {"jobs": given.jobs, "parts": -(-given.jobs // GROUP), "runs": {}}
+        digests = set()
+        for name, more in ways.items():
+            out = Path(work) / name.replace(" ", "-")
+            result["runs"][name] = go([*base, "--out", str(out), *more])
+            digests.add(digest(result["runs"][name].pop("folder")))
+        out = Path(work) / "killed"
+        words = [*base, "--out", str(out), *ways["ray, 2 workers"]]
+        kills = [go(words, result["parts"] * share // 3, out)["killed_at"] for share in (1, 2)]
+        last = go(words)
+        digests.add(digest(last.pop("folder")))
+        result["killed"] = {"parts_done_at_kills": kills, **last}
+        result["same_bytes"] = len(digests) == 1
+        for one in result["runs"].values():
+            start = one["seconds"] - given.jobs / one["jobs_per_s"]
+            one["million_jobs_h"] = round((start + 1e6 / one["jobs_per_s"]) / 3600, 2)
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

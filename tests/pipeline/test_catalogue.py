@@ -1,0 +1,184 @@
+"""A catalogue in parts: the same bytes here and on Ray, after kills, and into the shared store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from slmrank.data.parts import Place, done_parts, plan_parts
+from slmrank.errors import DataError
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.catalogue import catalogue_entries, summarize_catalogue
+from slmrank.pipeline.publish import publish
+from slmrank.pipeline.steps import run
+from slmrank.spec.reading import change_spec
+from slmrank.store.redis_address import parse_address
+from slmrank.store.redis_reader import RedisReader
+from slmrank.store.registry import open_store
+
+from tests.redis_server import RedisServer
+
+
+def write_jobs(folder: Path, tiny: Any, copies: int, group: int = 500) -> list[dict[str, Any]]:
+    """Two Parquet files with copies of the tiny bundle's jobs, each with an id of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [json.loads(line) for line in tiny.jobs.read_text().splitlines()]
+    rows = [{**job, "job_id": f"{job['job_id']}-{n}"} for n in range(copies) for job in jobs]
+    half = len(rows) // 2
+    for name, some in (("a", rows[:half]), ("b", rows[half:])):
+        table = pa.Table.from_pylist(some)
+        parquet.write_table(table, folder / f"{name}.parquet", row_group_size=group)
+    return rows
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    parts = json.loads((folder / "catalogue.json").read_text())["parts"]
+    return {name: (folder / f"{name}.parquet").read_bytes() for name in parts}
+
+
+def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
+    write_jobs(tmp_path, tiny, 60, group=300)  # 1200 rows a file
+    parts = plan_parts(Place(str(tmp_path)), rows=500)
+    told = [(one.name, one.groups, one.rows) for one in parts]
+    assert told == [
+        ("a-00000", 2, 600),
+        ("a-00002", 2, 600),
+        ("b-00000", 2, 600),
+        ("b-00002", 2, 600),
+    ]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    with pytest.raises(DataError, match="two files .* would give a part 'a-00000'"):
+        plan_parts(Place(str(tmp_path)))
+    (tmp_path / "more" / "a.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
+        plan_parts(Place(str(tmp_path)))
+    with pytest.raises(DataError, match="names no Parquet file"):
+        plan_parts(Place(str(tmp_path / "none")))
+
+
+def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) -> None:
+    rows = write_jobs(tmp_path / "in", tiny, 30)
+    out = tmp_path / "out"
+
+    def go(**changes: Any) -> dict[str, Any]:
+        bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": changes}))
+        return summarize_catalogue(bundle, tiny.store, str(tmp_path / "in"), str(out))
+
+    first = go()
+    assert (first["jobs"], first["parts"], first["found"]) == (len(rows), 2, 0)
+    again = go()
+    assert (again["summarized"], again["found"], again["out"]) == (0, 2, first["out"])
+    assert go(budget_tokens=24)["out"] != first["out"]
+    # As the pipeline summarises them, with its own identity.
+    summaries = run(tiny.bundle.summaries, tiny.store)
+    identity, count, batches = catalogue_entries(first["out"])
+    assert (identity, count) == (summaries.figures["identity"], len(rows))
+    found = {job_id: ids.tolist() for batch in batches for job_id, ids in batch}
+    with closing(open_store("lmdb:", summaries.path)) as store:
+        for job_id, ids in found.items():
+            (known,) = store.ids_many([job_id.rsplit("-", 1)[0]])
+            assert known is not None
+            assert ids == known.tolist()
+    # Another content of a file is another part.
+    write_jobs(tmp_path / "in", tiny, 31)
+    assert go()["found"] == 0
+
+
+def test_a_row_that_is_no_job_is_named_and_the_rest_stays(tiny: Any, tmp_path: Path) -> None:
+    write_jobs(tmp_path / "in", tiny, 30)
+    bad = pa.Table.from_pylist([{"job_id": "x", "description": "y"}, {"job_id": "", "title": "z"}])
+    parquet.write_table(bad, tmp_path / "in" / "c.parquet")
+    with pytest.raises(DataError, match=r"c\.parquet: row 2 .*job_id"):
+        summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+    (target,) = (tmp_path / "out").iterdir()
+    parts = plan_parts(Place(str(tmp_path / "in")))
+    assert done_parts(Place(str(target)), parts) == {"a-00000", "b-00000"}
+    with pytest.raises(DataError, match=r"holds no catalogue\.json.*not to the end"):
+        catalogue_entries(str(target))
+    (tmp_path / "in" / "c.parquet").unlink()
+    made = summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert (made["found"], made["summarized"]) == (2, 0)
+    assert catalogue_entries(str(target))[1] == made["jobs"]
+
+
+def command(tiny: Any, source: Path, out: Path, *more: str) -> list[str]:
+    words = ["summarize", str(tiny.spec), "--artifacts", str(tiny.artifacts), "--json"]
+    words += ["--jobs", str(source), "--out", str(out), *more]
+    return [str(Path(sys.executable).parent / "control"), *words]
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_also_after_kills(tiny: Any, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source = tmp_path / "in"
+    write_jobs(source, tiny, 300, group=1000)  # 12 parts
+    alone = summarize_catalogue(tiny.bundle, tiny.store, str(source), str(tmp_path / "alone"))
+    out = tmp_path / "ray"
+
+    def go() -> subprocess.CompletedProcess[str]:
+        words = command(tiny, source, out, "--on", "ray")
+        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+    going = subprocess.Popen(
+        command(tiny, source, out, "--on", "ray"), stdout=subprocess.DEVNULL, text=True
+    )
+    markers: set[Path] = set()
+    while len(markers) < 2 and going.poll() is None:
+        time.sleep(0.02)
+        markers = set(out.glob("*/*.done"))
+    going.send_signal(signal.SIGKILL)
+    going.wait()
+    bad = pa.Table.from_pylist([{"job_id": "", "description": "y"}])
+    parquet.write_table(bad, source / "c.parquet")
+    done = go()
+    assert done.returncode == 3
+    assert "c.parquet: row 1" in done.stdout + done.stderr
+    (source / "c.parquet").unlink()
+    markers = set(out.glob("*/*.done"))
+    stamps = {path: path.stat().st_mtime_ns for path in markers}
+    done = go()
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["found"] == len(markers) >= 2
+    assert {path: path.stat().st_mtime_ns for path in markers} == stamps
+    assert contents(Path(told["out"])) == contents(Path(alone["out"]))
+
+
+def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
+    rows = write_jobs(tmp_path / "in", tiny, 30)
+    redis = RedisServer(tmp_path / "redis")
+    url = redis.url()
+    bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": {"store": url}}))
+    made = summarize_catalogue(bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+    published = publish(bundle, tiny.store, catalogue=made["out"])
+    assert published.jobs == len(rows)
+    reader = RedisReader(url, run(bundle.summaries, tiny.store).figures["identity"])
+    one, last, unknown = reader.ids_many(["job-0-0", "job-39-29", "job-0"])
+    assert one is not None
+    assert last is not None
+    assert unknown is None
+    other = Bundle(change_spec(bundle.spec, {"summarize": {"budget_tokens": 24}}))
+    with pytest.raises(DataError, match="another tokenizer or summarizer"):
+        publish(other, tiny.store, catalogue=made["out"])
+    assert parse_address(url).catalogue == "jobs"
+    redis.kill()
+
+
+def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
+    base = ("summarize", tiny.spec, "--artifacts", tiny.artifacts)
+    done = control(*base, "--jobs", tmp_path)
+    assert done.returncode == 2
+    assert "--jobs and --out belong together" in done.stderr
+    done = control(*base, "--jobs", tmp_path, "--out", tmp_path / "out", "--on", "spark")
+    assert done.returncode == 2
+    assert "local, ray or ray://HOST:PORT" in done.stderr
