@@ -38,7 +38,7 @@ from slmrank.prompt.corpus import SummaryItems
 from slmrank.repository.generate import check_repository
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.server import ANY_PORTS, Ports, Server, claim_port, fault_lines
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 from slmrank.store.registry import open_store
 from slmrank.triton.config import print_config
 from slmrank.triton.status import Status
@@ -396,6 +396,35 @@ def test_what_waits_too_long_is_refused(tiny_repository: Path, tmp_path: Path) -
         assert refused
         assert all("UNAVAILABLE" in one and "timeout expired" in one for one in refused)
         assert flood(server.url, 1)[0][1] == "ok"
+
+
+def test_deferrable_requests_wait_for_others_and_are_refused_before_them(tiny: TinyBundle) -> None:
+    changes = {"repository": {"deferrable_queue_size": 2, "queue_timeout_us": 60_000_000}}
+    bundle = Bundle(change_spec(tiny.bundle.spec, changes))
+    jobs = [ItemText(text=f"Job: nurse {number} works by day and night") for number in range(500)]
+    with Server(run(bundle.repository, tiny.store).path, FREE) as server:
+
+        def ask(deferrable: bool) -> tuple[bool, float | None]:
+            with RankClient(server.url, timeout_s=120) as client:
+                try:
+                    client.score("nurse shift", jobs, deferrable=deferrable)
+                except Overloaded:
+                    return deferrable, None
+            return deferrable, time.monotonic()
+
+        ask(False)
+        with ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(ask, True) for _ in range(14)]
+            time.sleep(0.1)
+            asked += [pool.submit(ask, False) for _ in range(10)]
+            ended = [one.result() for one in asked]
+    others = [at for deferrable, at in ended if not deferrable]
+    deferred = [at for deferrable, at in ended if deferrable]
+    assert None not in others
+    assert None in deferred
+    answered = [at for at in deferred if at is not None]
+    # Those that had to wait: the last one is behind everybody.
+    assert max(answered) > max(at for at in others if at is not None)
 
 
 def test_fault_lines_prefer_faults() -> None:

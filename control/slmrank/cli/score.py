@@ -43,6 +43,7 @@ from slmrank.errors import DataError, InvalidRequest, ScoreError
     "{query, jobs}",
 )
 @click.option("--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL")
+@click.option("--deferrable", is_flag=True, help="wait for all others, be refused before them")
 @click.option("--top", type=int, default=0, help="show only the best N; 0: all")
 @click.option(
     "--timeout",
@@ -61,6 +62,7 @@ def score_command(
     texts: tuple[str, ...],
     source: Path | None,
     url: str,
+    deferrable: bool,
     top: int,
     timeout_s: float,
     tls: Tls | None,
@@ -89,7 +91,7 @@ def score_command(
     if not jobs:
         raise click.UsageError("no jobs: give --job, --job-file, --text or --input")
     with RankClient(url, timeout_s=timeout_s, tls=tls) as client:
-        answer = client.score(query, jobs)
+        answer = client.score(query, jobs, deferrable=deferrable)
     ranked = rank_order(answer)
     shown = ranked[:top] if top > 0 else ranked
     if as_json:

@@ -28,7 +28,7 @@ from slmrank.client.replicas import Replica, Replicas, Tls
 from slmrank.client.request import build_inputs, explain, output_tensors, split
 from slmrank.client.tracing import call_span
 from slmrank.errors import Overloaded, ScoreError, Unreachable
-from slmrank.triton.config import ENSEMBLE
+from slmrank.triton.config import DEFERRABLE, ENSEMBLE
 
 DEFAULT_TIMEOUT_S = 30.0
 PARTS_IN_FLIGHT = 4
@@ -104,10 +104,16 @@ class AsyncRankClient:
         return dict(await self._described(self._deadline(timeout_s)))
 
     async def score(
-        self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None
+        self,
+        query: str,
+        jobs: Sequence[Asked],
+        *,
+        timeout_s: float | None = None,
+        deferrable: bool = False,
     ) -> Answer:
         """Scores in the order of `jobs`, with who gave them and how long that took. A job that
-        cannot be scored does not raise; its status says why.
+        cannot be scored does not raise; its status says why. A `deferrable` call waits for all
+        others, and is refused first (repository.deferrable_queue_size).
 
         Raises InvalidQuery, InvalidRequest, Overloaded, DeadlineExceeded, Unreachable or
         ServerFault, all of them ScoreErrors.
@@ -116,11 +122,13 @@ class AsyncRankClient:
         limit = int((await self._described(deadline)).get("max_items", "1000"))
         parts = list(split(jobs, limit))
         with call_span(self.url, len(jobs)) as span:
-            headers = {**self._headers, **span.headers} or None
+            how: dict[str, Any] = {"headers": {**self._headers, **span.headers} or None}
+            if deferrable:
+                how["priority"] = DEFERRABLE
             if len(parts) == 1:  # the usual case needs no tasks
-                answer = await self._score_part(query, jobs, 0, deadline, headers)
+                answer = await self._score_part(query, jobs, 0, deadline, how)
             else:
-                answer = await self._score_parts(query, parts, deadline, headers)
+                answer = await self._score_parts(query, parts, deadline, how)
             span.answered(answer)
         return answer
 
@@ -129,13 +137,13 @@ class AsyncRankClient:
         query: str,
         parts: Iterable[tuple[int, Sequence[Asked]]],
         deadline: float,
-        headers: dict[str, str] | None,
+        how: Mapping[str, Any],
     ) -> Answer:
         free = asyncio.Semaphore(self.parts_in_flight)
 
         async def bounded(start: int, part: Sequence[Asked]) -> Answer:
             async with free:
-                return await self._score_part(query, part, start, deadline, headers)
+                return await self._score_part(query, part, start, deadline, how)
 
         tasks = [asyncio.ensure_future(bounded(start, part)) for start, part in parts]
         try:
@@ -149,15 +157,13 @@ class AsyncRankClient:
         jobs: Sequence[Asked],
         start: int,
         deadline: float,
-        headers: dict[str, str] | None,
+        how: Mapping[str, Any],
     ) -> Answer:
         started = time.monotonic()
         inputs, outputs = build_inputs(query, jobs), output_tensors()
 
         async def ask(client: Any, left: float) -> Any:
-            return await client.infer(
-                ENSEMBLE, inputs, outputs=outputs, client_timeout=left, headers=headers
-            )
+            return await client.infer(ENSEMBLE, inputs, outputs=outputs, client_timeout=left, **how)
 
         reply = await self._call(ask, deadline)
         return read_reply(reply, jobs, start, time.monotonic() - started)

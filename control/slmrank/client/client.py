@@ -54,9 +54,17 @@ class RankClient:
         """See `AsyncRankClient.describe`."""
         return _wait_for(self._asking.describe(timeout_s=timeout_s))
 
-    def score(self, query: str, jobs: Sequence[Asked], *, timeout_s: float | None = None) -> Answer:
+    def score(
+        self,
+        query: str,
+        jobs: Sequence[Asked],
+        *,
+        timeout_s: float | None = None,
+        deferrable: bool = False,
+    ) -> Answer:
         """See `AsyncRankClient.score`."""
-        return _wait_for(self._asking.score(query, jobs, timeout_s=timeout_s))
+        call = self._asking.score(query, jobs, timeout_s=timeout_s, deferrable=deferrable)
+        return _wait_for(call)
 
 
 def _wait_for(call: Coroutine[Any, Any, Result]) -> Result:

@@ -65,6 +65,7 @@ def queue_of(spec: BundleSpec) -> Queue:
         max_delay_us=spec.repository.max_queue_delay_us,
         max_size=spec.repository.max_queue_size,
         timeout_us=spec.queue_timeout_us,
+        deferrable_size=spec.repository.deferrable_queue_size,
     )
 
 

@@ -30,6 +30,12 @@ class RepositorySpec(Section):
     max_queue_size: int = Field(
         64, ge=1, description="requests waiting in one stage; above: refused at once"
     )
+    deferrable_queue_size: int | None = Field(
+        None,
+        ge=1,
+        description="of these, requests that callers marked as deferrable: they are answered after "
+        "all others and refused above this number; unset: they are like the others",
+    )
     queue_timeout_us: int | None = Field(
         None,
         ge=1,

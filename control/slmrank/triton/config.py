@@ -34,11 +34,13 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Dynamic batching and the refusal of overload."""
+    """Dynamic batching and the refusal of overload. `deferrable_size`: waiting requests of the
+    second priority, which are answered after all others; None: there is none."""
 
     max_delay_us: int
     max_size: int
     timeout_us: int
+    deferrable_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ TOLD = (STATUS, SERVED, PREPARE_US)  # what `prepare` says beside the ids
 SCORED = (SCORE, RANKER_US)
 ANSWERED = (*SCORED, *TOLD)
 ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
+DEFERRABLE = 2  # Triton's priority of requests that can wait; 1 is everybody else's
 
 
 def python_model(
@@ -90,12 +93,19 @@ def python_model(
     group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = queue.max_delay_us
-    policy = batching.default_queue_policy
-    policy.max_queue_size = queue.max_size
-    policy.default_timeout_microseconds = queue.timeout_us
-    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    _add_policy(batching.default_queue_policy, queue.max_size, queue.timeout_us)
+    if queue.deferrable_size is not None:
+        batching.priority_levels, batching.default_priority_level = DEFERRABLE, 1
+        policy = batching.priority_queue_policy[DEFERRABLE]
+        _add_policy(policy, queue.deferrable_size, queue.timeout_us)
     add_parameters(config, parameters)
     return config
+
+
+def _add_policy(policy: Any, size: int, timeout_us: int) -> None:
+    policy.max_queue_size = size
+    policy.default_timeout_microseconds = timeout_us
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
 
 
 def ranker_model(
