@@ -1,11 +1,12 @@
-"""Summaries of a big catalogue: jobs/s in one process and on Ray with 1 and 2 workers, memory, kills.
+"""Summaries of a big catalogue: jobs/s in one process and on Ray, memory, kills.
 
     python perf/summarize_at_scale.py build/demo.yaml --jobs 20000 \
         --out perf/results/summarize_at_scale.json
 
-Writes Parquet of the spec's jobs, again and again with other numbers in their texts (so that nothing
-repeats), runs the verb as a user would, reads the peak of its processes' memory from the kernel, and
-kills the last run twice in its middle. A million jobs are extrapolated: start + million / rate.
+Writes Parquet of the spec's jobs, again and again with other numbers in their texts (so that no
+text repeats), runs the verb as a user would, reads the peak of its processes' memory from the
+kernel, and kills the last run twice in its middle. A million jobs are extrapolated: start +
+million / rate.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def go(words: list[str], kill_at: int | None = None, out: Path | None = None) ->
     told = json.loads(process.stdout.read()) if process.stdout is not None else {}
     half = memory[len(memory) // 2 :]
     return {
-        "jobs_per_s": told["jobs_per_s"],
+        "jobs_per_s": told["rows_per_s"],
         "seconds": round(time.perf_counter() - started, 1),
         "found_parts": told["found"],
         "peak_mib": round(max(memory)),

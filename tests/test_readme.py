@@ -61,6 +61,9 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
     verb = words[0]
     if verb == "demo" and "--spec" not in words:
         words += ["--spec", str(tiny.spec)]
+    if "queries.parquet" in words:
+        words[words.index("queries.parquet")] = str(queries_table(tiny))
+        words[words.index("scores")] = str(tiny.artifacts / "scores-offline")
     if verb == "watch":
         words.append("--until-idle")
     if verb == "score":
@@ -72,6 +75,15 @@ def adapt(line: str, tiny: TinyBundle, url: str) -> list[str]:
     if "new-jobs.jsonl" in words:
         words[words.index("new-jobs.jsonl")] = str(new_jobs(tiny))
     return words
+
+
+def queries_table(tiny: TinyBundle) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tiny.spec.with_name("queries.parquet")
+    parquet.write_table(pa.table({"query": ["nurse"], "job_ids": [["job-1", "job-2"]]}), path)
+    return path
 
 
 def new_jobs(tiny: TinyBundle) -> Path:

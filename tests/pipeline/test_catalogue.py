@@ -14,11 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from slmrank.data.parts import Place, done_parts, plan_parts
+from slmrank.client.client import RankClient
+from slmrank.data.parts import Place, done_parts, plan_parts, read_part
+from slmrank.data.records import Job
 from slmrank.errors import DataError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.catalogue import catalogue_entries, summarize_catalogue
 from slmrank.pipeline.publish import publish
+from slmrank.pipeline.score_catalogue import score_catalogue
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import change_spec
 from slmrank.store.redis_address import parse_address
@@ -41,23 +44,29 @@ def write_jobs(folder: Path, tiny: Any, copies: int, group: int = 500) -> list[d
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    parts = json.loads((folder / "catalogue.json").read_text())["parts"]
+    parts = json.loads((folder / "_manifest.json").read_text())["parts"]
     return {name: (folder / f"{name}.parquet").read_bytes() for name in parts}
 
 
 def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
-    write_jobs(tmp_path, tiny, 60, group=300)  # 1200 rows a file
+    rows = write_jobs(tmp_path, tiny, 60, group=300)  # 1200 rows a file
     parts = plan_parts(Place(str(tmp_path)), rows=500)
-    told = [(one.name, one.groups, one.rows) for one in parts]
+    told = [(one.name, one.rows) for one in parts]
     assert told == [
-        ("a-00000", 2, 600),
-        ("a-00002", 2, 600),
-        ("b-00000", 2, 600),
-        ("b-00002", 2, 600),
+        ("a-000000000", 600),
+        ("a-000000600", 600),
+        ("b-000000000", 600),
+        ("b-000000600", 600),
     ]
+    # Rows that take long, wherever the row groups end.
+    cut = plan_parts(Place(str(tmp_path / "a.parquet")), rows=500, cut_groups=True)
+    assert [(one.start, one.rows) for one in cut] == [(0, 500), (500, 500), (1000, 200)]
+    place = Place(str(tmp_path))
+    read = [job.job_id for one in cut for jobs in read_part(place, one, Job) for job in jobs]
+    assert read == [row["job_id"] for row in rows[:1200]]
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
-    with pytest.raises(DataError, match="two files .* would give a part 'a-00000'"):
+    with pytest.raises(DataError, match="two files .* would give a part 'a-000000000'"):
         plan_parts(Place(str(tmp_path)))
     (tmp_path / "more" / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
@@ -75,9 +84,9 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
         return summarize_catalogue(bundle, tiny.store, str(tmp_path / "in"), str(out))
 
     first = go()
-    assert (first["jobs"], first["parts"], first["found"]) == (len(rows), 2, 0)
+    assert (first["rows"], first["parts"], first["found"]) == (len(rows), 2, 0)
     again = go()
-    assert (again["summarized"], again["found"], again["out"]) == (0, 2, first["out"])
+    assert (again["done"], again["found"], again["out"]) == (0, 2, first["out"])
     assert go(budget_tokens=24)["out"] != first["out"]
     # As the pipeline summarises them, with its own identity.
     summaries = run(tiny.bundle.summaries, tiny.store)
@@ -98,17 +107,17 @@ def test_a_row_that_is_no_job_is_named_and_the_rest_stays(tiny: Any, tmp_path: P
     write_jobs(tmp_path / "in", tiny, 30)
     bad = pa.Table.from_pylist([{"job_id": "x", "description": "y"}, {"job_id": "", "title": "z"}])
     parquet.write_table(bad, tmp_path / "in" / "c.parquet")
-    with pytest.raises(DataError, match=r"c\.parquet: row 2 .*job_id"):
+    with pytest.raises(DataError, match=r"c\.parquet: row 2: job_id"):
         summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
     (target,) = (tmp_path / "out").iterdir()
     parts = plan_parts(Place(str(tmp_path / "in")))
-    assert done_parts(Place(str(target)), parts) == {"a-00000", "b-00000"}
-    with pytest.raises(DataError, match=r"holds no catalogue\.json.*not to the end"):
+    assert done_parts(Place(str(target)), parts) == {"a-000000000", "b-000000000"}
+    with pytest.raises(DataError, match=r"holds no _manifest\.json.*not to the end"):
         catalogue_entries(str(target))
     (tmp_path / "in" / "c.parquet").unlink()
     made = summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
-    assert (made["found"], made["summarized"]) == (2, 0)
-    assert catalogue_entries(str(target))[1] == made["jobs"]
+    assert (made["found"], made["done"]) == (2, 0)
+    assert catalogue_entries(str(target))[1] == made["rows"]
 
 
 def command(tiny: Any, source: Path, out: Path, *more: str) -> list[str]:
@@ -182,3 +191,39 @@ def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     done = control(*base, "--jobs", tmp_path, "--out", tmp_path / "out", "--on", "spark")
     assert done.returncode == 2
     assert "local, ray or ray://HOST:PORT" in done.stderr
+
+
+@pytest.mark.triton
+def test_scores_offline_are_the_servers(tiny: Any, tiny_server: Any, tmp_path: Path) -> None:
+    names = [f"job-{number}" for number in range(7)]
+    asked = [
+        {"query": "nurse shift", "job_ids": [*names, "gone"]},
+        {"query": "welder", "job_ids": None},
+        *({"query": f"cook {number}", "job_ids": names[:1]} for number in range(21)),
+    ]
+    parquet.write_table(pa.Table.from_pylist(asked), tmp_path / "queries.parquet")
+    words = command(tiny, tmp_path, tmp_path / "out")
+    words = [words[0], "score-catalogue", *words[2:5], "--json"]
+    words += ["--queries", str(tmp_path / "queries.parquet"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["parts"], told["done"]) == (23, 2, 23)
+    rows = parquet.read_table(told["out"]).to_pylist()
+    assert len(rows) == 8 + 40 + 21
+    assert [row["job_id"] for row in rows if row["score"] is None] == ["gone"]
+    found = {(row["query"], row["job_id"]): row["score"] for row in rows}
+    with RankClient(tiny_server.url) as client:
+        served = client.score("nurse shift", names)
+        everything = client.score("welder", sorted({row["job_id"] for row in rows} - {"gone"}))
+    for query, items in (("nurse shift", served), ("welder", everything)):
+        for item in items:
+            assert found[query, item.job_id] == pytest.approx(item.score, abs=1e-4)
+    again = score_catalogue(
+        tiny.bundle, tiny.store, str(tmp_path / "queries.parquet"), str(tmp_path / "out")
+    )
+    assert (again["found"], again["done"]) == (2, 0)
+    bad = pa.Table.from_pylist([{"query": "", "job_ids": names}])
+    parquet.write_table(bad, tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=r"bad\.parquet: row 1.*query"):
+        score_catalogue(tiny.bundle, tiny.store, str(tmp_path / "bad.parquet"), str(tmp_path))

@@ -37,6 +37,7 @@ VERBS = {
     "repo": ("steps", "Generate the Triton model repository"),
     "serve": ("serve", "Run tritonserver over a repository"),
     "score": ("score", "Score jobs for a query over gRPC"),
+    "score-catalogue": ("score_catalogue", "Score many queries offline, here or on Ray"),
     "gateway": ("gateway", "Rerank over HTTP: the endpoint that Cohere and TEI clients speak"),
     "ui": ("ui", "Look at a ranker in the browser, or at two side by side"),
     "sweep": ("sweep", "Measure throughput and latency with perf_analyzer"),

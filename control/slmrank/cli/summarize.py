@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json, show_artifact, show_plan
+from slmrank.cli.display import StepDisplay, show_artifact, show_plan
 from slmrank.cli.options import (
     Opened,
     device_option,
@@ -13,7 +13,7 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
-from slmrank.errors import SpecError
+from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.pipeline.catalogue import summarize_catalogue
 
 
@@ -25,17 +25,7 @@ from slmrank.pipeline.catalogue import summarize_catalogue
     help="Parquet of other jobs than those of SPEC: file, folder, or url such as s3://bucket/jobs",
 )
 @click.option("--out", help="folder or url for their summaries, part by part")
-@click.option(
-    "--on",
-    "where",
-    default="local",
-    show_default=True,
-    metavar="WHERE",
-    help="with --jobs: local (this process), ray (on this machine), or ray://HOST:PORT",
-)
-@click.option(
-    "--workers", type=click.IntRange(1), default=2, show_default=True, help="actors of Ray"
-)
+@part_run_options
 @force_option
 @device_option
 @dry_run_option
@@ -76,8 +66,6 @@ def summarize_command(
         return
     if source is None or out is None:
         raise click.UsageError("--jobs and --out belong together")
-    if where not in ("local", "ray") and not where.startswith("ray://"):
-        raise SpecError(f"--on {where!r} is no place to run", "give local, ray or ray://HOST:PORT")
     if dry_run:
         show_plan([opened.bundle.summarizer], opened.store, as_json=as_json)
         return
@@ -93,11 +81,4 @@ def summarize_command(
             workers=workers,
             told=lambda done, total: display.progress(done, total, "jobs"),
         )
-    if as_json:
-        print_json(found)
-        return
-    rate = f", {found['jobs_per_s']} jobs/s" if found["jobs_per_s"] else ""
-    click.echo(
-        f"{found['jobs']} jobs in {found['parts']} parts: {found['summarized']} summarised{rate}, "
-        f"{found['found']} parts were there\n{found['out']}"
-    )
+    show_run(found, "jobs", as_json=as_json)

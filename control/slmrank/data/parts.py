@@ -1,5 +1,5 @@
-"""A big catalogue in parts: rows of Parquet files on any file system that pyarrow knows, a run of
-row groups each, so that what is done by one worker, or was done before a kill, is done whole."""
+"""A big table in parts: rows of Parquet files on any file system that pyarrow knows, so that what
+is done by one worker, or was done before a kill, is done whole."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from slmrank.data.records import Job, checked
+from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, MissingDependencyError
 
 PART_ROWS = 1000
 BATCH_ROWS = 256
-DONE = ".done"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Consecutive row groups of one file. `file_bytes`: a file that changed is another one."""
+    """Consecutive rows of one file. `file_bytes` and `file_ns`: a file that changed is another."""
 
     file: str
-    first_group: int
-    groups: int
+    start: int
     rows: int
     file_bytes: int
+    file_ns: int
 
     @property
     def name(self) -> str:
         stem = self.file.rsplit("/", 1)[-1].removesuffix(".parquet")
-        return f"{stem}-{self.first_group:05d}"
+        return f"{stem}-{self.start:09d}"
 
 
 class Place:
@@ -51,13 +50,16 @@ class Place:
             self._fs, self.path = fs.LocalFileSystem(), url
         self._kinds = fs
 
-    def files(self) -> list[tuple[str, int]]:
-        """(path, bytes) of the Parquet files here, by name. Raises DataError when there is none."""
+    def files(self) -> list[tuple[str, int, int]]:
+        """(path, bytes, time of change in ns) of the Parquet files here, by name. Raises DataError
+        when there is none."""
         info = self._fs.get_file_info(self.path)
         found = [info]
         if info.type == self._kinds.FileType.Directory:
             found = self._fs.get_file_info(self._kinds.FileSelector(self.path, recursive=True))
-        named = sorted((one.path, one.size) for one in found if one.path.endswith(".parquet"))
+        named = sorted(
+            (one.path, one.size, one.mtime_ns) for one in found if one.path.endswith(".parquet")
+        )
         if not named or info.type == self._kinds.FileType.NotFound:
             raise DataError(
                 f"{self.path} names no Parquet file", "give a file, or a folder or url with some"
@@ -75,6 +77,17 @@ class Place:
     def write(self, name: str) -> Any:
         """A new file below this folder, opened for writing."""
         return self._fs.open_output_stream(f"{self.path}/{name}")
+
+    @contextlib.contextmanager
+    def table(self, name: str, schema: Any) -> Iterator[Any]:
+        """A pyarrow writer of the table NAME.parquet below this folder."""
+        from pyarrow import parquet
+
+        with (
+            self.write(f"{name}.parquet") as stream,
+            parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
+        ):
+            yield writer
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file below this folder, None when there is none."""
@@ -95,32 +108,29 @@ class Place:
         return place
 
 
-def plan_parts(source: Place, rows: int = PART_ROWS) -> list[Part]:
-    """The parts of a catalogue, each of at least `rows` rows where its file has as many.
+def plan_parts(source: Place, rows: int = PART_ROWS, *, cut_groups: bool = False) -> list[Part]:
+    """The parts of a table: runs of whole row groups with at least `rows` rows where the file has
+    as many, or with `cut_groups` exactly as many, for rows that are small and take long.
 
     Raises DataError for what is no Parquet, or two files whose parts would have one name.
     """
     parts: list[Part] = []
-    for path, size in source.files():
+    for path, size, changed_ns in source.files():
         try:
             with source.open(path) as opened:
-                counts = [
-                    opened.metadata.row_group(number).num_rows
-                    for number in range(opened.metadata.num_row_groups)
-                ]
+                counts = _group_rows(opened)
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}", "check that it is Parquet") from error
-        first = held = 0
-        for number, count in enumerate(counts):
+        start = held = 0
+        for count in [rows] * (-(-sum(counts) // rows)) if cut_groups else counts:
             held += count
-            if held >= rows or number == len(counts) - 1:
-                groups = number + 1 - first
-                parts.append(
-                    Part(file=path, first_group=first, groups=groups, rows=held, file_bytes=size)
-                )
-                first, held = number + 1, 0
-    names = [part.name for part in parts]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+            if held >= rows or start + held >= sum(counts):
+                held = min(held, sum(counts) - start)
+                facts = {"file_bytes": size, "file_ns": changed_ns}
+                parts.append(Part(file=path, start=start, rows=held, **facts))
+                start, held = start + held, 0
+    named = Counter(part.name for part in parts)
+    twice = next((name for name, count in named.items() if count > 1), None)
     if twice is not None:
         raise DataError(
             f"two files below {source.path} would give a part {twice!r}", "rename one of them"
@@ -128,25 +138,39 @@ def plan_parts(source: Place, rows: int = PART_ROWS) -> list[Part]:
     return parts
 
 
-def read_part(source: Place, part: Part) -> Iterator[list[Job]]:
-    """The jobs of a part, some hundred in memory at a time. Raises DataError with file and row."""
-    number = 0
+def read_part(source: Place, part: Part, model: type[Record]) -> Iterator[list[Record]]:
+    """The records of a part, some hundred in memory at a time.
+
+    Raises DataError that names file and row.
+    """
     with source.open(part.file) as opened:
-        known = [name for name in opened.schema_arrow.names if name in Job.model_fields]
-        groups = list(range(part.first_group, part.first_group + part.groups))
+        known = [name for name in opened.schema_arrow.names if name in model.model_fields]
+        groups, first, before = [], 0, None
+        for number, count in enumerate(_group_rows(opened)):
+            if first < part.start + part.rows and first + count > part.start:
+                groups.append(number)
+                before = first if before is None else before
+            first += count
+        row = before or 0
         for batch in opened.iter_batches(BATCH_ROWS, row_groups=groups, columns=known):
-            jobs = []
-            for row in batch.to_pylist():
-                number += 1
-                given = {name: value for name, value in row.items() if value is not None}
-                where = f"{part.file}: row {number} from row group {part.first_group}"
-                jobs.append(checked(Job, given, where))
-            yield jobs
+            records = []
+            for values in batch.to_pylist():
+                if part.start <= row < part.start + part.rows:
+                    given = {name: value for name, value in values.items() if value is not None}
+                    records.append(checked(model, given, f"{part.file}: row {row + 1}"))
+                row += 1
+            if records:
+                yield records
+
+
+def _group_rows(opened: Any) -> list[int]:
+    metadata = opened.metadata
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def is_done(target: Place, part: Part) -> bool:
     """Whether a finished run of this very part stands in the folder."""
-    written = target.read(part.name + DONE)
+    written = target.read(_marker(part))
     if written is None:
         return False
     try:
@@ -158,8 +182,12 @@ def is_done(target: Place, part: Part) -> bool:
 
 def mark_done(target: Place, part: Part, figures: dict[str, Any]) -> None:
     """The last thing of a part: without it the part is made again."""
-    with target.write(part.name + DONE) as stream:
+    with target.write(_marker(part)) as stream:
         stream.write(json.dumps({**asdict(part), **figures}, sort_keys=True).encode() + b"\n")
+
+
+def _marker(part: Part) -> str:
+    return f"_{part.name}.done"  # readers of Parquet folders leave out what begins with `_`
 
 
 def done_parts(target: Place, parts: Sequence[Part]) -> set[str]:

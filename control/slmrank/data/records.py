@@ -84,7 +84,7 @@ class LabelledSet:
     pairs: Mapping[Split, Sequence[Pair]]
 
 
-Record = TypeVar("Record", Job, Pair)
+Record = TypeVar("Record", bound=BaseModel)
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:

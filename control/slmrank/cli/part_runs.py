@@ -1,0 +1,48 @@
+"""What verbs share that work on a big table part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from slmrank.cli.display import print_json
+from slmrank.cli.options import Decorated
+from slmrank.errors import SpecError
+from slmrank.pipeline.part_runs import LOCAL, RAY
+
+
+def _place(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if value not in (LOCAL, RAY) and not value.startswith("ray://"):
+        raise SpecError(f"--on {value!r} is no place to run", "give local, ray or ray://HOST:PORT")
+    return value
+
+
+def part_run_options(function: Decorated) -> Any:
+    """`--on`, given as `where`, and `--workers`."""
+    workers = click.IntRange(1)
+    function = click.option(
+        "--workers", type=workers, default=2, show_default=True, help="actors of Ray"
+    )(function)
+    return click.option(
+        "--on",
+        "where",
+        default=LOCAL,
+        show_default=True,
+        metavar="WHERE",
+        callback=_place,
+        help="local (this process), ray (on this machine), or ray://HOST:PORT",
+    )(function)
+
+
+def show_run(found: Mapping[str, Any], what: str, *, as_json: bool) -> None:
+    """The figures of `run_parts`."""
+    if as_json:
+        print_json(dict(found))
+        return
+    rate = f", {found['rows_per_s']} a second" if found["rows_per_s"] else ""
+    click.echo(
+        f"{found['rows']} {what} in {found['parts']} parts: {found['done']} done now{rate}; "
+        f"{found['found']} parts were there\n{found['out']}"
+    )

@@ -1,0 +1,131 @@
+"""Offline work on a big table, part by part: in this process, or by actors on a Ray cluster.
+
+The output stands in a folder named by everything that decides it. A part counts when its
+done-marker is there; a manifest, written last, names the parts of a whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from slmrank.data.parts import Part, Place, done_parts
+from slmrank.errors import DataError, MissingDependencyError
+from slmrank.hashing import hash_value
+
+# Readers of Parquet folders (pyarrow, Spark) leave out what begins with `_`.
+MANIFEST = "_manifest.json"
+LOCAL, RAY = "local", "ray"
+Told = Callable[[int, int], None]
+
+
+class PartWorker(Protocol):
+    """Does one part after the other; what it needs is opened once."""
+
+    identity: dict[str, Any]
+
+    def do(self, part: Part, target: Place) -> int:
+        """Write a part and its marker; returns its rows."""
+
+
+def output_of(target: str, identity: dict[str, Any]) -> Place:
+    """The folder of everything that this identity decides."""
+    return Place(target).below(hash_value(identity)[:16])
+
+
+def run_parts(
+    make_worker: Callable[[], PartWorker],
+    parts: Sequence[Part],
+    target: str,
+    *,
+    on: str = LOCAL,
+    workers: int = 1,
+    told: Told = lambda _done, _total: None,
+) -> dict[str, Any]:
+    """Do the parts that are not done; returns figures.
+
+    `on`: `local`, one process; `ray`, actors on a Ray of this machine; or `ray://HOST:PORT`.
+    `make_worker` runs in each of them. Raises what a worker raises; what was finished stays.
+    """
+    own = make_worker()
+    out = output_of(target, own.identity)
+    out.make()
+    done = done_parts(out, parts)
+    left = [part for part in parts if part.name not in done]
+    total = sum(part.rows for part in parts)
+    new = sum(part.rows for part in left)
+    if left:
+        out.drop(MANIFEST)  # parts of another content may take the place of those that it names
+    started = time.perf_counter()
+    made: Iterable[int] = (own.do(part, out) for part in left)
+    if on != LOCAL:
+        made = _on_ray(make_worker, left, out, on, workers)
+    rows = total - new
+    told(rows, total)
+    for count in made:
+        rows += count
+        told(rows, total)
+    if left or out.read(MANIFEST) is None:
+        manifest = {"identity": own.identity, "rows": total, "parts": [one.name for one in parts]}
+        with out.write(MANIFEST) as stream:
+            stream.write(json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n")
+    seconds = time.perf_counter() - started
+    return {
+        "rows": total,
+        "parts": len(parts),
+        "found": len(done),
+        "done": new,
+        "rows_per_s": round(new / seconds, 1) if new else None,
+        "out": out.path,
+    }
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Identity, rows and parts of a whole run. Raises DataError when it is none."""
+    written = Place(folder).read(MANIFEST)
+    if written is None:
+        raise DataError(
+            f"{folder} holds no {MANIFEST}: nothing was written there, or not to the end",
+            "run the same command again, and give the folder that it names",
+        )
+    return dict(json.loads(written))
+
+
+def _on_ray(
+    make_worker: Callable[[], PartWorker],
+    parts: Sequence[Part],
+    out: Place,
+    address: str,
+    workers: int,
+) -> Iterator[int]:
+    """Rows of each part, as they are finished by actors; Ray starts an actor that died again."""
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--on {address} needs ray: {error}", "pip install 'slmrank[ray]'"
+        ) from error
+
+    class Actor:
+        """What makes the worker travels with the class, so that it can be made again anywhere."""
+
+        def __init__(self) -> None:
+            self._worker = make_worker()
+
+        def do(self, part: Part) -> int:
+            return self._worker.do(part, out)
+
+    here = address == RAY
+    options = {"num_cpus": workers, "include_dashboard": False} if here else {"address": address}
+    ray.init(log_to_driver=False, logging_level="error", **options)
+    try:
+        actor = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(Actor)
+        pool = ActorPool([actor.remote() for _ in range(workers)])
+        yield from pool.map_unordered(lambda one, part: one.do.remote(part), list(parts))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        ray.shutdown()

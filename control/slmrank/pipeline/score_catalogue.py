@@ -1,0 +1,116 @@
+"""Offline scores: every query against its candidates or the whole catalogue. A worker holds the
+engine and the summaries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.data.parts import Part, Place, mark_done, plan_parts, read_part
+from slmrank.errors import ControlError, DataError
+from slmrank.model.probability import probability
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.part_runs import run_parts
+from slmrank.pipeline.stages.inputs import checkpoint_of
+from slmrank.pipeline.steps import run
+from slmrank.prompt.corpus import EncodedQuery
+from slmrank.spec.bundle import BundleSpec
+from slmrank.store.registry import open_store
+
+PART_QUERIES = 20
+ITEMS = 256  # of one pass
+
+
+class ListedQuery(BaseModel):
+    """A query and its candidates; without `job_ids` every stored job is one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: str = Field(min_length=1)
+    job_ids: list[str] | None = None
+
+
+class ScoreWorker:
+    """Scores the queries of `source` with a bundle's engine. The artifacts must lie at the same
+    path on every machine."""
+
+    def __init__(self, spec: dict[str, Any], artifacts: str, source: str) -> None:
+        bundle, store = Bundle(BundleSpec.model_validate(spec)), ArtifactStore(Path(artifacts))
+        engine, summaries = run(bundle.engine, store), run(bundle.summaries, store)
+        checkpoint = checkpoint_of(run(bundle.final, store))
+        self._encoder = checkpoint.encoder()
+        self._scorer = bundle.target.open_scorer(engine.path, checkpoint)
+        self._store = open_store(bundle.spec.summarize.store, summaries.path)
+        self._source = Place(source)
+        self.identity = {"engine": engine.key, "summaries": summaries.key}
+
+    def do(self, part: Part, target: Place) -> int:
+        import pyarrow as pa
+
+        schema = pa.schema(
+            [("query", pa.string()), ("job_id", pa.string()), ("score", pa.float32())]
+        )
+        started = time.perf_counter()
+        with target.table(part.name, schema) as writer:
+            for queries in read_part(self._source, part, ListedQuery):
+                for one in queries:
+                    for job_ids, scores in self._scores(one, part):
+                        columns = [[one.query] * len(job_ids), job_ids, scores]
+                        writer.write_table(pa.table(columns, schema=schema))
+        mark_done(target, part, {"seconds": round(time.perf_counter() - started, 3)})
+        return part.rows
+
+    def _scores(
+        self, asked: ListedQuery, part: Part
+    ) -> Iterator[tuple[list[str], list[float | None]]]:
+        """Candidates and their scores, in passes; null for a job that is not in the store."""
+        try:
+            prefix = self._encoder.prefix(asked.query)
+        except ControlError as error:
+            raise DataError(f"{part.file}: {error.message}", error.hint) from error
+        names = list(self._store.job_ids()) if asked.job_ids is None else asked.job_ids
+        for start in range(0, len(names), ITEMS):
+            job_ids = names[start : start + ITEMS]
+            bodies = self._store.ids_many(job_ids)
+            known = [place for place, body in enumerate(bodies) if body is not None]
+            scores: list[float | None] = [None] * len(job_ids)
+            if known:
+                items = [self._encoder.item(body).ids for body in bodies if body is not None]
+                pass_of = _pass(asked.query, prefix, [job_ids[place] for place in known], items)
+                found = probability(np.asarray(self._scorer(pass_of))).tolist()
+                for place, p in zip(known, found, strict=True):
+                    scores[place] = p
+            yield job_ids, scores
+
+
+def _pass(query: str, prefix: Any, job_ids: Sequence[str], items: Sequence[Any]) -> EncodedQuery:
+    return EncodedQuery(
+        query=query,
+        prefix=prefix,
+        items=tuple(items),
+        job_ids=tuple(job_ids),
+        grades=(0,) * len(items),
+        targets=(0.0,) * len(items),
+    )
+
+
+def score_catalogue(
+    bundle: Bundle, store: ArtifactStore, queries: str, target: str, **how: Any
+) -> dict[str, Any]:
+    """Scores of the queries of a Parquet table (`query`, and `job_ids` where they have candidates)
+    below `target`; `how` as `run_parts` takes it.
+
+    Raises DataError for a row that is no query.
+    """
+    for step in (bundle.engine, bundle.summaries, bundle.final):
+        run(step, store)
+    spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
+    parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
+    return run_parts(partial(ScoreWorker, spec, root, queries), parts, target, **how)
