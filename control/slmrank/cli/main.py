@@ -31,6 +31,7 @@ VERBS = {
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
     "compress-table": ("compress_table", "Compare summarizers at equal budgets with full texts"),
+    "depth-table": ("depth_table", "Measure what ranking fewer jobs under load costs"),
     "ladder": ("ladder", "Measure every step from the plain model to the served engine"),
     "export": ("export", "Write trained rankers as small folders: adapter, record, log, card"),
     "build": ("build", "Build the inference engine and check its scores"),

@@ -18,6 +18,7 @@ from slmrank.client.client import RankClient
 from slmrank.client.replicas import Tls
 from slmrank.data.records import Job
 from slmrank.errors import DataError, InvalidRequest, ScoreError
+from slmrank.triton.status import Status
 
 
 @click.command("score")
@@ -105,7 +106,12 @@ def score_command(
             times = ", ".join(f"{name} {value:.1f} ms" for name, value in part.times_ms.items())
             who = f"bundle {part.served.get('bundle')}, engine {part.served.get('engine')}"
             click.echo(f"{part.items} jobs scored by {who}: {times}", err=True)
-    failed = [item for item in ranked if not item.status.scored]
+    unranked = sum(item.status is Status.NOT_RANKED for item in ranked)
+    if unranked and not as_json:
+        click.echo(f"{unranked} jobs were not ranked: the server is loaded", err=True)
+    failed = [
+        item for item in ranked if not item.status.scored and item.status is not Status.NOT_RANKED
+    ]
     if failed:
         names = ", ".join(
             f"{item.job_id or f'#{item.index}'} ({item.status.words})" for item in failed[:5]

@@ -21,15 +21,19 @@ from slmrank.spec.bundle import BundleSpec
 from slmrank.triton.config import (
     ANSWERED,
     ASKED,
+    DEPTH,
     ENSEMBLE,
     PREPARE,
     PREPARED,
+    PREPARED_AT,
     RANKER,
     SCORED,
     TOLD,
     ModelConfig,
     Queue,
     Stage,
+    Tensor,
+    add_tensor,
     ensemble,
     parse_config,
     print_config,
@@ -84,13 +88,20 @@ def render_configs(
     other configuration: a sweep knows by it what it measured.
     """
     own = spec.repository
+    parameters = {"max_items": str(own.max_items), "served": json.dumps(dict(identity))}
+    prepared: tuple[Tensor, ...] = PREPARED
+    if own.depth is not None:
+        prepared = (*PREPARED, PREPARED_AT)
+        parameters[DEPTH] = own.depth.model_dump_json()
+        parameters["queue_timeout_us"] = str(spec.queue_timeout_us)
+        add_tensor(ranker[RANKER].input, PREPARED_AT)
     prepare = python_model(
         PREPARE,
         ASKED,
-        (*PREPARED, *TOLD),
+        (*prepared, *TOLD),
         max_batch_size=ALONE,
         queue=replace(queue_of(spec), max_delay_us=PREPARE_DELAY_US),
-        parameters={"max_items": str(own.max_items), "served": json.dumps(dict(identity))},
+        parameters=parameters,
     )
     inside = {PREPARE: prepare, **ranker}
     rank = ensemble(
@@ -101,11 +112,11 @@ def render_configs(
             Stage(
                 model=PREPARE,
                 inputs={tensor.name: tensor.name for tensor in ASKED},
-                outputs={tensor.name: tensor.name for tensor in (*PREPARED, *TOLD)},
+                outputs={tensor.name: tensor.name for tensor in (*prepared, *TOLD)},
             ),
             Stage(
                 model=RANKER,
-                inputs={tensor.name: tensor.name for tensor in PREPARED},
+                inputs={tensor.name: tensor.name for tensor in prepared},
                 outputs={tensor.name: tensor.name for tensor in SCORED},
             ),
         ),

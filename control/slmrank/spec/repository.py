@@ -22,6 +22,19 @@ class CacheSpec(Section):
     memory_mb: int = Field(64, ge=0, description="memory of each process for it")
 
 
+class DepthSpec(Section):
+    """Fewer jobs of each request are ranked while the queue of the stage `ranker` is slow: the
+    first ones, so callers send them in the order of their first stage."""
+
+    target_ms: float = Field(50.0, gt=0, description="queue delay that is aimed at")
+    floor: int = Field(10, ge=1, description="jobs of a request that are always ranked")
+    least_share: float = Field(0.1, gt=0, le=1, description="least share of a request's jobs")
+    step: int = Field(8, ge=1, description="jobs per step; the engine's batch is a good one")
+    proportional: float = Field(0.1, ge=0, description="change of the share per change of error")
+    integral_per_s: float = Field(0.5, gt=0, description="change of the share per error and second")
+    rise_per_s: float = Field(0.1, gt=0, description="the share rises by no more a second")
+
+
 class RepositorySpec(Section):
     """The Triton model repository."""
 
@@ -43,6 +56,9 @@ class RepositorySpec(Section):
         "because nobody waits for a request that is so far beyond the objective",
     )
     cache: CacheSpec | None = Field(None, description="unset: every pair is scored, every time")
+    depth: DepthSpec | None = Field(
+        None, description="ranking depth follows the load; unset: all jobs are ranked"
+    )
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
     instances: int = Field(

@@ -37,15 +37,16 @@ def decode_ids(stored: Sequence[bytes]) -> list[Ids]:
     ends = np.flatnonzero(raw < 0x80)
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends - starts + 1
-    place = np.arange(len(raw)) - np.repeat(starts, sizes)
-    groups = (raw & 0x7F).astype(np.int64) << (7 * np.minimum(place, MOST_BYTES))
-    values = np.add.reduceat(groups, starts)
+    parts = (raw & 0x7F).astype(np.int64)
+    values = parts[starts]
+    for place in range(1, min(int(sizes.max()), MOST_BYTES)):
+        longer = np.flatnonzero(sizes > place)
+        values[longer] |= parts[starts[longer] + place] << (7 * place)
     damaged = (sizes > MOST_BYTES) | (values >= 2**31)
     ids = values.astype(np.int32)
     bounds = np.searchsorted(ends, np.cumsum([len(one) for one in whole]))
-    found: list[Ids] = []
-    start = 0
-    for stop in bounds.tolist():
-        found.append(EMPTY if damaged[start:stop].any() else ids[start:stop])
-        start = stop
-    return found
+    stops = bounds.tolist()
+    pairs = zip([0, *stops[:-1]], stops, strict=True)
+    if not damaged.any():  # a look at each entry takes half a millisecond in 500
+        return [ids[start:stop] for start, stop in pairs]
+    return [EMPTY if damaged[start:stop].any() else ids[start:stop] for start, stop in pairs]

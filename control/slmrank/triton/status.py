@@ -16,6 +16,7 @@ class Status(IntEnum):
     BAD_JOB = 5
     BAD_ENTRY = 6  # what the store holds of the job cannot be its ids
     STORE_UNAVAILABLE = 7  # a shared store is down, late or not filled; ask again
+    NOT_RANKED = 8  # behind the depth that the load allows; keep the first stage's order
 
     @property
     def scored(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from slmrank.errors import ControlError, InvalidRequest
+from slmrank.serving.depth import open_depth
 from slmrank.serving.prepare import open_preparer
 from slmrank.triton.status import Status
 
@@ -19,26 +20,33 @@ class TritonPythonModel:
         served = parameters["served"]["string_value"].encode()
         self._served = np.array([[served]], dtype=np.object_)
         self._preparer = open_preparer(folder, max_items)
-        self._counted = _Counters(self._preparer.traffic())
+        self._depth = open_depth(parameters)
+        self._counted = _Counters(self._preparer.traffic(), self._depth)
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
 
+    def finalize(self):
+        if self._depth is not None:
+            self._depth.close()
+
     def _answer(self, request):
         started = time.perf_counter()
         try:
+            job_ids = _strings(request, "job_id")
             prepared = self._preparer.prepare(
                 _strings(request, "query")[0],
-                _strings(request, "job_id"),
+                job_ids,
                 _strings(request, "job"),
                 _strings(request, "job_text"),
+                depth=None if self._depth is None else self._depth.of(len(job_ids)),
             )
         except ControlError as error:
             text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
             failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
         self._counted.add(prepared)
-        self._counted.store(self._preparer.traffic())
+        self._counted.state(self._preparer.traffic(), self._depth)
         outputs = [
             pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
             for name in ("prefix_ids", "item_ids", "item_lengths", "status")
@@ -48,6 +56,8 @@ class TritonPythonModel:
             pb_utils.Tensor("served", self._served),
             pb_utils.Tensor("prepare_us", micros),
         ]
+        if self._depth is not None:
+            outputs.append(pb_utils.Tensor("prepared_at", np.array([[self._depth.sent()]])))
         return pb_utils.InferenceResponse(outputs)
 
 
@@ -55,7 +65,7 @@ class _Counters:
     """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs; and how
     the shared summary store answers, where there is one."""
 
-    def __init__(self, traffic):
+    def __init__(self, traffic, depth):
         # Triton forgets a family that nobody holds.
         self._families = []
         items = self._family("items_total", "Jobs asked for, by status")
@@ -63,9 +73,12 @@ class _Counters:
         self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
         self._tokens = tokens.Metric(labels={})
         self._traffic = traffic
+        gauge = pb_utils.MetricFamily.GAUGE
+        if depth is not None:
+            share = self._family("depth_share", "Share of a request's jobs that is ranked", gauge)
+            self._share = share.Metric(labels={})
         if traffic is None:
             return
-        gauge = pb_utils.MetricFamily.GAUGE
         up = self._family("store_up", "1: the last look-up in the summary store succeeded", gauge)
         held = self._family("store_memory_bytes", "Summaries held in the process", gauge)
         failures = self._family("store_failures_total", "Look-ups that the summary store failed")
@@ -81,7 +94,9 @@ class _Counters:
             self._items[Status(value)].increment(count)
         self._tokens.increment(int(prepared.item_lengths.sum()))
 
-    def store(self, traffic):
+    def state(self, traffic, depth):
+        if depth is not None:
+            self._share.set(depth.share)
         if traffic is None:
             return
         before, self._traffic = self._traffic, traffic

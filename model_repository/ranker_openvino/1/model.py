@@ -10,6 +10,7 @@ from slmrank.engine.fan_out import split_items
 from slmrank.engine.openvino.runtime import OpenVinoEngine
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
+from slmrank.serving.depth import open_board
 from slmrank.serving.score_cache import open_cache
 
 
@@ -24,10 +25,13 @@ class TritonPythonModel:
         self._engine = OpenVinoEngine(folder / "engine", value.pop("threads"))
         self._limits = value
         self._cache = open_cache(given, pb_utils)
+        self._board = open_board(json.loads(args["model_config"]))
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together; a bad one fails alone."""
         started = time.perf_counter()
+        if self._board is not None:
+            self._board.note_all(requests, pb_utils)
         asked = [self._read(request) for request in requests]
         good = [one for one in asked if not isinstance(one, EngineError)]
         planned = self._cache.plan(good)

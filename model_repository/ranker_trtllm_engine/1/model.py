@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.depth import open_board
 from slmrank.serving.score_cache import open_cache
 
 BACKEND_MODEL = "tensorrt_llm"
@@ -23,6 +24,7 @@ class TritonPythonModel:
         value = {name: one["string_value"] for name, one in given.items()}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._cache = open_cache(given, pb_utils)
+        self._board = open_board(json.loads(args["model_config"]))
         self._max_in_flight = int(value["max_in_flight"])
 
     async def execute(self, requests):
@@ -37,6 +39,9 @@ class TritonPythonModel:
                 for name in ("prefix_ids", "item_ids", "item_lengths")
             )
             planned = self._cache.plan([(prefix, split_items(prefix, ids, lengths))])
+            if self._board is not None:
+                async with limit:  # a request starts when its first prompt may
+                    self._board.note_all([request], pb_utils)
             scored = []
             for one in planned.missing:
                 prompts = (self._score(prompt, limit) for prompt in whole_prompts(*one))

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.depth import open_board
 from slmrank.serving.score_cache import open_cache
 from tensorrt_llm import LLM, SamplingParams
 from tensorrt_llm.llmapi import KvCacheConfig
@@ -21,6 +22,7 @@ class TritonPythonModel:
         given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._cache = open_cache(given, pb_utils)
+        self._board = open_board(json.loads(args["model_config"]))
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),
@@ -42,6 +44,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         started = time.perf_counter()
+        if self._board is not None:
+            self._board.note_all(requests, pb_utils)
         asked, failures = {}, {}
         for index, request in enumerate(requests):
             try:

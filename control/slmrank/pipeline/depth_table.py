@@ -1,0 +1,95 @@
+"""What ranking depth costs in quality: only the first jobs of each listing, in BM25's order, are
+ranked by the engine, the others stay behind them as BM25 had them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.evaluate.metrics import Listing, align
+from slmrank.evaluate.page import shown
+from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.html_page import Table
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.score_step import score_step
+from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pyplot import headless_pyplot, png_of
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
+
+
+def depth_steps(bundle: Bundle, on: str) -> list[Step]:
+    """The first stage's scores, and the engine's. Raises SpecError for a set that is none."""
+    return [score_step(bundle, "bm25", on=on), score_step(bundle, "engine", on=on)]
+
+
+def at_depth(ranked: Listing, first: Listing, share: float) -> Listing:
+    """A listing of which the first `share` (at least one job, unless it is 0) are ranked; `first`
+    holds the same jobs with the scores of the stage before."""
+    order = np.argsort(-first.scores, kind="stable")
+    kept = max(1, round(share * len(order))) if share else 0
+    scores = np.empty(len(order))
+    scores[order] = -1.0 - np.arange(len(order))
+    scores[order[:kept]] = ranked.scores[order[:kept]]
+    return replace(ranked, scores=scores)
+
+
+def measure_depth_table(
+    bundle: Bundle, on: str, store: ArtifactStore, watcher: Watcher, device: str
+) -> list[QualityRow]:
+    """One row per share of `SHARES`; the first, everything, is the reference of the others."""
+    first, ranked = (
+        read_scores(run(step, store, watcher, device=device).path / SCORES_FILE)
+        for step in depth_steps(bundle, on)
+    )
+    first = align(first, ranked)
+    rows = [
+        ScoredRow(
+            name=f"{share:.0%}",
+            text="summary",
+            listings=[at_depth(*pair, share) for pair in zip(ranked, first, strict=True)],
+            probabilistic=False,
+        )
+        for share in SHARES
+    ]
+    evaluate = bundle.spec.evaluate
+    return quality_table(rows, rows[0], evaluate.bootstrap, evaluate.seed)
+
+
+def depth_table(rows: Sequence[QualityRow]) -> Table:
+    """The rows as text."""
+    cells = [
+        [row.name, shown(row.ndcg10), shown(row.delta_ndcg10, signed=True), shown(row.order)]
+        for row in rows
+    ]
+    first = rows[0]
+    title = f"{first.queries} queries, {first.pairs} pairs"
+    return title, ("ranked", "NDCG@10", "delta", "order"), cells
+
+
+def draw_depth_table(rows: Sequence[QualityRow]) -> bytes:
+    """A PNG: NDCG@10 over the share of jobs that is ranked, with 95 % intervals."""
+    pyplot = headless_pyplot()
+    figure: Any
+    axes: Any
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
+    values = [row.ndcg10 for row in rows]
+    axes.errorbar(
+        [100 * share for share in SHARES],
+        [one.value for one in values],
+        yerr=[[one.value - one.low for one in values], [one.high - one.value for one in values]],
+        marker="o",
+        capsize=3,
+    )
+    axes.set_xlabel("jobs of a listing that are ranked, in BM25's order (%)")
+    axes.set_ylabel("NDCG@10")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    image = png_of(figure)
+    pyplot.close(figure)
+    return image

@@ -1,0 +1,121 @@
+"""Ranking depth under load: the controller, its signal, and a real server that is flooded."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.client.asked import ItemText
+from slmrank.client.client import RankClient
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.serving.depth import Board, DepthController, QueueDelay
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.reading import change_spec
+from slmrank.spec.repository import DepthSpec
+from slmrank.triton.status import Status
+
+SPEC = DepthSpec(target_ms=50, floor=10, step=8)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 5)), max_size=60), st.integers(1, 1000))
+def test_it_stays_between_the_floor_and_everything(
+    observed: list[tuple[float, float]], jobs: int
+) -> None:
+    controller, now = DepthController(SPEC), 0.0
+    for delay_s, passed_s in observed:
+        now += passed_s
+        before = controller.share
+        share = controller.update(delay_s, now)
+        assert SPEC.least_share <= share <= 1
+        assert share - before <= SPEC.rise_per_s * passed_s + 1e-9
+        depth = controller.depth(jobs)
+        assert min(jobs, SPEC.floor) <= depth <= jobs
+        assert depth in (jobs, SPEC.floor) or depth % SPEC.step == 0
+
+
+def test_down_is_fast_and_up_is_slow() -> None:
+    controller = DepthController(SPEC)
+    for tick in range(10):
+        assert controller.update(0.0, tick / 10) == 1.0
+    for tick in range(10, 15):
+        controller.update(0.3, tick / 10)
+    assert controller.share == SPEC.least_share  # within half a second
+    controller.update(0.3, 30)  # long at its end: nothing winds up behind it
+    controller.update(0.0, 30.1)
+    controller.update(0.0, 31.1)
+    assert controller.share == pytest.approx(SPEC.least_share + 1.1 * SPEC.rise_per_s)
+    assert controller.update(0.0, 100) == 1.0
+
+
+@pytest.mark.parametrize("offered", [1.5, 3.0, 6.0])
+def test_a_queue_that_is_offered_too_much_settles_at_the_target(offered: float) -> None:
+    """A server of one unit of work a second, offered more than that when all jobs are ranked."""
+    controller, backlog_s, seen = DepthController(SPEC), 0.0, []
+    for tick in range(4000):
+        share = controller.update(backlog_s, tick / 100)
+        backlog_s = max(0.0, backlog_s + (offered * share - 1.0) / 100)
+        seen.append((share, backlog_s))
+    shares, delays = np.array(seen[-1000:]).T
+    assert delays.mean() == pytest.approx(SPEC.target_ms / 1000, rel=0.25)
+    assert shares.mean() == pytest.approx(1 / offered, rel=0.1)
+    assert delays.max() < 5 * SPEC.target_ms / 1000
+
+
+def test_what_waits_counts_before_it_is_started(tmp_path: Path) -> None:
+    prepare, ranker = Board(tmp_path, 1), Board(tmp_path, 1)
+    delay = QueueDelay(prepare, forget_s=10)
+    assert delay.seconds(100.0) == 0.0
+    delay.sent(100.0)
+    delay.sent(100.2)
+    assert delay.seconds(100.5) == pytest.approx(0.5)
+    ranker.note([100.0], 100.6)
+    assert delay.seconds(100.6) == pytest.approx(0.6)  # the one that was started
+    assert delay.seconds(101.7) == pytest.approx(1.5)  # the one that waits
+    ranker.note([100.2], 101.8)
+    assert delay.seconds(101.9) == pytest.approx(1.6)
+    assert delay.seconds(103.0) == 0.0  # long ago
+    delay.sent(103.0)
+    assert delay.seconds(112.0) == pytest.approx(9.0)
+    assert delay.seconds(113.1) == 0.0  # refused, or given up
+    prepare.close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "slmrank-depth-2").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        Board(tmp_path, 2)
+
+
+@pytest.mark.triton
+def test_a_flooded_server_ranks_fewer_jobs_and_all_of_them_later(tiny: Any) -> None:
+    depth = {"target_ms": 20, "floor": 5, "step": 5, "rise_per_s": 5}
+    changes = {"repository": {"depth": depth, "queue_timeout_us": 60_000_000}}
+    bundle = Bundle(change_spec(tiny.bundle.spec, changes))
+    jobs = [ItemText(text=f"Job: nurse {number} works by day and night") for number in range(300)]
+    with Server(run(bundle.repository, tiny.store).path, ANY_PORTS) as server:
+
+        def ask(_: int) -> list[Any]:
+            with RankClient(server.url, timeout_s=120) as client:
+                return list(client.score("nurse shift", jobs))
+
+        (full,) = [[one.status for one in ask(0)]]
+        assert set(full) == {Status.OK}
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(ask, range(60)))
+        depths = []
+        for items in answers:
+            ranked = sum(one.status is Status.OK for one in items)
+            depths.append(ranked)
+            assert ranked >= 5
+            assert {one.status for one in items[ranked:]} <= {Status.NOT_RANKED}
+            assert all(math.isnan(one.score) for one in items[ranked:])
+        assert min(depths) < len(jobs)
+        time.sleep(1.5)
+        ask(0)
+        assert all(one.status is Status.OK for one in ask(0))
