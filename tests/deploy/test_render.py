@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
 from slmrank.deploy.naming import Object, selector
-from slmrank.deploy.release import Release, load_release
+from slmrank.deploy.release import Release, load_release, shared_ports
 from slmrank.deploy.render import identity, render, render_base
 from slmrank.deploy.rerank import rerank_objects
 from slmrank.deploy.sizing import (
@@ -31,6 +31,7 @@ from slmrank.deploy.sizing import (
 from slmrank.deploy.smoke_job import smoke_job
 from slmrank.deploy.yaml_text import to_documents
 from slmrank.errors import DeployError
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import ROOT, Control
 from tests.deploy import releases
@@ -78,6 +79,17 @@ def test_the_rendered_objects_are_the_golden_ones(name: str) -> None:
     assert "&id" not in text
 
 
+def test_what_is_shared_is_found_in_the_spec() -> None:
+    spec = load_spec(ROOT / "build" / "demo.yaml")
+
+    def ports(**changes: Any) -> list[int]:
+        return shared_ports(change_spec(spec, changes))
+
+    assert ports() == ports(repository={"cache": {}}) == []
+    far = {"cache": {"place": "rediss://b:7001/1"}}
+    assert ports(summarize={"store": "redis://a/0"}, repository=far) == [6379, 7001]
+
+
 def test_a_shared_store_is_reached_and_nothing_else() -> None:
     def parts(**changes: Any) -> tuple[Object, Object]:
         objects = {one["kind"]: one for one in render(releases.cpu(**changes))}
@@ -86,13 +98,13 @@ def test_a_shared_store_is_reached_and_nothing_else() -> None:
 
     policy, pod = parts()
     assert policy["egress"] == []
-    policy, pod = parts(store_port=6380)
+    policy, pod = parts(store_ports=[6380])
     store, names = policy["egress"]
     assert store == {"ports": [{"port": 6380, "protocol": "TCP"}]}
     assert {one["port"] for one in names["ports"]} == {53}
     assert "SLMRANK" not in str(pod)
     access = {"namespace": "data", "secret": "store", "authority": True}
-    policy, pod = parts(store_port=6380, deploy={"store": access})
+    policy, pod = parts(store_ports=[6380], deploy={"store": access})
     (to,) = policy["egress"][0]["to"]
     assert to["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "data"}
     (serve,) = pod["containers"]

@@ -117,7 +117,9 @@ def made(tiny: TinyBundle, target: str, into: Path, *, cache: str | None = None)
     """A copy of the target's repository that a test may change."""
     bundle = tiny.for_target(target)
     if cache is not None:
-        bundle = Bundle(change_spec(bundle.spec, {"repository": {"cache": {"place": cache}}}))
+        bundle = Bundle(
+            change_spec(bundle.spec, {"repository": {"cache": {"place": cache}, "depth": {}}})
+        )
     source = run(bundle.repository, tiny.store).path
     shutil.copytree(source, into)
     (into / "manifest.json").unlink()
@@ -241,7 +243,7 @@ def test_bad_items_are_reported_and_the_others_scored(
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("target", ["trtllm-engine", "trtllm-llmapi"])
-def test_kept_scores_are_the_scored_ones(
+def test_with_cache_and_depth_control_scores_are_the_same(
     tiny: TinyBundle, tmp_path: Path, request: pytest.FixtureRequest, target: str
 ) -> None:
     # Of the stage's processes, which share it.
@@ -263,6 +265,7 @@ def test_kept_scores_are_the_scored_ones(
     assert again[:-6:-1] == first
     assert "slmrank_cache_hits_total 5" in told
     assert "slmrank_cache_misses_total 14" in told
+    assert "slmrank_depth_share 1" in told
 
 
 @pytest.mark.slow

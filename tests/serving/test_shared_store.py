@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -194,7 +195,11 @@ def test_a_store_that_is_killed_and_comes_back(shared: Shared) -> None:
 
 
 def test_changes_reach_the_scores(shared: Shared, tiny: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "control"), "watch", *shared.arguments, "--json"]
+    command += ["--metrics-port", str(port)]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     client = shared.writer(tiny.store).client
     jobs = read_labelled(run(shared.bundle.data, tiny.store).path).jobs
@@ -226,6 +231,13 @@ def test_changes_reach_the_scores(shared: Shared, tiny: Any) -> None:
         assert until(lambda item: item.status is Status.UNKNOWN_JOB) - sent < 3
         sent = send({"job": jobs["job-1"].model_dump()})
         assert until(lambda item: item.score == before.score) - sent < 3
+    time.sleep(1.1)  # the counters of the last batch
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        told = reply.read().decode()
+    assert 'slmrank_watch_changes_total{result="applied"} 4.0' in told
+    assert 'slmrank_watch_changes_total{result="rejected"} 1.0' in told
+    assert "slmrank_watch_lag 0.0" in told
+    assert 'slmrank_watch_delay_seconds_bucket{le="+Inf"} 5.0' in told
     watching.send_signal(signal.SIGTERM)
     out, told = watching.communicate(timeout=30)
     assert watching.returncode == 0, told

@@ -35,9 +35,7 @@ SAY_S = 10.0
 )
 @click.option("--follow", is_flag=True, help="wait for lines that are added to the file")
 @click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
-@click.option(
-    "--metrics-port", type=click.IntRange(1, 65535), help="Prometheus metrics on loopback"
-)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="serve Prometheus metrics")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True)
 @json_option
 def watch_command(
@@ -77,6 +75,7 @@ def watch_command(
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda _signal, _frame: follower.stop())
     with _source(place, opened, follow=follow) as source:
+        click.echo(f"following {place} into {opened.bundle.spec.summarize.store}", err=True)
         follower.follow(source, told, until_idle=until_idle)
     if as_json:
         values = dataclasses.asdict(follower.counts)

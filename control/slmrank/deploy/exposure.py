@@ -53,10 +53,10 @@ def clients_of(release: Release) -> list[Object]:
 
 
 def store_egress(release: Release) -> list[Object]:
-    """To the shared summary store, and to whoever resolves its name; none without one."""
-    if release.store_port is None:
+    """To what is shared, and to whoever resolves its name; none without."""
+    if not release.store_ports:
         return []
-    reach: Object = {"ports": [{"port": release.store_port, "protocol": "TCP"}]}
+    reach: Object = {"ports": [{"port": one, "protocol": "TCP"} for one in release.store_ports]}
     namespace = release.deploy.store.namespace
     if namespace is not None:
         reach["to"] = [{"namespaceSelector": {"matchLabels": {NAMESPACE: namespace}}}]

@@ -52,7 +52,7 @@ def tls_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, 
 def store_environment(release: Release) -> list[dict[str, Any]]:
     """What a pod shows to the shared summary store; nothing without one, or without a Secret."""
     secret = release.deploy.store.secret
-    if release.store_port is None or secret is None:
+    if not release.store_ports or secret is None:
         return []
 
     def from_secret(key: str, *, optional: bool) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def store_environment(release: Release) -> list[dict[str, Any]]:
 
 def store_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes and mounts of the authority that the shared store's certificate is checked by."""
-    if release.store_port is None or not release.deploy.store.authority:
+    if not release.store_ports or not release.deploy.store.authority:
         return [], []
     items = [{"key": "ca.crt", "path": "ca.crt"}]
     secret = {"secretName": release.deploy.store.secret, "items": items, "defaultMode": 0o440}

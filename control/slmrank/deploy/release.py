@@ -25,6 +25,7 @@ from slmrank.load.record import read_record
 from slmrank.repository.generate import read_identity
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
+from slmrank.spec.repository import MEMORY
 from slmrank.spec.section import Section
 from slmrank.store.registry import shared_port
 
@@ -103,7 +104,9 @@ class Release(Section):
     capacity: CapacityFacts
     max_queue_size: int = Field(ge=1, description="waiting requests of one stage of a replica")
     queue_timeout_us: int = Field(ge=1, description="longest wait in one stage")
-    store_port: int | None = Field(None, description="of the shared summary store; null: embedded")
+    store_ports: list[int] = Field(
+        default_factory=list, description="of the shared summary store and score cache"
+    )
     deploy: DeploySpec
 
     @model_validator(mode="after")
@@ -170,6 +173,14 @@ class Release(Section):
         return yaml.safe_dump(self.settings(), sort_keys=True, width=100, allow_unicode=True)
 
 
+def shared_ports(spec: BundleSpec) -> list[int]:
+    """Where pods of a spec look up summaries and scores outside of their bundle."""
+    cache = spec.repository.cache
+    urls = [spec.summarize.store, *([cache.place] if cache and cache.place != MEMORY else [])]
+    ports = {shared_port(url) for url in urls}
+    return sorted(port for port in ports if port is not None)
+
+
 def unset_image(*, needs_gpu: bool) -> str:
     """Stands for an image that nobody named yet."""
     return f"slmrank-{'gpu' if needs_gpu else 'cpu'}@{UNSET_DIGEST}"
@@ -214,7 +225,7 @@ def make_release(
         "capacity": _capacity(spec, identity, record).settings(),
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
-        "store_port": shared_port(spec.summarize.store),
+        "store_ports": shared_ports(spec),
         "deploy": spec.deploy.settings(),
     }
     return _validated(values, "the spec")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.spec.repository import CacheSpec
+from slmrank.spec.repository import MEMORY, CacheSpec
 from slmrank.store.recent import Recent
 from slmrank.store.redis_scores import RedisScores
 from slmrank.tokens import Ids
@@ -27,7 +27,6 @@ from slmrank.tokens import Ids
 Asked = tuple[Ids, Sequence[Ids]]  # the prefix and the items of one request
 Scores = npt.NDArray[np.float32]
 PARAMETER = "cache"
-MEMORY = "memory:"
 KEY_BYTES = 16
 
 

@@ -6,12 +6,14 @@ from pydantic import Field
 
 from slmrank.spec.section import Section
 
+MEMORY = "memory:"
+
 
 class CacheSpec(Section):
     """Scores of pairs that were asked for a moment ago."""
 
     place: str = Field(
-        "memory:",
+        MEMORY,
         description="`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` "
         "beside it, for all servers",
     )
