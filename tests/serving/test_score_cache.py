@@ -62,6 +62,13 @@ def test_a_pair_is_scored_once() -> None:
     assert cache.memory_bytes > 0
 
 
+def test_what_failed_is_asked_again() -> None:
+    cache = ScoreCache(CacheSpec(), ENGINE)
+    planned = cache.plan([(ids(1), [ids(2), ids(3)])])
+    planned.finish([np.array([np.nan, 0.5], dtype=np.float32)])
+    assert scored(cache, [(ids(1), [ids(2), ids(3)])])[1] == 1
+
+
 def test_requests_that_are_joined_share_what_is_new() -> None:
     cache = ScoreCache(CacheSpec(), ENGINE)
     query = ids(1, 2)

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.data.labelled import read_labelled
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
+from slmrank.errors import StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.publish import open_follower
+from slmrank.pipeline.follow import open_follower
 from slmrank.pipeline.steps import Silent, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
@@ -248,6 +249,26 @@ def test_changes_reach_the_scores(shared: Shared, tiny: Any) -> None:
     assert b"JSON" in letter[b"reason"]
 
 
+def test_a_follower_says_what_it_waits_for(shared: Shared, tiny: Any) -> None:
+    other = replace(
+        shared, bundle=Bundle(change_spec(shared.bundle.spec, {"summarize": {"budget_tokens": 24}}))
+    )
+    follower = open_follower(other.bundle, tiny.store, Silent())
+    source = StreamSource(parse_address(shared.url), "not-published")
+    source._client.xadd("not-published", {"change": json.dumps({"delete": "job-1"})})
+    said: list[str] = []
+
+    def told(counts: Any, _: int | None) -> None:
+        said.append(counts.failure)
+        if len(said) > 2:
+            follower.stop()
+
+    with pytest.raises(StoreUnavailable, match="nothing is published"):
+        follower.follow(source, told)
+    assert "run `control publish` first" in said[0]
+    assert source.lag() == 1  # nothing is lost
+
+
 def replace_id(job: Any) -> Any:
     return job.model_copy(update={"job_id": "sent"})
 
@@ -289,7 +310,7 @@ def test_known_answers_hold_whatever_the_store_holds(shared: Shared, tiny: Any) 
 def test_a_job_that_cannot_be_summarised_stops_nothing(
     shared: Shared, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slmrank.pipeline import publish as module
+    from slmrank.pipeline import follow as module
 
     original = module.summarize_entries
 

@@ -15,7 +15,7 @@ import click
 from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.errors import MissingDependencyError, SpecError
-from slmrank.pipeline.publish import Followed, open_follower
+from slmrank.pipeline.follow import Followed, open_follower
 from slmrank.store.changes import REJECTED_SUFFIX, ChangeSource, LinesSource, StreamSource
 from slmrank.store.redis_address import parse_address
 
@@ -79,7 +79,8 @@ def watch_command(
         follower.follow(source, told, until_idle=until_idle)
     if as_json:
         values = dataclasses.asdict(follower.counts)
-        values.pop("delays_s")
+        for name in ("delays_s", "failure"):
+            values.pop(name)
         print_json(values)
     else:
         click.echo(_line(follower.counts, None))
@@ -112,6 +113,7 @@ def _line(counts: Followed, lag: int | None) -> str:
     return (
         f"{counts.applied} changes applied, {counts.outdated} older than what was there, "
         f"{counts.rejected} rejected{waiting}"
+        + (f"; waiting for the store: {counts.failure}" if counts.failure else "")
     )
 
 

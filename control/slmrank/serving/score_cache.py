@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,8 @@ class ScoreCache:
     def keep(self, scores: Mapping[bytes, float], taken_s: float) -> None:
         """Keep what was scored in so many seconds."""
         self._scored_s += taken_s
-        ended = {key: (p, self._lifetime_s()) for key, p in scores.items()}
+        # What failed is not kept: it may succeed the next time.
+        ended = {key: (p, self._lifetime_s()) for key, p in scores.items() if not math.isnan(p)}
         for key, (p, seconds) in ended.items():
             self._near.put(key, p, seconds)
         if self._far is not None:
