@@ -27,8 +27,8 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
-ITEMS = 32
-TRACE = ((0.6, 15.0), (2.5, 25.0), (0.6, 20.0))  # (multiple of the capacity, seconds)
+ITEMS = 8
+TRACE = ((0.6, 20.0), (2.5, 50.0), (0.6, 30.0))  # (multiple of the capacity, seconds)
 
 
 async def drive(
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     store = ArtifactStore(given.artifacts)
-    depth = f"{{target_ms: {given.target_ms}, floor: 4, step: 4}}"
+    depth = f"{{target_ms: {given.target_ms}, floor: 2, step: 2}}"
     patient = "repository.queue_timeout_us=60000000"
     bundles = {
         name: Bundle(load_spec(given.spec, (patient, f"repository.depth={value}")))

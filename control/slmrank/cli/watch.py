@@ -52,7 +52,8 @@ def watch_command(
 
     A message is {"job": {"job_id": ..., "title": ..., "description": ...}} or {"delete": JOB_ID}.
     It is applied at least once, and never over a newer one of the same job. What is no such message
-    is kept with its reason: in the stream NAME.rejected, or in FILE.rejected.
+    is kept with its reason: in the stream NAME.rejected, in FILE.rejected, or for standard input in
+    the file stdin.rejected of the working folder.
 
     \b
     Example:
@@ -93,7 +94,7 @@ def _source(place: str, opened: Opened, *, follow: bool) -> Iterator[ChangeSourc
         address = parse_address(opened.bundle.spec.summarize.store)
         yield StreamSource(address, name or f"slmrank:{address.catalogue}:changes")
     elif kind == "jsonl" and name == "-":
-        yield LinesSource(sys.stdin.buffer, None, follow=False)
+        yield LinesSource(sys.stdin.buffer, Path(f"stdin{REJECTED_SUFFIX}"), follow=False)
     elif kind == "jsonl" and name:
         path = Path(name)
         if not path.is_file():

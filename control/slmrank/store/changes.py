@@ -168,7 +168,7 @@ class LinesSource:
     """JSON lines of a file or of standard input, each a change. A file is read from its start every
     time: what was applied before is applied again, with the same result at its end."""
 
-    def __init__(self, stream: BinaryIO, rejected: Path | None, *, follow: bool) -> None:
+    def __init__(self, stream: BinaryIO, rejected: Path, *, follow: bool) -> None:
         self._stream, self._rejected, self._follow = stream, rejected, follow
         self._number = 0
         self._part = b""
@@ -191,8 +191,6 @@ class LinesSource:
         return taken
 
     def reject(self, delivery: Delivery, reason: str) -> None:
-        if self._rejected is None:
-            return
         letter = {"line": int(delivery.token), "reason": reason}
         with self._rejected.open("a", encoding="utf-8") as stream:
             raw = delivery.raw.decode("utf-8", "replace").rstrip("\n")
