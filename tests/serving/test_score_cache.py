@@ -186,8 +186,8 @@ def test_a_server_with_a_cache_gives_what_it_gave(tiny: Any, control: Any) -> No
         assert float(told["slmrank_cache_misses_total"]) == 40
         assert float(told["slmrank_cache_saved_seconds_total"]) > 0
         assert float(told["slmrank_cache_memory_bytes"]) > 0
-        done = control(
-            "sweep", tiny.spec, "--artifacts", tiny.artifacts, "--set", "repository.cache={}"
-        )
-        assert done.returncode == 10
-        assert "repository.cache=null" in done.stderr
+        for setting in ("cache", "depth"):
+            change = f"repository.{setting}={{}}"
+            done = control("sweep", tiny.spec, "--artifacts", tiny.artifacts, "--set", change)
+            assert done.returncode == 10
+            assert f"repository.{setting}=null" in done.stderr

@@ -108,6 +108,13 @@ class Session:
         return tasks
 
 
+# What makes a server answer without scoring: its rates are no rates of scored pairs.
+NOT_MEASURED = {
+    "cache": "a sweep repeats its pairs",
+    "depth": "under load it ranks a part of each request",
+}
+
+
 def open_session(
     spec: BundleSpec,
     repository: Path,
@@ -128,12 +135,13 @@ def open_session(
     if url is not None:
         identity = _identity_of(url, identity)
         versions = {}
-    if "cache" in identity:
-        raise SweepError(
-            "the server keeps scores (repository.cache), and a sweep repeats its pairs: it would "
-            "measure the cache",
-            "measure a repository without one: --set repository.cache=null",
-        )
+    for setting, what in NOT_MEASURED.items():
+        if setting in identity:
+            raise SweepError(
+                f"the server has repository.{setting}, and {what}: the rate would be none of the "
+                "engine's",
+                f"measure a repository without it: --set repository.{setting}=null",
+            )
     folder = repository / PREPARE / "1"
     stored = None
     if spec.sweep.texts == "store":

@@ -263,6 +263,8 @@ class Bundle:
         store, _ = store_kind(self.spec.summarize.store)
         modules = (
             "slmrank.serving.prepare",
+            "slmrank.serving.score_cache",
+            "slmrank.serving.depth",
             type(kind).__module__,
             type(store).__module__,
             *self.target.server_code,

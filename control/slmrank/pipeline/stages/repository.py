@@ -54,6 +54,8 @@ def make_repository(
             models[RANKER], {PARAMETER: cache_parameter(spec.repository.cache, engine_of)}
         )
         identity["cache"] = spec.repository.cache.place
+    if spec.repository.depth is not None:
+        identity["depth"] = f"queue delay {spec.repository.depth.target_ms:g} ms"
     configs = render_configs(spec, models, identity)
     prepare = f"{PREPARE}/1"
     links = {
