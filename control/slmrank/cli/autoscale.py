@@ -118,7 +118,17 @@ def _show(
         f"{report['trace']['name']}, {report['trace']['hours']:g} h, {results[0].requests} "
         f"requests of {situation.items} items, {report['trace']['base']:.0f} to "
         f"{report['trace']['peak']:.0f} items/s, cold start {situation.cold_start_s:g} s",
-        ["policy", "floor", f"within {limit}", "refused", "p99", "replica hours", "most"],
+        [
+            "policy",
+            "floor",
+            f"within {limit}",
+            "refused",
+            "p99",
+            "ranked",
+            "NDCG@10",
+            "replica hours",
+            "most",
+        ],
         [
             [
                 one.policy,
@@ -126,6 +136,8 @@ def _show(
                 f"{one.within:.2%}",
                 f"{one.refused:.2%}",
                 f"{one.p99_s:.2f} s",
+                f"{one.ranked:.1%}",
+                "-" if one.ndcg is None else f"{one.ndcg:.3f}",
                 f"{one.replica_hours:.1f}",
                 str(one.most_replicas),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -94,6 +95,15 @@ class SimulateSpec(Section):
         None, ge=1, description="minimum of the floor policies; unset: by `control capacity`"
     )
     maximum: int | None = Field(None, ge=1, description="most replicas; unset: enough for the peak")
+    depth_target_ms: float | None = Field(
+        None,
+        gt=0,
+        description="queue delay that depth control aims at; unset: half of what the objective "
+        "leaves beside a request's own time",
+    )
+    depth_table: Path | None = Field(
+        None, description="JSON of `control depth-table`: what ranking fewer jobs costs"
+    )
     attainment: float = Field(
         0.99, ge=0.5, le=1, description="share of requests that must meet the objective"
     )

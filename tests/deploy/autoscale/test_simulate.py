@@ -11,9 +11,10 @@ import pytest
 from slmrank.deploy.autoscale.fleet import Limits, Replica, Seen, run_fleet
 from slmrank.deploy.autoscale.hpa import Behavior
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
-from slmrank.deploy.autoscale.situation import Situation, service_for
+from slmrank.deploy.autoscale.situation import Situation, read_depth_table, service_for
 from slmrank.deploy.autoscale.traces import KINDS, Trace, make_trace, read_trace
 from slmrank.errors import DataError
+from slmrank.spec.repository import DepthSpec
 
 from tests.conftest import Control
 from tests.deploy import releases
@@ -52,6 +53,7 @@ def situation(**changes: object) -> Situation:
         maximum=60,
         behavior=Behavior(),
         seed=0,
+        depth=DepthSpec(target_ms=210, floor=1, step=1),
     )
     return replace(given, **changes)  # type: ignore[arg-type]
 
@@ -123,6 +125,33 @@ def test_the_autoscaler_goes_on_after_the_last_request() -> None:
     results, _ = compare(situation(floor=1), Trace(name="quiet", rates=rates), quiet)
     # One hour at ten replicas and three at few: not forty hours.
     assert by_name(results)["reactive"].replica_hours < 16
+
+
+def test_depth_instead_of_refusals_and_what_it_costs() -> None:
+    trace = make_trace("burst", load=160, burst=3, hours=0.5, seed=0)
+    table = ((0.0, 0.5), (1.0, 0.7))
+    results, outcomes = compare(situation(ndcg_of=table), trace, quiet)
+    found = by_name(results)
+    without, with_it = found["reactive + shedding"], found["reactive + shedding + depth"]
+    assert with_it.within > without.within + 0.02
+    assert with_it.refused < without.refused / 2
+    assert without.ranked == 1.0
+    assert without.ndcg == pytest.approx(0.7)
+    assert 0.25 < with_it.ranked < 1
+    assert with_it.ndcg == pytest.approx(0.5 + 0.2 * with_it.ranked)
+    calm = outcomes["reactive + shedding + depth"]
+    assert calm.ranked[calm.arrivals < 120].mean() > 0.95
+
+
+def test_a_depth_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "depth.json"
+    rows = [{"name": "100%", "ndcg10": {"value": 0.7}}, {"name": "0%", "ndcg10": {"value": 0.5}}]
+    path.write_text(json.dumps({"rows": rows}))
+    assert read_depth_table(path) == ((1.0, 0.7), (0.0, 0.5))
+    for text in ("{", '{"rows": [{"name": "all"}]}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is no depth table"):
+            read_depth_table(path)
 
 
 def test_bursts_are_a_matter_of_floor_and_shedding() -> None:
@@ -226,7 +255,7 @@ def test_the_command_reports_and_draws(tmp_path: Path, control: Control) -> None
     assert "shipped" in done.stdout
     assert "least floor for 99%" in done.stdout
     report = json.loads((tmp_path / "autoscale/burst.json").read_text())
-    assert len(report["policies"]) == 7
+    assert len(report["policies"]) == 8
     assert (tmp_path / "autoscale/burst.png").read_bytes().startswith(b"\x89PNG")
     done = control("autoscale", "simulate", release, *given, "--no-plot", "--json")
     assert json.loads(done.stdout)["floor_by_search"] == report["floor_by_search"]

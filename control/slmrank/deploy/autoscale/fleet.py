@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slmrank.deploy.autoscale.hpa import SYNC_S
+from slmrank.serving.depth import DepthController
+from slmrank.spec.repository import DepthSpec
 
 Floats = npt.NDArray[np.float64]
 RATE_WINDOW_S = 60.0
@@ -61,11 +63,13 @@ class Sizing(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of the requests, in order of arrival: latency in seconds, NaN where refused; and
-    (time, replicas asked for, replicas ready) at every change."""
+    """What became of the requests, in order of arrival: latency in seconds, NaN where refused, and
+    the share of their jobs that was ranked; and (time, replicas asked for, replicas ready) at every
+    change."""
 
     arrivals: Floats
     latencies: Floats
+    ranked: Floats
     sizes: list[tuple[float, int, int]]
     replica_hours: float
     seconds: float
@@ -76,6 +80,7 @@ class _Pod:
     asked_at: float
     ready_at: float
     free_at: float = 0.0
+    depth: DepthController | None = None
     # Start times of the requests that wait.
     waiting: deque[float] = field(default_factory=deque)
 
@@ -90,13 +95,15 @@ def run_fleet(
     start: int,
     seconds: float,
     seed: int,
+    depth: DepthSpec | None = None,
 ) -> Outcome:
-    """Send every arrival through the fleet; it starts with `start` ready replicas."""
+    """Send every arrival through the fleet; it starts with `start` ready replicas. With `depth`
+    each replica ranks fewer jobs of a request while it is late, which then takes as much less."""
     random = np.random.default_rng(seed)
     services = replica.service_s * _spread(random, replica.jitter, len(arrivals))
     pods = [_Pod(asked_at=0.0, ready_at=0.0) for _ in range(start)]
     ready = list(pods)
-    latencies = np.full(len(arrivals), np.nan)
+    latencies, ranked = np.full(len(arrivals), np.nan), np.ones(len(arrivals))
     sizes = [(0.0, start, start)]
     spent = 0.0
     turn = 0
@@ -127,16 +134,24 @@ def run_fleet(
         while waiting and waiting[0] <= now:
             waiting.popleft()
         begin = pod.free_at if pod.free_at > now else now
+        work = works[number]
+        if depth is not None:
+            if pod.depth is None:
+                pod.depth = DepthController(depth)
+            pod.depth.update(begin - now, now)
+            ranked[number] = pod.depth.depth(items) / items
+            work *= ranked[number]
         if begin > now:
             if len(waiting) >= limit or begin - now > timeout:
                 continue
             waiting.append(begin)
-        pod.free_at = begin + works[number]
+        pod.free_at = begin + work
         found[number] = pod.free_at - now
     spent += sum(seconds - pod.asked_at for pod in pods)
     return Outcome(
         arrivals=arrivals,
         latencies=latencies,
+        ranked=ranked,
         sizes=sizes,
         replica_hours=spent / 3600,
         seconds=seconds,

@@ -17,17 +17,20 @@ from slmrank.deploy.autoscale.policies import Reactive, Scheduled, Trend
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import Trace
 from slmrank.errors import DataError
+from slmrank.spec.repository import DepthSpec
 
 # Without shedding a request waits as long as its client does.
 PATIENCE_S = 30.0
 NO_LIMIT = 1_000_000
 MOST_REQUESTS = 20_000_000
+SHIPPED = "floor + shedding + pending (shipped)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """One policy on one trace. Shares are of all offered requests, refused ones included; p99 is of
-    those answered, in seconds."""
+    those answered, in seconds, as is `ranked`, the mean share of a request's jobs, and `ndcg`, what
+    that costs by a measured table (None without one)."""
 
     policy: str
     within: float
@@ -37,14 +40,26 @@ class Result:
     most_replicas: int
     floor: int
     requests: int
+    ranked: float
+    ndcg: float | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool, Sizing]]:
-    """The compared policies: name -> (floor, whether it sheds, sizing). `reactive` has the floor
-    that the trace's quiet load needs; `shipped` is what the manifests hold."""
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A floor, whether requests are refused, how replicas follow, and whether depth does."""
+
+    floor: int
+    sheds: bool
+    sizing: Sizing
+    depth: DepthSpec | None = None
+
+
+def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
+    """The compared policies by name. `reactive` has the floor that the trace's quiet load needs;
+    `shipped` is what the manifests hold."""
     quiet = float(np.percentile(trace.rates, 5))
     low = max(1, math.ceil(quiet / situation.target_items_per_s))
 
@@ -60,20 +75,22 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, tuple[int, bool
 
     horizon = situation.cold_start_s + 30
     floor = situation.floor
-    compared: dict[str, tuple[int, bool, Sizing]] = {
-        "reactive": (low, False, reactive(low)),
-        "reactive + shedding": (low, True, reactive(low)),
-        "trend": (low, False, Trend(inner=reactive(low), horizon_s=horizon)),
-        "floor": (floor, False, reactive(floor)),
-        "floor + shedding": (floor, True, reactive(floor)),
-        "floor + shedding + pending (shipped)": (floor, True, reactive(floor, pending=True)),
+
+    def policy(least: int, sheds: bool, sizing: Sizing, depth: DepthSpec | None = None) -> Policy:
+        return Policy(floor=least, sheds=sheds, sizing=sizing, depth=depth)
+
+    compared = {
+        "reactive": policy(low, False, reactive(low)),
+        "reactive + shedding": policy(low, True, reactive(low)),
+        "reactive + shedding + depth": policy(low, True, reactive(low), situation.depth),
+        "trend": policy(low, False, Trend(inner=reactive(low), horizon_s=horizon)),
+        "floor": policy(floor, False, reactive(floor)),
+        "floor + shedding": policy(floor, True, reactive(floor)),
+        SHIPPED: policy(floor, True, reactive(floor, pending=True)),
     }
     if trace.history is not None:
-        compared["scheduled"] = (
-            low,
-            False,
-            Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon),
-        )
+        scheduled = Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon)
+        compared["scheduled"] = policy(low, False, scheduled)
     return compared
 
 
@@ -84,10 +101,10 @@ def compare(
     requests, or with more than can be simulated."""
     arrivals = arrivals_of(situation, trace)
     results, outcomes = [], {}
-    for name, (floor, sheds, sizing) in policies_of(situation, trace).items():
+    for name, policy in policies_of(situation, trace).items():
         report(name)
-        outcome = _run(situation, trace, arrivals, floor, sheds, sizing)
-        results.append(_result(name, floor, outcome, situation))
+        outcome = _run(situation, trace, arrivals, policy)
+        results.append(_result(name, policy.floor, outcome, situation))
         outcomes[name] = outcome
     return results, outcomes
 
@@ -105,10 +122,9 @@ def find_floor(
         if floor not in tried:
             report(f"floor {floor}")
             given = replace(situation, floor=floor, maximum=max(situation.maximum, floor))
-            name = "floor + shedding + pending (shipped)"
-            low, sheds, sizing = policies_of(given, trace)[name]
-            outcome = _run(given, trace, arrivals, low, sheds, sizing)
-            tried[floor] = _result(name, low, outcome, given).within
+            policy = policies_of(given, trace)[SHIPPED]
+            outcome = _run(given, trace, arrivals, policy)
+            tried[floor] = _result(SHIPPED, policy.floor, outcome, given).within
         return tried[floor]
 
     low = 1
@@ -151,12 +167,10 @@ def _run(
     situation: Situation,
     trace: Trace,
     arrivals: npt.NDArray[np.float64],
-    floor: int,
-    sheds: bool,
-    sizing: Sizing,
+    policy: Policy,
 ) -> Outcome:
     limits = Limits(queue=NO_LIMIT, timeout_s=PATIENCE_S)
-    if sheds:
+    if policy.sheds:
         limits = Limits(queue=situation.queue, timeout_s=situation.queue_timeout_s)
     first = float(trace.rates[: max(1, len(trace.rates) // 100)].mean())
     return run_fleet(
@@ -168,16 +182,22 @@ def _run(
             cold_start_s=situation.cold_start_s,
         ),
         limits,
-        sizing,
-        start=max(floor, math.ceil(first / situation.target_items_per_s)),
+        policy.sizing,
+        start=max(policy.floor, math.ceil(first / situation.target_items_per_s)),
         seconds=trace.seconds,
         seed=situation.seed,
+        depth=policy.depth,
     )
 
 
 def _result(name: str, floor: int, outcome: Outcome, situation: Situation) -> Result:
     latencies = outcome.latencies
     answered = latencies[~np.isnan(latencies)]
+    ranked = outcome.ranked[~np.isnan(latencies)]
+    ndcg = None
+    if situation.ndcg_of and len(ranked):
+        shares, values = zip(*sorted(situation.ndcg_of), strict=True)
+        ndcg = float(np.interp(ranked, shares, values).mean())
     return Result(
         policy=name,
         within=float((np.nan_to_num(latencies, nan=np.inf) <= situation.limit_s).mean()),
@@ -187,6 +207,8 @@ def _result(name: str, floor: int, outcome: Outcome, situation: Situation) -> Re
         most_replicas=max(size for _, size, _ in outcome.sizes),
         floor=floor,
         requests=len(latencies),
+        ranked=float(ranked.mean()) if len(ranked) else math.nan,
+        ndcg=ndcg,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from slmrank.errors import DataError
 from slmrank.load.capacity import Capacity, plan_capacity
 from slmrank.spec.deploy import ScalingSpec
 from slmrank.spec.load import SimulateSpec
+from slmrank.spec.repository import DepthSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """Everything beside trace and policy. `capacity_items_per_s`: what one replica serves at the
-    objective; times in seconds."""
+    objective; times in seconds; `ndcg_of`: (share of jobs ranked, measured NDCG@10)."""
 
     capacity_items_per_s: float
     target_items_per_s: float
@@ -38,6 +40,8 @@ class Situation:
     maximum: int
     behavior: Behavior
     seed: int
+    depth: DepthSpec
+    ndcg_of: tuple[tuple[float, float], ...] = ()
 
 
 def open_trace(spec: SimulateSpec, history: Path | None) -> Trace:
@@ -103,8 +107,32 @@ def plan_situation(
         maximum=spec.maximum or math.ceil(peak / target) + 1,
         behavior=parse_behavior(behavior(release)),
         seed=spec.seed,
+        depth=_depth(spec, limit_s, service_s),
+        ndcg_of=read_depth_table(spec.depth_table) if spec.depth_table else (),
     )
     return situation, plan
+
+
+def _depth(spec: SimulateSpec, limit_s: float, service_s: float) -> DepthSpec:
+    """Depth control for the objective: half of what it leaves beside a request's own time is for
+    waiting, and a quarter of the jobs is always ranked."""
+    target_ms = spec.depth_target_ms or max(1.0, 500 * (limit_s - service_s))
+    part = max(1, spec.items // 4)
+    return DepthSpec(target_ms=target_ms, floor=part, step=part)
+
+
+def read_depth_table(path: Path) -> tuple[tuple[float, float], ...]:
+    """(share ranked, NDCG@10) from the JSON of `control depth-table`. Raises DataError."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return tuple(
+            (float(row["name"].removesuffix("%")) / 100, float(row["ndcg10"]["value"]))
+            for row in rows
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is no depth table: {error}", "give the JSON that `control depth-table` wrote"
+        ) from error
 
 
 def service_for(capacity_items_per_s: float, items: int, limit_s: float, percentile: int) -> float:
