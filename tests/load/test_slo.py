@@ -268,7 +268,7 @@ def test_a_real_search_its_record_and_the_replicas(
     never = control(*base, *(f"--set={one}" for one in late))
     assert json.loads(never.stdout)["slo"][0]["rate"] is None, never.stdout
     # A server that refuses every request is no measurement.
-    refused = control(*base, "--set", f"{late[0]}")
+    refused = control(*base, "--set", late[0], "--set", "repository.queue_timeout_us=2")
     assert refused.returncode == 10
     assert "no stable latency (failed)" in json.loads(refused.stdout)["error"]["message"]
 

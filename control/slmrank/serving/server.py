@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -151,15 +152,19 @@ class Server:
 
     def stop(self) -> None:
         """Stop the server: SIGTERM, then up to `drain_s` for running requests; SIGKILL when it is
-        still there STOP_MARGIN_S later."""
+        still there STOP_MARGIN_S later, and for its stages, which do not notice that."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
                 try:
                     self._process.wait(self.drain_s + STOP_MARGIN_S)
                 except subprocess.TimeoutExpired:
+                    stages = _stages(self._process.pid)
                     self._process.kill()
                     self._process.wait(STOP_MARGIN_S)
+                    for stage in stages:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(stage, signal.SIGKILL)
             self._process = None
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
