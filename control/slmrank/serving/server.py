@@ -99,6 +99,7 @@ class Server:
         self._wanted = ports or Ports()
         self._process: subprocess.Popen[bytes] | None = None
         self._work: Path | None = None
+        self._stages: dict[int, str] = {}
 
     def __enter__(self) -> Server:
         self.start()
@@ -146,6 +147,8 @@ class Server:
         try:
             self._launch()
             self._wait_ready(timeout_s, waiting)
+            # Before anybody is told that it is ready: one that ends right then is missed as well.
+            self._stages = _stages(self._process.pid) if self._process is not None else {}
         except BaseException:
             self.stop()
             raise
@@ -178,12 +181,11 @@ class Server:
         """
         if self._process is None:
             raise ServerError("the server is not running", "start it first")
-        stages = _stages(self._process.pid)
         while True:
             try:
                 return self._process.wait(STAGES_EVERY_S)
             except subprocess.TimeoutExpired:
-                gone = [name for pid, name in stages.items() if not _runs(pid)]
+                gone = [name for pid, name in self._stages.items() if not _runs(pid)]
             if gone and self._process.poll() is None:
                 raise ServerError(
                     f"the process of stage {gone[0]!r} ended while the server ran\n"
