@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 from slmrank.errors import MissingDependencyError
@@ -20,6 +21,20 @@ def headless_pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def plain_plot(draw: Callable[[Any], None]) -> bytes:
+    """A PNG with one pair of axes in the house's style, which `draw` fills."""
+    pyplot = headless_pyplot()
+    figure: Any
+    axes: Any
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
+    draw(axes)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    image = png_of(figure)
+    pyplot.close(figure)
+    return image
 
 
 def png_of(figure: Any) -> bytes:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from slmrank.cli.display import print_json
+from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Decorated
 from slmrank.errors import SpecError
-from slmrank.pipeline.part_runs import LOCAL, RAY
+from slmrank.pipeline.part_runs import LOCAL, RAY, Told
 
 
 def _place(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -36,13 +36,18 @@ def part_run_options(function: Decorated) -> Any:
     )(function)
 
 
-def show_run(found: Mapping[str, Any], what: str, *, as_json: bool) -> None:
-    """The figures of `run_parts`."""
+def show_run(
+    title: str, rows: str, work: Callable[[Told], Mapping[str, Any]], *, as_json: bool
+) -> None:
+    """Do `work`, which calls `run_parts`, with its progress; then print its figures."""
+    with StepDisplay() as display:
+        display.begin(title)
+        found = work(lambda done, total: display.progress(done, total, rows))
     if as_json:
         print_json(dict(found))
         return
     rate = f", {found['rows_per_s']} a second" if found["rows_per_s"] else ""
     click.echo(
-        f"{found['rows']} {what} in {found['parts']} parts: {found['done']} done now{rate}; "
+        f"{found['rows']} {rows} in {found['parts']} parts: {found['done']} done now{rate}; "
         f"{found['found']} parts were there\n{found['out']}"
     )

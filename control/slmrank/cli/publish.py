@@ -11,7 +11,7 @@ from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.pipeline.publish import publish
 from slmrank.store.changes import order_of
-from slmrank.store.registry import open_writer
+from slmrank.store.registry import shared_kind
 
 
 @click.command("publish")
@@ -54,7 +54,7 @@ def publish_command(
     order = ""
     if as_of is not None:
         order = order_of(int(as_of.replace(tzinfo=datetime.UTC).timestamp() * 1000))
-    open_writer(opened.bundle.spec.summarize.store, {}).close()
+    shared_kind(opened.bundle.spec.summarize.store)  # before summaries are made
     opened.run(opened.bundle.summaries)
     with StepDisplay() as display:
         display.begin("publishing")

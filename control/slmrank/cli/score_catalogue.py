@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
-from slmrank.cli.display import StepDisplay, show_plan
+from slmrank.cli.display import show_plan
 from slmrank.cli.options import Opened, device_option, dry_run_option, json_option, spec_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.pipeline.score_catalogue import score_catalogue
@@ -50,15 +52,7 @@ def score_catalogue_command(
         return
     for step in steps:
         opened.run(step, device=device)
-    with StepDisplay() as display:
-        display.begin("scores")
-        found = score_catalogue(
-            opened.bundle,
-            opened.store,
-            queries,
-            out,
-            on=where,
-            workers=workers,
-            told=lambda done, total: display.progress(done, total, "queries"),
-        )
-    show_run(found, "queries", as_json=as_json)
+    work = partial(
+        score_catalogue, opened.bundle, opened.store, queries, out, on=where, workers=workers
+    )
+    show_run("scores", "queries", lambda told: work(told=told), as_json=as_json)

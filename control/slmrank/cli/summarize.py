@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
-from slmrank.cli.display import StepDisplay, show_artifact, show_plan
+from slmrank.cli.display import show_artifact, show_plan
 from slmrank.cli.options import (
     Opened,
     device_option,
@@ -70,15 +72,7 @@ def summarize_command(
         show_plan([opened.bundle.summarizer], opened.store, as_json=as_json)
         return
     opened.run(opened.bundle.summarizer, force=force, device=device)
-    with StepDisplay() as display:
-        display.begin("catalogue")
-        found = summarize_catalogue(
-            opened.bundle,
-            opened.store,
-            source,
-            out,
-            on=where,
-            workers=workers,
-            told=lambda done, total: display.progress(done, total, "jobs"),
-        )
-    show_run(found, "jobs", as_json=as_json)
+    work = partial(
+        summarize_catalogue, opened.bundle, opened.store, source, out, on=where, workers=workers
+    )
+    show_run("catalogue", "jobs", lambda told: work(told=told), as_json=as_json)

@@ -4,6 +4,7 @@ is done by one worker, or was done before a kill, is done whole."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -103,8 +104,8 @@ class Place:
             self._fs.delete_file(f"{self.path}/{name}")
 
     def below(self, name: str) -> Place:
-        place = object.__new__(Place)
-        place._fs, place._kinds, place.path = self._fs, self._kinds, f"{self.path}/{name}"
+        place = copy.copy(self)
+        place.path = f"{self.path}/{name}"
         return place
 
 

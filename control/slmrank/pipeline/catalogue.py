@@ -4,7 +4,6 @@ budget or tokenizer is a new output."""
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
-from slmrank.data.parts import Part, Place, mark_done, plan_parts, read_part
+from slmrank.data.parts import Part, Place, plan_parts, read_part
 from slmrank.data.records import Job
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, RANKER_FILE, open_ranker_file
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.part_runs import read_manifest, run_parts
 from slmrank.pipeline.steps import run
 from slmrank.spec.compress import SummarizeSpec
-from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.registry import load_summarizer
 from slmrank.summarize.summarizer import FITTED_FOLDER, identity_of, summarize_entries
 from slmrank.tokens import Ids
 
@@ -57,13 +56,11 @@ class SummaryWorker:
                 path.write_bytes(content)
             ranker = open_ranker_file(Path(work))
             self._encoder = ranker.encoder()
-            self._summarizer = SUMMARIZERS.get(spec.method).load(
-                Path(work) / FITTED_FOLDER, spec, self._encoder.body
-            )
+            self._summarizer = load_summarizer(Path(work), spec, self._encoder)
         self.identity = identity_of(ranker.tokenizer_hash, self._encoder, self._summarizer)
         self._source = Place(source)
 
-    def do(self, part: Part, target: Place) -> int:
+    def do(self, part: Part, target: Place) -> None:
         import pyarrow as pa
 
         schema = pa.schema(
@@ -75,7 +72,6 @@ class SummaryWorker:
                 ("source_tokens", pa.int32()),
             ]
         )
-        started = time.perf_counter()
         with target.table(part.name, schema) as writer:
             for jobs in read_part(self._source, part, Job):
                 entries = summarize_entries(jobs, self._summarizer, self._encoder)
@@ -87,8 +83,6 @@ class SummaryWorker:
                     [entry.source_tokens for entry in entries],
                 ]
                 writer.write_table(pa.table(columns, schema=schema))
-        mark_done(target, part, {"seconds": round(time.perf_counter() - started, 3)})
-        return part.rows
 
 
 def summarize_catalogue(

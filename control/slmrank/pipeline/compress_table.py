@@ -14,7 +14,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import plain_plot
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -137,29 +137,26 @@ def compress_table(rows: Sequence[CompressRow]) -> Table:
 
 def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
     """A PNG: NDCG@10 lost against full text over the tokens removed, with 95 % intervals."""
-    pyplot = headless_pyplot()
-    figure: Any
-    axes: Any
-    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
-    axes.axhline(0, color="#999999", linewidth=0.8, linestyle="--")
-    for method in dict.fromkeys(row.method for row in rows if row.budget):
-        own = sorted((row for row in rows if row.method == method), key=lambda row: row.removed)
-        deltas = [row.quality.delta_ndcg10 for row in own if row.quality.delta_ndcg10 is not None]
-        below = [delta.value - delta.low for delta in deltas]
-        above = [delta.high - delta.value for delta in deltas]
-        axes.errorbar(
-            [100 * row.removed for row in own],
-            [delta.value for delta in deltas],
-            yerr=[below, above],
-            marker="o",
-            capsize=3,
-            label=method,
-        )
-    axes.set_xlabel("tokens of the descriptions removed (%)")
-    axes.set_ylabel("NDCG@10 against full text")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    image = png_of(figure)
-    pyplot.close(figure)
-    return image
+
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color="#999999", linewidth=0.8, linestyle="--")
+        for method in dict.fromkeys(row.method for row in rows if row.budget):
+            own = sorted((row for row in rows if row.method == method), key=lambda row: row.removed)
+            deltas = [
+                row.quality.delta_ndcg10 for row in own if row.quality.delta_ndcg10 is not None
+            ]
+            below = [delta.value - delta.low for delta in deltas]
+            above = [delta.high - delta.value for delta in deltas]
+            axes.errorbar(
+                [100 * row.removed for row in own],
+                [delta.value for delta in deltas],
+                yerr=[below, above],
+                marker="o",
+                capsize=3,
+                label=method,
+            )
+        axes.set_xlabel("tokens of the descriptions removed (%)")
+        axes.set_ylabel("NDCG@10 against full text")
+        axes.legend(frameon=False)
+
+    return plain_plot(draw)

@@ -18,7 +18,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import plain_plot
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
 
@@ -74,22 +74,20 @@ def depth_table(rows: Sequence[QualityRow]) -> Table:
 
 def draw_depth_table(rows: Sequence[QualityRow]) -> bytes:
     """A PNG: NDCG@10 over the share of jobs that is ranked, with 95 % intervals."""
-    pyplot = headless_pyplot()
-    figure: Any
-    axes: Any
-    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
     values = [row.ndcg10 for row in rows]
-    axes.errorbar(
-        [100 * share for share in SHARES],
-        [one.value for one in values],
-        yerr=[[one.value - one.low for one in values], [one.high - one.value for one in values]],
-        marker="o",
-        capsize=3,
-    )
-    axes.set_xlabel("jobs of a listing that are ranked, in BM25's order (%)")
-    axes.set_ylabel("NDCG@10")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    image = png_of(figure)
-    pyplot.close(figure)
-    return image
+
+    def draw(axes: Any) -> None:
+        axes.errorbar(
+            [100 * share for share in SHARES],
+            [one.value for one in values],
+            yerr=[
+                [one.value - one.low for one in values],
+                [one.high - one.value for one in values],
+            ],
+            marker="o",
+            capsize=3,
+        )
+        axes.set_xlabel("jobs of a listing that are ranked, in BM25's order (%)")
+        axes.set_ylabel("NDCG@10")
+
+    return plain_plot(draw)

@@ -16,9 +16,9 @@ from slmrank.pipeline.steps import Watcher, run
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.store.changes import Change, ChangeSource, Delivery, read_change
 from slmrank.store.job_store import SharedWriter
-from slmrank.store.registry import open_writer
-from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import FITTED_FOLDER, Summarizer, summarize_entries
+from slmrank.store.registry import open_writer, shared_kind
+from slmrank.summarize.registry import load_summarizer
+from slmrank.summarize.summarizer import Summarizer, summarize_entries
 from slmrank.tokens import Ids
 
 BATCH = 64
@@ -144,9 +144,8 @@ def open_follower(bundle: Bundle, store: ArtifactStore, watcher: Watcher) -> Fol
     """The follower of a bundle, whose summaries are made when they are missing: what follows them
     must have their identity."""
     spec = bundle.spec.summarize
-    open_writer(spec.store, {}).close()
+    shared_kind(spec.store)  # before summaries are made
     identity = run(bundle.summaries, store, watcher).figures["identity"]
     encoder = checkpoint_of(run(bundle.base, store)).encoder()
-    fitted = run(bundle.summarizer, store).path / FITTED_FOLDER
-    summarizer = SUMMARIZERS.get(spec.method).load(fitted, spec, encoder.body)
+    summarizer = load_summarizer(run(bundle.summarizer, store).path, spec, encoder)
     return Follower(open_writer(spec.store, identity), summarizer, encoder)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from slmrank.data.parts import Part, Place, done_parts
+from slmrank.data.parts import Part, Place, done_parts, mark_done
 from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_value
 
@@ -26,8 +26,8 @@ class PartWorker(Protocol):
 
     identity: dict[str, Any]
 
-    def do(self, part: Part, target: Place) -> int:
-        """Write a part and its marker; returns its rows."""
+    def do(self, part: Part, target: Place) -> None:
+        """Write the table of a part."""
 
 
 def output_of(target: str, identity: dict[str, Any]) -> Place:
@@ -59,7 +59,7 @@ def run_parts(
     if left:
         out.drop(MANIFEST)  # parts of another content may take the place of those that it names
     started = time.perf_counter()
-    made: Iterable[int] = (own.do(part, out) for part in left)
+    made: Iterable[int] = (_do(own, part, out) for part in left)
     if on != LOCAL:
         made = _on_ray(make_worker, left, out, on, workers)
     rows = total - new
@@ -80,6 +80,14 @@ def run_parts(
         "rows_per_s": round(new / seconds, 1) if new else None,
         "out": out.path,
     }
+
+
+def _do(worker: PartWorker, part: Part, out: Place) -> int:
+    """Do a part and mark it; returns its rows."""
+    started = time.perf_counter()
+    worker.do(part, out)
+    mark_done(out, part, {"seconds": round(time.perf_counter() - started, 3)})
+    return part.rows
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -116,7 +124,7 @@ def _on_ray(
             self._worker = make_worker()
 
         def do(self, part: Part) -> int:
-            return self._worker.do(part, out)
+            return _do(self._worker, part, out)
 
     here = address == RAY
     options = {"num_cpus": workers, "include_dashboard": False} if here else {"address": address}

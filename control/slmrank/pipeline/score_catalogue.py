@@ -3,7 +3,6 @@ engine and the summaries."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmrank.artifacts import ArtifactStore
-from slmrank.data.parts import Part, Place, mark_done, plan_parts, read_part
+from slmrank.data.parts import Part, Place, plan_parts, read_part
 from slmrank.errors import ControlError, DataError
 from slmrank.model.probability import probability
 from slmrank.pipeline.bundle import Bundle
@@ -51,21 +50,18 @@ class ScoreWorker:
         self._source = Place(source)
         self.identity = {"engine": engine.key, "summaries": summaries.key}
 
-    def do(self, part: Part, target: Place) -> int:
+    def do(self, part: Part, target: Place) -> None:
         import pyarrow as pa
 
         schema = pa.schema(
             [("query", pa.string()), ("job_id", pa.string()), ("score", pa.float32())]
         )
-        started = time.perf_counter()
         with target.table(part.name, schema) as writer:
             for queries in read_part(self._source, part, ListedQuery):
                 for one in queries:
                     for job_ids, scores in self._scores(one, part):
                         columns = [[one.query] * len(job_ids), job_ids, scores]
                         writer.write_table(pa.table(columns, schema=schema))
-        mark_done(target, part, {"seconds": round(time.perf_counter() - started, 3)})
-        return part.rows
 
     def _scores(
         self, asked: ListedQuery, part: Part

@@ -23,12 +23,8 @@ from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import SharedReader, SummaryReader, Traffic, require_tokenizer
 from slmrank.store.registry import open_reader
-from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import (
-    FITTED_FOLDER,
-    Summarizer,
-    summarize_entries,
-)
+from slmrank.summarize.registry import load_summarizer
+from slmrank.summarize.summarizer import Summarizer, summarize_entries
 from slmrank.tokens import EMPTY, Ids
 from slmrank.triton.status import Status
 
@@ -59,12 +55,13 @@ class Preparer:
     ) -> None:
         self._encoder = encoder
         self._store = store
+        self._shared = store if isinstance(store, SharedReader) else None
         self._summarizer = summarizer
         self._max_items = max_items
 
     def traffic(self) -> Traffic | None:
         """What the shared store was asked so far; None for an embedded one."""
-        return self._store.traffic() if isinstance(self._store, SharedReader) else None
+        return None if self._shared is None else self._shared.traffic()
 
     def prepare(
         self,
@@ -191,7 +188,7 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
             f"{folder} has no usable {SUMMARIES_FILE}: {error}", "run `control repo` again"
         ) from error
     encoder = ranker.encoder()
-    summarizer = SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.body)
+    summarizer = load_summarizer(folder, spec, encoder)
     store = open_reader(spec.store, folder)
     require_tokenizer(store, ranker.tokenizer_hash)
     identity = store.identity()

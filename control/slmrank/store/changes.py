@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -18,8 +19,8 @@ from typing import BinaryIO, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slmrank.data.records import Job
-from slmrank.errors import DataError, StoreUnavailable
-from slmrank.store.redis_address import RedisAddress, connect
+from slmrank.errors import DataError
+from slmrank.store.redis_address import RedisAddress, asking, connect
 
 GROUP = "slmrank"
 FIELD = "change"
@@ -100,27 +101,25 @@ class StreamSource:
     ended = False
 
     def __init__(self, address: RedisAddress, stream: str) -> None:
-        from redis.exceptions import RedisError, ResponseError
+        from redis.exceptions import ResponseError
 
-        self._errors = (RedisError, OSError)
         self._client = connect(address, timeout_s=10.0)
         self._stream, self._place = stream, address.place
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._looked_s = -float(ABANDONED_MS)
-        try:
-            self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise self._down(error) from error
-        except self._errors as error:
-            raise self._down(error) from error
+        with self._asking():
+            try:
+                self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
 
     @property
     def dead_letters(self) -> str:
         return f"{self._stream}{REJECTED_SUFFIX}"
 
     def take(self, most: int, wait_s: float) -> list[Delivery]:
-        try:
+        with self._asking():
             # Own and others' unfinished ones first: they are older.
             if time.monotonic() - self._looked_s > ABANDONED_MS / 3000:
                 found = self._client.xautoclaim(
@@ -132,36 +131,26 @@ class StreamSource:
             told = self._client.xreadgroup(
                 GROUP, self._name, {self._stream: ">"}, count=most, block=int(1000 * wait_s)
             )
-        except self._errors as error:
-            raise self._down(error) from error
         return [_delivery(*one) for _, messages in told or () for one in messages]
 
     def reject(self, delivery: Delivery, reason: str) -> None:
         letter = {"id": delivery.token, "reason": reason, FIELD: delivery.raw}
-        try:
+        with self._asking():
             self._client.xadd(self.dead_letters, letter)
-        except self._errors as error:
-            raise self._down(error) from error
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
-        try:
+        with self._asking():
             self._client.xack(self._stream, GROUP, *(one.token for one in deliveries))
-        except self._errors as error:
-            raise self._down(error) from error
 
     def lag(self) -> int | None:
-        try:
+        with self._asking():
             groups = self._client.xinfo_groups(self._stream)
-        except self._errors as error:
-            raise self._down(error) from error
         own = next(one for one in groups if one["name"] == GROUP.encode())
         # Redis before 7 does not say, and no version does after the stream was cut in the middle.
         return None if own.get("lag") is None else int(own["lag"]) + int(own["pending"])
 
-    def _down(self, error: Exception) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"the stream {self._stream} in {self._place}: {error}", "is the server running?"
-        )
+    def _asking(self) -> AbstractContextManager[None]:
+        return asking(f"the stream {self._stream} in {self._place}", "is the server running?")
 
 
 class LinesSource:

@@ -1,7 +1,7 @@
 """Token ids as bytes for a shared store: variable-length, seven bits a byte, lowest first.
 
 A tokenizer's ids are by frequency, so most of a summary needs one or two bytes instead of four
-(measured against zstd and fixed widths in perf/store_codes.py).
+(measured against zstd and fixed widths in perf/shared_store.py).
 """
 
 from __future__ import annotations

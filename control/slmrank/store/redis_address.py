@@ -3,13 +3,15 @@ for TLS. User and password stand in the environment, never in a spec."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.errors import MissingDependencyError, SpecError, StoreUnavailable
 from slmrank.hashing import hash_value
 from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 
@@ -100,6 +102,17 @@ def connect(address: RedisAddress, *, timeout_s: float) -> Any:
         protocol=2,
         **(tls if address.scheme == "rediss" else {}),
     )
+
+
+@contextlib.contextmanager
+def asking(what: str, hint: str) -> Iterator[None]:
+    """The client's errors as StoreUnavailable, with what was asked and the remedy."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"{what}: {error}", hint) from error
 
 
 # A field that no job can have: it holds the identity, and says that the version is whole.

@@ -6,19 +6,19 @@ single job that came in meanwhile. The version before stays for a grace, for req
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from slmrank.errors import StoreUnavailable
 from slmrank.store.ids_code import encode_ids
 from slmrank.store.job_store import Published
-from slmrank.store.redis_address import WHOLE, Keys, RedisAddress, connect
+from slmrank.store.redis_address import WHOLE, Keys, RedisAddress, asking, connect
 from slmrank.tokens import Ids
 
 TIMEOUT_S = 10.0
+REMEDY = "is it running, and may this user write there?"
 # An unfinished version disappears by itself.
 UNFINISHED_S = 24 * 3600
 
@@ -89,7 +89,7 @@ class RedisWriter:
         """
         version = f"{name}-{time.time_ns() // 1_000_000}"
         key, done, written = self._keys.version(version), 0, 0
-        with _failing(f"published to the summary store {self.address.place}"):
+        with asking(f"nothing was published to the summary store {self.address.place}", REMEDY):
             for batch in batches:
                 values = {job_id.encode(): encode_ids(ids) for job_id, ids in batch}
                 if not values:
@@ -121,7 +121,7 @@ class RedisWriter:
         """Apply (job id, order, ids; None deletes) to the current version, in one round trip; False
         for one that is older than what is there. Raises StoreUnavailable when nothing is published.
         """
-        with _failing(f"changed in the summary store {self.address.place}"):
+        with asking(f"nothing was changed in the summary store {self.address.place}", REMEDY):
             asked = self.client.pipeline(transaction=False)
             for job_id, order, ids in changes:
                 value = b"" if ids is None else encode_ids(ids)
@@ -153,16 +153,3 @@ class RedisWriter:
                     self.client.expire(key, self.address.grace_s)
                 self.client.hdel(self._keys.identities, namespace)
         return len(found)
-
-
-@contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """The client's errors as ours."""
-    from redis.exceptions import RedisError
-
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(
-            f"nothing was {what}: {error}", "is it running, and may this user write there?"
-        ) from error

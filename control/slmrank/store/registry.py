@@ -71,12 +71,18 @@ def open_reader(url: str, folder: Path) -> SummaryReader:
     return kind.reader(place, folder) if isinstance(kind, SharedKind) else open_store(url, folder)
 
 
-def open_writer(url: str, identity: dict[str, Any]) -> SharedWriter:
-    """The writer of a shared store. Raises SpecError for an embedded one."""
+def shared_kind(url: str) -> tuple[SharedKind, str]:
+    """(kind, place) of a store that all servers read. Raises SpecError for an embedded one."""
     kind, place = store_kind(url)
     if not isinstance(kind, SharedKind):
         raise SpecError(
             f"summarize.store is {url!r}, which lies inside each bundle: nothing shares it",
             "set summarize.store to redis://HOST:6379/0, or ship the bundle of `control repo`",
         )
+    return kind, place
+
+
+def open_writer(url: str, identity: dict[str, Any]) -> SharedWriter:
+    """The writer of a shared store. Raises SpecError for an embedded one."""
+    kind, place = shared_kind(url)
     return kind.writer(place, identity)

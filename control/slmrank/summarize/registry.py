@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.registry import Registry
-from slmrank.summarize.summarizer import SummarizerKind
+from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.summarizer import FITTED_FOLDER, Summarizer, SummarizerKind
 
 
 def _built_in() -> None:
@@ -18,3 +22,8 @@ def _built_in() -> None:
 
 
 SUMMARIZERS: Registry[SummarizerKind] = Registry("summarizer", _built_in)
+
+
+def load_summarizer(folder: Path, spec: SummarizeSpec, encoder: PromptEncoder) -> Summarizer:
+    """The summarizer that was fitted into a folder: an artifact, or a repository's stage."""
+    return SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.body)

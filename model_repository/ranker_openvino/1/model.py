@@ -17,7 +17,8 @@ from slmrank.serving.score_cache import open_cache
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        given = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        given = config["parameters"]
         value = {
             name: int(given[name]["string_value"])
             for name in ("vocab_size", "max_tokens", "threads")
@@ -25,7 +26,7 @@ class TritonPythonModel:
         self._engine = OpenVinoEngine(folder / "engine", value.pop("threads"))
         self._limits = value
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(json.loads(args["model_config"]))
+        self._board = open_board(config)
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together; a bad one fails alone."""

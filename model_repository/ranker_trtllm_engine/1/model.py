@@ -20,11 +20,12 @@ OUTPUTS = ["output_ids", "sequence_length", "generation_logits"]
 
 class TritonPythonModel:
     def initialize(self, args):
-        given = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        given = config["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(json.loads(args["model_config"]))
+        self._board = open_board(config)
         self._max_in_flight = int(value["max_in_flight"])
 
     async def execute(self, requests):

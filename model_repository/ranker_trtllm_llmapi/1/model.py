@@ -19,10 +19,11 @@ from tensorrt_llm.llmapi import KvCacheConfig
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        given = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        given = config["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(json.loads(args["model_config"]))
+        self._board = open_board(config)
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),

@@ -16,7 +16,7 @@ from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 from slmrank.summarize.build_store import build_store, require_room
-from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.summarize.registry import SUMMARIZERS, load_summarizer
 from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, identity_of
 
 FITTED_JOBS = 50_000  # what words are worth does not change any more
@@ -58,9 +58,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     labelled = read_labelled(making.inputs["data"].path)
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
     encoder = checkpoint.encoder()
-    summarizer = SUMMARIZERS.get(spec.method).load(
-        making.inputs["summarizer"].path / FITTED_FOLDER, spec, encoder.body
-    )
+    summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
     identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)
