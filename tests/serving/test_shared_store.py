@@ -21,6 +21,7 @@ import pytest
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.data.labelled import read_labelled
+from slmrank.data.records import Job
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
 from slmrank.errors import StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
@@ -28,13 +29,16 @@ from slmrank.pipeline.follow import open_follower
 from slmrank.pipeline.steps import Silent, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
-from slmrank.store.changes import StreamSource, order_of
+from slmrank.store.changes import order_of
 from slmrank.store.job_store import entries_of
+from slmrank.store.kafka_topic import PROPERTIES
 from slmrank.store.redis_address import parse_address
+from slmrank.store.redis_stream import StreamSource
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.store.registry import open_store
 from slmrank.triton.status import Status
 
+from tests.kafka_broker import KafkaBroker
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.triton
@@ -290,9 +294,38 @@ def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Pat
     assert (added.status, gone.status) == (Status.OK, Status.UNKNOWN_JOB)
     kept = control("publish", *shared.arguments)
     assert "4 later changes of single jobs were carried over" in kept.stdout
-    wrong = control("watch", *shared.arguments, "--from", "kafka")
+    wrong = control("watch", *shared.arguments, "--from", "kafak")
     assert wrong.returncode == 2
-    assert "no source of changes" in wrong.stderr
+    assert "did you mean 'kafka'" in wrong.stderr
+
+
+def test_changes_of_a_kafka_topic(shared: Shared, control: Any, tmp_path: Path) -> None:
+    broker = KafkaBroker()
+    job = {"job_id": "by-topic", "title": "pilot", "description": "You fly at night."}
+    messages = [
+        ("by-topic", json.dumps({"job": {**job, "title": "baker"}}).encode()),
+        ("by-topic", json.dumps({"job": job}).encode()),
+        ("poison", b"{"),
+        ("job-4", None),
+    ]
+    broker.send("changes", messages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PROPERTIES, str(broker.properties(tmp_path)))
+        source = f"kafka://{broker.address}/changes?group=test"
+        watch = ("watch", *shared.arguments, "--from", source, "--until-idle")
+        done = control(*watch)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "3 changes applied, 0 older than what was there, 1 rejected\n"
+        again = control(*watch)
+        assert again.stdout.startswith("0 changes applied, 0 older")
+    (letter,) = broker.read("changes.rejected")
+    assert letter.value() == b"{"
+    broker.kill()
+    time.sleep(0.3)
+    with RankClient(shared.server.url) as client:
+        added, gone, alike = client.score("nurse shift", ["by-topic", "job-4", Job(**job)])
+    assert gone.status is Status.UNKNOWN_JOB
+    assert added.score == alike.score
 
 
 def test_known_answers_hold_whatever_the_store_holds(shared: Shared, tiny: Any) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from slmrank.errors import DataError
-from slmrank.store.changes import Delivery, LinesSource, order_of, read_change
+from slmrank.store.change_lines import LinesSource
+from slmrank.store.changes import Delivery, order_of, read_change
 
 
 def test_messages() -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from slmrank.errors import SpecError, StoreUnavailable
-from slmrank.store.changes import StreamSource, order_of
+from slmrank.store.changes import order_of
 from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore, entries_of
 from slmrank.store.redis_address import RedisAddress, parse_address
 from slmrank.store.redis_reader import RedisReader
+from slmrank.store.redis_stream import StreamSource
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.store.registry import embedded_url, open_store, open_writer
 

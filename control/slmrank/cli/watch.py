@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import click
 
 from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, spec_options
-from slmrank.errors import MissingDependencyError, SpecError
+from slmrank.errors import MissingDependencyError
 from slmrank.pipeline.follow import Followed, open_follower
-from slmrank.store.changes import REJECTED_SUFFIX, ChangeSource, LinesSource, StreamSource
-from slmrank.store.redis_address import parse_address
+from slmrank.store.sources import open_source
 
 SAY_S = 10.0
 
@@ -31,7 +27,7 @@ SAY_S = 10.0
     show_default=True,
     metavar="SOURCE",
     help="redis-stream[:NAME] on the store's server (default name slmrank:CATALOGUE:changes), "
-    "jsonl:FILE, or jsonl:- for standard input",
+    "kafka://HOST:9092[,HOST:9092]/TOPIC[?group=NAME], jsonl:FILE, or jsonl:- for standard input",
 )
 @click.option("--follow", is_flag=True, help="wait for lines that are added to the file")
 @click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
@@ -52,8 +48,8 @@ def watch_command(
 
     A message is {"job": {"job_id": ..., "title": ..., "description": ...}} or {"delete": JOB_ID}.
     It is applied at least once, and never over a newer one of the same job. What is no such message
-    is kept with its reason: in the stream NAME.rejected, in FILE.rejected, or for standard input in
-    the file stdin.rejected of the working folder.
+    is kept with its reason: in the stream or topic NAME.rejected, in FILE.rejected, or for standard
+    input in the file stdin.rejected of the working folder.
 
     \b
     Example:
@@ -75,8 +71,9 @@ def watch_command(
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda _signal, _frame: follower.stop())
-    with _source(place, opened, follow=follow) as source:
-        click.echo(f"following {place} into {opened.bundle.spec.summarize.store}", err=True)
+    url = opened.bundle.spec.summarize.store
+    with open_source(place, url, follow=follow) as source:
+        click.echo(f"following {place} into {url}", err=True)
         follower.follow(source, told, until_idle=until_idle)
     if as_json:
         values = dataclasses.asdict(follower.counts)
@@ -85,28 +82,6 @@ def watch_command(
         print_json(values)
     else:
         click.echo(_line(follower.counts, None))
-
-
-@contextlib.contextmanager
-def _source(place: str, opened: Opened, *, follow: bool) -> Iterator[ChangeSource]:
-    kind, _, name = place.partition(":")
-    if kind == "redis-stream":
-        address = parse_address(opened.bundle.spec.summarize.store)
-        yield StreamSource(address, name or f"slmrank:{address.catalogue}:changes")
-    elif kind == "jsonl" and name == "-":
-        yield LinesSource(sys.stdin.buffer, Path(f"stdin{REJECTED_SUFFIX}"), follow=False)
-    elif kind == "jsonl" and name:
-        path = Path(name)
-        if not path.is_file():
-            raise SpecError(f"--from: there is no file {path}", "name a file of JSON lines")
-        rejected = path.with_name(path.name + REJECTED_SUFFIX)
-        with path.open("rb") as stream:
-            yield LinesSource(stream, rejected, follow=follow)
-    else:
-        raise SpecError(
-            f"--from {place!r} is no source of changes",
-            "give redis-stream, redis-stream:NAME, jsonl:FILE or jsonl:-",
-        )
 
 
 def _line(counts: Followed, lag: int | None) -> str:

@@ -73,8 +73,9 @@ class Follower:
             taken = self._patiently(lambda: source.take(BATCH, WAIT_S))
             if taken:
                 self._apply(source, taken)
-            told(self.counts, self._patiently(source.lag))
-            if source.ended or (until_idle and not taken):
+            lag = self._patiently(source.lag)
+            told(self.counts, lag)
+            if source.ended or (until_idle and not taken and not lag):
                 break
         return self.counts
 

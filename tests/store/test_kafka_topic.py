@@ -1,0 +1,189 @@
+"""A topic as a source of changes: who takes what, what is kept, and what is said when it is away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slmrank.errors import SpecError, StoreUnavailable
+from slmrank.store.changes import Delivery, order_of, read_change
+from slmrank.store.kafka_topic import (
+    PROPERTIES,
+    KafkaTopic,
+    TopicSource,
+    parse_topic,
+    read_properties,
+)
+from slmrank.store.sources import open_source
+
+from tests.kafka_broker import KafkaBroker
+
+REDIS = "redis://localhost:6379/0"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    broker = KafkaBroker()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PROPERTIES, str(broker.properties(tmp_path_factory.mktemp("kafka"))))
+        yield broker
+    broker.kill()
+
+
+def gone(number: int) -> tuple[str, bytes]:
+    job_id = f"job-{number}"
+    return job_id, json.dumps({"delete": job_id}).encode()
+
+
+def source_of(broker: KafkaBroker, topic: str) -> contextlib.closing[TopicSource]:
+    return contextlib.closing(TopicSource(parse_topic(f"//{broker.address}/{topic}?group={topic}")))
+
+
+def take_all(source: TopicSource, most: int = 64) -> list[Delivery]:
+    taken: list[Delivery] = []
+    until = time.monotonic() + 60
+    while (found := source.take(most, 1.0)) or (source.lag() or 0) > len(taken):
+        taken += found
+        assert time.monotonic() < until
+    return taken
+
+
+def test_every_message_once_more_until_it_is_done(broker: KafkaBroker) -> None:
+    broker.send("twice", [gone(number % 7) for number in range(100)])
+    with source_of(broker, "twice") as source:
+        first = take_all(source)
+        assert len({one.token for one in first}) == len(first) == 100
+    with source_of(broker, "twice") as source:
+        assert {one.token for one in take_all(source)} == {one.token for one in first}
+        source.done(first[:0])
+        source.done(first)
+    broker.send("twice", [gone(1)])
+    with source_of(broker, "twice") as source:
+        (last,) = take_all(source)
+        assert read_change(last.raw).job_id == "job-1"
+        source.done([last])
+        source._looked_s = -10.0
+        assert source.lag() == 0
+
+
+def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: KafkaBroker) -> None:
+    for stamp in (2_000, 1_000, 3_000):
+        broker.send("clocks", [("job-1", str(stamp).encode())], timestamp=stamp)
+    with source_of(broker, "clocks") as source:
+        taken = take_all(source)
+    assert [one.raw for one in taken] == [b"2000", b"1000", b"3000"]
+    assert [one.sent_ms for one in taken] == [2000, 1000, 3000]
+    assert [one.order for one in taken] == [order_of(2000, 0), order_of(2000, 1), order_of(3000, 2)]
+
+
+def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
+    broker.send("compacted", [("job-é", None)])
+    with source_of(broker, "compacted") as source:
+        (one,) = take_all(source)
+    assert read_change(one.raw).delete == "job-é"
+
+
+def test_what_is_rejected_stands_in_a_topic_of_its_own(broker: KafkaBroker) -> None:
+    broker.send("poisoned", [("a", b"{")])
+    with source_of(broker, "poisoned") as source:
+        (bad,) = take_all(source)
+        source.reject(bad, "no JSON")
+    (letter,) = broker.read("poisoned.rejected")
+    assert letter.value() == b"{"
+    assert dict(letter.headers()) == {"id": bad.token.encode(), "reason": b"no JSON"}
+
+
+def test_two_share_a_topic_and_one_goes_on_alone(broker: KafkaBroker) -> None:
+    broker.send("shared", [gone(number) for number in range(40)])
+    with source_of(broker, "shared") as staying:
+        with source_of(broker, "shared") as leaving:
+            until = time.monotonic() + 60
+            found: dict[str, list[Delivery]] = {"staying": [], "leaving": []}
+            while not all(found.values()):
+                for name, one in (("staying", staying), ("leaving", leaving)):
+                    found[name] += one.take(1, 0.5)
+                assert time.monotonic() < until
+            leaving.done(found["leaving"])
+        # What the one left unfinished comes to the other.
+        seen = {one.token for one in found["staying"] + found["leaving"]}
+        while len(seen) < 40:
+            seen |= {one.token for one in staying.take(64, 0.5)}
+            assert time.monotonic() < until + 60
+        staying.done(found["staying"])
+
+
+def test_brokers_that_are_away_are_named() -> None:
+    broker = KafkaBroker()
+    broker.send("away", [gone(1)])
+    with source_of(broker, "away") as source:
+        (one,) = take_all(source)
+        broker.kill()
+        source._looked_s = -10.0
+        with pytest.raises(StoreUnavailable, match=rf"topic away of {broker.address}"):
+            source.lag()
+        with pytest.raises(StoreUnavailable):
+            source.done([one])
+    with source_of(broker, "away") as source, pytest.raises(StoreUnavailable) as raised:
+        source.take(1, 1.0)
+    assert PROPERTIES in raised.value.hint
+
+
+def test_a_topic_that_is_not_there(broker: KafkaBroker) -> None:
+    missing = pytest.raises(StoreUnavailable, match="no-such-topic")
+    with source_of(broker, "no-such-topic") as source, missing:
+        source.take(1, 1.0)
+
+
+def test_addresses() -> None:
+    found = parse_topic("//one:9092,two:9093/jobs.changed?group=ranking")
+    assert found == KafkaTopic(brokers="one:9092,two:9093", topic="jobs.changed", group="ranking")
+    assert parse_topic("one:9092/jobs").group == "slmrank"
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("//one/jobs", "brokers"),
+        ("//one:9092", "topic"),
+        ("//user:secret@one:9092/jobs", "brokers"),
+        ("//one:9092/jobs?password=x", "password"),
+        ("//one:9092/a topic", "topic"),
+        ("", "brokers"),
+    ],
+)
+def test_what_is_no_address(place: str, text: str) -> None:
+    with pytest.raises(SpecError, match=text) as raised:
+        parse_topic(place)
+    assert "kafka://HOST:9092" in raised.value.hint
+
+
+def test_properties_of_the_client(tmp_path: Path) -> None:
+    path = tmp_path / "client.properties"
+    path.write_text("# who we are\nsasl.password = a=b\n\nsecurity.protocol=SASL_SSL\n")
+    assert read_properties(str(path)) == {"sasl.password": "a=b", "security.protocol": "SASL_SSL"}
+    path.write_text("secret\n")
+    with pytest.raises(SpecError, match="line 1 has no =") as raised:
+        read_properties(str(path))
+    assert "secret" not in str(raised.value)
+    with pytest.raises(SpecError, match=PROPERTIES):
+        read_properties(str(tmp_path / "none"))
+    assert read_properties(None) == {}
+
+
+def test_a_wrong_property_is_named(
+    broker: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "client.properties"
+    path.write_text("no.such.setting=1\n")
+    monkeypatch.setenv(PROPERTIES, str(path))
+    with pytest.raises(StoreUnavailable, match=r"no\.such\.setting"):
+        source_of(broker, "any")
+
+
+def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match="no source of changes 'kafak'; did you mean 'kafka'"):
+        open_source("kafak://one:1/topic", REDIS, follow=False)
