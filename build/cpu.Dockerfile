@@ -10,7 +10,7 @@ COPY constraints.txt dist/*.whl /tmp/wheels/
 # The tested set, in an environment of its own: the base may carry other packages.
 RUN python3 -m venv /opt/slmrank \
     && wheel="$(echo /tmp/wheels/slmrank-*.whl)" \
-    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[serve,gateway,redis]" \
+    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[serve,gateway,redis,kafka]" \
     && rm -rf /tmp/wheels
 
 # By number everywhere: runAsNonRoot cannot check a name.

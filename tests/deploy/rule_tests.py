@@ -26,6 +26,14 @@ ACTIONS = {
         "page",
         "Start the store, or `control publish` to it; slmrank_store_up says who misses it.",
     ),
+    "SlmrankChangesWait": (
+        "page",
+        "Read the follower's log: is the store full or away, is its catalogue published?",
+    ),
+    "SlmrankChangesRejected": (
+        "ticket",
+        "They stand with their reasons in the stream or topic that ends with .rejected.",
+    ),
     "SlmrankAboveTargetForLong": (
         "ticket",
         "The autoscaler does not follow: is it at its maximum, or are pods Pending? "
@@ -116,6 +124,27 @@ def promtool_tests(release: Release) -> dict[str, Any]:
         ),
         _silent("SlmrankAutoscalerBlind"),
     ]
+    if release.deploy.watch is not None:
+        followed = {
+            "app_kubernetes_io_instance": release.name,
+            "app_kubernetes_io_component": "watch",
+        }
+
+        def changes(result: str, values: str) -> dict[str, str]:
+            name = "slmrank_watch_changes_total"
+            return {"series": _name(name, {**followed, "result": result}), "values": values}
+
+        # Seven wait and nothing is applied; two were rejected, eleven minutes ago.
+        given += [
+            {"series": _name("slmrank_watch_lag", followed), "values": "7x80"},
+            changes("applied", "5x80"),
+            changes("rejected", "0x28 2x52"),
+        ]
+        waiting = "7 changed jobs wait and none is applied: scores are those of old texts"
+        called += [
+            _fires("SlmrankChangesWait", waiting, {}),
+            _fires("SlmrankChangesRejected", "changes of jobs could not be applied", {}),
+        ]
     ours = f'namespace="{release.deploy.namespace}",pod=~"{release.object_name}-.*"'
     checks = [
         {

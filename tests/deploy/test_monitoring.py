@@ -55,8 +55,9 @@ def write(folder: Path, release: Release) -> None:
         releases.cpu(),
         releases.cpu(track="canary", percentile=99, latency_ms=120.0),
         releases.gpu(name="jobs", deploy={"namespace": "search"}),
+        releases.cpu(store_ports=[6379], deploy={"watch": {}}),
     ],
-    ids=["cpu", "canary", "gpu"],
+    ids=["cpu", "canary", "gpu", "followed"],
 )
 def test_rules_and_alerts_pass_their_tests(release: Release, tmp_path: Path) -> None:
     write(tmp_path, release)

@@ -116,6 +116,7 @@ def test_a_flooded_server_ranks_fewer_jobs_and_all_of_them_later(tiny: Any) -> N
             assert {one.status for one in items[ranked:]} <= {Status.NOT_RANKED}
             assert all(math.isnan(one.score) for one in items[ranked:])
         assert min(depths) < len(jobs)
-        time.sleep(1.5)
-        ask(0)
-        assert all(one.status is Status.OK for one in ask(0))
+        until = time.monotonic() + 60  # a machine that is busy otherwise is a queue as well
+        while not all(one.status is Status.OK for one in ask(0)):
+            assert time.monotonic() < until
+            time.sleep(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +24,14 @@ from slmrank.client.known_answers import compare_known
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import Job
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
-from slmrank.errors import StoreUnavailable
+from slmrank.errors import RepositoryError, StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.follow import open_follower
+from slmrank.pipeline.follow import follow_bundle
 from slmrank.pipeline.steps import Silent, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.store.changes import order_of
-from slmrank.store.job_store import entries_of
+from slmrank.store.job_store import IDENTITY_FILE, entries_of
 from slmrank.store.kafka_topic import PROPERTIES
 from slmrank.store.redis_address import parse_address
 from slmrank.store.redis_stream import StreamSource
@@ -257,8 +258,8 @@ def test_a_follower_says_what_it_waits_for(shared: Shared, tiny: Any) -> None:
     other = replace(
         shared, bundle=Bundle(change_spec(shared.bundle.spec, {"summarize": {"budget_tokens": 24}}))
     )
-    follower = open_follower(other.bundle, tiny.store, Silent())
-    source = StreamSource(parse_address(shared.url), "not-published")
+    follower = follow_bundle(other.bundle, tiny.store, Silent())
+    source = StreamSource(parse_address(shared.url), "not-published", follower.group)
     source._client.xadd("not-published", {"change": json.dumps({"delete": "job-1"})})
     said: list[str] = []
 
@@ -292,11 +293,32 @@ def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Pat
     with RankClient(shared.server.url) as client:
         added, gone = client.score("nurse shift", ["extra", "job-3"])
     assert (added.status, gone.status) == (Status.OK, Status.UNKNOWN_JOB)
+    added_back = f"{json.dumps({'job': job})}\n"
+    repository = run(shared.bundle.repository, tiny.store).path
+    done = control("watch", repository, "--from", "jsonl:-", stdin=added_back)
+    assert done.stdout.startswith("1 changes applied"), done.stderr
     kept = control("publish", *shared.arguments)
     assert "4 later changes of single jobs were carried over" in kept.stdout
     wrong = control("watch", *shared.arguments, "--from", "kafak")
     assert wrong.returncode == 2
     assert "did you mean 'kafka'" in wrong.stderr
+
+
+def test_a_repository_of_another_summarizer_is_not_followed(
+    shared: Shared, tiny: Any, control: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "repository"
+    shutil.copytree(run(shared.bundle.repository, tiny.store).path, other)
+    path = other / "prepare" / "1" / IDENTITY_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "another"}))
+    done = control("watch", other)
+    assert done.returncode == RepositoryError.exit_code
+    assert "summarises in another way" in done.stderr
+    embedded = control("watch", run(tiny.bundle.repository, tiny.store).path)
+    assert embedded.returncode == 2
+    assert "nothing shares it" in embedded.stderr
+    changed = control("watch", other, "--set", "name=x")
+    assert "a repository is as it is" in changed.stderr
 
 
 def test_changes_of_a_kafka_topic(shared: Shared, control: Any, tmp_path: Path) -> None:
@@ -353,8 +375,8 @@ def test_a_job_that_cannot_be_summarised_stops_nothing(
         return original(jobs, *rest)
 
     monkeypatch.setattr(module, "summarize_entries", stumbles)
-    follower = open_follower(shared.bundle, tiny.store, Silent())
-    source = StreamSource(parse_address(shared.url), "poisoned")
+    follower = follow_bundle(shared.bundle, tiny.store, Silent())
+    source = StreamSource(parse_address(shared.url), "poisoned", "own")
     client = source._client
     for title in ("cook", "poison", "clerk"):
         job = {"job_id": f"a {title}", "title": title, "description": "Works."}

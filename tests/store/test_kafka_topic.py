@@ -18,11 +18,11 @@ from slmrank.store.kafka_topic import (
     parse_topic,
     read_properties,
 )
-from slmrank.store.sources import open_source
+from slmrank.store.sources import Reading, open_source
 
 from tests.kafka_broker import KafkaBroker
 
-REDIS = "redis://localhost:6379/0"
+READING = Reading(store_url="redis://localhost:6379/0", group="own")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def gone(number: int) -> tuple[str, bytes]:
 
 
 def source_of(broker: KafkaBroker, topic: str) -> contextlib.closing[TopicSource]:
-    return contextlib.closing(TopicSource(parse_topic(f"//{broker.address}/{topic}?group={topic}")))
+    return contextlib.closing(
+        TopicSource(parse_topic(f"//{broker.address}/{topic}", f"of-{topic}"))
+    )
 
 
 def take_all(source: TopicSource, most: int = 64) -> list[Delivery]:
@@ -139,9 +141,9 @@ def test_a_topic_that_is_not_there(broker: KafkaBroker) -> None:
 
 
 def test_addresses() -> None:
-    found = parse_topic("//one:9092,two:9093/jobs.changed?group=ranking")
+    found = parse_topic("//one:9092,two:9093/jobs.changed?group=ranking", "own")
     assert found == KafkaTopic(brokers="one:9092,two:9093", topic="jobs.changed", group="ranking")
-    assert parse_topic("one:9092/jobs").group == "slmrank"
+    assert parse_topic("one:9092/jobs", "own").group == "own"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_addresses() -> None:
 )
 def test_what_is_no_address(place: str, text: str) -> None:
     with pytest.raises(SpecError, match=text) as raised:
-        parse_topic(place)
+        parse_topic(place, "own")
     assert "kafka://HOST:9092" in raised.value.hint
 
 
@@ -186,4 +188,4 @@ def test_a_wrong_property_is_named(
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     with pytest.raises(SpecError, match="no source of changes 'kafak'; did you mean 'kafka'"):
-        open_source("kafak://one:1/topic", REDIS, follow=False)
+        open_source("kafak://one:1/topic", READING)

@@ -249,7 +249,7 @@ def test_a_password_comes_from_the_environment(
 
 def test_a_stream_is_taken_at_least_once(server: RedisServer, url: str) -> None:
     address = parse_address(url)
-    source = StreamSource(address, "changes-of-this-test")
+    source = StreamSource(address, "changes-of-this-test", "own")
     client = source._client
     for number in range(3):
         client.xadd("changes-of-this-test", {"change": str(number)})
@@ -261,12 +261,15 @@ def test_a_stream_is_taken_at_least_once(server: RedisServer, url: str) -> None:
     assert [one.raw for one in source.take(9, 0.1)] == [b"2"]
     assert source.take(9, 0.05) == []
     # Another one takes over what was taken and not finished.
-    other = StreamSource(address, "changes-of-this-test")
-    client.xclaim("changes-of-this-test", "slmrank", "gone", 0, [taken[1].token], idle=60_000)
+    other = StreamSource(address, "changes-of-this-test", "own")
+    client.xclaim("changes-of-this-test", "own", "gone", 0, [taken[1].token], idle=60_000)
     assert [one.raw for one in other.take(9, 0.1)] == [b"1"]
     other.reject(taken[1], "no job")
     ((_, letter),) = client.xrange(other.dead_letters)
     assert letter == {b"id": taken[1].token.encode(), b"reason": b"no job", b"change": b"1"}
+    # What summarises in another way reads everything as well.
+    another = StreamSource(address, "changes-of-this-test", "another")
+    assert [one.raw for one in another.take(9, 0.1)] == [b"0", b"1", b"2"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from slmrank.client.replicas import Tls
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
+from slmrank.repository.generate import check_repository
 from slmrank.spec.reading import load_spec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -98,6 +99,14 @@ def read_bundle(path: Path, overrides: tuple[str, ...], target: str | None) -> B
     """The bundle of a spec with the overrides of a command line."""
     more = (f"engine.target={target}",) if target else ()
     return Bundle(load_spec(path, (*overrides, *more)))
+
+
+def named_repository(folder: Path, overrides: tuple[str, ...], target: str | None) -> Path:
+    """A repository folder that stands on a command line where a spec may stand."""
+    if target is not None or overrides:
+        raise click.UsageError("--target and --set are for a spec; a repository is as it is")
+    check_repository(folder)
+    return folder
 
 
 def spec_options(function: Decorated) -> Any:

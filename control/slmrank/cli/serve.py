@@ -18,12 +18,12 @@ from slmrank.cli.options import (
     artifacts_option,
     dry_run_option,
     json_option,
+    named_repository,
     read_bundle,
     set_option,
     target_option,
 )
 from slmrank.errors import ServerError
-from slmrank.repository.generate import check_repository
 from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Http, Ports, Server, ServerTls
 
 
@@ -98,10 +98,7 @@ def serve_command(
       control serve /models/repository --address 0.0.0.0
     """
     if source.is_dir():
-        if target is not None or overrides:
-            raise click.UsageError("--target and --set are for a spec; a repository is as it is")
-        repository = source
-        check_repository(repository)
+        repository = named_repository(source, overrides, target)
         if dry_run:
             where = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
             if as_json:

@@ -6,20 +6,30 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
+from slmrank.artifacts import ArtifactStore
 from slmrank.cli.display import StepDisplay, print_json
-from slmrank.cli.options import Opened, json_option, spec_options
+from slmrank.cli.options import (
+    PathType,
+    artifacts_option,
+    json_option,
+    named_repository,
+    read_bundle,
+    set_option,
+    target_option,
+)
 from slmrank.errors import MissingDependencyError
-from slmrank.pipeline.follow import Followed, open_follower
-from slmrank.store.sources import open_source
+from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
+from slmrank.store.sources import Reading, open_source
 
 SAY_S = 10.0
 
 
 @click.command("watch")
-@spec_options
+@click.argument("source", type=PathType)
 @click.option(
     "--from",
     "place",
@@ -33,9 +43,15 @@ SAY_S = 10.0
 @click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="serve Prometheus metrics")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True)
+@set_option
+@target_option
+@artifacts_option
 @json_option
 def watch_command(
-    opened: Opened,
+    source: Path,
+    overrides: tuple[str, ...],
+    target: str | None,
+    artifacts: Path,
     place: str,
     follow: bool,
     until_idle: bool,
@@ -44,7 +60,8 @@ def watch_command(
     as_json: bool,
 ) -> None:
     """Summarise new, changed and deleted jobs as they come and put them into the shared store of
-    SPEC; servers score them within seconds, without a restart. Publish the catalogue first.
+    SOURCE, which is a spec or a repository folder; servers score them within seconds, without a
+    restart. Publish the catalogue first.
 
     A message is {"job": {"job_id": ..., "title": ..., "description": ...}} or {"delete": JOB_ID}.
     It is applied at least once, and never over a newer one of the same job. What is no such message
@@ -56,8 +73,12 @@ def watch_command(
       redis-cli XADD slmrank:jobs:changes '*' change '{"delete": "job-17"}'
       control watch build/demo.yaml --set 'summarize.store=redis://localhost:6379/0'
     """
-    with StepDisplay() as display:
-        follower = open_follower(opened.bundle, opened.store, display)
+    if source.is_dir():
+        follower = follow_repository(named_repository(source, overrides, target))
+    else:
+        with StepDisplay() as display:
+            bundle = read_bundle(source, overrides, target)
+            follower = follow_bundle(bundle, ArtifactStore(artifacts), display)
     gauges = _metrics(metrics_address, metrics_port) if metrics_port is not None else None
     said = time.monotonic()
 
@@ -71,10 +92,10 @@ def watch_command(
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda _signal, _frame: follower.stop())
-    url = opened.bundle.spec.summarize.store
-    with open_source(place, url, follow=follow) as source:
-        click.echo(f"following {place} into {url}", err=True)
-        follower.follow(source, told, until_idle=until_idle)
+    reading = Reading(store_url=follower.url, group=follower.group, follow=follow)
+    with open_source(place, reading) as changes:
+        click.echo(f"following {place} into {follower.url}", err=True)
+        follower.follow(changes, told, until_idle=until_idle)
     if as_json:
         values = dataclasses.asdict(follower.counts)
         for name in ("delays_s", "failure"):

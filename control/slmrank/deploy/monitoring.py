@@ -159,6 +159,8 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "The autoscaler shows <unknown>: check the rules and the metrics adapter.",
         ),
     ]
+    if release.deploy.watch is not None:
+        alerts += _follower_alerts(release)
     return [
         {
             "name": f"{name}.autoscaling",
@@ -166,6 +168,30 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "rules": [{"record": record, "expr": expression} for record, expression in recorded],
         },
         {"name": f"{name}.alerts", "rules": alerts},
+    ]
+
+
+def _follower_alerts(release: Release) -> list[dict[str, Any]]:
+    own = f'{{app_kubernetes_io_instance="{release.name}",app_kubernetes_io_component="watch"}}'
+    done = f"sum(rate(slmrank_watch_changes_total{own}[5m]))"
+    rejected = own.replace("}", ',result="rejected"}')
+    return [
+        _alert(
+            "SlmrankChangesWait",
+            f"max(slmrank_watch_lag{own}) > 0 and {done} == 0",
+            "5m",
+            "page",
+            "{{ $value }} changed jobs wait and none is applied: scores are those of old texts",
+            "Read the follower's log: is the store full or away, is its catalogue published?",
+        ),
+        _alert(
+            "SlmrankChangesRejected",
+            f"sum(increase(slmrank_watch_changes_total{rejected}[15m])) > 0",
+            "0m",
+            "ticket",
+            "changes of jobs could not be applied",
+            "They stand with their reasons in the stream or topic that ends with .rejected.",
+        ),
     ]
 
 

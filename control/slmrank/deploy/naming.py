@@ -25,6 +25,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 BUNDLE = "slmrank.io/bundle"
 ENGINE = "slmrank.io/engine"
 TRACK = "slmrank.io/track"
+WATCH = "watch"  # component of the followers of changed jobs
 RELEASE = "slmrank.io/release"
 
 

@@ -27,7 +27,7 @@ from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
 from slmrank.spec.repository import MEMORY
 from slmrank.spec.section import Section
-from slmrank.store.registry import shared_port
+from slmrank.store.registry import shared_kind, shared_port
 
 # Stands where no image was named: it can be rendered and reviewed, and is refused by `apply`.
 UNSET_DIGEST = f"sha256:{'0' * 64}"
@@ -121,6 +121,8 @@ class Release(Section):
             raise ValueError(
                 "deploy.store.authority needs the Secret with ca.crt; set deploy.store.secret"
             )
+        if self.deploy.watch is not None and not self.store_ports:
+            raise ValueError("deploy.watch needs a shared summary store (summarize.store)")
         if len(self.object_name) > MOST_NAME or self.name.endswith("-canary"):
             raise ValueError(
                 f"the bundle's name {self.name!r} is too long or ends with -canary: names of its "
@@ -200,6 +202,8 @@ def make_release(
     Raises DeployError when the capacity is unknown or was measured on another engine, and SpecError
     or DeployError for settings that do not go together.
     """
+    if spec.deploy.watch is not None:
+        shared_kind(spec.summarize.store)
     identity = read_identity(repository.path)
     facts = target.deploy_facts(spec, engine)
     values = {

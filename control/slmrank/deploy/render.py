@@ -8,6 +8,7 @@ from slmrank.deploy.monitoring import pod_monitor, prometheus_rule
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import autoscaler, disruption_budget
+from slmrank.deploy.watch import watch_monitor, watch_objects
 from slmrank.deploy.workload import deployment, engine_build_job, manifest_config
 
 
@@ -21,6 +22,7 @@ def render_base(release: Release) -> list[Object]:
     if release.engine.plan is not None:
         objects.append(claim(release, storage.engines_claim))
         objects.append(engine_build_job(release))
+    followers = watch_objects(release) if release.deploy.watch is not None else []
     return [
         *objects,
         manifest_config(release),
@@ -30,12 +32,14 @@ def render_base(release: Release) -> list[Object]:
         disruption_budget(release),
         deployment(release),
         autoscaler(release),
+        *followers,
     ]
 
 
 def render_monitoring(release: Release) -> list[Object]:
     """What needs the Prometheus operator."""
-    return [pod_monitor(release), prometheus_rule(release)]
+    followers = [watch_monitor(release)] if release.deploy.watch is not None else []
+    return [pod_monitor(release), *followers, prometheus_rule(release)]
 
 
 def render(release: Release) -> list[Object]:

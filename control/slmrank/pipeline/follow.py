@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.records import Job
 from slmrank.errors import ControlError, StoreUnavailable
+from slmrank.hashing import hash_value
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import Watcher, run
 from slmrank.prompt.encoder import PromptEncoder
+from slmrank.serving.prepare import read_summarizing
 from slmrank.store.changes import Change, ChangeSource, Delivery, read_change
-from slmrank.store.job_store import SharedWriter
 from slmrank.store.registry import open_writer, shared_kind
 from slmrank.summarize.registry import load_summarizer
 from slmrank.summarize.summarizer import Summarizer, summarize_entries
 from slmrank.tokens import Ids
+from slmrank.triton.config import PREPARE
 
 BATCH = 64
 WAIT_S = 1.0
@@ -43,12 +46,17 @@ Told = Callable[[Followed, int | None], None]
 
 
 class Follower:
-    """Summarises what changes and puts it into the shared store."""
+    """Summarises what changes and puts it into the shared store `url`, among the summaries of
+    `identity`."""
 
     def __init__(
-        self, writer: SharedWriter, summarizer: Summarizer, encoder: PromptEncoder
+        self, url: str, identity: dict[str, Any], summarizer: Summarizer, encoder: PromptEncoder
     ) -> None:
-        self._writer, self._summarizer, self._encoder = writer, summarizer, encoder
+        self.url = url
+        # Every release reads all changes: what summarises in another way is another group.
+        self.group = f"slmrank-{hash_value(identity)[:16]}"
+        self._writer = open_writer(url, identity)
+        self._summarizer, self._encoder = summarizer, encoder
         self.counts = Followed()
         self._stopping = False
         self._told: Told = lambda _counts, _lag: None
@@ -141,12 +149,27 @@ class Follower:
                 return answer
 
 
-def open_follower(bundle: Bundle, store: ArtifactStore, watcher: Watcher) -> Follower:
-    """The follower of a bundle, whose summaries are made when they are missing: what follows them
-    must have their identity."""
+def follow_bundle(bundle: Bundle, store: ArtifactStore, watcher: Watcher) -> Follower:
+    """The follower of a spec, whose summaries are made when they are missing."""
     spec = bundle.spec.summarize
     shared_kind(spec.store)  # before summaries are made
     identity = run(bundle.summaries, store, watcher).figures["identity"]
     encoder = checkpoint_of(run(bundle.base, store)).encoder()
     summarizer = load_summarizer(run(bundle.summarizer, store).path, spec, encoder)
-    return Follower(open_writer(spec.store, identity), summarizer, encoder)
+    return Follower(spec.store, identity, summarizer, encoder)
+
+
+def follow_repository(repository: Path) -> Follower:
+    """The follower of a repository of `control repo`, which holds all that it needs.
+
+    Raises SpecError when its store is not a shared one, RepositoryError when this slmrank would
+    summarise in another way.
+    """
+    summarizing = read_summarizing(repository / PREPARE / "1")
+    shared_kind(summarizing.spec.store)
+    return Follower(
+        summarizing.spec.store,
+        summarizing.shared_identity(),
+        summarizing.summarizer,
+        summarizing.encoder,
+    )

@@ -12,19 +12,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from slmrank.data.records import Job
 from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError, StoreUnavailable
+from slmrank.hashing import hash_value
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
-from slmrank.store.job_store import SharedReader, SummaryReader, Traffic, require_tokenizer
+from slmrank.store.job_store import (
+    SharedReader,
+    SummaryReader,
+    Traffic,
+    read_identity,
+    require_tokenizer,
+)
 from slmrank.store.registry import open_reader
 from slmrank.summarize.registry import load_summarizer
-from slmrank.summarize.summarizer import Summarizer, summarize_entries
+from slmrank.summarize.summarizer import Summarizer, identity_of, summarize_entries
 from slmrank.tokens import EMPTY, Ids
 from slmrank.triton.status import Status
 
@@ -173,12 +181,31 @@ class Preparer:
         return body, Status.TRUNCATED if cut else Status.OK
 
 
-def open_preparer(folder: Path, max_items: int) -> Preparer:
-    """The preparer over a folder with `ranker.json`, `tokenizer.json`, `summaries.json` (section
-    `summarize` of the spec), what the summarizer fitted, and an embedded store.
+@dataclass(frozen=True, kw_only=True)
+class Summarizing:
+    """How a repository summarises: section `summarize` of its spec, and what it fitted."""
 
-    Raises RepositoryError when store or summarizer are not those that the engine was made for.
-    """
+    folder: Path
+    spec: SummarizeSpec
+    tokenizer_hash: str
+    encoder: PromptEncoder
+    summarizer: Summarizer
+
+    def shared_identity(self) -> dict[str, Any]:
+        """Of the summaries that its servers read from a shared store. Raises RepositoryError when
+        those are not what the summarizer here would make."""
+        identity = read_identity(self.folder)
+        own = identity_of(self.tokenizer_hash, self.encoder, self.summarizer)
+        if hash_value(identity) != hash_value(own):
+            raise RepositoryError(
+                f"{self.folder} was made by an slmrank that summarises in another way",
+                "run `control repo` again with this one, or use that one",
+            )
+        return identity
+
+
+def read_summarizing(folder: Path) -> Summarizing:
+    """What the folder of the stage `prepare` says. Raises RepositoryError for another one."""
     ranker = open_ranker_file(folder)
     try:
         written = (folder / SUMMARIES_FILE).read_text(encoding="utf-8")
@@ -188,13 +215,28 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
             f"{folder} has no usable {SUMMARIES_FILE}: {error}", "run `control repo` again"
         ) from error
     encoder = ranker.encoder()
-    summarizer = load_summarizer(folder, spec, encoder)
-    store = open_reader(spec.store, folder)
-    require_tokenizer(store, ranker.tokenizer_hash)
+    return Summarizing(
+        folder=folder,
+        spec=spec,
+        tokenizer_hash=ranker.tokenizer_hash,
+        encoder=encoder,
+        summarizer=load_summarizer(folder, spec, encoder),
+    )
+
+
+def open_preparer(folder: Path, max_items: int) -> Preparer:
+    """The preparer over a folder with `ranker.json`, `tokenizer.json`, `summaries.json` (section
+    `summarize` of the spec), what the summarizer fitted, and an embedded store.
+
+    Raises RepositoryError when store or summarizer are not those that the engine was made for.
+    """
+    found = read_summarizing(folder)
+    store = open_reader(found.spec.store, folder)
+    require_tokenizer(store, found.tokenizer_hash)
     identity = store.identity()
     other = [
         name
-        for name, value in summarizer.identity().items()
+        for name, value in found.summarizer.identity().items()
         if name != "code" and identity.get(name) != value
     ]
     if other:
@@ -202,7 +244,7 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
             f"the store's summaries have another {', '.join(other)} than the summarizer beside it",
             "run `control summarize` and `control repo` again",
         )
-    return Preparer(encoder, store, summarizer, max_items)
+    return Preparer(found.encoder, store, found.summarizer, max_items)
 
 
 def _read_job(fields: bytes) -> tuple[Job | None, Status]:

@@ -178,6 +178,22 @@ class StoreAccessSpec(Section):
     )
 
 
+class WatchSpec(Section):
+    """A follower of changed jobs (`control watch`) for the shared summary store."""
+
+    source: str = Field(
+        "redis-stream",
+        pattern=r"^(redis-stream(:.+)?|kafka:.+)$",
+        description="redis-stream[:NAME] or kafka://HOST:9092/TOPIC",
+    )
+    replicas: int = Field(1, ge=1, le=100, description="pods, which share the work")
+    kafka_secret: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="Secret whose key `client.properties` holds TLS and passwords of the brokers",
+    )
+
+
 class DeploySpec(Section):
     """Kubernetes."""
 
@@ -203,6 +219,7 @@ class DeploySpec(Section):
     )
     tls: TlsSpec | None = Field(None, description="unset: gRPC without TLS, for a mesh or none")
     store: StoreAccessSpec = Field(default_factory=StoreAccessSpec)
+    watch: WatchSpec | None = Field(None, description="unset: nothing follows changed jobs")
     storage: StorageSpec = Field(default_factory=StorageSpec)
     placement: PlacementSpec = Field(default_factory=PlacementSpec)
     scaling: ScalingSpec = Field(default_factory=ScalingSpec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from slmrank.data.records import MAX_JOB_ID_BYTES
-from slmrank.errors import ArtifactError
+from slmrank.errors import ArtifactError, RepositoryError
 from slmrank.tokens import Ids
 
 # How whoever connects to a shared store is known to it; never in a spec. The last one names a file
@@ -21,6 +22,16 @@ STORE_USER, STORE_PASSWORD, STORE_AUTHORITY = (
 )
 # Beside a repository's stage: the identity of the summaries that it was made with.
 IDENTITY_FILE = "identity.json"
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Raises RepositoryError when the folder of a stage says none."""
+    try:
+        return dict(json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RepositoryError(
+            f"{folder} has no usable {IDENTITY_FILE}: {error}", "run `control repo` again"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,16 +43,23 @@ class KafkaTopic(BaseModel):
 
     brokers: str = Field(pattern=r"^[^/@\s,]+:\d+(,[^/@\s,]+:\d+)*$")
     topic: str = Field(pattern=r"^[A-Za-z0-9._-]{1,240}$")
-    group: str = Field("slmrank", pattern=r"^\S{1,200}$")
+    group: str = Field(pattern=r"^\S{1,200}$")
+
+    @property
+    def ports(self) -> list[int]:
+        return sorted({int(one.rpartition(":")[2]) for one in self.brokers.split(",")})
 
 
-def parse_topic(place: str) -> KafkaTopic:
-    """A url without its scheme. Raises SpecError that says what is wrong with it."""
+def parse_topic(place: str, group: str) -> KafkaTopic:
+    """A url without its scheme, and the group where it names none. Raises SpecError that says what
+    is wrong with it."""
     address, _, query = place.removeprefix("//").partition("?")
     brokers, _, topic = address.partition("/")
     try:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        return KafkaTopic.model_validate({"brokers": brokers, "topic": topic, **options})
+        return KafkaTopic.model_validate(
+            {"brokers": brokers, "topic": topic, "group": group, **options}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -8,15 +8,14 @@ changed meanwhile it asks again. A store that is down, late or empty fails the l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slmrank.errors import RepositoryError, StoreUnavailable
+from slmrank.errors import StoreUnavailable
 from slmrank.store.breaker import Breaker
 from slmrank.store.ids_code import decode_ids
-from slmrank.store.job_store import IDENTITY_FILE, Traffic, stored_id
+from slmrank.store.job_store import Traffic, read_identity, stored_id
 from slmrank.store.recent import Recent
 from slmrank.store.redis_address import WHOLE, Keys, connect, parse_address
 from slmrank.store.redis_writer import RedisWriter
@@ -39,13 +38,7 @@ class RedisKind:
 
     def reader(self, place: str, folder: Path) -> RedisReader:
         """The reader of a repository, whose `identity.json` says which summaries are its own."""
-        try:
-            identity = json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RepositoryError(
-                f"{folder} has no usable {IDENTITY_FILE}: {error}", "run `control repo` again"
-            ) from error
-        return RedisReader(f"{self._scheme}:{place}", identity)
+        return RedisReader(f"{self._scheme}:{place}", read_identity(folder))
 
     def writer(self, place: str, identity: dict[str, Any]) -> RedisWriter:
         return RedisWriter(parse_address(f"{self._scheme}:{place}"), identity)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from slmrank.store.changes import FIELD, REJECTED_SUFFIX, Delivery, order_of
 from slmrank.store.redis_address import RedisAddress, asking, connect
 
-GROUP = "slmrank"
 # What another consumer took and has not finished for so long is taken over: it is gone.
 ABANDONED_MS = 30_000
 
@@ -21,16 +20,16 @@ class StreamSource:
 
     ended = False
 
-    def __init__(self, address: RedisAddress, stream: str) -> None:
+    def __init__(self, address: RedisAddress, stream: str, group: str) -> None:
         from redis.exceptions import ResponseError
 
         self._client = connect(address, timeout_s=10.0)
-        self._stream, self._place = stream, address.place
+        self._stream, self._group, self._place = stream, group, address.place
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._looked_s = -float(ABANDONED_MS)
         with self._asking():
             try:
-                self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+                self._client.xgroup_create(stream, self._group, id="0", mkstream=True)
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -44,13 +43,13 @@ class StreamSource:
             # Own and others' unfinished ones first: they are older.
             if time.monotonic() - self._looked_s > ABANDONED_MS / 3000:
                 found = self._client.xautoclaim(
-                    self._stream, GROUP, self._name, ABANDONED_MS, "0", count=most
+                    self._stream, self._group, self._name, ABANDONED_MS, "0", count=most
                 )[1]
                 if found:
                     return [_delivery(*one) for one in found]
                 self._looked_s = time.monotonic()
             told = self._client.xreadgroup(
-                GROUP, self._name, {self._stream: ">"}, count=most, block=int(1000 * wait_s)
+                self._group, self._name, {self._stream: ">"}, count=most, block=int(1000 * wait_s)
             )
         return [_delivery(*one) for _, messages in told or () for one in messages]
 
@@ -61,12 +60,12 @@ class StreamSource:
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
         with self._asking():
-            self._client.xack(self._stream, GROUP, *(one.token for one in deliveries))
+            self._client.xack(self._stream, self._group, *(one.token for one in deliveries))
 
     def lag(self) -> int | None:
         with self._asking():
             groups = self._client.xinfo_groups(self._stream)
-        own = next(one for one in groups if one["name"] == GROUP.encode())
+        own = next(one for one in groups if one["name"] == self._group.encode())
         # Redis before 7 does not say, and no version does after the stream was cut in the middle.
         return None if own.get("lag") is None else int(own["lag"]) + int(own["pending"])
 

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from slmrank.errors import SpecError
@@ -17,30 +18,41 @@ from slmrank.store.kafka_topic import TopicSource, parse_topic
 from slmrank.store.redis_address import parse_address
 from slmrank.store.redis_stream import StreamSource
 
-# (place, url of the shared store, whether to wait for more at the end) -> the open source
-Opening = Callable[[str, str, bool], AbstractContextManager[ChangeSource]]
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Who reads: the url of its shared store, the name of its group, and whether it waits for more
+    at the end of what does end."""
+
+    store_url: str
+    group: str
+    follow: bool = False
 
 
-def open_source(url: str, store_url: str, *, follow: bool) -> AbstractContextManager[ChangeSource]:
+Opening = Callable[[str, Reading], AbstractContextManager[ChangeSource]]
+
+
+def open_source(url: str, reading: Reading) -> AbstractContextManager[ChangeSource]:
     """Raises SpecError for a url that names none, StoreUnavailable when it does not answer."""
     kind, _, place = url.partition(":")
-    return SOURCES.get(kind)(place, store_url, follow)
+    return SOURCES.get(kind)(place, reading)
 
 
 @contextlib.contextmanager
-def _stream(name: str, store_url: str, _follow: bool) -> Iterator[ChangeSource]:
-    address = parse_address(store_url)
-    yield StreamSource(address, name or f"slmrank:{address.catalogue}:changes")
+def _stream(name: str, reading: Reading) -> Iterator[ChangeSource]:
+    address = parse_address(reading.store_url)
+    name = name or f"slmrank:{address.catalogue}:changes"
+    yield StreamSource(address, name, reading.group)
 
 
 @contextlib.contextmanager
-def _topic(place: str, _store_url: str, _follow: bool) -> Iterator[ChangeSource]:
-    with contextlib.closing(TopicSource(parse_topic(place))) as source:
+def _topic(place: str, reading: Reading) -> Iterator[ChangeSource]:
+    with contextlib.closing(TopicSource(parse_topic(place, reading.group))) as source:
         yield source
 
 
 @contextlib.contextmanager
-def _lines(name: str, _store_url: str, follow: bool) -> Iterator[ChangeSource]:
+def _lines(name: str, reading: Reading) -> Iterator[ChangeSource]:
     if name == "-":
         yield LinesSource(sys.stdin.buffer, Path(f"stdin{REJECTED_SUFFIX}"), follow=False)
         return
@@ -50,7 +62,9 @@ def _lines(name: str, _store_url: str, follow: bool) -> Iterator[ChangeSource]:
             f"jsonl:{name}: there is no such file", "name a file of JSON lines, or - for stdin"
         )
     with path.open("rb") as stream:
-        yield LinesSource(stream, path.with_name(path.name + REJECTED_SUFFIX), follow=follow)
+        yield LinesSource(
+            stream, path.with_name(path.name + REJECTED_SUFFIX), follow=reading.follow
+        )
 
 
 def _built_in() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from slmrank.deploy.naming import MANAGED_BY, MANAGER
+from slmrank.deploy.naming import COMPONENT, MANAGED_BY, MANAGER, WATCH
 
 Level = Literal["error", "advice"]
 
@@ -89,6 +89,11 @@ class PodSpec:
     @property
     def labels(self) -> dict[str, Any]:
         return mapping(self.metadata.get("labels"))
+
+    @property
+    def called(self) -> bool:
+        """A pod of ours that clients send to; nobody calls a follower."""
+        return self.owner.ours and self.labels.get(COMPONENT) != WATCH
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, container) of every container, init containers first."""

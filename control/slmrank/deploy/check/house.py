@@ -161,7 +161,7 @@ def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Find
             f"liveness asks {alive}, which fails while models load",
             "use /v2/health/live",
         )
-    if pod.owner.ours and not readiness:
+    if pod.called and not readiness:
         yield advice(
             pod.owner, path, "readiness", "has no readinessProbe", "ask /v2/models/rank/ready"
         )
@@ -228,7 +228,7 @@ def _drain(pod: PodSpec) -> Iterator[Finding]:
                 "are killed",
                 f"set it to {pause + drain + 5}",
             )
-        if pod.owner.ours and pod.owner.kind == "Deployment" and not pause:
+        if pod.called and pod.owner.kind == "Deployment" and not pause:
             yield advice(
                 pod.owner,
                 f"{path}.lifecycle",

@@ -64,7 +64,8 @@ def _rollout(pod: PodSpec) -> Iterator[Finding]:
 
 
 def _companions(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
-    """A Deployment of ours comes with a disruption budget and a network policy."""
+    """A Deployment of ours comes with a network policy, and with a disruption budget where clients
+    call it."""
     for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
         chosen = [
             one
@@ -73,7 +74,7 @@ def _companions(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
             and one.namespace == pod.owner.namespace
             and matches(mapping(one.spec.get(field)), pod.labels)
         ]
-        if not chosen:
+        if not chosen and (pod.called or kind == "NetworkPolicy"):
             yield advice(
                 pod.owner,
                 "",

@@ -1,0 +1,148 @@
+"""Followers of changed jobs (`control watch`): they keep the shared summary store as the servers of
+their release read it."""
+
+from __future__ import annotations
+
+from slmrank.deploy.exposure import NAMESPACE, store_egress
+from slmrank.deploy.naming import (
+    BUNDLES,
+    COMPONENT,
+    INSTANCE,
+    METRICS,
+    TMP,
+    WATCH,
+    Object,
+    labelled,
+    labels,
+    repository_path,
+    selector,
+)
+from slmrank.deploy.pod import (
+    bundle_volume,
+    pod_security,
+    restricted,
+    store_environment,
+    store_volumes,
+)
+from slmrank.deploy.release import Release
+from slmrank.spec.deploy import WatchSpec
+from slmrank.store.kafka_topic import PROPERTIES, parse_topic
+
+KAFKA = "/kafka"
+KAFKA_KIND = "kafka:"
+
+
+def watch_objects(release: Release) -> list[Object]:
+    """Deployment and NetworkPolicy of `deploy.watch`, which must be set."""
+    own = release.deploy.watch
+    assert own is not None
+    chosen = _selector(release)
+    monitoring = {
+        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
+    }
+    egress = store_egress(release)
+    if own.source.startswith(KAFKA_KIND):
+        ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports
+        egress = [{"ports": [{"port": one, "protocol": "TCP"} for one in ports]}, *egress]
+    return [
+        _labelled(
+            release,
+            "apps/v1",
+            "Deployment",
+            {
+                "replicas": own.replicas,
+                "selector": {"matchLabels": chosen},
+                "template": {
+                    "metadata": {"labels": labels(release, WATCH)},
+                    "spec": _pod(release, own),
+                },
+            },
+        ),
+        _labelled(
+            release,
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            {
+                "podSelector": {"matchLabels": chosen},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [
+                    {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]}
+                ],
+                "egress": egress,
+            },
+        ),
+    ]
+
+
+def watch_monitor(release: Release) -> Object:
+    """Scrapes the followers. Their series lack the name by which those of servers are counted."""
+    monitor = _labelled(
+        release,
+        "monitoring.coreos.com/v1",
+        "PodMonitor",
+        {
+            "selector": {"matchLabels": _selector(release)},
+            "podTargetLabels": [INSTANCE, COMPONENT],
+            "podMetricsEndpoints": [{"port": "changes", "path": "/metrics"}],
+        },
+    )
+    monitor["metadata"]["labels"] |= release.deploy.monitoring_labels
+    return monitor
+
+
+def _selector(release: Release) -> dict[str, str]:
+    return {**selector(release), COMPONENT: WATCH}
+
+
+def _labelled(release: Release, api_version: str, kind: str, spec: Object) -> Object:
+    name = f"{release.object_name}-{WATCH}"
+    return labelled(release, api_version, kind, name, component=WATCH, spec=spec)
+
+
+def _pod(release: Release, own: WatchSpec) -> Object:
+    command = ["control", "watch", repository_path(release), "--from", own.source]
+    command += ["--metrics-port", str(METRICS), "--metrics-address", "0.0.0.0"]
+    volumes, mounts = store_volumes(release)
+    environment = [{"name": "HOME", "value": TMP}, *store_environment(release)]
+    if own.kafka_secret is not None:
+        secret = {"secretName": own.kafka_secret, "defaultMode": 0o440}
+        volumes = [*volumes, {"name": "kafka", "secret": secret}]
+        mounts = [*mounts, {"name": "kafka", "mountPath": KAFKA, "readOnly": True}]
+        environment.append({"name": PROPERTIES, "value": f"{KAFKA}/client.properties"})
+    storage = release.deploy.storage
+    resources = {"cpu": "1", "memory": "1Gi"}
+    probe = {"httpGet": {"path": "/metrics", "port": "changes"}, "timeoutSeconds": 5}
+    pod: Object = {
+        "serviceAccountName": release.object_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": [
+            {
+                "name": WATCH,
+                "image": release.image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": command,
+                "env": environment,
+                "ports": [{"name": "changes", "containerPort": METRICS, "protocol": "TCP"}],
+                "resources": {"requests": resources, "limits": resources},
+                "securityContext": restricted(read_only_root=True),
+                "startupProbe": {**probe, "periodSeconds": 5, "failureThreshold": 24},
+                "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
+                    {"name": "tmp", "mountPath": TMP},
+                    *mounts,
+                ],
+            }
+        ],
+        "volumes": [
+            bundle_volume(storage.bundles_claim, storage.bundle_image),
+            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+            *volumes,
+        ],
+    }
+    if release.deploy.image_pull_secret is not None:
+        pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
+    return pod
