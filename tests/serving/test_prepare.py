@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
         max_item_tokens=40,
         max_query_tokens=30,
     )
-    fitting = Fitting(spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], encode=encoder.body)
+    fitting = Fitting(spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], encode=encoder.bodies)
     summarizer = SUMMARIZERS.get("salience").fit(fitting)
     store = open_store("lmdb:", tmp_path, write=True)
     (known,) = summarize_entries([JOB], summarizer, encoder)
@@ -102,13 +103,13 @@ def test_a_huge_text_is_cut_before_it_is_tokenised(
     preparer: Preparer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = PromptEncoder.body
+    original = PromptEncoder.bodies
 
-    def body(self: PromptEncoder, text: str) -> Ids:
-        seen.append(len(text))
-        return original(self, text)
+    def bodies(self: PromptEncoder, texts: Sequence[str]) -> list[Ids]:
+        seen.extend(len(text) for text in texts)
+        return original(self, texts)
 
-    monkeypatch.setattr(PromptEncoder, "body", body)
+    monkeypatch.setattr(PromptEncoder, "bodies", bodies)
     prepared = preparer.prepare(b"nurse", [b""], None, [b"word " * 400_000])
     assert Status(prepared.status[0]) is Status.TRUNCATED
     assert seen == [MAX_TEXT_CHARACTERS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,11 @@ from slmrank.tokens import Ids
 VOCABULARY = ["weld", "beams", "paint", "dental", "insurance", "team", "friendly"]
 
 
-def encode(text: str) -> Ids:
+def encode(texts: Sequence[str]) -> list[Ids]:
+    return [encode_one(text) for text in texts]
+
+
+def encode_one(text: str) -> Ids:
     """An id per word and per sign; unknown words are the last one."""
     pieces = text.replace(",", " ,").replace(".", " .").split()
     known = {word: place for place, word in enumerate(VOCABULARY)}
@@ -73,7 +78,7 @@ def test_a_job_without_a_phrase_worth_saying_keeps_its_start() -> None:
 def test_the_budget_holds_for_any_text(text: str, budget: int) -> None:
     found = scorer(weld=3, beams=2, paint=1)
     [summary] = RankerSummarizer(found, budget).summarize([Job(job_id="a", description=text)])
-    assert summary.tokens == len(encode(summary.text)) <= budget
+    assert summary.tokens == len(encode_one(summary.text)) <= budget
 
 
 def test_every_kept_word_stands_in_the_posting() -> None:

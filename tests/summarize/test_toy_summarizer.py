@@ -37,7 +37,7 @@ class FirstWords:
         made = []
         for job in jobs:
             text = " ".join(job.description.split()[: self.words])
-            sizes = len(self.encode(text)), len(self.encode(job.description))
+            sizes = [len(ids) for ids in self.encode([text, job.description])]
             made.append(Summary(text=text, tokens=sizes[0], source_tokens=sizes[1]))
         return made
 

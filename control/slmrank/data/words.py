@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _WORD = re.compile(r"[^\W_]+")
 # Thai, Lao, Burmese, Khmer, kana and Han are written without spaces between words.
@@ -17,10 +18,11 @@ def words_of(text: str) -> list[str]:
     return [part for word in _WORD.findall(text.lower()) for part in _parts(word)]
 
 
-def _parts(word: str) -> list[str]:
+@lru_cache(maxsize=65_536)
+def _parts(word: str) -> tuple[str, ...]:
     if not _UNSPACED.search(word):
-        return [_stem(word)]
-    return [word[start : start + 2] for start in range(max(len(word) - 1, 1))]
+        return (_stem(word),)
+    return tuple(word[start : start + 2] for start in range(max(len(word) - 1, 1)))
 
 
 def _stem(word: str) -> str:

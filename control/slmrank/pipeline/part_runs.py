@@ -7,6 +7,7 @@ done-marker is there; a manifest, written last, names the parts of a whole run.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -121,6 +122,7 @@ def _on_ray(
         """What makes the worker travels with the class, so that it can be made again anywhere."""
 
         def __init__(self) -> None:
+            os.environ["RAYON_NUM_THREADS"] = "1"  # an actor has one core; tokenizers take all
             self._worker = make_worker()
 
         def do(self, part: Part) -> int:

@@ -10,6 +10,7 @@ holding `<|im_end|>` is only text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,7 +103,7 @@ class PromptEncoder:
             )
         if not query.strip():
             raise InvalidQuery("query is empty", "give at least one word")
-        ids = self._text(self._lead + " ".join(query.split()) + self._line_end)
+        [ids] = self._texts([self._lead + " ".join(query.split()) + self._line_end])
         size = len(ids) - len(self._line_end_ids)
         if size > self.max_query_tokens:
             raise InvalidQuery(
@@ -114,7 +115,11 @@ class PromptEncoder:
     def body(self, text: str) -> Ids:
         """Ids of a job text, whole but for the white space around it; this is what the summary
         store keeps."""
-        return self._text(self._item_lead + text.strip())
+        return self.bodies([text])[0]
+
+    def bodies(self, texts: Sequence[str]) -> list[Ids]:
+        """`body` of each text: on all cores, and without the offsets that nobody asks for."""
+        return self._texts([self._item_lead + text.strip() for text in texts])
 
     def text(self, body: Ids) -> str:
         """A job text from its ids."""
@@ -133,11 +138,12 @@ class PromptEncoder:
         self._tokenizer.encode_special_tokens = False
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def _text(self, text: str) -> Ids:
+    def _texts(self, texts: list[str]) -> list[Ids]:
         self._tokenizer.encode_special_tokens = True
         # A lone surrogate cannot be encoded as UTF-8; it can only come from a broken client.
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        return np.array(self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=np.int32)
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
 
 def _without_space(text: str) -> tuple[str, str]:

@@ -133,9 +133,13 @@ class Preparer:
         found: list[tuple[Ids | None, Status]] = [(None, Status.EMPTY)] * len(asked)
         stored: list[int] = []
         sent: list[tuple[int, Job, Status]] = []
+        texts: list[tuple[int, str]] = []
         for place, (job_id, fields, text) in enumerate(asked):
             if text.strip():
-                found[place] = self._text(text)
+                decoded, status = _read_text(text)
+                found[place] = (None, status)
+                if decoded is not None:
+                    texts.append((place, decoded))
             elif fields.strip():
                 job, status = _read_job(fields)
                 found[place] = (None, status)
@@ -166,19 +170,13 @@ class Preparer:
             entries = summarize_entries(jobs, self._summarizer, self._encoder)
             for (place, _, status), entry in zip(sent, entries, strict=True):
                 found[place] = (entry.ids, status)
+        bodies = self._encoder.bodies([text for _, text in texts])
+        for (place, _), body in zip(texts, bodies, strict=True):
+            found[place] = (body, found[place][1])
         return found
 
     def _are_ids(self, ids: Ids) -> bool:
         return bool(ids.min(initial=0) >= 0 and ids.max(initial=0) < self._encoder.vocab_size)
-
-    def _text(self, text: bytes) -> tuple[Ids | None, Status]:
-        try:
-            decoded = text.decode("utf-8")
-        except UnicodeDecodeError:
-            return None, Status.NOT_UTF8
-        cut = len(decoded) > MAX_TEXT_CHARACTERS
-        body = self._encoder.body(decoded[:MAX_TEXT_CHARACTERS])
-        return body, Status.TRUNCATED if cut else Status.OK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +264,15 @@ def _read_job(fields: bytes) -> tuple[Job | None, Status]:
     if not f"{job.title}{job.description}".strip():
         return None, Status.EMPTY
     return job, Status.TRUNCATED if cut else Status.OK
+
+
+def _read_text(text: bytes) -> tuple[str | None, Status]:
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, Status.NOT_UTF8
+    cut = len(decoded) > MAX_TEXT_CHARACTERS
+    return decoded[:MAX_TEXT_CHARACTERS], Status.TRUNCATED if cut else Status.OK
 
 
 def _shortened(value: object) -> object:

@@ -15,15 +15,15 @@ from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.sentences import within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
-Shorten = Callable[[str, int], str]
+Shorten = Callable[[str], str]
 
 
-def whole(text: str, _budget: int) -> str:
+def whole(text: str) -> str:
     """The text in one line; `within_budget` keeps what fits of it."""
     return " ".join(text.split())
 
 
-def without_stop_words(text: str, _budget: int) -> str:
+def without_stop_words(text: str) -> str:
     """The text without English stop words (a list of function words; other languages keep all)."""
     return " ".join(word for word in text.split() if word.lower().strip(".,;:") not in STOP_WORDS)
 
@@ -59,7 +59,10 @@ class Lead:
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
-        return [within_budget(job, self.budget, self.encode, self.kind.shorten) for job in jobs]
+        def shorten(jobs: Sequence[Job], _budget: int) -> list[str]:
+            return [self.kind.shorten(job.description) for job in jobs]
+
+        return within_budget(jobs, self.budget, self.encode, shorten)
 
     def save(self, folder: Path) -> None:
         """Nothing was learnt."""

@@ -69,7 +69,7 @@ class PhraseScorer:
         """The worth of a word, the mean of its tokens' weights, and its length in tokens."""
         found = self._known.get(word)
         if found is None:
-            ids = self.encode(word)
+            [ids] = self.encode([word])
             worth = STOP_WORTH if is_stop(word) else WORD_WORTH + float(self.weights[ids].mean())
             if len(self._known) >= KEPT_WORDS:
                 self._known.clear()
@@ -97,7 +97,7 @@ class PhraseScorer:
                 break
         chosen.sort(key=lambda one: one[0])
         phrases = [" ".join(words) for _, words in chosen]
-        while phrases and len(self.encode(JOINT.join(phrases))) > budget:
+        while phrases and len(self.encode([JOINT.join(phrases)])[0]) > budget:
             phrases.pop()
         return JOINT.join(phrases)
 

@@ -79,8 +79,10 @@ class RankerSummarizer:
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
-        scorer = self.scorer
-        return [within_budget(job, self.budget, scorer.encode, scorer.choose) for job in jobs]
+        def shorten(jobs: Sequence[Job], budget: int) -> list[str]:
+            return [self.scorer.choose(job.description, budget) for job in jobs]
+
+        return within_budget(jobs, self.budget, self.scorer.encode, shorten)
 
     def save(self, folder: Path) -> None:
         np.save(folder / WEIGHTS_FILE, self.scorer.weights, allow_pickle=False)
@@ -101,7 +103,7 @@ def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weig
     for one in effects:
         words = [word for part in clauses_of(one.phrase) for word in part if not is_stop(word)]
         if words:
-            summed = sum(reduced[encode(word)].mean(axis=0) for word in words)
+            summed = sum(reduced[ids].mean(axis=0) for ids in encode(words))
             features.append(summed / np.sqrt(len(words)))
             targets.append(np.clip(one.effect, -MAX_EFFECT, MAX_EFFECT))
     x, y = np.array(features), np.array(targets)

@@ -26,4 +26,4 @@ SUMMARIZERS: Registry[SummarizerKind] = Registry("summarizer", _built_in)
 
 def load_summarizer(folder: Path, spec: SummarizeSpec, encoder: PromptEncoder) -> Summarizer:
     """The summarizer that was fitted into a folder: an artifact, or a repository's stage."""
-    return SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.body)
+    return SUMMARIZERS.get(spec.method).load(folder / FITTED_FOLDER, spec, encoder.bodies)

@@ -17,6 +17,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 SALIENCE_FILE = "salience.json"
 COST_EXPONENT = 0.7
+STEPS = 10_000  # in a nat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,15 @@ class Salience:
     def hash(self) -> str:
         return hash_value([dict(self.weights), self.unseen])[:16]
 
-    def of(self, word: str) -> float:
-        return self.weights.get(word, self.unseen)
+    @cached_property
+    def _steps(self) -> dict[str, int]:
+        return {word: round(weight * STEPS) for word, weight in self.weights.items()}
+
+    def steps_of(self, words: Iterable[str]) -> int:
+        """The summed weight of words, in steps of the table's last decimal: a sum of whole numbers
+        does not depend on the order, which sets do not keep."""
+        unseen = round(self.unseen * STEPS)
+        return sum([self._steps.get(word, unseen) for word in words])
 
 
 def fit_salience(jobs: Iterable[Job]) -> Salience:
@@ -59,7 +69,7 @@ def fit_salience(jobs: Iterable[Job]) -> Salience:
     if not total:
         raise DataError("cannot fit summaries on no jobs", "give at least one job")
     weights = {
-        word: round(math.log(total / count), 4)
+        word: round(math.log(total / count) * STEPS) / STEPS
         for word, count in sorted(seen.items())
         if count > 1 and not word.isdigit()
     }
@@ -106,49 +116,60 @@ class SalienceSummarizer:
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
-        return [self._summary(job) for job in jobs]
+        def shorten(jobs: Sequence[Job], budget: int) -> list[str]:
+            return chosen_sentences(jobs, self.salience, budget, self.encode)
 
-    def _summary(self, job: Job) -> Summary:
-        def shorten(_description: str, budget: int) -> str:
-            return chosen_sentences(job, self.salience, budget, self.encode)
-
-        return within_budget(job, self.budget, self.encode, shorten)
+        return within_budget(jobs, self.budget, self.encode, shorten)
 
     def save(self, folder: Path) -> None:
         table = {"unseen": self.salience.unseen, "weights": dict(self.salience.weights)}
         (folder / SALIENCE_FILE).write_text(json.dumps(table), encoding="utf-8")
 
 
-def chosen_sentences(job: Job, salience: Salience, budget: int, encode: Encode) -> str:
-    """The sentences of one job's description that cover most in `budget` tokens, in their order;
-    the start of the longest one where none fits."""
-    known = set(words_of(f"{job.title} {job.company} {job.location}"))
-    sentences = sentences_of(job.description)
-    words = [set(words_of(sentence)) - known for sentence in sentences]
-    costs = [len(encode(sentence)) for sentence in sentences]
-    chosen = _cover(words, costs, salience, budget)
-    text = " ".join(sentences[index] for index in chosen)
-    while chosen and len(encode(text)) > budget:
-        chosen.pop()
-        text = " ".join(sentences[index] for index in chosen)
-    return text or max(sentences, key=len, default="")
+def chosen_sentences(
+    jobs: Sequence[Job], salience: Salience, budget: int, encode: Encode
+) -> list[str]:
+    """Of each job, the sentences of the description that cover most in `budget` tokens, in their
+    order; the start of the longest one where none fits."""
+    pieces = [sentences_of(job.description) for job in jobs]
+    sizes = (len(ids) for ids in encode([one for sentences in pieces for one in sentences]))
+    texts, left = [], []
+    for job, sentences in zip(jobs, pieces, strict=True):
+        known = set(words_of(f"{job.title} {job.company} {job.location}"))
+        words = [set(words_of(sentence)) - known for sentence in sentences]
+        chosen = _cover(words, list(islice(sizes, len(sentences))), salience, budget)
+        texts.append(" ".join(sentences[index] for index in chosen))
+        left.append([sentences[index] for index in chosen])
+    for place, ids in enumerate(encode(texts)):
+        size, chosen_ones = len(ids), left[place]
+        while chosen_ones and size > budget:
+            chosen_ones.pop()
+            texts[place] = " ".join(chosen_ones)
+            size = len(encode([texts[place]])[0])
+    return [
+        text or max(sentences, key=len, default="")
+        for text, sentences in zip(texts, pieces, strict=True)
+    ]
 
 
 def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: int) -> list[int]:
-    covered: set[str] = set()
+    """Which sentences; `words` loses what is covered."""
+    gains = [salience.steps_of(own) for own in words]
+    open_ones = [index for index, own in enumerate(words) if own]
     chosen: list[int] = []
     left = budget
     while True:
         best, best_rate = -1, 0.0
-        for index, (own, cost) in enumerate(zip(words, costs, strict=True)):
-            if index in chosen or cost > left or not own:
-                continue
-            gain = sum(salience.of(word) for word in own - covered)
-            rate = gain / cost**COST_EXPONENT
+        for index in open_ones:
+            rate = gains[index] / costs[index] ** COST_EXPONENT if costs[index] <= left else 0.0
             if rate > best_rate:
                 best, best_rate = index, rate
         if best < 0:
             return sorted(chosen)
         chosen.append(best)
-        covered |= words[best]
         left -= costs[best]
+        open_ones.remove(best)
+        for index in open_ones:
+            again = words[index] & words[best]
+            words[index] -= again
+            gains[index] -= salience.steps_of(again)

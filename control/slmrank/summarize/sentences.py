@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slmrank.data.records import Job
 from slmrank.data.words import words_of
@@ -22,21 +22,32 @@ def sentences_of(text: str) -> list[str]:
 
 
 def within_budget(
-    job: Job, budget: int, encode: Encode, shorten: Callable[[str, int], str]
-) -> Summary:
-    """The summary of one job in at most `budget` tokens.
+    jobs: Sequence[Job],
+    budget: int,
+    encode: Encode,
+    shorten: Callable[[Sequence[Job], int], list[str]],
+) -> list[Summary]:
+    """The summary of each job in at most `budget` tokens.
 
-    A description that fits is kept whole, else `shorten(description, budget)` is; where that is
-    still too long it is cut at word borders, where it is empty the description is.
+    A description that fits is kept whole, else what `shorten(jobs, budget)` makes of it is; where
+    that is still too long it is cut at word borders, where it is empty the description is.
     """
-    source_tokens = len(encode(job.description))
-    if source_tokens <= budget:
-        text = " ".join(job.description.split())
-    else:
-        text = shorten(job.description, budget) or job.description
-        if len(encode(text)) > budget:
-            text = cut_words(text, budget, encode)
-    return Summary(text=text, tokens=len(encode(text)), source_tokens=source_tokens)
+    sizes = [len(ids) for ids in encode([job.description for job in jobs])]
+    long = [job for job, size in zip(jobs, sizes, strict=True) if size > budget]
+    shortened = iter(shorten(long, budget))
+    texts = [
+        (next(shortened) or job.description) if size > budget else " ".join(job.description.split())
+        for job, size in zip(jobs, sizes, strict=True)
+    ]
+    counted = [len(ids) for ids in encode(texts)]
+    for place, (size, count) in enumerate(zip(sizes, counted, strict=True)):
+        if size > budget and count > budget:
+            texts[place] = cut_words(texts[place], budget, encode)
+            counted[place] = len(encode([texts[place]])[0])
+    return [
+        Summary(text=text, tokens=tokens, source_tokens=size)
+        for text, tokens, size in zip(texts, counted, sizes, strict=True)
+    ]
 
 
 def cut_words(text: str, budget: int, encode: Encode) -> str:
@@ -44,14 +55,14 @@ def cut_words(text: str, budget: int, encode: Encode) -> str:
     words = text.split()
     joint = " "
     most = min(len(words), budget)  # no word is less than one token
-    if words and len(encode(words[0])) > budget:
+    if words and len(encode(words[:1])[0]) > budget:
         # One word above the budget: a script without spaces. Cut by characters.
         words = list(words[0])
         joint, most = "", len(words)
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if len(encode(joint.join(words[:middle]))) <= budget:
+        if len(encode([joint.join(words[:middle])])[0]) <= budget:
             low = middle
         else:
             high = middle - 1

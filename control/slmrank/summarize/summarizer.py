@@ -20,7 +20,8 @@ from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import Entry
 from slmrank.tokens import Ids
 
-Encode = Callable[[str], Ids]  # the ids of a text, as they stand in an item
+# The ids of texts, as they stand in an item.
+Encode = Callable[[Sequence[str]], list[Ids]]
 Progress = Callable[[int, int, str], None]
 FITTED_FOLDER = "summarizer"
 
@@ -78,14 +79,16 @@ def summarize_entries(
 ) -> list[Entry]:
     """The store entries of jobs: summary, and the ids of title, place and summary. The one place
     where a job becomes the text of an item, for the store and for jobs that clients send."""
+    summaries = summarizer.summarize(jobs)
+    texts = [job_text(job, one.text) for job, one in zip(jobs, summaries, strict=True)]
     return [
         Entry(
             summary=summary.text,
-            ids=encoder.body(job_text(job, summary.text)),
+            ids=ids,
             summary_tokens=summary.tokens,
             source_tokens=summary.source_tokens,
         )
-        for job, summary in zip(jobs, summarizer.summarize(jobs), strict=True)
+        for summary, ids in zip(summaries, encoder.bodies(texts), strict=True)
     ]
 
 

@@ -27,7 +27,7 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     encoder = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER).encoder()
     kind = SUMMARIZERS.get(spec.method)
     if spec.fitted is not None:
-        summarizer = kind.load(fitted_folder(spec.fitted), spec, encoder.body)
+        summarizer = kind.load(fitted_folder(spec.fitted), spec, encoder.bodies)
     else:
         labelled = read_labelled(making.inputs["data"].path)
         pairs = labelled.pairs["train"]
@@ -39,7 +39,7 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
             Fitting(
                 spec=spec,
                 jobs=[labelled.jobs[job_id] for job_id in trained_on],
-                encode=encoder.body,
+                encode=encoder.bodies,
                 ranker=ranker.path / CHECKPOINT_FOLDER if ranker is not None else None,
                 pairs=pairs if ranker is not None else (),
                 device=making.device,
