@@ -5,12 +5,14 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
+# With `,ray` it also summarises catalogues on KubeRay (optional/rayjob.yaml).
+ARG EXTRAS=serve,gateway,redis,kafka
 
 COPY constraints.txt dist/*.whl /tmp/wheels/
 # The tested set, in an environment of its own: the base may carry other packages.
 RUN python3 -m venv /opt/slmrank \
     && wheel="$(echo /tmp/wheels/slmrank-*.whl)" \
-    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[serve,gateway,redis,kafka]" \
+    && /opt/slmrank/bin/pip install --no-cache-dir -c /tmp/wheels/constraints.txt "${wheel}[${EXTRAS}]" \
     && rm -rf /tmp/wheels
 
 # By number everywhere: runAsNonRoot cannot check a name.

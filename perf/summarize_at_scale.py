@@ -2,11 +2,14 @@
 
     python perf/summarize_at_scale.py build/demo.yaml --jobs 20000 \
         --out perf/results/summarize_at_scale.json
+    python perf/summarize_at_scale.py build/demo.yaml --jobs 1000000 --only-killed \
+        --out perf/results/summarize_million.json
 
 Writes Parquet of the spec's jobs, again and again with other numbers in their texts (so that no
 text repeats), runs the verb as a user would, reads the peak of its processes' memory from the
 kernel, and kills the last run twice in its middle. A million jobs are extrapolated: start +
-million / rate.
+million / rate. `--only-killed` makes the last run alone, and compares the parts of its first file
+with those of one process.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +38,19 @@ GROUP = 1000
 
 
 def write_jobs(folder: Path, known: list[dict[str, str]], count: int) -> None:
-    rows = []
-    for number in range(count):
+    """Files of 50 groups."""
+
+    def job_of(number: int) -> dict[str, str]:
         job = known[number % len(known)]
         text = f"Opening {number}. {job['description']} Reference {number * 7919 % 1000003}."
-        rows.append({**job, "job_id": f"{job['job_id']}-{number}", "description": text})
-    parquet.write_table(pa.Table.from_pylist(rows), folder / "jobs.parquet", row_group_size=GROUP)
+        return {**job, "job_id": f"{job['job_id']}-{number}", "description": text}
+
+    schema = pa.Table.from_pylist([job_of(0)]).schema
+    for first in range(0, count, 50 * GROUP):
+        with parquet.ParquetWriter(folder / f"jobs-{first:08d}.parquet", schema) as writer:
+            for start in range(first, min(first + 50 * GROUP, count), GROUP):
+                rows = [job_of(number) for number in range(start, min(start + GROUP, count))]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def tree_mib(root: int) -> float:
@@ -73,16 +84,23 @@ def go(words: list[str], kill_at: int | None = None, out: Path | None = None) ->
         if kill_at is not None and out is not None and len(list(out.glob("*/*.done"))) >= kill_at:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return {"killed_at": len(list(out.glob("*/*.done")))}
+            found = len(list(out.glob("*/*.done")))
+            return {"killed_at": found, "seconds": round(time.perf_counter() - started, 1)}
         time.sleep(0.5)
     told = json.loads(process.stdout.read()) if process.stdout is not None else {}
     half = memory[len(memory) // 2 :]
+    tenth = max(len(memory) // 10, 1)
     return {
         "jobs_per_s": told["rows_per_s"],
         "seconds": round(time.perf_counter() - started, 1),
         "found_parts": told["found"],
         "peak_mib": round(max(memory)),
         "peak_of_second_half_mib": round(max(half)),
+        "mib_of_each_tenth": [
+            round(sum(some) / len(some))
+            for some in (memory[at : at + tenth] for at in range(0, 10 * tenth, tenth))
+            if some
+        ],
         "folder": told["out"],
     }
 
@@ -94,11 +112,35 @@ def digest(folder: str) -> str:
     return made.hexdigest()[:16]
 
 
+def killed_run(words: list[str], out: Path, parts: int) -> dict[str, Any]:
+    """A run that is killed after a third and after two thirds of its parts."""
+    kills = [go(words, parts * share // 3, out) for share in (1, 2)]
+    last = go(words)
+    before = kills[1]["killed_at"]
+    assert last["found_parts"] >= before, "a finished part was done again"
+    seconds = sum(one["seconds"] for one in (*kills, last))
+    return {
+        "parts_done_at_kills": [one["killed_at"] for one in kills],
+        **last,
+        "seconds_of_all": round(seconds, 1),
+    }
+
+
+def same_parts(folder: str, other: str) -> int:
+    """How many parts of `other` have the same bytes in `folder`; raises where one has not."""
+    paths = sorted(Path(other).glob("*.parquet"))
+    for path in paths:
+        if path.read_bytes() != (Path(folder) / path.name).read_bytes():
+            raise AssertionError(f"{path.name} differs")
+    return len(paths)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
     parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--only-killed", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     bundle, store = Bundle(load_spec(given.spec)), ArtifactStore(given.artifacts)
@@ -118,20 +160,30 @@ def main() -> None:
         }
         result: dict[str, Any] = {"jobs": given.jobs, "parts": -(-given.jobs // GROUP), "runs": {}}
         digests = set()
-        for name, more in ways.items():
+        for name, more in {} if given.only_killed else ways.items():
             out = Path(work) / name.replace(" ", "-")
             result["runs"][name] = go([*base, "--out", str(out), *more])
             digests.add(digest(result["runs"][name].pop("folder")))
         out = Path(work) / "killed"
         words = [*base, "--out", str(out), *ways["ray, 2 workers"]]
-        kills = [go(words, result["parts"] * share // 3, out)["killed_at"] for share in (1, 2)]
-        last = go(words)
-        digests.add(digest(last.pop("folder")))
-        result["killed"] = {"parts_done_at_kills": kills, **last}
-        result["same_bytes"] = len(digests) == 1
-        for one in result["runs"].values():
-            start = one["seconds"] - given.jobs / one["jobs_per_s"]
-            one["million_jobs_h"] = round((start + 1e6 / one["jobs_per_s"]) / 3600, 2)
+        result["killed"] = killed_run(words, out, result["parts"])
+        folder = result["killed"].pop("folder")
+        if given.only_killed:
+            result["killed"]["jobs_per_s_of_all"] = round(
+                given.jobs / result["killed"]["seconds_of_all"], 1
+            )
+            first = Path(work) / "first"
+            first.mkdir()
+            shutil.copy2(min(source.glob("*.parquet")), first)
+            alone = [*base[:-1], str(first), "--out", str(Path(work) / "alone")]
+            made = go(alone)
+            result["same_bytes_as_one_process"] = same_parts(folder, made.pop("folder"))
+            result["runs"]["one process, first file"] = made
+        else:
+            result["same_bytes"] = len({*digests, digest(folder)}) == 1
+            for one in result["runs"].values():
+                start = one["seconds"] - given.jobs / one["jobs_per_s"]
+                one["million_jobs_h"] = round((start + 1e6 / one["jobs_per_s"]) / 3600, 2)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

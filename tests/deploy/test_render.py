@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -462,3 +463,27 @@ def test_the_rerank_endpoint_is_a_command_that_exists(clients: bool) -> None:
     assert not selector(release).items() <= labels.items()
     for one in (service["spec"], budget["spec"]["selector"], policy["spec"]["podSelector"]):
         assert (one.get("selector") or one["matchLabels"]).items() <= labels.items()
+
+
+def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
+    from slmrank.deploy.catalogue import ray_job
+    from slmrank.deploy.check.run import check_rendered
+    from slmrank.deploy.check.schema import load_crds
+
+    own = {"jobs": "s3://b/my jobs", "workers": 5, "secret": "bucket"}
+    job = ray_job(releases.cpu(deploy={"catalogue": own}))
+    assert check_rendered([job], "1.33", load_crds()).errors == []
+    verb = shlex.split(job["spec"]["entrypoint"])
+    assert verb[:2] == ["control", "summarize"]
+    where = ["--jobs", "s3://b/my jobs", "--out", "s3://bucket/summaries"]
+    assert verb[3:] == [*where, "--on", "ray", "--workers", "5"]
+    cluster = job["spec"]["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["replicas"] == 5
+    head, worker = (one["template"]["spec"] for one in (cluster["headGroupSpec"], group))
+    assert [one["name"] for one in head["volumes"]] == ["tmp", "shm", "bundles"]
+    assert [one["name"] for one in worker["volumes"]] == ["tmp", "shm"]
+    for pod in (head, worker):
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    broken = {**job, "spec": {**job["spec"], "submissionMode": "Magic"}}
+    assert check_rendered([broken], "1.33", load_crds()).errors

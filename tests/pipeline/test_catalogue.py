@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,11 @@ from slmrank.data.parts import Place, done_parts, plan_parts, read_part
 from slmrank.data.records import Job
 from slmrank.errors import DataError
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.catalogue import catalogue_entries, summarize_catalogue
+from slmrank.pipeline.catalogue import (
+    catalogue_entries,
+    kit_of_bundle,
+    summarize_catalogue,
+)
 from slmrank.pipeline.publish import publish
 from slmrank.pipeline.score_catalogue import score_catalogue
 from slmrank.pipeline.steps import run
@@ -81,7 +86,9 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
 
     def go(**changes: Any) -> dict[str, Any]:
         bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": changes}))
-        return summarize_catalogue(bundle, tiny.store, str(tmp_path / "in"), str(out))
+        return summarize_catalogue(
+            kit_of_bundle(bundle, tiny.store), str(tmp_path / "in"), str(out)
+        )
 
     first = go()
     assert (first["rows"], first["parts"], first["found"]) == (len(rows), 2, 0)
@@ -98,6 +105,12 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
             (known,) = store.ids_many([job_id.rsplit("-", 1)[0]])
             assert known is not None
             assert ids == known.tolist()
+    # A repository summarises as the spec that it was made of.
+    by_repository = command(tiny, tmp_path / "in", out)
+    by_repository[2:5] = [str(run(tiny.bundle.repository, tiny.store).path)]
+    done = subprocess.run(by_repository, capture_output=True, text=True, timeout=300, check=True)
+    told = json.loads(done.stdout)
+    assert (told["out"], told["found"], told["done"]) == (first["out"], 2, 0)
     # Another content of a file is another part.
     write_jobs(tmp_path / "in", tiny, 31)
     assert go()["found"] == 0
@@ -108,14 +121,18 @@ def test_a_row_that_is_no_job_is_named_and_the_rest_stays(tiny: Any, tmp_path: P
     bad = pa.Table.from_pylist([{"job_id": "x", "description": "y"}, {"job_id": "", "title": "z"}])
     parquet.write_table(bad, tmp_path / "in" / "c.parquet")
     with pytest.raises(DataError, match=r"c\.parquet: row 2: job_id"):
-        summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+        summarize_catalogue(
+            kit_of_bundle(tiny.bundle, tiny.store), str(tmp_path / "in"), str(tmp_path / "out")
+        )
     (target,) = (tmp_path / "out").iterdir()
     parts = plan_parts(Place(str(tmp_path / "in")))
     assert done_parts(Place(str(target)), parts) == {"a-000000000", "b-000000000"}
     with pytest.raises(DataError, match=r"holds no _manifest\.json.*not to the end"):
         catalogue_entries(str(target))
     (tmp_path / "in" / "c.parquet").unlink()
-    made = summarize_catalogue(tiny.bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+    made = summarize_catalogue(
+        kit_of_bundle(tiny.bundle, tiny.store), str(tmp_path / "in"), str(tmp_path / "out")
+    )
     assert (made["found"], made["done"]) == (2, 0)
     assert catalogue_entries(str(target))[1] == made["rows"]
 
@@ -131,7 +148,9 @@ def test_ray_gives_the_same_bytes_also_after_kills(tiny: Any, tmp_path: Path) ->
     pytest.importorskip("ray")
     source = tmp_path / "in"
     write_jobs(source, tiny, 300, group=1000)  # 12 parts
-    alone = summarize_catalogue(tiny.bundle, tiny.store, str(source), str(tmp_path / "alone"))
+    alone = summarize_catalogue(
+        kit_of_bundle(tiny.bundle, tiny.store), str(source), str(tmp_path / "alone")
+    )
     out = tmp_path / "ray"
 
     def go() -> subprocess.CompletedProcess[str]:
@@ -163,12 +182,52 @@ def test_ray_gives_the_same_bytes_also_after_kills(tiny: Any, tmp_path: Path) ->
     assert contents(Path(told["out"])) == contents(Path(alone["out"]))
 
 
+@pytest.mark.slow
+def test_inside_a_cluster_its_own_ray_is_used(tiny: Any, tmp_path: Path) -> None:
+    """As the entrypoint of a Ray job, which finds the cluster by RAY_ADDRESS."""
+    ray = pytest.importorskip("ray")
+    source, rows = tmp_path / "in", write_jobs(tmp_path / "in", tiny, 30)
+    program = """
+import ray, sys
+context = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(context.address_info["gcs_address"], flush=True)
+input()
+actors = ray._private.state.actors().values()
+print(sum(one["ActorClassName"].endswith("Actor") for one in actors), flush=True)
+"""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test" * 4}
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, **token},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert cluster.stdout is not None
+    address = cluster.stdout.readline().strip()
+    done = subprocess.run(
+        command(tiny, source, tmp_path / "out", "--on", "ray", "--workers", "1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **token, "RAY_ADDRESS": address},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == len(rows)
+    out, _ = cluster.communicate("\n", timeout=60)
+    assert out.strip() == "1", f"no actor ran in ray {ray.__version__}'s cluster"
+
+
 def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
     rows = write_jobs(tmp_path / "in", tiny, 30)
     redis = RedisServer(tmp_path / "redis")
     url = redis.url()
     bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": {"store": url}}))
-    made = summarize_catalogue(bundle, tiny.store, str(tmp_path / "in"), str(tmp_path / "out"))
+    made = summarize_catalogue(
+        kit_of_bundle(bundle, tiny.store), str(tmp_path / "in"), str(tmp_path / "out")
+    )
     published = publish(bundle, tiny.store, catalogue=made["out"])
     assert published.jobs == len(rows)
     reader = RedisReader(url, run(bundle.summaries, tiny.store).figures["identity"])
@@ -191,6 +250,9 @@ def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     done = control(*base, "--jobs", tmp_path, "--out", tmp_path / "out", "--on", "spark")
     assert done.returncode == 2
     assert "local, ray or ray://HOST:PORT" in done.stderr
+    done = control("summarize", run(tiny.bundle.repository, tiny.store).path)
+    assert done.returncode == 2
+    assert "give --jobs and --out" in done.stderr
 
 
 @pytest.mark.triton

@@ -101,14 +101,6 @@ def read_bundle(path: Path, overrides: tuple[str, ...], target: str | None) -> B
     return Bundle(load_spec(path, (*overrides, *more)))
 
 
-def named_repository(folder: Path, overrides: tuple[str, ...], target: str | None) -> Path:
-    """A repository folder that stands on a command line where a spec may stand."""
-    if target is not None or overrides:
-        raise click.UsageError("--target and --set are for a spec; a repository is as it is")
-    check_repository(folder)
-    return folder
-
-
 def spec_options(function: Decorated) -> Any:
     """SPEC, --set, --target and --artifacts, given to the command as one `opened`."""
 
@@ -126,5 +118,28 @@ def spec_options(function: Decorated) -> Any:
             overrides = tuple(one for one in overrides if "=" in one)
         bundle = read_bundle(spec, overrides, target)
         return function(opened=Opened(spec, bundle, ArtifactStore(artifacts)), **more)
+
+    return command
+
+
+def source_options(function: Decorated) -> Any:
+    """SOURCE, --set, --target and --artifacts, given to the command as one `source`: what a spec
+    names, or the folder of a repository of `control repo`."""
+
+    @click.argument("source", type=PathType)
+    @set_option
+    @target_option
+    @artifacts_option
+    @functools.wraps(function)
+    def command(
+        source: Path, overrides: tuple[str, ...], target: str | None, artifacts: Path, **more: Any
+    ) -> Any:
+        if not source.is_dir():
+            bundle = read_bundle(source, overrides, target)
+            return function(source=Opened(source, bundle, ArtifactStore(artifacts)), **more)
+        if target is not None or overrides:
+            raise click.UsageError("--target and --set are for a spec; a repository is as it is")
+        check_repository(source)
+        return function(source=source, **more)
 
     return command

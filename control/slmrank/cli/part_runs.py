@@ -32,7 +32,8 @@ def part_run_options(function: Decorated) -> Any:
         show_default=True,
         metavar="WHERE",
         callback=_place,
-        help="local (this process), ray (on this machine), or ray://HOST:PORT",
+        help="local (this process), ray (on this machine, or where RAY_ADDRESS says), or "
+        "ray://HOST:PORT",
     )(function)
 
 

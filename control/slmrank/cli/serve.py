@@ -8,20 +8,15 @@ from pathlib import Path
 
 import click
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.cli.display import print_json, show_plan
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
     Decorated,
     Opened,
     PathType,
-    artifacts_option,
     dry_run_option,
     json_option,
-    named_repository,
-    read_bundle,
-    set_option,
-    target_option,
+    source_options,
 )
 from slmrank.errors import ServerError
 from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Http, Ports, Server, ServerTls
@@ -33,7 +28,7 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
 
 
 @click.command("serve")
-@click.argument("source", type=PathType)
+@source_options
 @_port("--grpc-port", Ports().grpc)
 @click.option(
     "--http",
@@ -66,15 +61,10 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     show_default=True,
     help="seconds that running requests get after SIGTERM",
 )
-@set_option
-@target_option
-@artifacts_option
 @dry_run_option
 @json_option
 def serve_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    target: str | None,
+    source: Opened | Path,
     grpc_port: int,
     http: Http,
     http_port: int,
@@ -85,7 +75,6 @@ def serve_command(
     tls_clients: Path | None,
     start_timeout_s: float,
     drain_s: int,
-    artifacts: Path,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -97,8 +86,8 @@ def serve_command(
       control serve build/demo.yaml
       control serve /models/repository --address 0.0.0.0
     """
-    if source.is_dir():
-        repository = named_repository(source, overrides, target)
+    if isinstance(source, Path):
+        repository = source
         if dry_run:
             where = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
             if as_json:
@@ -107,12 +96,10 @@ def serve_command(
                 click.echo(f"would serve {repository} on {address}:{grpc_port}")
             return
     else:
-        bundle = read_bundle(source, overrides, target)
-        opened = Opened(source, bundle, ArtifactStore(artifacts))
         if dry_run:
-            show_plan([bundle.repository], opened.store, as_json=as_json)
+            show_plan([source.bundle.repository], source.store, as_json=as_json)
             return
-        repository = opened.run(bundle.repository).path
+        repository = source.run(source.bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
     tls = None
     if tls_certificate is not None and tls_key is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -13,18 +14,22 @@ from slmrank.cli.options import (
     dry_run_option,
     force_option,
     json_option,
-    spec_options,
+    source_options,
 )
 from slmrank.cli.part_runs import part_run_options, show_run
-from slmrank.pipeline.catalogue import summarize_catalogue
+from slmrank.pipeline.catalogue import (
+    kit_of_bundle,
+    kit_of_repository,
+    summarize_catalogue,
+)
 
 
 @click.command("summarize")
-@spec_options
+@source_options
 @click.option(
     "--jobs",
-    "source",
-    help="Parquet of other jobs than those of SPEC: file, folder, or url such as s3://bucket/jobs",
+    "jobs",
+    help="Parquet of other jobs than those of SOURCE: file, folder, or url such as s3://bucket/jobs",
 )
 @click.option("--out", help="folder or url for their summaries, part by part")
 @part_run_options
@@ -33,8 +38,8 @@ from slmrank.pipeline.catalogue import summarize_catalogue
 @dry_run_option
 @json_option
 def summarize_command(
-    opened: Opened,
-    source: str | None,
+    source: Opened | Path,
+    jobs: str | None,
     out: str | None,
     where: str,
     workers: int,
@@ -43,14 +48,15 @@ def summarize_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Summarise the job descriptions of SPEC under the token budget into the summary store.
+    """Summarise the job descriptions of SOURCE, a spec, under the token budget into the summary
+    store.
 
     Summaries do not depend on queries. What an earlier run wrote for the same job, summarizer and
     tokenizer is copied.
 
-    With --jobs and --out a catalogue of any size is summarised by the fitted summarizer of SPEC,
-    in parts of about a thousand jobs: a run that was killed goes on with those that are not
-    finished; `control publish --from` reads them.
+    With --jobs and --out a catalogue of any size is summarised by the fitted summarizer of SOURCE,
+    which then may be a repository folder as well, in parts of about a thousand jobs: a run that was
+    killed goes on with those that are not finished; `control publish --from` reads them.
 
     \b
     Example:
@@ -58,21 +64,24 @@ def summarize_command(
       control summarize build/demo.yaml --set summarize.budget_tokens=56
       control summarize build/demo.yaml --jobs s3://bucket/jobs --out s3://bucket/summaries --on ray
     """
-    if source is None and out is None:
-        if dry_run:
-            show_plan([opened.bundle.summaries], opened.store, as_json=as_json)
-            return
-        show_artifact(
-            opened.run(opened.bundle.summaries, force=force, device=device), as_json=as_json
-        )
-        return
-    if source is None or out is None:
+    if (jobs is None) != (out is None):
         raise click.UsageError("--jobs and --out belong together")
-    if dry_run:
-        show_plan([opened.bundle.summarizer], opened.store, as_json=as_json)
+    if jobs is None or out is None:
+        if isinstance(source, Path):
+            raise click.UsageError("a repository has its summaries; give --jobs and --out")
+        if dry_run:
+            show_plan([source.bundle.summaries], source.store, as_json=as_json)
+            return
+        made = source.run(source.bundle.summaries, force=force, device=device)
+        show_artifact(made, as_json=as_json)
         return
-    opened.run(opened.bundle.summarizer, force=force, device=device)
-    work = partial(
-        summarize_catalogue, opened.bundle, opened.store, source, out, on=where, workers=workers
-    )
+    if isinstance(source, Path):
+        kit = kit_of_repository(source)
+    else:
+        if dry_run:
+            show_plan([source.bundle.summarizer], source.store, as_json=as_json)
+            return
+        source.run(source.bundle.summarizer, force=force, device=device)
+        kit = kit_of_bundle(source.bundle, source.store)
+    work = partial(summarize_catalogue, kit, jobs, out, on=where, workers=workers)
     show_run("catalogue", "jobs", lambda told: work(told=told), as_json=as_json)

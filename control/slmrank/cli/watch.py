@@ -10,17 +10,8 @@ from pathlib import Path
 
 import click
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.cli.display import StepDisplay, print_json
-from slmrank.cli.options import (
-    PathType,
-    artifacts_option,
-    json_option,
-    named_repository,
-    read_bundle,
-    set_option,
-    target_option,
-)
+from slmrank.cli.options import Opened, json_option, source_options
 from slmrank.errors import MissingDependencyError
 from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
 from slmrank.store.sources import Reading, open_source
@@ -29,7 +20,7 @@ SAY_S = 10.0
 
 
 @click.command("watch")
-@click.argument("source", type=PathType)
+@source_options
 @click.option(
     "--from",
     "place",
@@ -43,15 +34,9 @@ SAY_S = 10.0
 @click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="serve Prometheus metrics")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True)
-@set_option
-@target_option
-@artifacts_option
 @json_option
 def watch_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    target: str | None,
-    artifacts: Path,
+    source: Opened | Path,
     place: str,
     follow: bool,
     until_idle: bool,
@@ -73,12 +58,11 @@ def watch_command(
       redis-cli XADD slmrank:jobs:changes '*' change '{"delete": "job-17"}'
       control watch build/demo.yaml --set 'summarize.store=redis://localhost:6379/0'
     """
-    if source.is_dir():
-        follower = follow_repository(named_repository(source, overrides, target))
+    if isinstance(source, Path):
+        follower = follow_repository(source)
     else:
         with StepDisplay() as display:
-            bundle = read_bundle(source, overrides, target)
-            follower = follow_bundle(bundle, ArtifactStore(artifacts), display)
+            follower = follow_bundle(source.bundle, source.store, display)
     gauges = _metrics(metrics_address, metrics_port) if metrics_port is not None else None
     said = time.monotonic()
 

@@ -3,7 +3,7 @@
 release.yaml     what everything below is rendered from
 *.yaml           one file per object, kustomization.yaml
 monitoring/      what needs the Prometheus operator, rules for promtool, dashboard
-optional/        KEDA, Gateway API, KServe, the rerank endpoint: take what the cluster has
+optional/        KEDA, Gateway API, KServe, KubeRay, the rerank endpoint: take what the cluster has
 access/          the deployer's Role, applied once by an administrator
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from slmrank.artifacts import write_atomic
 from slmrank.deploy.access import deployer_role
+from slmrank.deploy.catalogue import ray_job
 from slmrank.deploy.dashboard import dashboard
 from slmrank.deploy.exposure import grpc_route
 from slmrank.deploy.kserve import inference_service, serving_runtime
@@ -54,6 +55,7 @@ def release_files(release: Release) -> Files:
         "keda": [scaled_object(release, f"http://prometheus-operated.{monitoring}")],
         "gateway": [grpc_route(release)],
         "rerank": rerank_objects(release),
+        "rayjob": [ray_job(release)],
         "kserve": [serving_runtime(release), inference_service(release)],
     }
     return {

@@ -17,31 +17,50 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER, RANKER_FILE, open_ranker
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.part_runs import read_manifest, run_parts
 from slmrank.pipeline.steps import run
+from slmrank.serving.prepare import read_summarizing
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.registry import load_summarizer
 from slmrank.summarize.summarizer import FITTED_FOLDER, identity_of, summarize_entries
 from slmrank.tokens import Ids
+from slmrank.triton.config import PREPARE
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:
-    """What a worker needs, as bytes by path, so that it can be sent to any machine."""
+    """What a worker needs, tokenizer, prompt and fitted summarizer, as bytes by path, so that it
+    can be sent to any machine."""
 
     spec: str
     files: Mapping[str, bytes]
 
 
-def make_kit(bundle: Bundle, store: ArtifactStore) -> Kit:
-    """Tokenizer, prompt and fitted summarizer of a bundle; they are made when they are missing."""
-    fitted = run(bundle.summarizer, store).path / FITTED_FOLDER
-    checkpoint = run(bundle.base, store).path / CHECKPOINT_FOLDER
+def kit_of_bundle(bundle: Bundle, store: ArtifactStore) -> Kit:
+    """Of a spec; its fitted summarizer is made when it is missing."""
+    return Kit(
+        spec=bundle.spec.summarize.model_dump_json(exclude={"fitted"}),
+        files=_files(
+            run(bundle.base, store).path / CHECKPOINT_FOLDER, run(bundle.summarizer, store).path
+        ),
+    )
+
+
+def kit_of_repository(repository: Path) -> Kit:
+    """Of a repository of `control repo`, whose summaries these will be."""
+    folder = repository / PREPARE / "1"
+    return Kit(
+        spec=read_summarizing(folder).spec.model_dump_json(exclude={"fitted"}),
+        files=_files(folder, folder),
+    )
+
+
+def _files(checkpoint: Path, fitted: Path) -> dict[str, bytes]:
     files = {name: (checkpoint / name).read_bytes() for name in (RANKER_FILE, TOKENIZER_FILE)}
-    for path in sorted(fitted.rglob("*")):
+    for path in sorted((fitted / FITTED_FOLDER).rglob("*")):
         if path.is_file():
-            files[f"{FITTED_FOLDER}/{path.relative_to(fitted)}"] = path.read_bytes()
-    return Kit(spec=bundle.spec.summarize.model_dump_json(exclude={"fitted"}), files=files)
+            files[str(path.relative_to(fitted))] = path.read_bytes()
+    return files
 
 
 class SummaryWorker:
@@ -85,12 +104,10 @@ class SummaryWorker:
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-def summarize_catalogue(
-    bundle: Bundle, store: ArtifactStore, source: str, target: str, **how: Any
-) -> dict[str, Any]:
+def summarize_catalogue(kit: Kit, source: str, target: str, **how: Any) -> dict[str, Any]:
     """Summaries of the jobs of `source` (Parquet; path or url) below `target`; `how` as `run_parts`
     takes it. Raises DataError with file and row for what is no job."""
-    make_worker = partial(SummaryWorker, make_kit(bundle, store), source)
+    make_worker = partial(SummaryWorker, kit, source)
     return run_parts(make_worker, plan_parts(Place(source)), target, **how)
 
 

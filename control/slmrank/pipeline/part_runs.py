@@ -128,8 +128,11 @@ def _on_ray(
         def do(self, part: Part) -> int:
             return _do(self._worker, part, out)
 
-    here = address == RAY
-    options = {"num_cpus": workers, "include_dashboard": False} if here else {"address": address}
+    options: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    if address != RAY:
+        options = {"address": address}
+    elif "RAY_ADDRESS" in os.environ:
+        options = {}  # inside a cluster, as the entrypoint of a Ray job
     ray.init(log_to_driver=False, logging_level="error", **options)
     try:
         actor = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(Actor)

@@ -194,6 +194,23 @@ class WatchSpec(Section):
     )
 
 
+class CatalogueSpec(Section):
+    """Summaries of a whole catalogue on KubeRay (`optional/rayjob.yaml`)."""
+
+    image: str | None = Field(
+        None, pattern=BY_DIGEST, description="image with slmrank[ray]; unset: the serving one"
+    )
+    jobs: str = Field("s3://bucket/jobs", min_length=1, description="Parquet of the jobs")
+    out: str = Field("s3://bucket/summaries", min_length=1, description="where summaries go")
+    workers: int = Field(2, ge=1, le=1000, description="pods of one core")
+    ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="of the image")
+    secret: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="Secret whose keys are variables of the pods, such as AWS_ACCESS_KEY_ID",
+    )
+
+
 class DeploySpec(Section):
     """Kubernetes."""
 
@@ -225,4 +242,5 @@ class DeploySpec(Section):
     scaling: ScalingSpec = Field(default_factory=ScalingSpec)
     rollout: RolloutSpec = Field(default_factory=RolloutSpec)
     rerank: RerankSpec = Field(default_factory=RerankSpec)
+    catalogue: CatalogueSpec = Field(default_factory=CatalogueSpec)
     gateway: GatewaySpec = Field(default_factory=GatewaySpec)

@@ -1,0 +1,94 @@
+"""Summaries of a whole catalogue on a Ray cluster that lives as long as the work: KubeRay's
+`RayJob`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from slmrank.deploy.naming import BUNDLES, TMP, Object, labelled, labels, repository_path
+from slmrank.deploy.pod import bundle_volume, pod_security, restricted
+from slmrank.deploy.release import Release
+
+CATALOGUE = "catalogue"
+GIB_PER_WORKER = 2
+
+
+def ray_job(release: Release) -> Object:
+    """One head, which holds the repository and runs `control summarize`, and one pod of one core
+    per worker; whoever is killed is started again, and finished parts are not done twice."""
+    own = release.deploy.catalogue
+    summarize = ["control", "summarize", repository_path(release)]
+    summarize += ["--jobs", own.jobs, "--out", own.out, "--on", "ray"]
+    summarize += ["--workers", str(own.workers)]
+    storage = release.deploy.storage
+    bundles = bundle_volume(storage.bundles_claim, storage.bundle_image)
+    mount = {"name": "bundles", "mountPath": BUNDLES, "readOnly": True}
+    return labelled(
+        release,
+        "ray.io/v1",
+        "RayJob",
+        f"{release.object_name}-{CATALOGUE}",
+        component=CATALOGUE,
+        spec={
+            "entrypoint": shlex.join(summarize),
+            "submissionMode": "HTTPMode",
+            "backoffLimit": 2,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 600,
+            "rayClusterSpec": {
+                "rayVersion": own.ray_version,
+                "headGroupSpec": {
+                    # Work is the workers': the head keeps the objects and runs the verb.
+                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                    "template": _template(release, [bundles], [mount]),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": own.workers,
+                        "minReplicas": own.workers,
+                        "maxReplicas": own.workers,
+                        "rayStartParams": {"num-cpus": "1"},
+                        "template": _template(release, [], []),
+                    }
+                ],
+            },
+        },
+    )
+
+
+def _template(release: Release, volumes: list[Object], mounts: list[Object]) -> Object:
+    own = release.deploy.catalogue
+    resources = {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"}
+    container: dict[str, Any] = {
+        "name": "ray",
+        "image": own.image or release.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "HOME", "value": TMP}],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": restricted(read_only_root=True),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": TMP},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *mounts,
+        ],
+    }
+    if own.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": own.secret}}]
+    spec: Object = {
+        "serviceAccountName": release.object_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {"sizeLimit": "8Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
+            *volumes,
+        ],
+    }
+    if release.deploy.image_pull_secret is not None:
+        spec["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
+    return {"metadata": {"labels": labels(release, CATALOGUE)}, "spec": spec}
