@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
-from slmrank.serving.depth import Board, DepthController, QueueDelay
+from slmrank.serving.depth import DepthController, first_items, not_ranked
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.spec.repository import DepthSpec
@@ -69,27 +68,19 @@ def test_a_queue_that_is_offered_too_much_settles_at_the_target(offered: float) 
     assert delays.max() < 5 * SPEC.target_ms / 1000
 
 
-def test_what_waits_counts_before_it_is_started(tmp_path: Path) -> None:
-    prepare, ranker = Board(tmp_path, 1), Board(tmp_path, 1)
-    delay = QueueDelay(prepare, forget_s=10)
-    assert delay.seconds(100.0) == 0.0
-    delay.sent(100.0)
-    delay.sent(100.2)
-    assert delay.seconds(100.5) == pytest.approx(0.5)
-    ranker.note([100.0], 100.6)
-    assert delay.seconds(100.6) == pytest.approx(0.6)  # the one that was started
-    assert delay.seconds(101.7) == pytest.approx(1.5)  # the one that waits
-    ranker.note([100.2], 101.8)
-    assert delay.seconds(101.9) == pytest.approx(1.6)
-    assert delay.seconds(103.0) == 0.0  # long ago
-    delay.sent(103.0)
-    assert delay.seconds(112.0) == pytest.approx(9.0)
-    assert delay.seconds(113.1) == 0.0  # refused, or given up
-    prepare.close()
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "slmrank-depth-2").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic"):
-        Board(tmp_path, 2)
+def test_what_is_behind_the_depth_has_no_ids_and_says_so() -> None:
+    items = [np.arange(one, dtype=np.int32) for one in (3, 0, 2, 4)]
+    assert [len(one) for one in first_items(items, 2)] == [3, 0, 0, 0]
+    assert [len(one) for one in first_items(items, 9)] == [3, 0, 2, 4]
+    assert [len(one) for one in first_items(items, None)] == [3, 0, 2, 4]
+    status = np.array([Status.OK, Status.UNKNOWN_JOB, Status.TRUNCATED, Status.UNKNOWN_JOB])
+    assert [Status(one) for one in not_ranked(status, 1)] == [
+        Status.OK,
+        Status.UNKNOWN_JOB,
+        Status.NOT_RANKED,
+        Status.UNKNOWN_JOB,
+    ]
+    assert not_ranked(status, 4).tolist() == status.tolist()
 
 
 @pytest.mark.triton

@@ -26,13 +26,16 @@ from slmrank.triton.config import (
     PREPARE,
     PREPARED,
     PREPARED_AT,
+    PREPARED_STATUS,
     RANKER,
     SCORED,
+    STATUS,
     TOLD,
     ModelConfig,
     Queue,
     Stage,
     Tensor,
+    add_parameters,
     add_tensor,
     ensemble,
     parse_config,
@@ -90,11 +93,19 @@ def render_configs(
     own = spec.repository
     parameters = {"max_items": str(own.max_items), "served": json.dumps(dict(identity))}
     prepared: tuple[Tensor, ...] = PREPARED
+    told = {tensor.name: tensor.name for tensor in TOLD}
+    scored = {tensor.name: tensor.name for tensor in SCORED}
     if own.depth is not None:
+        # `ranker` decides how many jobs it ranks, so it has the last word on their status.
         prepared = (*PREPARED, PREPARED_AT)
-        parameters[DEPTH] = own.depth.model_dump_json()
-        parameters["queue_timeout_us"] = str(spec.queue_timeout_us)
+        told[STATUS.name], scored[STATUS.name] = PREPARED_STATUS.name, STATUS.name
+        parameters[DEPTH] = RANKER
+        add_parameters(ranker[RANKER], {DEPTH: own.depth.model_dump_json()})
         add_tensor(ranker[RANKER].input, PREPARED_AT)
+        add_tensor(ranker[RANKER].input, PREPARED_STATUS)
+        add_tensor(ranker[RANKER].output, STATUS)
+    handed_on = {tensor.name: tensor.name for tensor in prepared}
+    given = {one.name: one.name for one in ranker[RANKER].input}
     prepare = python_model(
         PREPARE,
         ASKED,
@@ -112,12 +123,12 @@ def render_configs(
             Stage(
                 model=PREPARE,
                 inputs={tensor.name: tensor.name for tensor in ASKED},
-                outputs={tensor.name: tensor.name for tensor in (*prepared, *TOLD)},
+                outputs={**handed_on, **told},
             ),
             Stage(
                 model=RANKER,
-                inputs={tensor.name: tensor.name for tensor in prepared},
-                outputs={tensor.name: tensor.name for tensor in SCORED},
+                inputs=given,
+                outputs=scored,
             ),
         ),
         max_batch_size=ALONE,

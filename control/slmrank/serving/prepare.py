@@ -77,12 +77,10 @@ class Preparer:
         job_ids: Sequence[bytes],
         jobs: Sequence[bytes] | None = None,
         job_texts: Sequence[bytes] | None = None,
-        *,
-        depth: int | None = None,
     ) -> Prepared:
         """Encode one request. `jobs` holds a job's fields as a JSON object, `job_texts` the text of
         an item as it goes into the prompt; an empty entry means: not sent. A text wins over fields,
-        fields over the stored job. Jobs behind the first `depth` are not ranked.
+        fields over the stored job.
 
         Raises InvalidQuery for a bad query, InvalidRequest for too many jobs, too much text or
         columns of different length.
@@ -107,11 +105,8 @@ class Preparer:
         prefix = self._encoder.prefix(_decode_query(query))
         empty = [b""] * len(job_ids)
         columns = zip(job_ids, jobs or empty, job_texts or empty, strict=True)
-        asked = list(columns)
-        bodies = self._bodies(asked[:depth])
-        bodies += [(None, Status.NOT_RANKED)] * (len(asked) - len(bodies))
         items, statuses = [], []
-        for body, status in bodies:
+        for body, status in self._bodies(list(columns)):
             ids = EMPTY
             if body is not None:
                 item = self._encoder.item(body)

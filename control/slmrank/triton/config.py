@@ -68,13 +68,14 @@ PREPARE_US = Tensor(name="prepare_us", dtype=INT, dims=(1,))
 RANKER_US = Tensor(name="ranker_us", dtype=INT, dims=(1,))
 # With depth control: when `prepare` handed the request on, in seconds of the monotonic clock.
 PREPARED_AT = Tensor(name="prepared_at", dtype="TYPE_FP64", dims=(1,))
+PREPARED_STATUS = Tensor(name="prepared_status", dtype=INT, dims=(-1,))
 ASKED = (QUERY, JOB_ID, JOB, JOB_TEXT)
 PREPARED = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS)
 TOLD = (STATUS, SERVED, PREPARE_US)  # what `prepare` says beside the ids
 SCORED = (SCORE, RANKER_US)
 ANSWERED = (*SCORED, *TOLD)
 ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
-DEPTH = "depth"  # the parameter of `prepare` with the depth control's settings
+DEPTH = "depth"  # the parameter of `ranker` with the depth control's settings
 DEFERRABLE = 2  # Triton's priority of requests that can wait; 1 is everybody else's
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from slmrank.errors import ControlError, InvalidRequest
-from slmrank.serving.depth import open_depth
+from slmrank.serving.item_counters import ItemCounters
 from slmrank.serving.prepare import open_preparer
-from slmrank.triton.status import Status
+from slmrank.triton.config import DEPTH
 
 
 class TritonPythonModel:
@@ -20,33 +20,30 @@ class TritonPythonModel:
         served = parameters["served"]["string_value"].encode()
         self._served = np.array([[served]], dtype=np.object_)
         self._preparer = open_preparer(folder, max_items)
-        self._depth = open_depth(parameters)
-        self._counted = _Counters(self._preparer.traffic(), self._depth)
+        # With depth control `ranker` has the last word on each job, and counts.
+        self._to_depth = DEPTH in parameters
+        self._items = None if self._to_depth else ItemCounters(pb_utils)
+        self._store = _StoreMetrics(self._preparer.traffic())
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
 
-    def finalize(self):
-        if self._depth is not None:
-            self._depth.close()
-
     def _answer(self, request):
         started = time.perf_counter()
         try:
-            job_ids = _strings(request, "job_id")
             prepared = self._preparer.prepare(
                 _strings(request, "query")[0],
-                job_ids,
+                _strings(request, "job_id"),
                 _strings(request, "job"),
                 _strings(request, "job_text"),
-                depth=None if self._depth is None else self._depth.of(len(job_ids)),
             )
         except ControlError as error:
             text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
             failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=failure)
-        self._counted.add(prepared)
-        self._counted.state(self._preparer.traffic(), self._depth)
+        if self._items is not None:
+            self._items.add(prepared.status, prepared.item_lengths)
+        self._store.publish(self._preparer.traffic())
         outputs = [
             pb_utils.Tensor(name, getattr(prepared, name)[np.newaxis])
             for name in ("prefix_ids", "item_ids", "item_lengths", "status")
@@ -56,29 +53,21 @@ class TritonPythonModel:
             pb_utils.Tensor("served", self._served),
             pb_utils.Tensor("prepare_us", micros),
         ]
-        if self._depth is not None:
-            outputs.append(pb_utils.Tensor("prepared_at", np.array([[self._depth.sent()]])))
+        if self._to_depth:
+            outputs.append(pb_utils.Tensor("prepared_at", np.array([[time.monotonic()]])))
         return pb_utils.InferenceResponse(outputs)
 
 
-class _Counters:
-    """Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs; and how
-    the shared summary store answers, where there is one."""
+class _StoreMetrics:
+    """How the shared summary store answers, where there is one."""
 
-    def __init__(self, traffic, depth):
+    def __init__(self, traffic):
         # Triton forgets a family that nobody holds.
         self._families = []
-        items = self._family("items_total", "Jobs asked for, by status")
-        tokens = self._family("item_tokens_total", "Tokens of the jobs that are scored")
-        self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
-        self._tokens = tokens.Metric(labels={})
         self._traffic = traffic
-        gauge = pb_utils.MetricFamily.GAUGE
-        if depth is not None:
-            share = self._family("depth_share", "Share of a request's jobs that is ranked", gauge)
-            self._share = share.Metric(labels={})
         if traffic is None:
             return
+        gauge = pb_utils.MetricFamily.GAUGE
         up = self._family("store_up", "1: the last look-up in the summary store succeeded", gauge)
         held = self._family("store_memory_bytes", "Summaries held in the process", gauge)
         failures = self._family("store_failures_total", "Look-ups that the summary store failed")
@@ -88,15 +77,7 @@ class _Counters:
         self._from_memory = found.Metric(labels={"from": "memory"})
         self._from_store = found.Metric(labels={"from": "store"})
 
-    def add(self, prepared):
-        values, counts = np.unique(prepared.status, return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            self._items[Status(value)].increment(count)
-        self._tokens.increment(int(prepared.item_lengths.sum()))
-
-    def state(self, traffic, depth):
-        if depth is not None:
-            self._share.set(depth.share)
+    def publish(self, traffic):
         if traffic is None:
             return
         before, self._traffic = self._traffic, traffic

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
-from slmrank.serving.depth import open_board
+from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 
 BACKEND_MODEL = "tensorrt_llm"
@@ -20,12 +20,11 @@ OUTPUTS = ["output_ids", "sequence_length", "generation_logits"]
 
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        given = config["parameters"]
+        given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(config)
+        self._depth = open_depth(given, pb_utils)
         self._max_in_flight = int(value["max_in_flight"])
 
     async def execute(self, requests):
@@ -39,10 +38,10 @@ class TritonPythonModel:
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
                 for name in ("prefix_ids", "item_ids", "item_lengths")
             )
-            planned = self._cache.plan([(prefix, split_items(prefix, ids, lengths))])
-            if self._board is not None:
-                async with limit:  # a request starts when its first prompt may
-                    self._board.note_all([request], pb_utils)
+            async with limit:  # a request starts when its first prompt may
+                (depth,) = self._depth.begin([request])
+            items = first_items(split_items(prefix, ids, lengths), depth)
+            planned = self._cache.plan([(prefix, items)])
             scored = []
             for one in planned.missing:
                 prompts = (self._score(prompt, limit) for prompt in whole_prompts(*one))
@@ -55,9 +54,11 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=error.failure)
         self._cache.publish()
         micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("score", score[np.newaxis]), pb_utils.Tensor("ranker_us", micros)]
-        )
+        tensors = [
+            pb_utils.Tensor("score", score[np.newaxis]),
+            pb_utils.Tensor("ranker_us", micros),
+        ]
+        return pb_utils.InferenceResponse(tensors + self._depth.answer(request, depth, lengths))
 
     async def _score(self, prompt, limit):
         if len(prompt) == 0:

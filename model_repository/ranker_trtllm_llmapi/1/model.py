@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
-from slmrank.serving.depth import open_board
+from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 from tensorrt_llm import LLM, SamplingParams
 from tensorrt_llm.llmapi import KvCacheConfig
@@ -19,11 +19,10 @@ from tensorrt_llm.llmapi import KvCacheConfig
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        config = json.loads(args["model_config"])
-        given = config["parameters"]
+        given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(config)
+        self._depth = open_depth(given, pb_utils)
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),
@@ -45,12 +44,11 @@ class TritonPythonModel:
 
     def execute(self, requests):
         started = time.perf_counter()
-        if self._board is not None:
-            self._board.note_all(requests, pb_utils)
+        depths = self._depth.begin(requests)
         asked, failures = {}, {}
         for index, request in enumerate(requests):
             try:
-                asked[index] = _read(request)
+                asked[index] = _read(request, depths[index])
             except ControlError as error:
                 failures[index] = f"{error.message}. Fix: {error.hint}"
         try:
@@ -66,8 +64,10 @@ class TritonPythonModel:
         self._cache.publish()
         micros = round((time.perf_counter() - started) * 1e6)
         return [
-            _refused(failures[index]) if index in failures else _answered(scores[index], micros)
-            for index in range(len(requests))
+            _refused(failures[index])
+            if index in failures
+            else self._answer(request, depths[index], scores[index], micros)
+            for index, request in enumerate(requests)
         ]
 
     def finalize(self):
@@ -94,22 +94,23 @@ class TritonPythonModel:
         ]
         return dict(zip(asked, planned.finish(scored), strict=True))
 
+    def _answer(self, request, depth, scores, micros):
+        lengths = pb_utils.get_input_tensor_by_name(request, "item_lengths").as_numpy()[0]
+        taken = np.array([[micros]], dtype=np.int32)
+        tensors = [
+            pb_utils.Tensor("score", scores[np.newaxis]),
+            pb_utils.Tensor("ranker_us", taken),
+        ]
+        return pb_utils.InferenceResponse(tensors + self._depth.answer(request, depth, lengths))
 
-def _read(request):
+
+def _read(request, depth):
     """The prefix and the items of one request."""
     names = ("prefix_ids", "item_ids", "item_lengths")
     prefix, ids, lengths = (
         pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in names
     )
-    return prefix, split_items(prefix, ids, lengths)
-
-
-def _answered(scores, micros):
-    score = scores[np.newaxis]
-    taken = np.array([[micros]], dtype=np.int32)
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor("score", score), pb_utils.Tensor("ranker_us", taken)]
-    )
+    return prefix, first_items(split_items(prefix, ids, lengths), depth)
 
 
 def _refused(text):

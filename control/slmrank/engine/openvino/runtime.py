@@ -130,6 +130,11 @@ class OpenVinoEngine:
         return found
 
 
+def open_engine(path: Path, threads: int) -> OpenVinoEngine:
+    """What the stage `ranker` opens."""
+    return OpenVinoEngine(path, threads)
+
+
 def buckets(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Indices in batches of at most `limit`, neighbours in length together.
 

@@ -39,13 +39,21 @@ class Building:
 @dataclass(frozen=True, kw_only=True)
 class DeployFacts:
     """What a cluster must know of an engine: the key of a compiled one and the bytes loaded beside
-    the repository, where compiled engines are mounted, the build plan, the GPU product."""
+    the repository, where compiled engines are mounted, the build plan, the GPU product; `gpu`: its
+    pods get one although the target runs without."""
 
+    gpu: bool = False
     tag: str | None = None
     bytes: int = 0
     engines: str | None = None
     plan: Mapping[str, Any] | None = None
     gpu_product: str | None = None
+
+
+def in_process_stage() -> Path:
+    """The `model.py` of engines that run inside the stage's own process: the parameter `runtime` is
+    the module with their `open_engine(folder, threads)`."""
+    return shipped("model_repository") / f"{RANKER}_in_process" / "1" / "model.py"
 
 
 class EngineTarget(ABC):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.engine.parity import Scorer
-from slmrank.engine.targets.base import Building, EngineTarget
+from slmrank.engine.targets.base import Building, EngineTarget, in_process_stage
 from slmrank.machine.inspection import Machine, Report
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.spec.bundle import BundleSpec
@@ -15,13 +15,14 @@ from slmrank.spec.engine import EngineSpec
 from slmrank.triton.config import RANKER, ModelConfig, Queue, ranker_model
 
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+RUNTIME = "slmrank.engine.openvino.runtime"
 DISK_GIB, MEMORY_GIB = 5, 6
 
 
 class OpenVinoTarget(EngineTarget):
     name = "openvino"
     code = ("slmrank.engine.openvino.build",)
-    server_code = ("slmrank.engine.openvino.runtime",)
+    server_code = (RUNTIME,)
     runtime = ("openvino", "nvidia-pytriton")
     unquantized: Mapping[str, Any] = {"openvino": {"precision": "bfloat16"}}
 
@@ -47,11 +48,15 @@ class OpenVinoTarget(EngineTarget):
     ) -> dict[str, ModelConfig]:
         own = spec.repository
         parameters = {
+            "runtime": RUNTIME,
             "threads": str(own.threads),
             "vocab_size": str(checkpoint.geometry.vocab_size),
             "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
         }
         return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
+
+    def stage(self) -> Path:
+        return in_process_stage()
 
     def links(self, engine: Path) -> dict[str, Path]:
         return {f"{RANKER}/1/engine": engine}

@@ -1,5 +1,7 @@
-"""Triton stage `ranker` on OpenVINO: token ids -> P(relevant). Thin over slmrank.engine."""
+"""Triton stage `ranker` on an engine in this process: token ids -> P(relevant). The parameter
+`runtime` is the module of slmrank.engine that opens it."""
 
+import importlib
 import json
 import time
 from pathlib import Path
@@ -7,33 +9,31 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import split_items
-from slmrank.engine.openvino.runtime import OpenVinoEngine
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
-from slmrank.serving.depth import open_board
+from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 
 
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        config = json.loads(args["model_config"])
-        given = config["parameters"]
+        given = json.loads(args["model_config"])["parameters"]
         value = {
             name: int(given[name]["string_value"])
             for name in ("vocab_size", "max_tokens", "threads")
         }
-        self._engine = OpenVinoEngine(folder / "engine", value.pop("threads"))
+        runtime = importlib.import_module(given["runtime"]["string_value"])
+        self._engine = runtime.open_engine(folder / "engine", value.pop("threads"))
         self._limits = value
         self._cache = open_cache(given, pb_utils)
-        self._board = open_board(config)
+        self._depth = open_depth(given, pb_utils)
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together; a bad one fails alone."""
         started = time.perf_counter()
-        if self._board is not None:
-            self._board.note_all(requests, pb_utils)
-        asked = [self._read(request) for request in requests]
+        depths = self._depth.begin(requests)
+        asked = [self._read(*one) for one in zip(requests, depths, strict=True)]
         good = [one for one in asked if not isinstance(one, EngineError)]
         planned = self._cache.plan(good)
         logits = self._engine.logits_of(planned.missing)
@@ -41,11 +41,13 @@ class TritonPythonModel:
         self._cache.publish()
         micros = np.array([[round((time.perf_counter() - started) * 1e6)]], dtype=np.int32)
         return [
-            _refused(one) if isinstance(one, EngineError) else _answered(next(scored), micros)
-            for one in asked
+            _refused(one)
+            if isinstance(one, EngineError)
+            else self._answer(*at, next(scored), micros)
+            for one, *at in zip(asked, requests, depths, strict=True)
         ]
 
-    def _read(self, request):
+    def _read(self, request, depth):
         """The prefix and the items of one request, or what is wrong with them."""
         tensors = [
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()
@@ -55,15 +57,18 @@ class TritonPythonModel:
             return EngineError("one request holds one query", "send tensors of shape [1, N]")
         prefix, ids, lengths = (tensor[0] for tensor in tensors)
         try:
-            return prefix, split_items(prefix, ids, lengths, **self._limits)
+            items = split_items(prefix, ids, lengths, **self._limits)
         except EngineError as error:
             return error
+        return prefix, first_items(items, depth)
 
-
-def _answered(score, micros):
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor("score", score[np.newaxis]), pb_utils.Tensor("ranker_us", micros)]
-    )
+    def _answer(self, request, depth, score, micros):
+        lengths = pb_utils.get_input_tensor_by_name(request, "item_lengths").as_numpy()[0]
+        tensors = [
+            pb_utils.Tensor("score", score[np.newaxis]),
+            pb_utils.Tensor("ranker_us", micros),
+        ]
+        return pb_utils.InferenceResponse(tensors + self._depth.answer(request, depth, lengths))
 
 
 def _refused(error):

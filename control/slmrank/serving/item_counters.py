@@ -1,0 +1,35 @@
+"""Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from slmrank.tokens import Ids
+from slmrank.triton.status import Status
+
+
+class ItemCounters:
+    """Jobs by status, and tokens of those that are scored; `backend` is Triton's Python module."""
+
+    def __init__(self, backend: Any) -> None:
+        counter = backend.MetricFamily.COUNTER
+        # Triton forgets a family that nobody holds.
+        self._families = [
+            backend.MetricFamily(name=f"slmrank_{name}", description=text, kind=counter)
+            for name, text in (
+                ("items_total", "Jobs asked for, by status"),
+                ("item_tokens_total", "Tokens of the jobs that are scored"),
+            )
+        ]
+        items, tokens = self._families
+        self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
+        self._tokens = tokens.Metric(labels={})
+
+    def add(self, status: Ids, lengths: Ids) -> None:
+        """Count the jobs of one request: statuses [N] and lengths [N] of what is scored."""
+        values, counts = np.unique(status, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self._items[Status(value)].increment(count)
+        self._tokens.increment(int(lengths.sum()))
