@@ -214,7 +214,7 @@ def make_release(
         "engine": {
             "target": target.name,
             "tag": facts.tag or hash_value([engine.key, engine.digest])[:TAG_LENGTH],
-            "needs_gpu": target.needs_gpu,
+            "needs_gpu": target.needs_gpu or facts.gpu,
             "gpu_product": facts.gpu_product,
             "bytes": facts.bytes,
             **({"engines": facts.engines} if facts.engines else {}),

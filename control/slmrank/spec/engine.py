@@ -41,6 +41,18 @@ class OpenVinoSpec(Section):
     max_batch_items: int = Field(32, ge=1, le=512, description="items in one engine call")
 
 
+class TorchSpec(Section):
+    """PyTorch, on an NVIDIA GPU where the server has one, else on the CPU."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the server runs it; auto: a GPU that torch sees, else the CPU"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="type of the weights")
+    max_batch_tokens: int = Field(
+        16384, ge=64, description="tokens of queries and items in one pass"
+    )
+
+
 class TrtllmSpec(Section):
     """TensorRT-LLM, for the targets trtllm-engine and trtllm-llmapi."""
 
@@ -107,6 +119,7 @@ class TrtllmSpec(Section):
 # Target name -> the sub-section that it reads; None: a target without settings.
 TARGET_SECTIONS: dict[str, str | None] = {
     "openvino": "openvino",
+    "torch": "torch",
     "trtllm-engine": "trtllm",
     "trtllm-llmapi": "trtllm",
 }
@@ -133,6 +146,7 @@ class EngineSpec(Section):
     target: str = Field("openvino", description=f"one of {', '.join(TARGET_SECTIONS)}")
     parity: ParitySpec = Field(default_factory=ParitySpec)
     openvino: OpenVinoSpec = Field(default_factory=OpenVinoSpec)
+    torch: TorchSpec = Field(default_factory=TorchSpec)
     trtllm: TrtllmSpec = Field(default_factory=TrtllmSpec)
     other: dict[str, SerializeAsAny[Section]] = Field(
         default_factory=dict, description="sub-sections of targets that were registered elsewhere"

@@ -10,10 +10,11 @@ from slmrank.spec.section import Section
 
 def _built_in() -> None:
     from slmrank.engine.targets.openvino import OpenVinoTarget
+    from slmrank.engine.targets.torch import TorchTarget
     from slmrank.engine.targets.trtllm_engine import TrtllmEngineTarget
     from slmrank.engine.targets.trtllm_llmapi import TrtllmLlmApiTarget
 
-    for target in (OpenVinoTarget(), TrtllmEngineTarget(), TrtllmLlmApiTarget()):
+    for target in (OpenVinoTarget(), TorchTarget(), TrtllmEngineTarget(), TrtllmLlmApiTarget()):
         TARGETS.register(target.name, target)
 
 
