@@ -28,6 +28,7 @@ from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
 ITEMS = 8
+OBJECTIVE_MS = 2000.0
 TRACE = ((0.6, 20.0), (2.5, 50.0), (0.6, 30.0))  # (multiple of the capacity, seconds)
 
 
@@ -73,6 +74,7 @@ def summary(found: list[dict[str, Any]], phase: int) -> dict[str, Any]:
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
+        "p99_within_objective": p99 <= OBJECTIVE_MS,
         "ranked_share": round(float(np.mean([one["ranked"] for one in answered])) / ITEMS, 3),
     }
 
@@ -81,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
-    parser.add_argument("--target-ms", type=float, default=400.0)
+    parser.add_argument("--target-ms", type=float, default=200.0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     store = ArtifactStore(given.artifacts)
@@ -94,7 +96,11 @@ def main() -> None:
     labelled = read_labelled(run(bundles["with"].data, store).path)
     jobs = sorted(labelled.jobs)
     queries = sorted({pair.query for pair in labelled.pairs["test"]})
-    result: dict[str, Any] = {"items": ITEMS, "target_ms": given.target_ms}
+    result: dict[str, Any] = {
+        "items": ITEMS,
+        "target_ms": given.target_ms,
+        "objective_ms": OBJECTIVE_MS,
+    }
     for name, bundle in bundles.items():
         with Server(run(bundle.repository, store).path, ANY_PORTS) as server:
             if "capacity_rps" not in result:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from slmrank.deploy.naming import BUNDLES, TMP, Object, labelled, labels, repository_path
-from slmrank.deploy.pod import bundle_volume, pod_security, restricted
+from slmrank.deploy.pod import bundle_volume, container_of, pod_of
 from slmrank.deploy.release import Release
 
 CATALOGUE = "catalogue"
@@ -60,35 +59,26 @@ def ray_job(release: Release) -> Object:
 
 def _template(release: Release, volumes: list[Object], mounts: list[Object]) -> Object:
     own = release.deploy.catalogue
-    resources = {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"}
-    container: dict[str, Any] = {
-        "name": "ray",
-        "image": own.image or release.image,
-        "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": "HOME", "value": TMP}],
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": restricted(read_only_root=True),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
+    container = container_of(
+        "ray",
+        own.image or release.image,
+        {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"},
+        volumeMounts=[
             {"name": "tmp", "mountPath": TMP},
             {"name": "shm", "mountPath": "/dev/shm"},
             *mounts,
         ],
-    }
+    )
     if own.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": own.secret}}]
-    spec: Object = {
-        "serviceAccountName": release.object_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": pod_security(),
-        "containers": [container],
-        "volumes": [
+    spec = pod_of(
+        release.deploy,
+        [container],
+        [
             {"name": "tmp", "emptyDir": {"sizeLimit": "8Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
             *volumes,
         ],
-    }
-    if release.deploy.image_pull_secret is not None:
-        spec["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
+        release.object_name,
+    )
     return {"metadata": {"labels": labels(release, CATALOGUE)}, "spec": spec}

@@ -20,8 +20,9 @@ from slmrank.deploy.naming import (
     MANAGED_BY,
     MANAGER,
     NAME,
+    TMP,
 )
-from slmrank.deploy.pod import bundle_volume, pod_security, restricted
+from slmrank.deploy.pod import bundle_volume, container_of, pod_of
 from slmrank.deploy.release import unset_image
 from slmrank.deploy.yaml_text import to_yaml
 from slmrank.engine.trtllm.compile import PlannedEngine
@@ -57,44 +58,34 @@ def engine_job(
         ENGINE: tag,
     }
     storage = deploy.storage
-    # Requests equal limits: a build that shares its GPU times its kernels wrongly.
-    resources = {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"}
-    command = ["control", "build", f"{BUNDLES}/{tag}", "--engines", engines, "--require-engine"]
-    container = {
-        "name": "build",
-        "image": deploy.image or unset_image(needs_gpu=True),
-        "imagePullPolicy": "IfNotPresent",
-        "command": command,
-        "env": [{"name": "HOME", "value": "/tmp"}],
-        "workingDir": "/tmp",
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": restricted(read_only_root=False),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
+    container = container_of(
+        "build",
+        deploy.image or unset_image(needs_gpu=True),
+        {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"},
+        read_only_root=False,
+        command=["control", "build", f"{BUNDLES}/{tag}", "--engines", engines, "--require-engine"],
+        workingDir=TMP,
+        volumeMounts=[
             {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
             {"name": "engines", "mountPath": engines},
-            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "tmp", "mountPath": TMP},
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
-    }
+    )
     claim = {"claimName": storage.engines_claim}
-    pod = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "nodeSelector": {"nvidia.com/gpu.product": plan.gpu},
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "securityContext": pod_security(),
-        "containers": [container],
-        "volumes": [
+    pod = pod_of(
+        deploy,
+        [container],
+        [
             bundle_volume(storage.bundles_claim),
             {"name": "engines", "persistentVolumeClaim": claim},
             {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
         ],
-    }
-    if deploy.image_pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": deploy.image_pull_secret}]
+        restartPolicy="Never",
+        nodeSelector={"nvidia.com/gpu.product": plan.gpu},
+        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    )
     annotations = {
         "slmrank.io/plan-hash": plan.hash,
         "slmrank.io/tensorrt-llm": plan.trtllm,

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from slmrank.deploy.naming import MANIFEST, STORE, TLS, service_host
+from slmrank.deploy.naming import MANIFEST, STORE, TLS, TMP, service_host
 from slmrank.deploy.release import Release
+from slmrank.spec.deploy import DeploySpec
 from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 
 USER = 1000
 PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+
+def pod_of(
+    deploy: DeploySpec,
+    containers: list[dict[str, Any]],
+    volumes: list[dict[str, Any]],
+    account: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The spec of a pod: no token of the API, no variables of Services, nobody's root."""
+    pod = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": containers,
+        "volumes": volumes,
+        **more,
+    }
+    if account is not None:
+        pod["serviceAccountName"] = account
+    if deploy.image_pull_secret is not None:
+        pod["imagePullSecrets"] = [{"name": deploy.image_pull_secret}]
+    return pod
+
+
+def container_of(
+    name: str,
+    image: str,
+    resources: dict[str, str],
+    *,
+    read_only_root: bool = True,
+    env: Sequence[dict[str, Any]] = (),
+    **more: Any,
+) -> dict[str, Any]:
+    """A container. Requests equal limits: one that borrows cores measures faster than it later
+    serves, and a build that shares its GPU times its kernels wrongly."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "HOME", "value": TMP}, *env],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": restricted(read_only_root=read_only_root),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **more,
+    }
 
 
 def pod_security() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from slmrank.deploy.naming import (
     selector,
     service_host,
 )
-from slmrank.deploy.pod import pod_security, restricted, tls_volumes
+from slmrank.deploy.pod import container_of, pod_of, tls_volumes
 from slmrank.deploy.release import Release
 
 PORT = 8080
@@ -97,7 +97,6 @@ def _pod(release: Release) -> Object:
         secret = {"secretName": own.tokens_secret, "defaultMode": 0o440}
         volumes = [*volumes, {"name": "tokens", "secret": secret}]
         mounts = [*mounts, {"name": "tokens", "mountPath": TOKENS, "readOnly": True}]
-    resources = {"cpu": "1", "memory": "512Mi"}
 
     def probe(path: str, failures: int = 3) -> Object:
         return {
@@ -107,32 +106,18 @@ def _pod(release: Release) -> Object:
             "failureThreshold": failures,
         }
 
-    pod: Object = {
-        "serviceAccountName": release.object_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": pod_security(),
-        "containers": [
-            {
-                "name": "gateway",
-                "image": own.image or release.image,
-                "imagePullPolicy": "IfNotPresent",
-                "command": command,
-                "env": [{"name": "HOME", "value": TMP}],
-                "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-                "resources": {"requests": resources, "limits": resources},
-                "securityContext": restricted(read_only_root=True),
-                "startupProbe": probe("/health/live", 12),
-                # Ready while a server behind it answers, alive while it answers itself.
-                "readinessProbe": probe("/health"),
-                "livenessProbe": probe("/health/live"),
-                "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [{"name": "tmp", "mountPath": TMP}, *mounts],
-            }
-        ],
-        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, *volumes],
-    }
-    if release.deploy.image_pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
-    return pod
+    container = container_of(
+        "gateway",
+        own.image or release.image,
+        {"cpu": "1", "memory": "512Mi"},
+        command=command,
+        ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        startupProbe=probe("/health/live", 12),
+        # Ready while a server behind it answers, alive while it answers itself.
+        readinessProbe=probe("/health"),
+        livenessProbe=probe("/health/live"),
+        lifecycle={"preStop": {"exec": {"command": ["sleep", "5"]}}},
+        volumeMounts=[{"name": "tmp", "mountPath": TMP}, *mounts],
+    )
+    volumes = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, *volumes]
+    return pod_of(release.deploy, [container], volumes, release.object_name)

@@ -13,7 +13,7 @@ from slmrank.deploy.naming import (
     manifest_name,
     service_host,
 )
-from slmrank.deploy.pod import placement, pod_security, restricted, smoke_command, tls_volumes
+from slmrank.deploy.pod import container_of, placement, pod_of, smoke_command, tls_volumes
 from slmrank.deploy.release import Release
 
 # With the pull of the image, should the node not have it.
@@ -23,44 +23,32 @@ DEADLINE_S = 900
 def smoke_job(release: Release, name: str) -> Object:
     """A `batch/v1` Job that ends with `control smoke`."""
     volumes, mounts = tls_volumes(release)
-    resources = {"cpu": "500m", "memory": "512Mi"}
-    pod: Object = {
-        "restartPolicy": "Never",
-        "serviceAccountName": release.object_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": pod_security(),
-        "containers": [
-            {
-                "name": "smoke",
-                "image": release.image,
-                "imagePullPolicy": "IfNotPresent",
-                "command": smoke_command(release, f"{service_host(release)}:{GRPC}", 60),
-                # gRPC's own resolver does not use the search list of resolv.conf everywhere.
-                "env": [
-                    {"name": "HOME", "value": TMP},
-                    {"name": "GRPC_DNS_RESOLVER", "value": "native"},
-                ],
-                "resources": {"requests": resources, "limits": resources},
-                "securityContext": restricted(read_only_root=True),
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [
-                    {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
-                    {"name": "tmp", "mountPath": TMP},
-                    *mounts,
-                ],
-            }
+    container = container_of(
+        "smoke",
+        release.image,
+        {"cpu": "500m", "memory": "512Mi"},
+        command=smoke_command(release, f"{service_host(release)}:{GRPC}", 60),
+        # gRPC's own resolver does not use the search list of resolv.conf everywhere.
+        env=[{"name": "GRPC_DNS_RESOLVER", "value": "native"}],
+        volumeMounts=[
+            {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
+            {"name": "tmp", "mountPath": TMP},
+            *mounts,
         ],
-        "volumes": [
+    )
+    pod = pod_of(
+        release.deploy,
+        [container],
+        [
             {"name": "manifest", "configMap": {"name": manifest_name(release)}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
             *volumes,
         ],
-    }
-    # Where the pods of the release are, the image is; it takes no GPU there.
-    pod |= placement(release)
-    if release.deploy.image_pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
+        release.object_name,
+        restartPolicy="Never",
+        # Where the pods of the release are, the image is; it takes no GPU there.
+        **placement(release),
+    )
     return labelled(
         release,
         "batch/v1",

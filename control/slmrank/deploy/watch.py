@@ -17,13 +17,7 @@ from slmrank.deploy.naming import (
     repository_path,
     selector,
 )
-from slmrank.deploy.pod import (
-    bundle_volume,
-    pod_security,
-    restricted,
-    store_environment,
-    store_volumes,
-)
+from slmrank.deploy.pod import bundle_volume, container_of, pod_of, store_environment, store_volumes
 from slmrank.deploy.release import Release
 from slmrank.spec.deploy import WatchSpec
 from slmrank.store.kafka_topic import PROPERTIES, parse_topic
@@ -103,46 +97,31 @@ def _pod(release: Release, own: WatchSpec) -> Object:
     command = ["control", "watch", repository_path(release), "--from", own.source]
     command += ["--metrics-port", str(METRICS), "--metrics-address", "0.0.0.0"]
     volumes, mounts = store_volumes(release)
-    environment = [{"name": "HOME", "value": TMP}, *store_environment(release)]
+    environment = store_environment(release)
     if own.kafka_secret is not None:
         secret = {"secretName": own.kafka_secret, "defaultMode": 0o440}
         volumes = [*volumes, {"name": "kafka", "secret": secret}]
         mounts = [*mounts, {"name": "kafka", "mountPath": KAFKA, "readOnly": True}]
-        environment.append({"name": PROPERTIES, "value": f"{KAFKA}/client.properties"})
+        environment = [*environment, {"name": PROPERTIES, "value": f"{KAFKA}/client.properties"}]
     storage = release.deploy.storage
-    resources = {"cpu": "1", "memory": "1Gi"}
     probe = {"httpGet": {"path": "/metrics", "port": "changes"}, "timeoutSeconds": 5}
-    pod: Object = {
-        "serviceAccountName": release.object_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": pod_security(),
-        "containers": [
-            {
-                "name": WATCH,
-                "image": release.image,
-                "imagePullPolicy": "IfNotPresent",
-                "command": command,
-                "env": environment,
-                "ports": [{"name": "changes", "containerPort": METRICS, "protocol": "TCP"}],
-                "resources": {"requests": resources, "limits": resources},
-                "securityContext": restricted(read_only_root=True),
-                "startupProbe": {**probe, "periodSeconds": 5, "failureThreshold": 24},
-                "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [
-                    {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
-                    {"name": "tmp", "mountPath": TMP},
-                    *mounts,
-                ],
-            }
+    container = container_of(
+        WATCH,
+        release.image,
+        {"cpu": "1", "memory": "1Gi"},
+        command=command,
+        env=environment,
+        ports=[{"name": "changes", "containerPort": METRICS, "protocol": "TCP"}],
+        startupProbe={**probe, "periodSeconds": 5, "failureThreshold": 24},
+        livenessProbe={**probe, "periodSeconds": 20, "failureThreshold": 6},
+        volumeMounts=[
+            {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
+            {"name": "tmp", "mountPath": TMP},
+            *mounts,
         ],
-        "volumes": [
-            bundle_volume(storage.bundles_claim, storage.bundle_image),
-            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-            *volumes,
-        ],
-    }
-    if release.deploy.image_pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
-    return pod
+    )
+    own_volumes = [
+        bundle_volume(storage.bundles_claim, storage.bundle_image),
+        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+    ]
+    return pod_of(release.deploy, [container], [*own_volumes, *volumes], release.object_name)

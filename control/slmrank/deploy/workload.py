@@ -26,9 +26,9 @@ from slmrank.deploy.naming import (
 )
 from slmrank.deploy.pod import (
     bundle_volume,
+    container_of,
     placement,
-    pod_security,
-    restricted,
+    pod_of,
     smoke_command,
     store_environment,
     store_volumes,
@@ -118,30 +118,25 @@ def deployment(release: Release) -> Object:
 
 
 def _pod(release: Release) -> Object:
-    pod: Object = {
-        "serviceAccountName": release.object_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": grace_period_s(release),
-        "securityContext": pod_security(),
-        "initContainers": [_verify(release)],
-        "containers": [_serve(release)],
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(release)},
-            }
-        ],
-        "volumes": _volumes(release),
-        **placement(release),
-    }
+    more = placement(release)
     if release.deploy.placement.priority_class is not None:
-        pod["priorityClassName"] = release.deploy.placement.priority_class
-    if release.deploy.image_pull_secret is not None:
-        pod["imagePullSecrets"] = [{"name": release.deploy.image_pull_secret}]
-    return pod
+        more["priorityClassName"] = release.deploy.placement.priority_class
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(release)},
+    }
+    return pod_of(
+        release.deploy,
+        [_serve(release)],
+        _volumes(release),
+        release.object_name,
+        terminationGracePeriodSeconds=grace_period_s(release),
+        initContainers=[_verify(release)],
+        topologySpreadConstraints=[spread],
+        **more,
+    )
 
 
 def _verify(release: Release) -> Object:
@@ -152,17 +147,9 @@ def _verify(release: Release) -> Object:
     if engine is not None:
         command += ["--engine", engine]
     resources = {"cpu": "1", "memory": "512Mi"}
-    return {
-        "name": "verify",
-        "image": release.image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": command,
-        "env": [{"name": "HOME", "value": TMP}],
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": restricted(read_only_root=True),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(release),
-    }
+    return container_of(
+        "verify", release.image, resources, command=command, volumeMounts=_mounts(release)
+    )
 
 
 def _serve(release: Release) -> Object:
@@ -181,34 +168,32 @@ def _serve(release: Release) -> Object:
         command += ["--tls-certificate", f"{TLS}/tls.crt", "--tls-key", f"{TLS}/tls.key"]
         command += ["--tls-clients", f"{TLS}/ca.crt"] if tls.clients else []
     smoke = smoke_command(release, f"127.0.0.1:{GRPC}", 20)
-    return {
-        "name": "serve",
-        "image": release.image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": command,
-        "env": [{"name": "HOME", "value": TMP}, *store_environment(release)],
-        "ports": [
+    return container_of(
+        "serve",
+        release.image,
+        resources,
+        read_only_root=not release.on_gpu,
+        command=command,
+        env=store_environment(release),
+        ports=[
             {"name": "grpc", "containerPort": GRPC, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP, "protocol": "TCP"},
             {"name": "metrics", "containerPort": METRICS, "protocol": "TCP"},
         ],
-        # Requests equal limits: a replica that borrows cores measures faster than it later serves.
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": restricted(read_only_root=not release.on_gpu),
         # Readiness waits for this one, so a pod whose known answers are wrong never gets a request.
-        "startupProbe": {
+        startupProbe={
             "exec": {"command": smoke},
             "periodSeconds": PROBE_PERIOD_S,
             "timeoutSeconds": 25,
             "failureThreshold": startup_budget_s(release) // PROBE_PERIOD_S,
         },
-        "readinessProbe": {
+        readinessProbe={
             "httpGet": {"path": f"/v2/models/{ENSEMBLE}/ready", "port": "http"},
             "periodSeconds": 5,
             "timeoutSeconds": 3,
             "failureThreshold": 3,
         },
-        "livenessProbe": {
+        livenessProbe={
             "httpGet": {"path": "/v2/health/live", "port": "http"},
             "periodSeconds": 10,
             "timeoutSeconds": 5,
@@ -216,17 +201,16 @@ def _serve(release: Release) -> Object:
         },
         # Clients go on sending until they hear that the pod leaves; `sleep` runs everywhere, the
         # native action only from Kubernetes 1.30 on.
-        "lifecycle": {
+        lifecycle={
             "preStop": {"exec": {"command": ["sleep", str(release.deploy.rollout.pre_stop_s)]}}
         },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
+        volumeMounts=[
             *_mounts(release),
             *tls_volumes(release)[1],
             *store_volumes(release)[1],
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
-    }
+    )
 
 
 def _volumes(release: Release) -> list[Object]:
