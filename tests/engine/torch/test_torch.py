@@ -14,6 +14,7 @@ from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
 from slmrank.engine.targets.base import Building
+from slmrank.engine.targets.torch import TorchTarget
 from slmrank.engine.torch.build import build_torch
 from slmrank.engine.torch.runtime import TorchEngine, batches, make_batch
 from slmrank.errors import EngineError, ParityError, SpecError
@@ -164,3 +165,10 @@ def test_it_is_built_and_served(tiny: Any) -> None:
     for query, items in zip(asked, found, strict=True):
         scores = [one.score for one in wanted[query]]
         assert [one.score for one in items] == pytest.approx(scores, abs=1e-5)
+
+
+def test_pods_get_a_gpu_where_the_spec_asks_for_one(tiny: Any) -> None:
+    target, engine = TorchTarget(), run(tiny.bundle.engine, tiny.store)
+    for device, gpu in (("auto", False), ("cpu", False), ("cuda", True)):
+        change = {"engine": {"target": "torch", "torch": {"device": device}}}
+        assert target.deploy_facts(change_spec(tiny.bundle.spec, change), engine).gpu is gpu
