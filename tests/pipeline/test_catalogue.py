@@ -242,6 +242,26 @@ def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
     redis.kill()
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host/jobs", "gs:/jobs", "s3://bucket/in?endpoint_override=127.0.0.1:1&scheme=http"],
+)
+def test_a_place_that_cannot_be_reached_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of-a-test")
+    with pytest.raises(DataError, match="cannot reach") as raised:
+        Place(url).files()
+    assert url in str(raised.value)
+    assert "pyarrow.fs" in raised.value.hint
+
+
+def test_a_folder_below_a_url_is_a_url(tmp_path: Path) -> None:
+    assert Place(str(tmp_path)).below("a").url == f"{tmp_path}/a"
+    url = f"file://{tmp_path}/"
+    below = Place(url).below("a").below("b")
+    assert (below.url, below.path) == (f"file://{tmp_path}/a/b", f"{tmp_path}/a/b")
+
+
 def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     base = ("summarize", tiny.spec, "--artifacts", tiny.artifacts)
     done = control(*base, "--jobs", tmp_path)

@@ -44,20 +44,35 @@ class Place:
             raise MissingDependencyError(
                 "a catalogue in parts needs pyarrow", "pip install 'slmrank[parquet]'"
             ) from error
+        self.url = url
         self._fs: Any
-        if "://" in url:
-            self._fs, self.path = fs.FileSystem.from_uri(url)
-        else:
-            self._fs, self.path = fs.LocalFileSystem(), url
         self._kinds = fs
+        with self._reaching():
+            if "://" in url:
+                self._fs, self.path = fs.FileSystem.from_uri(url)
+            else:
+                self._fs, self.path = fs.LocalFileSystem(), url
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What the file system says, as DataError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot reach {self.url}: {error}",
+                "give a path, or a url that pyarrow.fs knows (s3://, gs://, hdfs://), with its "
+                "credentials in the environment",
+            ) from error
 
     def files(self) -> list[tuple[str, int, int]]:
         """(path, bytes, time of change in ns) of the Parquet files here, by name. Raises DataError
         when there is none."""
-        info = self._fs.get_file_info(self.path)
-        found = [info]
-        if info.type == self._kinds.FileType.Directory:
-            found = self._fs.get_file_info(self._kinds.FileSelector(self.path, recursive=True))
+        with self._reaching():
+            info = self._fs.get_file_info(self.path)
+            found = [info]
+            if info.type == self._kinds.FileType.Directory:
+                found = self._fs.get_file_info(self._kinds.FileSelector(self.path, recursive=True))
         named = sorted(
             (one.path, one.size, one.mtime_ns) for one in found if one.path.endswith(".parquet")
         )
@@ -73,7 +88,8 @@ class Place:
         return parquet.ParquetFile(self._fs.open_input_file(path))
 
     def make(self) -> None:
-        self._fs.create_dir(self.path, recursive=True)
+        with self._reaching():
+            self._fs.create_dir(self.path, recursive=True)
 
     def write(self, name: str) -> Any:
         """A new file below this folder, opened for writing."""
@@ -106,6 +122,8 @@ class Place:
     def below(self, name: str) -> Place:
         place = copy.copy(self)
         place.path = f"{self.path}/{name}"
+        head, mark, query = self.url.partition("?")
+        place.url = f"{head.rstrip('/')}/{name}{mark}{query}"
         return place
 
 

@@ -79,7 +79,7 @@ def run_parts(
         "found": len(done),
         "done": new,
         "rows_per_s": round(new / seconds, 1) if new else None,
-        "out": out.path,
+        "out": out.url,
     }
 
 
