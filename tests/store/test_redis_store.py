@@ -177,6 +177,14 @@ def test_changes_of_single_jobs(url: str, made: Any) -> None:
     assert looked_up(reader, "a", "b", "new") == [[1], None, [9]]
     assert writer.publish(entries_of(made({"a": [1]})), "v", as_of=order_of(6)).carried == 0
     assert looked_up(reader, "a", "new") == [[1], None]
+    # What the catalogue holds changes nothing when it comes again; what is newer does.
+    assert writer.change([("a", at[3], ids), ("new", at[11], ids)]) == [False, False]
+    assert writer.change([("a", order_of(7), ids)]) == [True]
+    assert looked_up(reader, "a", "new") == [[9], None]
+    # Without a moment the catalogue holds nobody's changes.
+    assert writer.publish(entries_of(made({"a": [1]})), "v").carried == 1
+    assert writer.change([("new", at[11], ids)]) == [True]
+    assert looked_up(reader, "a", "new") == [[9], [9]]
 
 
 def test_it_is_down_and_comes_back(tmp_path: Path, made: Any) -> None:

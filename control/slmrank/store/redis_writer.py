@@ -23,12 +23,14 @@ REMEDY = "is it running, and may this user write there?"
 UNFINISHED_S = 24 * 3600
 
 # Changes carry an order (`Change.order`), kept per job in `seen`: one that was applied, or is older
-# than one that was, changes nothing, however often and by whomever it is delivered.
+# than one that was, changes nothing, however often and by whomever it is delivered. Under '', which
+# is no job's id, `seen` holds the moment up to which the catalogue itself holds them.
 _APPLY = """
 local current = redis.call('GET', KEYS[1])
 if not current then return -1 end
-local seen = redis.call('HGET', KEYS[2], ARGV[2])
-if seen and seen >= ARGV[3] then return 0 end
+for _, order in ipairs(redis.call('HMGET', KEYS[2], ARGV[2], '')) do
+  if order and order >= ARGV[3] then return 0 end
+end
 if ARGV[4] == '' then redis.call('HDEL', ARGV[1] .. current, ARGV[2])
 else redis.call('HSET', ARGV[1] .. current, ARGV[2], ARGV[4]) end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
@@ -40,7 +42,7 @@ local before = redis.call('GET', KEYS[1])
 local changes, carried = redis.call('HGETALL', KEYS[2]), 0
 for place = 1, #changes, 2 do
   local job = changes[place]
-  if changes[place + 1] <= ARGV[3] then redis.call('HDEL', KEYS[2], job)
+  if job == '' or changes[place + 1] <= ARGV[3] then redis.call('HDEL', KEYS[2], job)
   elseif before then
     local ids = redis.call('HGET', ARGV[1] .. before, job)
     if ids then redis.call('HSET', ARGV[1] .. ARGV[2], job, ids)
@@ -48,6 +50,7 @@ for place = 1, #changes, 2 do
     carried = carried + 1
   end
 end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], '', ARGV[3]) end
 redis.call('PERSIST', ARGV[1] .. ARGV[2])
 redis.call('SET', KEYS[1], ARGV[2])
 if before and before ~= ARGV[2] then redis.call('EXPIRE', ARGV[1] .. before, ARGV[4]) end
@@ -83,7 +86,8 @@ class RedisWriter:
     ) -> Published:
         """Make the jobs of all batches (id, ids) the current version.
 
-        They hold the changes of single jobs up to the order `as_of`; later ones are carried over.
+        They hold the changes of single jobs up to the order `as_of`, so that these change nothing
+        any more; later ones are carried over.
         `drop_others` ends the summaries of other tokenizers and summarizers after the grace.
         Raises StoreUnavailable; the version before then stays current.
         """
