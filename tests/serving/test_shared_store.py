@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 from slmrank.errors import RepositoryError, StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.follow import follow_bundle
+from slmrank.pipeline.publish import publish
 from slmrank.pipeline.steps import Silent, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
@@ -88,6 +90,15 @@ def shared(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shar
     redis.kill()
 
 
+@pytest.fixture
+def filled(shared: Shared, tiny: Any) -> Shared:
+    """Published, where no test before has done it."""
+    writer = shared.writer(tiny.store)
+    if not writer.client.exists(writer._keys.current):
+        publish(shared.bundle, tiny.store)
+    return shared
+
+
 def scores(client: RankClient) -> list[float]:
     answer = client.score("nurse shift", JOBS)
     assert [one.status for one in answer] == [Status.OK] * len(JOBS)
@@ -143,6 +154,7 @@ def asked_meanwhile(url: str, act: Callable[[], None]) -> list[tuple[float, list
     return answers
 
 
+@pytest.mark.usefixtures("filled")
 def test_every_request_sees_one_version(shared: Shared, tiny: Any, tmp_path: Path) -> None:
     summaries = run(shared.bundle.summaries, tiny.store).path
     writer = shared.writer(tiny.store)
@@ -172,6 +184,7 @@ def test_every_request_sees_one_version(shared: Shared, tiny: Any, tmp_path: Pat
     second.close()
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_store_that_is_killed_and_comes_back(shared: Shared) -> None:
     with RankClient(shared.server.url) as client:
         known = scores(client)
@@ -200,6 +213,7 @@ def test_a_store_that_is_killed_and_comes_back(shared: Shared) -> None:
     assert set(late) == {Status.OK}
 
 
+@pytest.mark.usefixtures("filled")
 def test_changes_reach_the_scores(shared: Shared, tiny: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -278,6 +292,7 @@ def replace_id(job: Any) -> Any:
     return job.model_copy(update={"job_id": "sent"})
 
 
+@pytest.mark.usefixtures("filled")
 def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Path) -> None:
     lines = tmp_path / "changes.jsonl"
     job = {"job_id": "extra", "title": "pilot", "description": "You fly at night."}
@@ -298,7 +313,9 @@ def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Pat
     done = control("watch", repository, "--from", "jsonl:-", stdin=added_back)
     assert done.stdout.startswith("1 changes applied"), done.stderr
     kept = control("publish", *shared.arguments)
-    assert "4 later changes of single jobs were carried over" in kept.stdout
+    carried = re.search(r"(\d+) later changes of single jobs were carried over", kept.stdout)
+    assert carried is not None
+    assert int(carried[1]) >= 2  # these two, and those of tests before
     wrong = control("watch", *shared.arguments, "--from", "kafak")
     assert wrong.returncode == 2
     assert "did you mean 'kafka'" in wrong.stderr
@@ -321,6 +338,7 @@ def test_a_repository_of_another_summarizer_is_not_followed(
     assert "a repository is as it is" in changed.stderr
 
 
+@pytest.mark.usefixtures("filled")
 def test_changes_of_a_kafka_topic(shared: Shared, control: Any, tmp_path: Path) -> None:
     broker = KafkaBroker()
     job = {"job_id": "by-topic", "title": "pilot", "description": "You fly at night."}
@@ -350,6 +368,7 @@ def test_changes_of_a_kafka_topic(shared: Shared, control: Any, tmp_path: Path) 
     assert added.score == alike.score
 
 
+@pytest.mark.usefixtures("filled")
 def test_known_answers_hold_whatever_the_store_holds(shared: Shared, tiny: Any) -> None:
     answers = read_known(run(shared.bundle.repository, tiny.store).path / KNOWN_FILE)
     writer = shared.writer(tiny.store)
@@ -362,6 +381,7 @@ def test_known_answers_hold_whatever_the_store_holds(shared: Shared, tiny: Any) 
         assert max(one.gap for one in compare_known(client.score, answers)) < 1e-3
 
 
+@pytest.mark.usefixtures("filled")
 def test_a_job_that_cannot_be_summarised_stops_nothing(
     shared: Shared, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
