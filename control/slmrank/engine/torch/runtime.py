@@ -237,26 +237,20 @@ def attending(
     order = chosen[np.argsort(batch.sizes[chosen], kind="stable")]
     for start in range(0, len(order), ROWS_AT_ONCE):
         rows = order[start : start + ROWS_AT_ONCE]
-        sizes, before = batch.sizes[rows][:, None], batch.before[rows]
-        led = np.where(before >= 0, batch.sizes[before], 0)[:, None]
-        own = np.arange(sizes.max())[None]
-        leading = np.arange(led.max(initial=0))[None]
-        places = batch.starts[rows][:, None] + np.minimum(own, sizes - 1)
-        queries = places[np.arange(len(rows)), sizes[:, 0] - 1][:, None] if only_last else places
-        at = np.broadcast_to(sizes - 1, queries.shape) if only_last else np.minimum(own, sizes - 1)
-        keys = np.concatenate(
-            [batch.starts[before][:, None] + np.minimum(leading, np.maximum(led - 1, 0)), places],
-            axis=1,
-        )
-        seen = np.concatenate(
-            [
-                np.broadcast_to((leading < led)[:, None], (*queries.shape, leading.shape[1])),
-                own[:, None] <= at[:, :, None],
-            ],
-            axis=2,
-        )
+        before = batch.before[rows]
+        led = np.where(before >= 0, batch.sizes[before], 0)
+        # Only these go to the device; what has the size of the mask is made there.
+        facts = np.stack([batch.sizes[rows], led, batch.starts[rows], batch.starts[before]])
+        sizes, leads, starts, lead_starts = placement.tensor(facts)[:, :, None]
+        own = torch.arange(int(batch.sizes[rows].max()), device=placement.device)[None]
+        leading = torch.arange(int(led.max()), device=placement.device)[None]
+        # Padding repeats a row's last token.
+        within = torch.minimum(own, sizes - 1)
+        at = sizes - 1 if only_last else within
+        before_it = (leading < leads)[:, None].expand(-1, at.shape[1], -1)
+        leads = (leads - 1).clamp(min=0)
         yield Attending(
-            queries=placement.tensor(queries),
-            keys=placement.tensor(keys),
-            mask=placement.tensor(seen[:, None], torch.bool),
+            queries=starts + at,
+            keys=torch.cat([lead_starts + torch.minimum(leading, leads), starts + within], dim=1),
+            mask=torch.cat([before_it, own[:, None] <= at[:, :, None]], dim=2)[:, None],
         )
