@@ -273,6 +273,10 @@ def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     done = control("summarize", run(tiny.bundle.repository, tiny.store).path)
     assert done.returncode == 2
     assert "give --jobs and --out" in done.stderr
+    where = ("--jobs", tmp_path, "--out", tmp_path / "out", "--dry-run")
+    done = control("summarize", run(tiny.bundle.repository, tiny.store).path, *where)
+    assert done.stdout.startswith(f"would summarise {tmp_path} into")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.triton
