@@ -66,12 +66,12 @@ def test_its_own_tokenizer_is_the_one_we_serve(smollm2: Checkpoint) -> None:
 
 
 def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_path: Path) -> None:
-    from slmrank.engine.openvino.build import build_openvino
     from slmrank.engine.targets.base import Building
+    from slmrank.engine.targets.openvino import OpenVinoTarget
 
     parity = {"max_mean_abs_dp": 0.02, "max_abs_dp": 0.06, "min_pair_order": 0.95}
     change = {"engine": {"openvino": {"precision": "bfloat16"}, "parity": parity}}
-    figures = build_openvino(
+    figures = OpenVinoTarget().build(
         Building(
             spec=change_spec(load_spec(shipped("build/demo.yaml")), change),
             checkpoint=smollm2,

@@ -111,7 +111,7 @@ def test_a_switch_is_seen_by_the_next_request_and_the_old_version_goes(url: str,
 
 
 def test_each_request_sees_one_version_while_they_change(server: RedisServer, made: Any) -> None:
-    url = server.url(catalogue="switching", memory_s=0.01, grace_s=60)
+    url = server.url(catalogue="switching", memory_s=0.01, grace_s=60, deadline_ms=5000)
     jobs = [f"job-{n}" for n in range(40)]
     versions = [made({job: [version] for job in jobs}) for version in range(4)]
     writer = writer_of(url)

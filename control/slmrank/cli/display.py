@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -108,6 +108,14 @@ def show_plan(steps: Iterable[Step], store: ArtifactStore, *, as_json: bool) -> 
     columns = ["step", "state", "path"]
     cells = [[str(row[name]) for name in columns] for row in rows]
     print_table("plan (nothing is done)", columns, cells)
+
+
+def show_intent(text: str, plan: Mapping[str, Any], *, as_json: bool) -> None:
+    """What would be done, where no step is planned."""
+    if as_json:
+        print_json({"plan": plan})
+    else:
+        click.echo(text)
 
 
 def show_artifact(artifact: Artifact, *, as_json: bool) -> None:

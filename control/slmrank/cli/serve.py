@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json, show_plan
+from slmrank.cli.display import print_json, show_intent, show_plan
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
     Decorated,
@@ -89,11 +89,9 @@ def serve_command(
     if isinstance(source, Path):
         repository = source
         if dry_run:
-            where = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
-            if as_json:
-                print_json({"plan": where})
-            else:
-                click.echo(f"would serve {repository} on {address}:{grpc_port}")
+            text = f"would serve {repository} on {address}:{grpc_port}"
+            plan = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
+            show_intent(text, plan, as_json=as_json)
             return
     else:
         if dry_run:

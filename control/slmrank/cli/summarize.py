@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json, show_artifact, show_plan
+from slmrank.cli.display import show_artifact, show_intent, show_plan
 from slmrank.cli.options import (
     Opened,
     device_option,
@@ -77,11 +77,9 @@ def summarize_command(
         return
     if isinstance(source, Path):
         if dry_run:
+            text = f"would summarise {jobs} into {out}, as {source} does"
             plan = {"summarizer": str(source), "jobs": jobs, "out": out}
-            if as_json:
-                print_json({"plan": plan})
-            else:
-                click.echo(f"would summarise {jobs} into {out}, as {source} does")
+            show_intent(text, plan, as_json=as_json)
             return
         kit = kit_of_repository(source)
     else:

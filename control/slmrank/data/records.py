@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slmrank.errors import DataError
+from slmrank.validation import first_fault
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -143,8 +144,7 @@ def checked(model: type[Record], value: Any, place: str) -> Record:
             f"{place}: a text holds half a surrogate pair", "repair the escape"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "record"
         raise DataError(
-            f"{place}: {field}: {first['msg']}", f"fields are {', '.join(model.model_fields)}"
+            f"{place}: {first_fault(error, 'record')}",
+            f"fields are {', '.join(model.model_fields)}",
         ) from error

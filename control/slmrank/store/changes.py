@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from slmrank.data.records import Job
 from slmrank.errors import DataError
+from slmrank.validation import first_fault
 
 FIELD = "change"
 REJECTED_SUFFIX = ".rejected"
@@ -43,10 +44,8 @@ def read_change(raw: bytes) -> Change:
     try:
         return Change.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "message"
         raise DataError(
-            f"{name}: {first['msg']}", 'send {"job": {...}} or {"delete": "JOB_ID"}'
+            first_fault(error, "message"), 'send {"job": {...}} or {"delete": "JOB_ID"}'
         ) from error
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmrank.errors import MissingDependencyError, SpecError, StoreUnavailable
 from slmrank.store.changes import REJECTED_SUFFIX, Delivery, order_of
+from slmrank.validation import first_fault
 
 if TYPE_CHECKING:
     from confluent_kafka import Message, TopicPartition
@@ -61,8 +62,7 @@ def parse_topic(place: str, group: str) -> KafkaTopic:
             {"brokers": brokers, "topic": topic, "group": group, **options}
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        fault = first_fault(error)
     except ValueError as error:
         fault = str(error)
     raise SpecError(f"kafka:{place} is no topic: {fault}", FORM)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from slmrank.errors import MissingDependencyError, SpecError, StoreUnavailable
 from slmrank.hashing import hash_value
 from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
+from slmrank.validation import first_fault
 
 PORT = 6379
 
@@ -61,9 +62,7 @@ def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
             values["port"] = parts.port
         return RedisAddress.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        fault = f"{name}: {first['msg']}"
+        fault = first_fault(error)
     except ValueError as error:
         fault = str(error)
     options = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)

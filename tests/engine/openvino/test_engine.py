@@ -11,57 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.engine.openvino.build import build_openvino
 from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad
 from slmrank.engine.parity import Parity, measure_parity, require_parity
-from slmrank.engine.targets.base import Building
 from slmrank.errors import EngineError, ParityError
 from slmrank.evaluate.metrics import Listing
 from slmrank.model.reference import ReferenceScorer
-from slmrank.prompt.corpus import EncodedQuery
-from slmrank.shipped import shipped
 from slmrank.spec.engine import ParitySpec
-from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import FAMILIES
+from tests.engine.building import build, queries
 
-RNG = np.random.default_rng(5)
-TIGHT = ParitySpec(max_mean_abs_dp=1e-4, max_abs_dp=1e-3, min_pair_order=0.99)
-LOOSE = ParitySpec(max_mean_abs_dp=0.5, max_abs_dp=1.0, min_pair_order=0.51)
-
-
-def queries(count: int = 3, items: int = 6) -> list[EncodedQuery]:
-    return [
-        EncodedQuery(
-            query=str(index),
-            prefix=RNG.integers(1, 900, 6 + 5 * index).astype(np.int32),
-            items=tuple(
-                RNG.integers(1, 900, length).astype(np.int32)
-                for length in RNG.integers(2, 60, items)
-            ),
-            job_ids=tuple(str(item) for item in range(items)),
-            grades=tuple(([4, 0, 2, 0, 1, 3] * items)[:items]),
-            targets=tuple(g / 4 for g in tuple(([4, 0, 2, 0, 1, 3] * items)[:items])),
-        )
-        for index in range(count)
-    ]
-
-
-def build(
-    checkpoint: Any, precision: str, tolerance: ParitySpec, target: Path, limit: int = 32
-) -> dict[str, Any]:
-    own = {"precision": precision, "max_batch_items": limit}
-    change = {"engine": {"openvino": own, "parity": tolerance.model_dump()}}
-    return build_openvino(
-        Building(
-            spec=change_spec(load_spec(shipped("build/demo.yaml")), change),
-            checkpoint=checkpoint,
-            calibration=lambda _: queries(),
-            held_out=queries(),
-            folder=target,
-            report=lambda _: None,
-        )
-    )
+TIGHT = {"max_mean_abs_dp": 1e-4, "max_abs_dp": 1e-3, "min_pair_order": 0.99}
+LOOSE = {"max_mean_abs_dp": 0.5, "max_abs_dp": 1.0, "min_pair_order": 0.51}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +32,7 @@ def test_the_float32_engine_equals_the_reference(
     make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(family)
-    figures = build(checkpoint, "float32", TIGHT, tmp_path)
+    figures = build("openvino", checkpoint, tmp_path, TIGHT, precision="float32")
     assert figures["parity"]["pair_order"] >= 0.99
     engine = OpenVinoEngine(tmp_path)
     reference = ReferenceScorer(checkpoint)
@@ -86,7 +47,14 @@ def engine(
 ) -> OpenVinoEngine:
     """A float32 engine that takes four items in one pass."""
     folder = tmp_path_factory.mktemp("engine")
-    build(make_checkpoint("llama"), "float32", LOOSE, folder, limit=4)
+    build(
+        "openvino",
+        make_checkpoint("llama"),
+        folder,
+        LOOSE,
+        precision="float32",
+        max_batch_items=4,
+    )
     return OpenVinoEngine(folder)
 
 
@@ -136,7 +104,7 @@ def test_lower_precision_builds_and_stays_near(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = make_checkpoint("llama")
-    figures = build(checkpoint, precision, LOOSE, tmp_path)
+    figures = build("openvino", checkpoint, tmp_path, LOOSE, precision=precision)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.2
     assert capfd.readouterr().out == ""
     # A random model has small gaps between scores; the order must survive all the same.
@@ -156,9 +124,9 @@ def test_lower_precision_builds_and_stays_near(
 def test_the_gate_refuses_and_names_every_limit(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
-    impossible = ParitySpec(max_mean_abs_dp=1e-12, max_abs_dp=1e-12, min_pair_order=1.0)
+    impossible = {"max_mean_abs_dp": 1e-12, "max_abs_dp": 1e-12, "min_pair_order": 1.0}
     with pytest.raises(ParityError, match="mean .dp.*largest .dp") as caught:
-        build(make_checkpoint("llama"), "bfloat16", impossible, tmp_path)
+        build("openvino", make_checkpoint("llama"), tmp_path, impossible, precision="bfloat16")
     assert "precision" in caught.value.hint
 
 
@@ -166,15 +134,15 @@ def test_nan_scores_never_pass() -> None:
     wanted = Listing(scores=np.array([0.1, 0.9]), grades=np.array([0.0, 4.0]))
     broken = Listing(scores=np.array([0.1, np.nan]), grades=wanted.grades)
     with pytest.raises(ParityError):
-        require_parity(measure_parity([wanted], [broken]), LOOSE)
-    require_parity(Parity(pairs=2, mean_abs_dp=0, max_abs_dp=0, pair_order=1), LOOSE)
+        require_parity(measure_parity([wanted], [broken]), ParitySpec(**LOOSE))
+    require_parity(Parity(pairs=2, mean_abs_dp=0, max_abs_dp=0, pair_order=1), ParitySpec(**LOOSE))
 
 
 def test_a_constant_score_does_not_pass() -> None:
     wanted = Listing(scores=np.array([0.1, 0.5, 0.9]), grades=np.array([0.0, 2.0, 4.0]))
     flat = Listing(scores=np.full(3, 0.5), grades=wanted.grades)
     with pytest.raises(ParityError, match="ordered alike"):
-        require_parity(measure_parity([wanted], [flat]), LOOSE)
+        require_parity(measure_parity([wanted], [flat]), ParitySpec(**LOOSE))
 
 
 def test_an_order_that_cannot_be_measured_does_not_pass() -> None:
@@ -182,7 +150,7 @@ def test_an_order_that_cannot_be_measured_does_not_pass() -> None:
     measured = measure_parity([flat], [flat])
     assert np.isnan(measured.pair_order)
     with pytest.raises(ParityError, match="no two of 2 held-out pairs apart"):
-        require_parity(measured, LOOSE)
+        require_parity(measured, ParitySpec(**LOOSE))
 
 
 def test_a_folder_without_engine_is_named(tmp_path: Path) -> None:

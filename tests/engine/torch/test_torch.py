@@ -13,61 +13,26 @@ from hypothesis import strategies as st
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
-from slmrank.engine.targets.base import Building
 from slmrank.engine.targets.torch import TorchTarget
-from slmrank.engine.torch.build import build_torch
 from slmrank.engine.torch.runtime import TorchEngine, batches, make_batch
 from slmrank.errors import EngineError, ParityError, SpecError
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
-from slmrank.prompt.corpus import EncodedQuery
 from slmrank.serving.server import ANY_PORTS, Server
-from slmrank.shipped import shipped
-from slmrank.spec.reading import change_spec, load_spec
+from slmrank.spec.reading import change_spec
 
 from tests.conftest import FAMILIES
+from tests.engine.building import build, queries
 
 TIGHT = {"max_mean_abs_dp": 1e-5, "max_abs_dp": 1e-4, "min_pair_order": 0.99}
-
-
-def queries(count: int = 4, items: int = 5, seed: int = 5) -> list[EncodedQuery]:
-    rng = np.random.default_rng(seed)
-    grades = tuple(([4, 0, 2, 0, 1] * items)[:items])
-    return [
-        EncodedQuery(
-            query=str(index),
-            prefix=rng.integers(1, 900, 3 + 7 * index).astype(np.int32),
-            items=tuple(
-                rng.integers(1, 900, size).astype(np.int32) for size in rng.integers(1, 40, items)
-            ),
-            job_ids=tuple(map(str, range(items))),
-            grades=grades,
-            targets=tuple(one / 4 for one in grades),
-        )
-        for index in range(count)
-    ]
-
-
-def build(checkpoint: Any, folder: Path, parity: dict[str, float], **own: Any) -> dict[str, Any]:
-    change = {"engine": {"target": "torch", "torch": own, "parity": parity}}
-    return build_torch(
-        Building(
-            spec=change_spec(load_spec(shipped("build/demo.yaml")), change),
-            checkpoint=checkpoint,
-            calibration=lambda _: queries(),
-            held_out=queries(),
-            folder=folder,
-            report=lambda _: None,
-        )
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_reference(make_checkpoint: Any, family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(family)
-    figures = build(checkpoint, tmp_path, TIGHT, dtype="float32", max_batch_tokens=90)
-    assert figures["parity"]["pairs"] == 20
+    figures = build("torch", checkpoint, tmp_path, TIGHT, dtype="float32", max_batch_tokens=90)
+    assert figures["parity"]["pairs"] == 24
     engine, reference = TorchEngine(tmp_path, device="cpu"), ReferenceScorer(checkpoint)
     asked = [(one.prefix, one.items) for one in queries(count=5, seed=9)]
     for (prefix, items), found in zip(asked, engine.logits_of(asked), strict=True):
@@ -76,7 +41,7 @@ def test_it_is_the_reference(make_checkpoint: Any, family: str, tmp_path: Path) 
 
 
 def test_one_list_or_many_and_items_without_ids(make_checkpoint: Any, tmp_path: Path) -> None:
-    build(make_checkpoint(FAMILIES[0]), tmp_path, TIGHT, dtype="float32")
+    build("torch", make_checkpoint(FAMILIES[0]), tmp_path, TIGHT, dtype="float32")
     engine = TorchEngine(tmp_path, device="cpu")
     none = np.zeros(0, dtype=np.int32)
     asked = [(one.prefix, [*one.items, none]) for one in queries()]
@@ -117,13 +82,15 @@ def test_batches_hold_everything_once_and_keep_the_limit(
 
 def test_bfloat16_keeps_the_order(make_checkpoint: Any, tmp_path: Path) -> None:
     loose = {"max_mean_abs_dp": 0.02, "max_abs_dp": 0.1, "min_pair_order": 0.95}
-    figures = build(make_checkpoint(FAMILIES[0]), tmp_path, loose)
+    figures = build("torch", make_checkpoint(FAMILIES[0]), tmp_path, loose)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.02
 
 
 def test_the_gate_and_what_is_no_engine(make_checkpoint: Any, tmp_path: Path) -> None:
     with pytest.raises(ParityError):
-        build(make_checkpoint(FAMILIES[0]), tmp_path, {"max_abs_dp": 1e-9}, dtype="bfloat16")
+        build(
+            "torch", make_checkpoint(FAMILIES[0]), tmp_path, {"max_abs_dp": 1e-9}, dtype="bfloat16"
+        )
     with pytest.raises(EngineError, match="holds no engine"):
         TorchEngine(tmp_path / "none")
     (tmp_path / "engine.json").write_text('{"layers": 2}')
@@ -145,7 +112,7 @@ def test_a_rotary_embedding_that_changes_with_the_length_is_refused(
 
     monkeypatch.setattr(module, "load_model", changed)
     with pytest.raises(SpecError, match="rotary type dynamic"):
-        build(make_checkpoint(FAMILIES[0]), tmp_path, TIGHT)
+        build("torch", make_checkpoint(FAMILIES[0]), tmp_path, TIGHT)
 
 
 @pytest.mark.slow

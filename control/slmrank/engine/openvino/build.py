@@ -1,9 +1,8 @@
-"""Build an OpenVINO engine from a checkpoint and let the parity gate decide."""
+"""Write an OpenVINO engine of a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from slmrank.engine.openvino.export import (
     ITEMS_GRAPH,
@@ -13,16 +12,12 @@ from slmrank.engine.openvino.export import (
     quantize_weights,
     save_graph,
 )
-from slmrank.engine.openvino.runtime import ENGINE_FILE, OpenVinoEngine
-from slmrank.engine.parity import check_parity
+from slmrank.engine.openvino.runtime import ENGINE_FILE
 from slmrank.engine.targets.base import Building
 
 
-def build_openvino(building: Building) -> dict[str, Any]:
-    """Write prefix.xml, items.xml and engine.json into the folder; returns figures.
-
-    Raises ParityError when the scores on the held-out pairs leave the tolerance.
-    """
+def write_openvino(building: Building) -> None:
+    """Write prefix.xml, items.xml and engine.json into the folder."""
     spec, folder = building.spec.engine.openvino, building.folder
     building.report("trace")
     prefix_graph, items_graph = export_graphs(building.checkpoint)
@@ -37,13 +32,3 @@ def build_openvino(building: Building) -> dict[str, Any]:
     save_graph(items_graph, folder / ITEMS_GRAPH, half_weights=half)
     info = {"schema": 1, "precision": spec.precision, "max_batch_items": spec.max_batch_items}
     (folder / ENGINE_FILE).write_text(json.dumps(info) + "\n", encoding="utf-8")
-    building.report("check parity")
-    engine = OpenVinoEngine(folder)
-    figures = check_parity(
-        building.checkpoint,
-        lambda query: engine.logits(query.prefix, query.items),
-        building.held_out,
-        building.spec.engine.parity,
-    )
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return {"built": True, "bytes": size, **figures}

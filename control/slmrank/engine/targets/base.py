@@ -6,6 +6,7 @@ process, which Triton models serve it, and what a machine must have for it.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import Artifact
-from slmrank.engine.parity import Scorer
+from slmrank.engine.parity import Scorer, check_parity
 from slmrank.machine.inspection import Machine, Report
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import EngineSpec
-from slmrank.triton.config import RANKER, ModelConfig, Queue
+from slmrank.triton.config import RANKER, ModelConfig, Queue, ranker_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,6 @@ class DeployFacts:
     engines: str | None = None
     plan: Mapping[str, Any] | None = None
     gpu_product: str | None = None
-
-
-def in_process_stage() -> Path:
-    """The `model.py` of engines that run inside the stage's own process: the parameter `runtime` is
-    the module with their `open_engine(folder, threads)`."""
-    return shipped("model_repository") / f"{RANKER}_in_process" / "1" / "model.py"
 
 
 class EngineTarget(ABC):
@@ -126,3 +121,54 @@ class EngineTarget(ABC):
     @abstractmethod
     def diagnose(self, machine: Machine, spec: EngineSpec, report: Report) -> None:
         """Add what a machine has, and lacks, for this target."""
+
+
+class InProcessTarget(EngineTarget):
+    """An engine that runs inside the process of its stage, and so in this one as well.
+
+    `engine_module` has `open_engine(folder, threads)`, whose engine answers `logits` and
+    `logits_of`.
+    """
+
+    engine_module: str
+
+    @abstractmethod
+    def write(self, building: Building) -> None:
+        """Put the engine's files into `building.folder`."""
+
+    def build(self, building: Building) -> dict[str, Any]:
+        self.write(building)
+        building.report("check parity")
+        figures = check_parity(
+            building.checkpoint,
+            self.open_scorer(building.folder, building.checkpoint),
+            building.held_out,
+            building.spec.engine.parity,
+        )
+        size = sum(path.stat().st_size for path in building.folder.iterdir())
+        return {"built": True, "bytes": size, **figures}
+
+    def open_engine(self, engine: Path) -> Any:
+        return importlib.import_module(self.engine_module).open_engine(engine, threads=0)
+
+    def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
+        loaded = self.open_engine(engine)
+        return lambda query: loaded.logits(query.prefix, query.items)
+
+    def triton_models(
+        self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
+    ) -> dict[str, ModelConfig]:
+        own = spec.repository
+        parameters = {
+            "runtime": self.engine_module,
+            "threads": str(own.threads),
+            "vocab_size": str(checkpoint.geometry.vocab_size),
+            "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
+        }
+        return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
+
+    def stage(self) -> Path:
+        return shipped("model_repository") / f"{RANKER}_in_process" / "1" / "model.py"
+
+    def links(self, engine: Path) -> dict[str, Path]:
+        return {f"{RANKER}/1/engine": engine}

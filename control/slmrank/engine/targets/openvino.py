@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from slmrank.engine.parity import Scorer
-from slmrank.engine.targets.base import Building, EngineTarget, in_process_stage
+from slmrank.engine.targets.base import Building, InProcessTarget
 from slmrank.machine.inspection import Machine, Report
-from slmrank.model.checkpoint import Checkpoint
-from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import EngineSpec
-from slmrank.triton.config import RANKER, ModelConfig, Queue, ranker_model
 
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 RUNTIME = "slmrank.engine.openvino.runtime"
 DISK_GIB, MEMORY_GIB = 5, 6
 
 
-class OpenVinoTarget(EngineTarget):
+class OpenVinoTarget(InProcessTarget):
     name = "openvino"
     code = ("slmrank.engine.openvino.build",)
+    engine_module = RUNTIME
     server_code = (RUNTIME,)
     runtime = ("openvino", "nvidia-pytriton")
     unquantized: Mapping[str, Any] = {"openvino": {"precision": "bfloat16"}}
@@ -32,34 +28,10 @@ class OpenVinoTarget(EngineTarget):
     def precision(self, spec: EngineSpec) -> str:
         return spec.openvino.precision
 
-    def build(self, building: Building) -> dict[str, Any]:
-        from slmrank.engine.openvino.build import build_openvino
+    def write(self, building: Building) -> None:
+        from slmrank.engine.openvino.build import write_openvino
 
-        return build_openvino(building)
-
-    def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
-        from slmrank.engine.openvino.runtime import OpenVinoEngine
-
-        loaded = OpenVinoEngine(engine)
-        return lambda query: loaded.logits(query.prefix, query.items)
-
-    def triton_models(
-        self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
-    ) -> dict[str, ModelConfig]:
-        own = spec.repository
-        parameters = {
-            "runtime": RUNTIME,
-            "threads": str(own.threads),
-            "vocab_size": str(checkpoint.geometry.vocab_size),
-            "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
-        }
-        return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
-
-    def stage(self) -> Path:
-        return in_process_stage()
-
-    def links(self, engine: Path) -> dict[str, Path]:
-        return {f"{RANKER}/1/engine": engine}
+        write_openvino(building)
 
     def diagnose(self, machine: Machine, spec: EngineSpec, report: Report) -> None:
         report.add(

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import Artifact
-from slmrank.engine.parity import Scorer
-from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget, in_process_stage
+from slmrank.engine.targets.base import Building, DeployFacts, InProcessTarget
 from slmrank.machine.inspection import Machine, Report
-from slmrank.model.checkpoint import Checkpoint
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import EngineSpec
-from slmrank.triton.config import RANKER, ModelConfig, Queue, ranker_model
 
 RUNTIME = "slmrank.engine.torch.runtime"
 
 
-class TorchTarget(EngineTarget):
+class TorchTarget(InProcessTarget):
     name = "torch"
     code = ("slmrank.engine.torch.build",)
+    engine_module = RUNTIME
     server_code = (RUNTIME,)
     runtime = ("torch", "nvidia-pytriton")
     unquantized: Mapping[str, Any] = {}
@@ -31,34 +29,15 @@ class TorchTarget(EngineTarget):
     def precision(self, spec: EngineSpec) -> str:
         return spec.torch.dtype
 
-    def build(self, building: Building) -> dict[str, Any]:
-        from slmrank.engine.torch.build import build_torch
+    def write(self, building: Building) -> None:
+        from slmrank.engine.torch.build import write_torch
 
-        return build_torch(building)
+        write_torch(building)
 
-    def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
+    def open_engine(self, engine: Path) -> Any:
         from slmrank.engine.torch.runtime import TorchEngine
 
-        loaded = TorchEngine(engine, device="auto")
-        return lambda query: loaded.logits(query.prefix, query.items)
-
-    def triton_models(
-        self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
-    ) -> dict[str, ModelConfig]:
-        own = spec.repository
-        parameters = {
-            "runtime": RUNTIME,
-            "threads": str(own.threads),
-            "vocab_size": str(checkpoint.geometry.vocab_size),
-            "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
-        }
-        return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
-
-    def stage(self) -> Path:
-        return in_process_stage()
-
-    def links(self, engine: Path) -> dict[str, Path]:
-        return {f"{RANKER}/1/engine": engine}
+        return TorchEngine(engine, device="auto")  # the server may be another machine
 
     def deploy_facts(self, spec: BundleSpec, engine: Artifact) -> DeployFacts:
         return DeployFacts(gpu=spec.engine.torch.device == "cuda")

@@ -3,16 +3,13 @@ matrix, rotary frequencies and the one-row head stand beside them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from slmrank.artifacts import write_atomic
-from slmrank.engine.parity import check_parity
 from slmrank.engine.targets.base import Building
-from slmrank.engine.torch.runtime import ENGINE_FILE, WEIGHTS_FILE, TorchEngine, TorchInfo
+from slmrank.engine.torch.runtime import ENGINE_FILE, WEIGHTS_FILE, TorchInfo
 from slmrank.errors import SpecError
 from slmrank.model.decoder import LoadedRanker, label_row
 from slmrank.model.reference import load_model
@@ -21,11 +18,10 @@ from slmrank.model.reference import load_model
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
-def build_torch(building: Building) -> dict[str, Any]:
-    """Write model.safetensors and engine.json into the folder; returns figures.
+def write_torch(building: Building) -> None:
+    """Write model.safetensors and engine.json into the folder.
 
-    Raises SpecError for a model that the runtime does not run, ParityError when its scores on the
-    held-out pairs leave the tolerance.
+    Raises SpecError for a model that the runtime does not run.
     """
     spec, folder = building.spec.engine.torch, building.folder
     building.report("write weights")
@@ -52,16 +48,6 @@ def build_torch(building: Building) -> dict[str, Any]:
     )
     save_file(fused_weights(ranker, getattr(torch, spec.dtype)), folder / WEIGHTS_FILE)
     write_atomic(folder / ENGINE_FILE, info.model_dump_json() + "\n")
-    building.report("check parity")
-    engine = TorchEngine(folder, device="auto")  # the server may be another machine
-    figures = check_parity(
-        building.checkpoint,
-        lambda query: engine.logits(query.prefix, query.items),
-        building.held_out,
-        building.spec.engine.parity,
-    )
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return {"built": True, "bytes": size, **figures}
 
 
 def fused_weights(ranker: LoadedRanker, dtype: torch.dtype) -> dict[str, Tensor]:
