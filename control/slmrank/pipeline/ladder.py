@@ -41,6 +41,7 @@ COLUMNS = (
     "times",
 )
 UNPRUNED: dict[str, Any] = {"prune": None, "recover": None}
+LISTINGS = 3  # that end in a window of measurement
 REFERENCE = 1  # the rung that ratios are against: transformers as people run it
 
 
@@ -145,7 +146,7 @@ def measure_ladder(
         sizes.append(_sizes(step, store))
         scored.append(
             ScoredRow(
-                name=rung.name,
+                name=_named(rung, artifact),
                 text="full" if rung.full_text else "summary",
                 listings=read_scores(artifact.path / SCORES_FILE),
                 parameters=sizes[-1][0],
@@ -163,7 +164,7 @@ def measure_ladder(
     base = speeds[REFERENCE][0]
     return [
         LadderRow(
-            name=rung.name,
+            name=quality.name,
             parameters=parameters,
             bytes=size,
             quality=quality,
@@ -171,10 +172,15 @@ def measure_ladder(
             p95_ms=p95,
             ratio=rate / base if rate and base else None,
         )
-        for rung, (parameters, size), quality, (rate, p95) in zip(
-            rungs, sizes, table, speeds, strict=True
-        )
+        for (parameters, size), quality, (rate, p95) in zip(sizes, table, speeds, strict=True)
     ]
+
+
+def _named(rung: Rung, artifact: Artifact) -> str:
+    """The rung, and what it ran in where the processor has no products of its type."""
+    ran = artifact.figures.get("dtype", "float32")
+    asked = rung.bundle.spec.evaluate.dtype
+    return rung.name if rung.served or ran == asked else f"{rung.name} (run in {ran})"
 
 
 def _sizes(step: Step, store: ArtifactStore) -> tuple[int, int]:
@@ -197,7 +203,17 @@ def _served(
 ) -> tuple[float | None, float | None]:
     """(items/s, p95 ms) of listings of `items` jobs, one in flight: stored summaries, or texts as
     long as the full ones are on average."""
-    change: dict[str, Any] = {"items": [items], "concurrency": [1], "rates": []}
+    own = rung.bundle.spec.sweep
+    # A listing of full texts takes half a minute: in windows of a second none of them would end,
+    # and a queue that is twice the objective would time out behind the one that warms up.
+    listing_ms = 1000 * items * artifact.figures["scoring_s"] / artifact.figures["pairs"]
+    change: dict[str, Any] = {
+        "items": [items],
+        "concurrency": [1],
+        "rates": [],
+        "window_ms": max(own.window_ms, round(LISTINGS * listing_ms)),
+        "slo": {"latency_ms": max(own.slo.latency_ms, round(LISTINGS * listing_ms))},
+    }
     if rung.full_text:
         mean = artifact.figures["item_tokens"] / artifact.figures["pairs"]
         change |= {"texts": "text", "tokens": [max(1, round(mean))]}
@@ -208,6 +224,8 @@ def _served(
     session = open_bundle_session(bundle, store, watcher)
     points, _ = session.sweep(lambda _number, _total, point: report(f"{rung.name}: {point}"))
     figures = points[0].figures
+    if "items_per_s" not in figures:
+        report(f"{rung.name}: no rate ({figures['verdict']})\n{figures.get('reason', '')}")
     return figures.get("items_per_s"), figures.get("p95_ms")
 
 
@@ -223,7 +241,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             shown(row.quality.delta_ndcg10, signed=True),
             shown(row.quality.order),
             shown(row.quality.auc),
-            f"{row.items_per_s:.1f}" if row.items_per_s else "-",
+            f"{row.items_per_s:.3g}" if row.items_per_s else "-",
             f"{row.p95_ms:.0f}" if row.p95_ms else "-",
             f"{row.ratio:.1f}" if row.ratio else "-",
         ]
@@ -247,7 +265,7 @@ def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
     left.set_yticks(places, [row.name for row in rows])
     left.set_xlabel("items/s")
     for place, rate in zip(places, rates, strict=True):
-        left.annotate(f" {rate:.1f}", (rate, place), va="center", fontsize=8)
+        left.annotate(f" {rate:.3g}", (rate, place), va="center", fontsize=8)
     right.axvline(0, color="#999999", linewidth=0.8, linestyle="--")
     for place, row in zip(places, rows, strict=True):
         delta = row.quality.delta_ndcg10
