@@ -6,7 +6,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
 # With `,ray` it also summarises catalogues on KubeRay (optional/rayjob.yaml).
-ARG EXTRAS=serve,gateway,redis,kafka
+ARG EXTRAS=serve,gateway,redis,kafka,parquet
 
 COPY constraints.txt dist/*.whl /tmp/wheels/
 # The tested set, in an environment of its own: the base may carry other packages.

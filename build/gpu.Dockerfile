@@ -15,7 +15,7 @@ COPY dist/*.whl /tmp/wheels/
 RUN python3 -m pip freeze --exclude-editable \
       | { grep -E '^[A-Za-z0-9_.-]+==' || true; } > /tmp/constraints.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
-         -c /tmp/constraints.txt "$(echo /tmp/wheels/slmrank-*.whl)[gateway,redis,kafka]" \
+         -c /tmp/constraints.txt "$(echo /tmp/wheels/slmrank-*.whl)[gateway,redis,kafka,parquet]" \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 
 # uid 1000 is the container's own user triton-server.

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from slmrank.cli.deploy_canary import abort_command, promote_command
 from slmrank.cli.deploy_cluster import (
     apply_command,
     delete_command,
@@ -14,6 +15,7 @@ from slmrank.cli.deploy_cluster import (
     status_command,
 )
 from slmrank.cli.deploy_manifests import check_command, render_command
+from slmrank.cli.deploy_push import push_command
 from slmrank.errors import ControlError, DeployFailed, Refused, RolledBack
 
 
@@ -43,8 +45,8 @@ class _Deploy(click.Group):
 def deploy_command() -> None:
     """Bring a bundle into Kubernetes.
 
-    render writes the manifests of a spec or a release, check reads any manifests for defects, plan,
-    apply, status, rollback and delete work on a cluster.
+    render writes the manifests of a spec or a release, check reads any manifests for defects; push,
+    plan, apply, status, rollback, promote, abort and delete work on a cluster.
 
     Exit codes: 0 done, 1 refused and nothing changed, 2 failed and the release before it serves, 3
     failed and nothing was put back.
@@ -60,10 +62,13 @@ def deploy_command() -> None:
 for _command in (
     render_command,
     check_command,
+    push_command,
     plan_command,
     apply_command,
     status_command,
     rollback_command,
+    promote_command,
+    abort_command,
     delete_command,
 ):
     deploy_command.add_command(_command)

@@ -22,13 +22,14 @@ from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.canary import Canary
 from slmrank.deploy.cluster.status import Status, read_status
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Place, Release, Track
 from slmrank.errors import Refused
 
 
-def _cluster_options(function: Decorated) -> Decorated:
+def cluster_options(function: Decorated) -> Decorated:
     for option in (
         click.option("--context", help="context of the kubeconfig"),
         click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]"),
@@ -37,7 +38,7 @@ def _cluster_options(function: Decorated) -> Decorated:
     return json_option(function)
 
 
-def _deployer(
+def deployer_of(
     kubeconfig: Path | None, context: str | None, smoke_url: str | None = None, **options: Any
 ) -> Deployer:
     console = Console(stderr=True)
@@ -70,7 +71,7 @@ _skip_smoke = click.option(
 @click.command("plan", short_help="Show what apply would change; changes nothing")
 @click.argument("source", type=PathType)
 @release_options
-@_cluster_options
+@cluster_options
 def plan_command(
     source: Path, kubeconfig: Path | None, context: str | None, as_json: bool, **options: Any
 ) -> None:
@@ -82,7 +83,7 @@ def plan_command(
       control deploy plan build/demo.yaml
     """
     release = open_release(source, **options)
-    planned = _deployer(kubeconfig, context).plan(release)
+    planned = deployer_of(kubeconfig, context).plan(release)
     if as_json:
         rows = [
             {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
@@ -103,14 +104,21 @@ def plan_command(
 @click.argument("source", type=PathType)
 @click.option("--force-conflicts", is_flag=True, help="take fields that other managers own")
 @click.option("--take-over", is_flag=True, help="go on although another apply seems to run")
+@click.option(
+    "--canary",
+    "percent",
+    type=click.IntRange(1, 99),
+    help="beside the stable release, with this percentage of the calls through the Gateway",
+)
 @_smoke_url
 @_skip_smoke
 @release_options
-@_cluster_options
+@cluster_options
 def apply_command(
     source: Path,
     force_conflicts: bool,
     take_over: bool,
+    percent: int | None,
     smoke_url: str | None,
     skip_smoke: bool,
     kubeconfig: Path | None,
@@ -123,12 +131,16 @@ def apply_command(
     Deployment, then wait for the new pods, then ask for the known answers over gRPC. When one of
     these fails the last good release is put back.
 
+    With --canary it runs beside the stable release with a share of the calls, until `promote` or
+    `abort`; again with another percentage changes the share.
+
     \b
     Example:
       control deploy apply build/demo.yaml
+      control deploy apply build/demo.yaml --canary 10
     """
     release = open_release(source, **options)
-    deployer = _deployer(
+    deployer = deployer_of(
         kubeconfig,
         context,
         smoke_url,
@@ -137,20 +149,24 @@ def apply_command(
         skip_smoke=skip_smoke,
     )
     interrupt_on_sigterm()
-    done = deployer.apply(release)
+    if percent is None:
+        done = deployer.apply(release)
+    else:
+        done = Canary(deployer=deployer).start(release, percent)
     if as_json:
         print_json(done)
         return
     click.echo(
         f"release {done['release']} is deployed as revision {done['revision']}, engine "
         f"{done['engine']}: {len(done['changed'])} objects changed, {done['smoke']}"
+        + (f"; canary with {percent} % of the calls" if percent else "")
     )
 
 
 @click.command("status", short_help="Show what is deployed, and why a pod does not serve")
 @click.argument("source", type=PathType)
 @track_option
-@_cluster_options
+@cluster_options
 def status_command(
     source: Path,
     track: Track,
@@ -168,7 +184,7 @@ def status_command(
       control deploy status build/demo.yaml
     """
     place = open_place(source, track)
-    status = read_status(_deployer(kubeconfig, context).cluster, place)
+    status = read_status(deployer_of(kubeconfig, context).cluster, place)
     if as_json:
         print_json(status.as_dict())
     else:
@@ -184,6 +200,8 @@ def _show_status(status: Status, place: Place) -> None:
     else:
         click.echo(f"{name}: engine {status.engine}")
         click.echo(f"rollout {status.rollout}; {status.replicas}")
+        if status.canary_percent:
+            click.echo(f"{status.canary_percent} % of the calls through the Gateway: the canary")
         rows = [
             [
                 str(one["name"]),
@@ -223,7 +241,7 @@ def _show_status(status: Status, place: Place) -> None:
 @_smoke_url
 @_skip_smoke
 @track_option
-@_cluster_options
+@cluster_options
 def rollback_command(
     source: Path,
     revision: int | None,
@@ -242,7 +260,7 @@ def rollback_command(
       control deploy rollback build/demo.yaml --to 3
     """
     interrupt_on_sigterm()
-    deployer = _deployer(kubeconfig, context, smoke_url, skip_smoke=skip_smoke)
+    deployer = deployer_of(kubeconfig, context, smoke_url, skip_smoke=skip_smoke)
     done = deployer.rollback(open_place(source, track), revision)
     if as_json:
         print_json(done)
@@ -254,7 +272,7 @@ def rollback_command(
 @click.argument("source", type=PathType)
 @click.option("--yes", is_flag=True, help="really do it")
 @track_option
-@_cluster_options
+@cluster_options
 def delete_command(
     source: Path,
     yes: bool,
@@ -271,7 +289,7 @@ def delete_command(
       control deploy delete build/demo.yaml --yes
     """
     interrupt_on_sigterm()
-    removed = _deployer(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
+    removed = deployer_of(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
     if as_json:
         print_json({"deleted": yes, "objects": removed})
     else:

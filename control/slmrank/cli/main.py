@@ -49,6 +49,7 @@ VERBS = {
     "autoscale": ("autoscale", "Try autoscaling policies on traffic before a cluster does"),
     "deploy": ("deploy", "Render, check and roll out Kubernetes manifests"),
     "verify": ("verify", "Compare a repository's files with its manifest"),
+    "receive": ("receive", "Put an artifact into place, checked by its hash; pods run it"),
     "smoke": ("smoke", "Compare a running server with its known answers"),
     "doctor": ("doctor", "Say what this machine has against what each target needs"),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from slmrank.artifacts import ArtifactStore
+from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.options import (
     Decorated,
     Opened,
@@ -59,6 +60,15 @@ def open_place(source: Path, track: Track) -> Place:
     return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """A release and the artifacts that it is of."""
+
+    release: Release
+    repository: Artifact
+    engine: Artifact
+
+
 def open_release(
     source: Path,
     *,
@@ -74,6 +84,23 @@ def open_release(
         if target is not None or record is not None or track != "stable" or overrides:
             raise click.UsageError("--target, --set, --capacity and --track are for a spec")
         return load_release(source)
+    return open_sources(
+        source, artifacts=artifacts, overrides=overrides, target=target, record=record, track=track
+    ).release
+
+
+def open_sources(
+    source: Path,
+    *,
+    artifacts: Path,
+    overrides: tuple[str, ...],
+    target: str | None,
+    record: Path | None,
+    track: Track,
+) -> Sources:
+    """The release of a spec; its repository is made when missing."""
+    if source.is_dir() or is_release(source):
+        raise click.UsageError(f"{source} is a release; its files are those of a spec: give that")
     bundle = read_bundle(source, overrides, target)
     opened = Opened(source, bundle, ArtifactStore(artifacts))
     repository = opened.run(bundle.repository)
@@ -82,4 +109,7 @@ def open_release(
         raise DeployError(
             f"the engine of {source} is no longer in {artifacts}", "run `control build` again"
         )
-    return make_release(bundle.spec, bundle.target, repository, engine, record=record, track=track)
+    release = make_release(
+        bundle.spec, bundle.target, repository, engine, record=record, track=track
+    )
+    return Sources(release=release, repository=repository, engine=engine)

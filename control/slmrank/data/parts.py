@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from slmrank.data.records import Record, checked
@@ -16,6 +18,7 @@ from slmrank.errors import DataError, MissingDependencyError
 
 PART_ROWS = 1000
 BATCH_ROWS = 256
+COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +112,26 @@ class Place:
     def read(self, name: str) -> bytes | None:
         """The bytes of a file below this folder, None when there is none."""
         try:
-            with self._fs.open_input_stream(f"{self.path}/{name}") as stream:
+            with self._reaching(), self._fs.open_input_stream(f"{self.path}/{name}") as stream:
                 return bytes(stream.read())
-        except FileNotFoundError:
-            return None
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file below this folder to `path`. Raises DataError when it is not there."""
+        with (
+            self._reaching(),
+            self._fs.open_input_stream(f"{self.path}/{name}") as source,
+            path.open("wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, COPY_BYTES)
+
+    def put(self, path: Path, name: str) -> None:
+        """Copy the file `path` below this folder."""
+        with self._reaching(), path.open("rb") as source, self.write(name) as sink:
+            shutil.copyfileobj(source, sink, COPY_BYTES)
 
     def drop(self, name: str) -> None:
         """Remove a file below this folder, where there is one."""

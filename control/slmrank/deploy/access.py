@@ -62,8 +62,11 @@ def deployer_role(release: Release) -> Object:
         ("networking.k8s.io", ["networkpolicies"], write),
         ("policy", ["poddisruptionbudgets"], write),
         ("monitoring.coreos.com", ["podmonitors", "prometheusrules"], write),
+        ("gateway.networking.k8s.io", ["grpcroutes"], write),
         ("apps", ["replicasets"], ["get", "list", "watch"]),
-        ("", ["pods", "events"], ["get", "list", "watch"]),
+        ("", ["pods"], write),
+        ("", ["pods/exec"], ["create", "get"]),  # `deploy push`, through a pod of its own
+        ("", ["events"], ["get", "list", "watch"]),
         ("", ["pods/log"], ["get"]),
     ]
     role = labelled(

@@ -20,8 +20,7 @@ def ray_job(release: Release) -> Object:
     summarize = ["control", "summarize", repository_path(release)]
     summarize += ["--jobs", own.jobs, "--out", own.out, "--on", "ray"]
     summarize += ["--workers", str(own.workers)]
-    storage = release.deploy.storage
-    bundles = bundle_volume(storage.bundles_claim, storage.bundle_image)
+    bundles, fetching = bundle_volume(release)
     mount = {"name": "bundles", "mountPath": BUNDLES, "readOnly": True}
     return labelled(
         release,
@@ -40,7 +39,7 @@ def ray_job(release: Release) -> Object:
                 "headGroupSpec": {
                     # Work is the workers': the head keeps the objects and runs the verb.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _template(release, [bundles], [mount]),
+                    "template": _template(release, [bundles], [mount], fetching),
                 },
                 "workerGroupSpecs": [
                     {
@@ -49,7 +48,7 @@ def ray_job(release: Release) -> Object:
                         "minReplicas": own.workers,
                         "maxReplicas": own.workers,
                         "rayStartParams": {"num-cpus": "1"},
-                        "template": _template(release, [], []),
+                        "template": _template(release, [], [], []),
                     }
                 ],
             },
@@ -57,7 +56,9 @@ def ray_job(release: Release) -> Object:
     )
 
 
-def _template(release: Release, volumes: list[Object], mounts: list[Object]) -> Object:
+def _template(
+    release: Release, volumes: list[Object], mounts: list[Object], fetching: list[Object]
+) -> Object:
     own = release.deploy.catalogue
     container = container_of(
         "ray",
@@ -80,5 +81,6 @@ def _template(release: Release, volumes: list[Object], mounts: list[Object]) -> 
             *volumes,
         ],
         release.object_name,
+        **({"initContainers": fetching} if fetching else {}),
     )
     return {"metadata": {"labels": labels(release, CATALOGUE)}, "spec": spec}

@@ -22,7 +22,7 @@ from slmrank.deploy.naming import (
     NAME,
     TMP,
 )
-from slmrank.deploy.pod import bundle_volume, container_of, pod_of
+from slmrank.deploy.pod import claim_volume, container_of, pod_of
 from slmrank.deploy.release import unset_image
 from slmrank.deploy.yaml_text import to_yaml
 from slmrank.engine.trtllm.compile import PlannedEngine
@@ -77,7 +77,7 @@ def engine_job(
         deploy,
         [container],
         [
-            bundle_volume(storage.bundles_claim),
+            claim_volume(storage.bundles_claim),
             {"name": "engines", "persistentVolumeClaim": claim},
             {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},

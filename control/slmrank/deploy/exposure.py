@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import GRPC, METRICS, Object, labelled, selector
+from urllib.parse import parse_qsl, urlsplit
+
+from slmrank.deploy.naming import GRPC, METRICS, ROUTE, Object, labelled, selector
 from slmrank.deploy.release import Release
 
 NAMESPACE = "kubernetes.io/metadata.name"
 CLIENT_LABEL = "slmrank.io/clients"
+GRPC_ROUTE = ("gateway.networking.k8s.io/v1", "GRPCRoute")
+HTTPS = 443
 DNS: Object = {"ports": [{"port": 53, "protocol": one} for one in ("UDP", "TCP")]}
 
 
@@ -52,15 +56,23 @@ def clients_of(release: Release) -> list[Object]:
     ]
 
 
-def store_egress(release: Release) -> list[Object]:
-    """To what is shared, and to whoever resolves its name; none without."""
-    if not release.store_ports:
-        return []
-    reach: Object = {"ports": [{"port": one, "protocol": "TCP"} for one in release.store_ports]}
-    namespace = release.deploy.store.namespace
-    if namespace is not None:
-        reach["to"] = [{"namespaceSelector": {"matchLabels": {NAMESPACE: namespace}}}]
-    return [reach, DNS]
+def pod_egress(release: Release) -> list[Object]:
+    """To what is shared, to where the repository is fetched from, and to whoever resolves their
+    names; none without either."""
+    rules: list[Object] = []
+    if release.store_ports:
+        reach: Object = {"ports": [{"port": one, "protocol": "TCP"} for one in release.store_ports]}
+        namespace = release.deploy.store.namespace
+        if namespace is not None:
+            reach["to"] = [{"namespaceSelector": {"matchLabels": {NAMESPACE: namespace}}}]
+        rules.append(reach)
+    url = release.deploy.storage.bundles_url
+    if url is not None:
+        # A store of one's own is named in the url's query, as pyarrow reads it.
+        endpoint = dict(parse_qsl(urlsplit(url).query)).get("endpoint_override", "")
+        port = urlsplit(f"//{endpoint.rpartition('//')[2]}").port or HTTPS
+        rules.append({"ports": [{"port": port, "protocol": "TCP"}]})
+    return [*rules, DNS] if rules else []
 
 
 def network_policy(release: Release) -> Object:
@@ -84,27 +96,26 @@ def network_policy(release: Release) -> Object:
                 },
                 {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]},
             ],
-            "egress": store_egress(release),
+            "egress": pod_egress(release),
         },
     )
 
 
-def grpc_route(release: Release) -> Object:
-    """Calls through a Gateway, shared between stable and canary by weight."""
-    gateway = release.deploy.gateway
-    stable = f"slmrank-{release.name}"
+def grpc_route(release: Release, canary_percent: int = 0) -> Object:
+    """Calls through a Gateway, shared between stable and canary by weight. It belongs to the stable
+    deployment, whichever track `release` is of."""
+    gateway, stable = release.deploy.gateway, release.on_track("stable")
     backends = [
-        {"name": stable, "port": GRPC, "weight": 100 - gateway.canary_percent},
-        {"name": f"{stable}-canary", "port": GRPC, "weight": gateway.canary_percent},
+        {"name": stable.object_name, "port": GRPC, "weight": 100 - canary_percent},
+        {"name": release.on_track("canary").object_name, "port": GRPC, "weight": canary_percent},
     ]
-    if gateway.canary_percent == 0:
+    if canary_percent == 0:
         backends.pop()
     return labelled(
-        release,
-        "gateway.networking.k8s.io/v1",
-        "GRPCRoute",
         stable,
-        component="route",
+        *GRPC_ROUTE,
+        stable.object_name,
+        component=ROUTE,
         spec={
             "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
             "hostnames": [gateway.hostname],

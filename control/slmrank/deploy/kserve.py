@@ -15,11 +15,17 @@ def serving_runtime(release: Release) -> Object:
     pod = copy.deepcopy(deployment(release)["spec"]["template"]["spec"])
     (container,) = pod["containers"]
     container["name"] = "kserve-container"
-    verify = pod["initContainers"][0]["command"]
+    # It runs what our init containers do by itself: a runtime has none.
+    before = [" ".join(one["command"]) for one in pod["initContainers"]]
+    if release.deploy.storage.bundles_url is not None:
+        fetch = pod["initContainers"][0]
+        container["envFrom"] = fetch.get("envFrom", [])
+        for mount in container["volumeMounts"]:
+            mount["readOnly"] = mount.get("readOnly", False) and mount["name"] != "bundles"
     container["command"] = [
         "sh",
         "-c",
-        f"{' '.join(verify)} && exec {' '.join(container['command'])}",
+        " && ".join([*before, f"exec {' '.join(container['command'])}"]),
     ]
     grpc, _, metrics = container["ports"]
     # KServe's Service leads to the first port; its name says that HTTP/2 is spoken there.

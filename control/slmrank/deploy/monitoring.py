@@ -24,6 +24,7 @@ SCRAPE_S = 15
 WINDOW = "1m"
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
+MOST_FAILED = 0.01
 
 
 def pod_monitor(release: Release) -> Object:
@@ -108,7 +109,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
         ),
         _alert(
             "SlmrankRequestsFail",
-            f"{FAILED_METRIC}{{{pods}}} > 0.01",
+            f"{FAILED_METRIC}{{{pods}}} > {MOST_FAILED:g}",
             "2m",
             "page",
             "{{ $labels.pod }} refuses or fails up to {{ $value | humanizePercentage }} of its "

@@ -26,6 +26,7 @@ BUNDLE = "slmrank.io/bundle"
 ENGINE = "slmrank.io/engine"
 TRACK = "slmrank.io/track"
 WATCH = "watch"  # component of the followers of changed jobs
+ROUTE = "route"  # component of the route, which outlives releases
 RELEASE = "slmrank.io/release"
 
 
@@ -77,6 +78,15 @@ def pods_matching(release: Release) -> str:
 def service_host(release: Release) -> str:
     """The name that clients in the cluster call, and that a certificate must have."""
     return f"{release.object_name}.{release.deploy.namespace}.svc"
+
+
+def repository_url(release: Release) -> str | None:
+    """Where pods fetch the repository from; None where it lies on a claim or in an image."""
+    url = release.deploy.storage.bundles_url
+    if url is None:
+        return None
+    head, mark, query = url.partition("?")
+    return f"{head.rstrip('/')}/repository-{release.repository.digest}{mark}{query}"
 
 
 def repository_path(release: Release) -> str:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from slmrank.deploy.naming import MANIFEST, STORE, TLS, TMP, service_host
+from slmrank.deploy.naming import (
+    BUNDLES,
+    MANIFEST,
+    STORE,
+    TLS,
+    TMP,
+    repository_path,
+    repository_url,
+    service_host,
+)
 from slmrank.deploy.release import Release
 from slmrank.spec.deploy import DeploySpec
 from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 
 USER = 1000
+MIB = 2**20
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
@@ -81,11 +92,36 @@ def restricted(*, read_only_root: bool) -> dict[str, Any]:
     }
 
 
-def bundle_volume(claim: str, image: str | None = None) -> dict[str, Any]:
-    """The claim with repositories, or an image mounted as a volume."""
-    if image is not None:
-        return {"name": "bundles", "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
+def claim_volume(claim: str) -> dict[str, Any]:
+    """The claim with repositories and planned engines."""
     return {"name": "bundles", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+
+
+def bundle_volume(release: Release) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The volume with the repository, and the init containers that fill it: none for the claim, or
+    an image that is mounted as a volume."""
+    storage, url = release.deploy.storage, repository_url(release)
+    if storage.bundle_image is not None:
+        image = {"reference": storage.bundle_image, "pullPolicy": "IfNotPresent"}
+        return {"name": "bundles", "image": image}, []
+    if url is None:
+        return claim_volume(storage.bundles_claim), []
+    command = ["control", "receive", repository_path(release)]
+    command += ["--digest", release.repository.digest, "--from", url]
+    fetch = container_of(
+        "fetch",
+        release.image,
+        {"cpu": "1", "memory": "512Mi"},
+        command=command,
+        volumeMounts=[
+            {"name": "bundles", "mountPath": BUNDLES},
+            {"name": "tmp", "mountPath": TMP},
+        ],
+    )
+    if storage.url_secret is not None:
+        fetch["envFrom"] = [{"secretRef": {"name": storage.url_secret}}]
+    size_mib = math.ceil(release.repository.bytes / MIB) + 64
+    return {"name": "bundles", "emptyDir": {"sizeLimit": f"{size_mib}Mi"}}, [fetch]
 
 
 def tls_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -162,6 +162,12 @@ class Release(Section):
     def object_name(self) -> str:
         return self.place.object_name
 
+    def on_track(self, track: Track) -> Release:
+        """The same on another track. Raises DeployError where its name does not fit there."""
+        if track == self.track:
+            return self
+        return _validated({**self.settings(), "track": track}, f"track {track}")
+
     @property
     def image(self) -> str:
         return self.deploy.image or unset_image(needs_gpu=self.on_gpu)

@@ -17,7 +17,8 @@ def render_base(release: Release) -> list[Object]:
     storage = release.deploy.storage
     objects = [namespace(release), service_account(release)]
     # The Job that builds an engine reads its plan from the claim, wherever the repository is.
-    if storage.bundle_image is None or release.engine.plan is not None:
+    elsewhere = storage.bundle_image is not None or storage.bundles_url is not None
+    if not elsewhere or release.engine.plan is not None:
         objects.append(claim(release, storage.bundles_claim))
     if release.engine.plan is not None:
         objects.append(claim(release, storage.engines_claim))

@@ -3,7 +3,7 @@ their release read it."""
 
 from __future__ import annotations
 
-from slmrank.deploy.exposure import NAMESPACE, store_egress
+from slmrank.deploy.exposure import NAMESPACE, pod_egress
 from slmrank.deploy.naming import (
     BUNDLES,
     COMPONENT,
@@ -34,7 +34,7 @@ def watch_objects(release: Release) -> list[Object]:
     monitoring = {
         "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
     }
-    egress = store_egress(release)
+    egress = pod_egress(release)
     if own.source.startswith(KAFKA_KIND):
         ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports
         egress = [{"ports": [{"port": one, "protocol": "TCP"} for one in ports]}, *egress]
@@ -103,7 +103,6 @@ def _pod(release: Release, own: WatchSpec) -> Object:
         volumes = [*volumes, {"name": "kafka", "secret": secret}]
         mounts = [*mounts, {"name": "kafka", "mountPath": KAFKA, "readOnly": True}]
         environment = [*environment, {"name": PROPERTIES, "value": f"{KAFKA}/client.properties"}]
-    storage = release.deploy.storage
     probe = {"httpGet": {"path": "/metrics", "port": "changes"}, "timeoutSeconds": 5}
     container = container_of(
         WATCH,
@@ -120,8 +119,9 @@ def _pod(release: Release, own: WatchSpec) -> Object:
             *mounts,
         ],
     )
-    own_volumes = [
-        bundle_volume(storage.bundles_claim, storage.bundle_image),
-        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-    ]
-    return pod_of(release.deploy, [container], [*own_volumes, *volumes], release.object_name)
+    bundles, fetching = bundle_volume(release)
+    own_volumes = [bundles, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
+    more = {"initContainers": fetching} if fetching else {}
+    return pod_of(
+        release.deploy, [container], [*own_volumes, *volumes], release.object_name, **more
+    )

@@ -133,7 +133,7 @@ def _pod(release: Release) -> Object:
         _volumes(release),
         release.object_name,
         terminationGracePeriodSeconds=grace_period_s(release),
-        initContainers=[_verify(release)],
+        initContainers=[*bundle_volume(release)[1], _verify(release)],
         topologySpreadConstraints=[spread],
         **more,
     )
@@ -215,7 +215,7 @@ def _serve(release: Release) -> Object:
 
 def _volumes(release: Release) -> list[Object]:
     storage = release.deploy.storage
-    volumes: list[Object] = [bundle_volume(storage.bundles_claim, storage.bundle_image)]
+    volumes: list[Object] = [bundle_volume(release)[0]]
     if release.engine.plan is not None:
         claim = {"claimName": storage.engines_claim, "readOnly": True}
         volumes.append({"name": "engines", "persistentVolumeClaim": claim})

@@ -28,6 +28,17 @@ class StorageSpec(Section):
         description="image with the repository, mounted as a volume instead of the claim; needs "
         "Kubernetes 1.35",
     )
+    bundles_url: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9+.-]*://\S+$",
+        description="where `deploy push` puts repositories and pods fetch them from, instead of "
+        "the claim: s3://bucket/bundles, gs://... ; needs no shared file system",
+    )
+    url_secret: str | None = Field(
+        None,
+        pattern=DNS_LABEL,
+        description="Secret whose keys are variables of what fetches, such as AWS_ACCESS_KEY_ID",
+    )
     size_gib: int = Field(20, ge=1, description="size of each claim")
     storage_class: str | None = Field(None, description="unset: the cluster's default class")
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
@@ -40,6 +51,10 @@ class StorageSpec(Section):
             raise ValueError(
                 f"deploy.storage.bundles_claim and engines_claim are both {self.engines_claim!r}; "
                 "pods may write neither, the build Job one: give two claims"
+            )
+        if self.bundles_url is not None and self.bundle_image is not None:
+            raise ValueError(
+                "deploy.storage has bundles_url and bundle_image: repositories come from one"
             )
         return self
 
@@ -128,7 +143,6 @@ class GatewaySpec(Section):
     name: str = Field("gateway", pattern=DNS_LABEL, description="Gateway of the cluster")
     namespace: str = Field("gateway", pattern=DNS_LABEL, description="its namespace")
     hostname: str = Field("slmrank.example.com", description="host name of the route")
-    canary_percent: int = Field(0, ge=0, le=100, description="share of calls to the canary")
 
 
 class TlsSpec(Section):

@@ -20,6 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 import kubernetes_validate
 import yaml
 
+from tests.deploy.cluster.exec_socket import serve_exec
+
 Object = dict[str, Any]
 KINDS = {
     "v1": {
@@ -43,6 +45,7 @@ MONITORING = {
         "PrometheusRule": ("prometheusrules", True),
     }
 }
+GATEWAY = {"gateway.networking.k8s.io/v1": {"GRPCRoute": ("grpcroutes", True)}}
 # Lists that are merged by keys instead of being replaced.
 LIST_KEYS = {
     "containers": ("name",),
@@ -76,8 +79,11 @@ class Refusal(Exception):
 class ApiServer:
     """Start with `with ApiServer() as server`; `server.kubeconfig(path)` writes how to reach it."""
 
-    def __init__(self, *, monitoring: bool = True, version: str = "1.33") -> None:
-        self.kinds = {**KINDS, **(MONITORING if monitoring else {})}
+    def __init__(
+        self, *, monitoring: bool = True, gateway: bool = True, version: str = "1.33"
+    ) -> None:
+        more = (MONITORING if monitoring else {}) | (GATEWAY if gateway else {})
+        self.kinds = {**KINDS, **more}
         self.version = version
         self.objects: dict[tuple[str, str, str, str], Object] = {}
         self.owners: dict[tuple[str, str, str, str], dict[str, set[tuple[Any, ...]]]] = {}
@@ -88,6 +94,10 @@ class ApiServer:
         self.run_job: Callable[[Object], tuple[bool, str]] = lambda job: (True, "")
         # What admission says to every new pod, such as an exceeded quota; empty: pods are made.
         self.refuse_pods = ""
+        # Turns the command of an `exec` into what runs here; None: no command runs in a pod.
+        self.run_command: Callable[[list[str]], list[str]] | None = None
+        self.cut_after: int | None = None  # bytes of its input after which the connection breaks
+        self.executed: list[list[str]] = []
         self.warning = ""  # sent as a Warning header with every change
         self.now = 0.0
         self.lock = threading.RLock()
@@ -126,6 +136,7 @@ class ApiServer:
             for _ in range(3):
                 self._deployments()
                 self._jobs()
+                self._bare_pods()
 
     def run_in_background(self, stop: threading.Event, step_s: float = 0.1) -> threading.Thread:
         """The clock turns by itself, for tests of the command line."""
@@ -178,6 +189,9 @@ class ApiServer:
             def log_message(self, *_: Any) -> None: ...
 
             def _answer(self) -> None:
+                if self.headers.get("Upgrade", "").lower() == "websocket":
+                    server._exec(self)
+                    return
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
                 split = urlsplit(self.path)
@@ -218,6 +232,20 @@ class ApiServer:
             do_GET = do_PATCH = do_DELETE = do_POST = do_PUT = _answer
 
         return Handler
+
+    def _exec(self, handler: BaseHTTPRequestHandler) -> None:
+        split = urlsplit(handler.path)
+        command = parse_qs(split.query)["command"]
+        name = split.path.split("/")[-2]
+        with self.lock:
+            pod = next((one for one in self.all("Pod") if one["metadata"]["name"] == name), None)
+            self.executed.append(command)
+        if pod is None or not _ready(pod) or self.run_command is None:
+            handler.send_response(404, "pods not found")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        serve_exec(handler, self.run_command(command), self.cut_after)
 
     def _inject(self, method: str, path: str) -> None:
         for fault in self.faults:
@@ -419,7 +447,7 @@ class ApiServer:
         return copy.deepcopy(new)
 
     def _validate(self, content: Object) -> None:
-        if content["apiVersion"] in MONITORING:
+        if content["apiVersion"] in MONITORING | GATEWAY:
             return
         text = json.dumps(content, sort_keys=True)
         try:
@@ -530,6 +558,19 @@ class ApiServer:
                     "message": self.refuse_pods,
                 }
             )
+
+    def _bare_pods(self) -> None:
+        """Pods that nobody owns start, as `fate` says, a second after they were made."""
+        for key, pod in self.objects.items():
+            if key[1] == "Pod" and not pod["metadata"].get("ownerReferences"):
+                fate = self.fate(pod)
+                since = pod.setdefault("_since", self.now)
+                after = fate.ready_after_s
+                if after is None:
+                    pod["status"] = copy.deepcopy(fate.status)
+                elif self.now - since >= after:
+                    ready = {"type": "Ready", "status": "True"}
+                    pod["status"] = {"phase": "Running", "conditions": [ready]}
 
     def _set_for(self, deployment: Object, state: Object) -> Object:
         """The ReplicaSet of the template; an old one is taken again."""

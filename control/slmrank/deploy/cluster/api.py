@@ -53,6 +53,11 @@ class Cluster:
         self._warned: set[str] = set()
         self._kinds: dict[tuple[str, str], Any] = {}
 
+    @property
+    def transport(self) -> Any:
+        """The official client's ApiClient, for what is no object."""
+        return self._client.client
+
     def version(self) -> str:
         """Such as 1.33."""
         found = self._call(lambda more: self._client.version["kubernetes"])

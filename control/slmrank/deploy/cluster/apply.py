@@ -70,7 +70,7 @@ class Deployer:
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
         try:
             self._bring(release, contents)
-            self._ask(release, revision)
+            self.ask(release, revision)
         except ControlError as error:
             self._note(record, "failed", release.place)
             self._put_back(release, records, error)
@@ -111,7 +111,7 @@ class Deployer:
             if target.release_values is None:
                 self.report("this revision was recorded without its known answers: not asked")
             else:
-                self._ask(target.release_values, target.revision)
+                self.ask(target.release_values, target.revision)
         except DeployFailed:
             raise
         except ControlError as error:
@@ -148,7 +148,7 @@ class Deployer:
         """Nothing to do but to see that it serves: no record, and no Job that asks again."""
         self.waiter.rollout(release.deploy.namespace, release.object_name, release.hash)
         if self.smoke is not None:
-            self._ask(release, record.revision)
+            self.ask(release, record.revision)
         return {
             "release": release.hash,
             "engine": release.engine.tag,
@@ -228,14 +228,18 @@ class Deployer:
                 self.cluster.apply(given, force=self.force_conflicts)
         self.waiter.rollout(namespace, name, release.hash, stale)
 
-    def _ask(self, release: Release, revision: int) -> None:
+    def ask(self, release: Release, revision: int, *, again: bool = False) -> None:
+        """Ask for the known answers; `again`: although a Job has asked this revision before.
+
+        Raises WrongAnswer or DeployFailed.
+        """
         if self.skip_smoke:
             return
         if self.smoke is not None:
             self.smoke(release)
         else:
             name = f"{release.object_name}-smoke-{revision}"
-            self.waiter.run_job(smoke_job(release, name), DEADLINE_S)
+            self.waiter.run_job(smoke_job(release, name), DEADLINE_S, again=again)
         self.report(f"known answers hold: {len(release.known_answers)} scores over gRPC")
 
     def _put_back(self, release: Release, records: Sequence[Record], error: ControlError) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from slmrank.deploy.cluster.api import Cluster
 from slmrank.deploy.cluster.records import KEPT, Record
-from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, TRACK, Object
+from slmrank.deploy.exposure import GRPC_ROUTE
+from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, ROUTE, TRACK, Object
 from slmrank.deploy.release import Place
 from slmrank.deploy.render import identity
 
@@ -23,6 +24,7 @@ OWN_KINDS = (
     ("v1", "ServiceAccount"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
+    GRPC_ROUTE,
 )
 
 
@@ -55,7 +57,7 @@ def prune(
     for given in owned_objects(cluster, place):
         component = given["metadata"]["labels"].get(COMPONENT)
         name = given["metadata"]["name"]
-        if component in ("smoke", "engine-build") or identity(given)[1:] in needed:
+        if component in ("smoke", "engine-build", ROUTE) or identity(given)[1:] in needed:
             continue
         if component == "release" and name in named:
             continue

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slmrank.deploy.cluster.api import Cluster
+from slmrank.deploy.cluster.canary import read_share
 from slmrank.deploy.cluster.explain import (
     Trouble,
     explain_autoscaler,
@@ -24,13 +25,15 @@ from slmrank.deploy.release import Place
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """A snapshot. `healthy`: the rollout has arrived and no pod is in trouble. `advice` is what
-    keeps the autoscaler from acting: a release serves without it."""
+    keeps the autoscaler from acting: a release serves without it. `canary_percent`: of the calls
+    through the Gateway."""
 
     found: bool
     healthy: bool
     engine: str
     rollout: str
     replicas: dict[str, int]
+    canary_percent: int
     pods: list[dict[str, Any]]
     autoscaler: dict[str, Any] | None
     troubles: list[Trouble]
@@ -62,6 +65,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
             engine="",
             rollout="not deployed",
             replicas={},
+            canary_percent=0,
             pods=[],
             autoscaler=None,
             troubles=_job_troubles(cluster, place),
@@ -96,6 +100,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
             "updated": counts.get("updatedReplicas", 0),
             "available": counts.get("availableReplicas", 0),
         },
+        canary_percent=read_share(cluster, place),
         pods=[
             {
                 "name": one["metadata"]["name"],

@@ -17,6 +17,7 @@ from slmrank.deploy.cluster.explain import (
     explain_deployment,
     explain_job,
     explain_pods,
+    is_ready,
 )
 from slmrank.deploy.cluster.plan import job_states
 from slmrank.deploy.cluster.rollout import Standing, judge, newest_set, pods_of
@@ -144,20 +145,49 @@ class Waiter:
 
         self._poll(look)
 
-    def run_job(self, job: Object, limit_s: float) -> None:
+    def pod(self, namespace: str, name: str, limit_s: float) -> None:
+        """Until a pod is ready. Raises DeployFailed with what keeps it."""
+        shown = ""
+
+        def look(passed: float) -> bool:
+            nonlocal shown
+            found = self.cluster.get("v1", "Pod", namespace, name)
+            if found is not None and is_ready(found):
+                return True
+            events: list[Object] = []
+            with contextlib.suppress(ApiError):
+                events = self.cluster.list("v1", "Event", namespace)
+            troubles = explain_pods([found] if found is not None else [], events)
+            why = troubles[-1].line() if troubles else "it is gone" if found is None else ""
+            if why and why != shown:
+                shown = why
+                self.report(f"{passed:4.0f} s  {why}")
+            if passed > limit_s or found is None:
+                raise DeployFailed(f"Pod {name} does not start: {why}", first_fix(troubles))
+            return False
+
+        self.report(f"waiting for Pod {name}, at most {limit_s:g} s")
+        self._poll(look)
+
+    def gone(self, api_version: str, kind: str, namespace: str, name: str) -> None:
+        """Until an object that was deleted is away."""
+
+        def look(passed: float) -> bool:
+            if passed > REMOVAL_S:
+                raise DeployFailed(f"{kind} {name} does not go away", "delete it by hand")
+            return self.cluster.get(api_version, kind, namespace, name) is None
+
+        self._poll(look)
+
+    def run_job(self, job: Object, limit_s: float, *, again: bool = False) -> None:
         """Start a Job and wait for its end; one that runs or is done is taken as it is, because a
-        Job cannot be changed, and one that failed is started again."""
+        Job cannot be changed, and one that failed, or with `again` ended, is started again."""
         place = job["metadata"]["namespace"], job["metadata"]["name"]
         live = self.cluster.get("batch/v1", "Job", *place)
-        if live is not None and "Failed" in job_states(live):
+        ended = {"Failed", "Complete"} if again else {"Failed"}
+        if live is not None and ended & job_states(live):
             self.cluster.delete(job)
-
-            def gone(passed: float) -> bool:
-                if passed > REMOVAL_S:
-                    raise DeployFailed(f"Job {place[1]} does not go away", "delete it by hand")
-                return self.cluster.get("batch/v1", "Job", *place) is None
-
-            self._poll(gone)
+            self.gone("batch/v1", "Job", *place)
             live = None
         if live is None:
             self.cluster.apply(job)

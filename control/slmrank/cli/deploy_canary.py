@@ -1,0 +1,105 @@
+"""`control deploy promote` and `abort`: how a canary ends."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from slmrank.cli.deploy_cluster import cluster_options, deployer_of
+from slmrank.cli.display import print_json
+from slmrank.cli.interrupt import interrupt_on_sigterm
+from slmrank.cli.options import PathType
+from slmrank.cli.release_options import open_place
+from slmrank.deploy.cluster.canary import Canary
+from slmrank.deploy.cluster.objective import FEWEST_CALLS, judge, observe
+from slmrank.deploy.release import Release
+
+
+def _judged(prometheus: str, window_s: int, fewest: int, release: Release) -> str:
+    return judge(observe(prometheus, release, window_s), release, fewest)
+
+
+@click.command("promote", short_help="Make the canary the release that serves")
+@click.argument("source", type=PathType)
+@click.option(
+    "--prometheus", metavar="URL", help="that scrapes the pods, such as http://localhost:9090"
+)
+@click.option("--unobserved", is_flag=True, help="known answers alone decide")
+@click.option(
+    "--window",
+    "window_s",
+    type=click.IntRange(30),
+    default=300,
+    show_default=True,
+    help="seconds of the past that count",
+)
+@click.option(
+    "--min-calls",
+    "fewest",
+    type=click.IntRange(1),
+    default=FEWEST_CALLS,
+    show_default=True,
+    help="answered calls without which nothing is decided",
+)
+@click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")
+@cluster_options
+def promote_command(
+    source: Path,
+    prometheus: str | None,
+    unobserved: bool,
+    window_s: int,
+    fewest: int,
+    skip_smoke: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Make the canary of the bundle SOURCE its stable release.
+
+    The canary's pods are asked for their known answers, and their calls in the last --window
+    seconds must have kept the objective: percentile, and at most 1 % failed. When either does not
+    hold, nothing changes and the exit code is 1. Then the canary's release is rolled out as the
+    stable one, all calls go there, and the canary is removed. A roll-out that fails is taken back,
+    and the canary keeps its share.
+
+    \b
+    Example:
+      control deploy promote build/demo.yaml --prometheus http://localhost:9090
+    """
+    if (prometheus is None) != unobserved:
+        raise click.UsageError("give --prometheus URL, or --unobserved")
+    decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
+    interrupt_on_sigterm()
+    deployer = deployer_of(kubeconfig, context, skip_smoke=skip_smoke)
+    done = Canary(deployer=deployer).promote(open_place(source, "canary"), decide)
+    if as_json:
+        print_json(done)
+        return
+    click.echo(
+        f"release {done['release']} is stable as revision {done['revision']}, engine "
+        f"{done['engine']}; the canary's calls: {done['verdict']}; {len(done['removed'])} objects "
+        "of the canary removed"
+    )
+
+
+@click.command("abort", short_help="Take a canary back")
+@click.argument("source", type=PathType)
+@cluster_options
+def abort_command(
+    source: Path, kubeconfig: Path | None, context: str | None, as_json: bool
+) -> None:
+    """Send all calls to the stable release of the bundle SOURCE and remove its canary.
+
+    \b
+    Example:
+      control deploy abort build/demo.yaml
+    """
+    interrupt_on_sigterm()
+    deployer = deployer_of(kubeconfig, context)
+    removed = Canary(deployer=deployer).abort(open_place(source, "canary"))
+    if as_json:
+        print_json({"removed": removed})
+        return
+    click.echo(f"all calls go to the stable release; {len(removed)} objects of the canary removed")

@@ -1,0 +1,98 @@
+"""`control deploy push`: the repository to where pods read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.cli.deploy_cluster import cluster_options, deployer_of
+from slmrank.cli.display import print_json
+from slmrank.cli.interrupt import interrupt_on_sigterm
+from slmrank.cli.options import PathType
+from slmrank.cli.release_options import open_sources, release_options
+from slmrank.deploy.cluster.push import plan_parcels, push_to_claims, push_to_urls
+from slmrank.deploy.oci import write_image
+from slmrank.deploy.release import Track
+from slmrank.engine.trtllm.compile import find_compiled
+
+
+@click.command("push", short_help="Put repository and engine where pods read them")
+@click.argument("source", type=PathType)
+@click.option(
+    "--image",
+    "archive",
+    type=PathType,
+    help="write the repository as an image into this file instead, as an OCI archive",
+)
+@click.option(
+    "--engines", type=PathType, help="folder of compiled engines  [default: the artifacts]"
+)
+@release_options
+@cluster_options
+def push_command(
+    source: Path,
+    archive: Path | None,
+    engines: Path | None,
+    artifacts: Path,
+    overrides: tuple[str, ...],
+    target: str | None,
+    record: Path | None,
+    track: Track,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Put what the spec SOURCE serves to where its pods read it, and compare every file there by
+    its hash. What is there already is not sent again; nothing half-copied gets the name.
+
+    Onto the claims of deploy.storage, through a pod that lives as long as the copy; or to
+    deploy.storage.bundles_url, such as s3://bucket/bundles, from where pods fetch it when they
+    start; or with --image into an archive, for a registry and deploy.storage.bundle_image:
+
+      skopeo copy oci-archive:bundle.tar docker://REGISTRY/NAME
+
+    A planned engine goes along for the Job that builds it, and the compiled one if it is here.
+
+    \b
+    Example:
+      control deploy push build/demo.yaml
+      control deploy push build/demo.yaml --image bundle.tar
+    """
+    opened = open_sources(
+        source,
+        artifacts=artifacts,
+        overrides=overrides,
+        target=target,
+        record=record,
+        track=track,
+    )
+    release = opened.release
+    if archive is not None:
+        digest = write_image(opened.repository, archive, release.name)
+        if as_json:
+            print_json({"archive": str(archive), "digest": digest})
+        else:
+            click.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB, image {digest}")
+        return
+    compiled = None
+    if release.engine.plan is not None:
+        compiled = find_compiled(ArtifactStore(engines or artifacts), release.engine.tag)
+    to_urls, on_claims = plan_parcels(release, opened.repository, opened.engine, compiled)
+    interrupt_on_sigterm()
+    sent = push_to_urls(to_urls, lambda text: click.echo(text, err=True))
+    if on_claims:
+        deployer = deployer_of(kubeconfig, context)
+        sent += push_to_claims(deployer.cluster, deployer.waiter, release, on_claims)
+    rows = [
+        {"target": one.target, "bytes": one.bytes, "sent": one in sent}
+        for one in (*to_urls, *on_claims)
+    ]
+    if as_json:
+        print_json({"release": release.hash, "parcels": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['target']}: {'sent' if row['sent'] else 'there already'}, whole")
+    if not rows:
+        click.echo("the repository is in deploy.storage.bundle_image; --image writes another")

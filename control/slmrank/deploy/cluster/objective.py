@@ -1,0 +1,89 @@
+"""Whether the pods of a release keep the objective, by what a Prometheus has recorded of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+
+from slmrank.deploy.monitoring import FAILED_METRIC, MOST_FAILED, P_METRIC
+from slmrank.deploy.naming import pods_matching
+from slmrank.deploy.release import Release
+from slmrank.errors import Refused
+from slmrank.triton.config import ENSEMBLE
+
+TIMEOUT_S = 30
+# The alert's words: below this many calls a percentile is one or two of them.
+FEWEST_CALLS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """Calls of a release's pods in the last `window_s` seconds: how many were answered, the worst
+    pod's percentile in ms (None: no call) and its mean share of failures."""
+
+    window_s: int
+    calls: float
+    latency_ms: float | None
+    failed: float
+
+
+def observe(prometheus: str, release: Release, window_s: int) -> Observed:
+    """Ask a Prometheus that runs the rules of `control deploy render`.
+
+    Raises Refused when it does not answer.
+    """
+    pods, window = f"{{{pods_matching(release)}}}", f"[{window_s}s]"
+    answered = f'nv_inference_request_success{pods[:-1]},model="{ENSEMBLE}"}}'
+    latency = _ask(prometheus, f"max(max_over_time({P_METRIC}{pods}{window}))")
+    failed = _ask(prometheus, f"max(avg_over_time({FAILED_METRIC}{pods}{window}))")
+    return Observed(
+        window_s=window_s,
+        calls=_ask(prometheus, f"sum(increase({answered}{window}))") or 0.0,
+        latency_ms=None if latency is None else 1000 * latency,
+        failed=failed or 0.0,
+    )
+
+
+def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:
+    """What was observed, in words. Raises Refused when it breaks the release's objective, or was
+    too little to tell."""
+    if observed.calls < fewest or observed.latency_ms is None:
+        raise Refused(
+            f"{observed.calls:.0f} calls reached the canary in {observed.window_s} s: too few to "
+            f"judge it, {fewest} are needed",
+            "send it a larger share (`apply --canary`), look back further with --window, or wait",
+        )
+    told = (
+        f"{observed.calls:.0f} in {observed.window_s} s, p{release.percentile} "
+        f"{observed.latency_ms:.0f} ms of {release.latency_ms:g} ms, "
+        f"{100 * observed.failed:.2f} % failed"
+    )
+    late, fails = observed.latency_ms > release.latency_ms, observed.failed > MOST_FAILED
+    if late or fails:
+        broken = " and ".join(
+            name for name, is_so in (("is too slow", late), ("refuses or fails", fails)) if is_so
+        )
+        raise Refused(
+            f"the canary {broken}: {told}",
+            "`control deploy abort` takes it back; more replicas may help a slow one",
+        )
+    return told
+
+
+def _ask(prometheus: str, query: str) -> float | None:
+    """The value of an instant query that gives one, None when it gives none or no number."""
+    url = f"{prometheus.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:
+            found = json.load(reply)["data"]["result"]
+            value = float(found[0]["value"][1]) if found else math.nan
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise Refused(
+            f"the Prometheus at {prometheus} does not answer: {error}",
+            "give the address that this machine reaches, such as of a kubectl port-forward",
+        ) from error
+    return None if math.isnan(value) else value

@@ -1,0 +1,118 @@
+"""Bring a repository, and a planned or compiled engine, to where a release's pods read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from slmrank.artifacts import Artifact
+from slmrank.deploy.access import claim, namespace
+from slmrank.deploy.cluster.api import Cluster
+from slmrank.deploy.cluster.execute import execute
+from slmrank.deploy.cluster.waiting import Waiter
+from slmrank.deploy.naming import (
+    BUNDLES,
+    Object,
+    engine_path,
+    repository_path,
+    repository_url,
+)
+from slmrank.deploy.push_pod import push_pod
+from slmrank.deploy.release import Release
+from slmrank.deploy.render import identity
+from slmrank.errors import DeployFailed, Refused
+from slmrank.repository.receive import send_url, write_tar
+
+START_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """An artifact and where it belongs: a path in pods, or a url."""
+
+    artifact: Artifact
+    target: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(one["bytes"]) for one in self.artifact.manifest["files"].values())
+
+
+def plan_parcels(
+    release: Release, repository: Artifact, planned: Artifact, compiled: Artifact | None
+) -> tuple[list[Parcel], list[Parcel]]:
+    """(what goes to a url, what goes onto claims) for a release: the repository unless it is in an
+    image, the planned engine for the Job that builds it, the compiled one where there is one."""
+    storage, url = release.deploy.storage, repository_url(release)
+    to_url = [] if url is None else [Parcel(artifact=repository, target=url)]
+    on_claims = []
+    if url is None and storage.bundle_image is None:
+        on_claims.append(Parcel(artifact=repository, target=repository_path(release)))
+    if release.engine.plan is not None:
+        on_claims.append(Parcel(artifact=planned, target=f"{BUNDLES}/{release.engine.tag}"))
+    target = engine_path(release)
+    if compiled is not None and target is not None:
+        on_claims.append(Parcel(artifact=compiled, target=target))
+    return to_url, on_claims
+
+
+def push_to_urls(parcels: Sequence[Parcel], report: Callable[[str], None]) -> list[Parcel]:
+    """Upload what is not there; returns that. Raises DataError for a place that is not reached."""
+    sent = []
+    for parcel in parcels:
+        report(f"{parcel.target}: {parcel.bytes / 1e6:.1f} MB")
+        if send_url(parcel.artifact, parcel.target):
+            sent.append(parcel)
+    return sent
+
+
+def push_to_claims(
+    cluster: Cluster, waiter: Waiter, release: Release, parcels: Sequence[Parcel]
+) -> list[Parcel]:
+    """Copy what is not there, through a pod that is removed again; returns what was copied. The
+    namespace and the claims are made where they are missing.
+
+    Raises Refused without an image, DeployFailed when the pod does not start or does not take it.
+    """
+    if release.deploy.image is None:
+        raise Refused("the pod that copies needs an image", "set deploy.image to NAME@sha256:...")
+    space = release.deploy.namespace
+    for given in _needed(release):
+        if cluster.get(*identity(given)) is None:
+            cluster.apply(given)
+    pod = push_pod(release)
+    name = pod["metadata"]["name"]
+    cluster.delete(pod)  # of a push that was cut off
+    waiter.gone("v1", "Pod", space, name)
+    cluster.apply(pod)
+    try:
+        waiter.pod(space, name, START_S)
+        return [one for one in parcels if _copied(cluster, waiter, space, name, one)]
+    finally:
+        cluster.delete(pod)
+
+
+def _needed(release: Release) -> list[Object]:
+    storage = release.deploy.storage
+    claims = [claim(release, storage.bundles_claim)]
+    if release.engine.plan is not None:
+        claims.append(claim(release, storage.engines_claim))
+    return [namespace(release), *claims]
+
+
+def _copied(cluster: Cluster, waiter: Waiter, space: str, pod: str, parcel: Parcel) -> bool:
+    command = ["control", "receive", parcel.target, "--digest", parcel.artifact.digest]
+    status, _ = execute(cluster, space, pod, [*command, "--check"])
+    if status == 0:
+        waiter.report(f"{parcel.target}: there already, whole")
+        return False
+    waiter.report(f"{parcel.target}: {parcel.bytes / 1e6:.1f} MB")
+    status, said = execute(
+        cluster, space, pod, command, lambda stdin: write_tar(parcel.artifact, stdin)
+    )
+    if status != 0:
+        raise DeployFailed(
+            f"{parcel.target} was not taken (exit {status}): {said.strip()}",
+            "is the claim full, or read-only? Then push again: nothing half-copied has the name",
+        )
+    return True

@@ -1,0 +1,140 @@
+"""Artifacts on their way to where pods read them. One gets its name there only once every file is
+what its manifest says and the manifest is the one that was sent: nothing half-copied is taken for
+whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from slmrank.artifacts import MANIFEST, Artifact, read_artifact
+from slmrank.data.parts import Place
+from slmrank.errors import ArtifactError, RepositoryError
+from slmrank.repository.verify import Expected, verify_repository
+
+
+def is_whole(folder: Path, digest: str) -> bool:
+    """Whether `folder` is the artifact with this digest, to the last byte."""
+    try:
+        _check(folder, digest)
+    except RepositoryError:
+        return False
+    return True
+
+
+def receive_tar(stream: BinaryIO, target: Path, digest: str) -> int:
+    """Unpack a tar stream, as `write_tar` makes it, into `target`; returns the bytes.
+
+    Raises RepositoryError when it breaks off, or is not the artifact with this digest; `target`
+    stays as it was.
+    """
+
+    def unpack(draft: Path) -> None:
+        try:
+            # It ends where the archive says so: a connection into a pod cannot say it.
+            with tarfile.open(mode="r|", fileobj=stream) as archive:
+                archive.extractall(draft, filter="data")
+        except (tarfile.TarError, OSError) as error:
+            raise RepositoryError(
+                f"{target}: the stream is no archive, or broke off: {error}", "push it again"
+            ) from error
+
+    return _land(target, digest, unpack)
+
+
+def receive_url(url: str, target: Path, digest: str) -> int:
+    """Copy an artifact from a folder or url into `target`; returns the bytes.
+
+    Raises RepositoryError or DataError when it is not there whole; `target` stays as it was.
+    """
+    place = Place(url)
+
+    def copy(draft: Path) -> None:
+        manifest = place.read(MANIFEST)
+        if manifest is None:
+            raise RepositoryError(
+                f"{url} holds no {MANIFEST}", "`control deploy push` puts the artifact there"
+            )
+        (draft / MANIFEST).write_bytes(manifest)
+        for name in read_artifact(draft).manifest["files"]:
+            path = draft / _inside(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place.fetch(name, path)
+
+    return _land(target, digest, copy)
+
+
+def send_url(artifact: Artifact, url: str) -> bool:
+    """Copy an artifact below a folder or url, its manifest last; False when it was there."""
+    place = Place(url)
+    manifest = (artifact.path / MANIFEST).read_bytes()
+    if place.read(MANIFEST) == manifest:
+        return False
+    for folder in sorted({str(PurePosixPath(name).parent) for name in _names(artifact)}):
+        (place if folder == "." else place.below(folder)).make()
+    for name in _names(artifact):
+        place.put(artifact.path / name, name)
+    return True
+
+
+def write_tar(artifact: Artifact, sink: BinaryIO) -> None:
+    """An artifact as a tar stream: the same bytes on every machine."""
+    with tarfile.open(mode="w|", fileobj=sink, format=tarfile.PAX_FORMAT) as archive:
+        for entry, path in tar_entries(artifact):
+            with path.open("rb") as content:
+                archive.addfile(entry, content)
+
+
+def tar_entries(artifact: Artifact) -> Iterator[tuple[tarfile.TarInfo, Path]]:
+    """(entry, file) of an artifact's files, the manifest last; times and owners are not theirs."""
+    for name in _names(artifact):
+        entry = tarfile.TarInfo(name)
+        entry.size = (artifact.path / name).stat().st_size
+        entry.mode = 0o644
+        yield entry, artifact.path / name
+
+
+def _names(artifact: Artifact) -> list[str]:
+    return [*sorted(artifact.manifest["files"]), MANIFEST]
+
+
+def _inside(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise RepositoryError(f"the manifest names {name!r}, outside of its folder", "push again")
+    return path
+
+
+def _check(folder: Path, digest: str) -> int:
+    try:
+        artifact = read_artifact(folder)
+    except ArtifactError as error:
+        raise RepositoryError(f"what came broke off: {error.message}", "push it again") from error
+    if artifact.digest != digest:
+        raise RepositoryError(
+            f"{folder}: what came is {artifact.digest}, not {digest}", "push it again"
+        )
+    return verify_repository(folder, Expected(files=artifact.manifest["files"], tag="", plan=None))
+
+
+def _land(target: Path, digest: str, fill: Callable[[Path], None]) -> int:
+    """Fill a folder beside `target`, check it, and give it the name."""
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    draft.mkdir(parents=True)
+    try:
+        fill(draft)
+        done = _check(draft, digest)
+        for path in (draft, *draft.rglob("*")):  # whoever serves it is another user
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if target.exists():
+            os.replace(target, draft.with_suffix(".old"))
+        os.replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft.with_suffix(".old"), ignore_errors=True)
+    return done

@@ -1,0 +1,121 @@
+"""What decides on a canary: the words of the verdict, and a real Prometheus that scrapes a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from slmrank.client.client import RankClient
+from slmrank.deploy.cluster.objective import Observed, judge, observe
+from slmrank.deploy.monitoring import rule_groups
+from slmrank.deploy.release import Release
+from slmrank.errors import Refused
+from slmrank.serving.server import claim_port
+
+from tests.build.docker_engine import end
+from tests.deploy.cluster.test_apply import cpu
+
+GOOD = Observed(window_s=300, calls=500, latency_ms=120.0, failed=0.001)
+
+
+def change(**values: Any) -> Observed:
+    return Observed(**{**GOOD.__dict__, **values})
+
+
+def test_a_good_canary_is_told_in_a_line() -> None:
+    assert judge(GOOD, cpu()) == "500 in 300 s, p95 120 ms of 500 ms, 0.10 % failed"
+
+
+@pytest.mark.parametrize(
+    ("observed", "why"),
+    [
+        (change(latency_ms=501.0), "is too slow: "),
+        (change(failed=0.011), "refuses or fails: "),
+        (change(latency_ms=501.0, failed=0.011), "is too slow and refuses or fails"),
+        (change(calls=99.0), "99 calls reached the canary in 300 s: too few"),
+        (change(calls=0.0, latency_ms=None), "too few"),
+        (change(latency_ms=None), "too few"),
+    ],
+)
+def test_what_breaks_the_objective_is_named(observed: Observed, why: str) -> None:
+    with pytest.raises(Refused, match=why) as caught:
+        judge(observed, cpu())
+    assert caught.value.hint
+
+
+def test_few_calls_are_enough_where_that_is_said() -> None:
+    assert judge(change(calls=3.0), cpu(), fewest=3).startswith("3 in 300 s")
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, release: Release, metrics: str) -> Iterator[str]:
+    """One that scrapes `metrics` every second as a pod of the release, with the release's rules."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("prometheus is not installed (Debian: prometheus)")
+    groups = [{**one, "interval": "1s"} for one in rule_groups(release)]
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    labels = {
+        "namespace": release.deploy.namespace,
+        "pod": f"{release.object_name}-5d9c8-x7k2p",
+        "app_kubernetes_io_name": "slmrank",
+        "app_kubernetes_io_instance": release.name,
+        "slmrank_io_track": release.track,
+    }
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {
+                "job_name": "pods",
+                "static_configs": [{"targets": [metrics], "labels": labels}],
+            }
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    port = claim_port("127.0.0.1", 0, "")
+    address = f"127.0.0.1:{port}"
+    command = [binary, f"--config.file={folder / 'prometheus.yaml'}"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield f"http://{address}"
+    finally:
+        end(process)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_a_prometheus_tells_of_the_calls_of_a_real_server(tiny_server: Any, tmp_path: Path) -> None:
+    release = cpu(name="tiny", track="canary", latency_ms=5000.0)
+    metrics = f"127.0.0.1:{tiny_server.ports.metrics}"
+    with prometheus(tmp_path, release, metrics) as url, RankClient(tiny_server.url) as client:
+        until = time.monotonic() + 60
+        found = None
+        while time.monotonic() < until:
+            for _ in range(10):
+                client.score("nurse", ["job-1"])
+            with contextlib.suppress(Refused):  # it may still be starting
+                found = observe(url, release, 30)
+                if found.calls > 20 and found.latency_ms is not None:
+                    break
+            time.sleep(1)
+        assert found is not None
+        assert found.calls > 20
+        assert found.failed == 0
+        assert found.latency_ms is not None
+        assert 0 < found.latency_ms < 5000
+        assert "p95" in judge(found, release, fewest=20)
+        # The stable release's pods are other ones, and these were not asked.
+        assert observe(url, release.on_track("stable"), 30).calls == 0
+        tight = release.model_copy(update={"latency_ms": 0.001})
+        with pytest.raises(Refused, match="too slow"):
+            judge(found, tight, fewest=20)
