@@ -44,12 +44,13 @@ def push_command(
     context: str | None,
     as_json: bool,
 ) -> None:
-    """Put what the spec SOURCE serves to where its pods read it, and compare every file there by
-    its hash. What is there already is not sent again; nothing half-copied gets the name.
+    """Put what the spec SOURCE serves to where its pods read it. What is there already is not sent
+    again; nothing half-copied gets the name.
 
-    Onto the claims of deploy.storage, through a pod that lives as long as the copy; or to
-    deploy.storage.bundles_url, such as s3://bucket/bundles, from where pods fetch it when they
-    start; or with --image into an archive, for a registry and deploy.storage.bundle_image:
+    Onto the claims of deploy.storage, through a pod that lives as long as the copy and compares
+    every file by its hash; or to deploy.storage.bundles_url, such as s3://bucket/bundles, from
+    where each pod fetches it when it starts, and compares; or with --image into an archive, for a
+    registry and deploy.storage.bundle_image:
 
       skopeo copy oci-archive:bundle.tar docker://REGISTRY/NAME
 
@@ -93,6 +94,6 @@ def push_command(
         print_json({"release": release.hash, "parcels": rows})
         return
     for row in rows:
-        click.echo(f"{row['target']}: {'sent' if row['sent'] else 'there already'}, whole")
+        click.echo(f"{row['target']}: {'sent' if row['sent'] else 'there already'}")
     if not rows:
         click.echo("the repository is in deploy.storage.bundle_image; --image writes another")

@@ -98,6 +98,34 @@ class ControlPlane:
         # Admission adds a taint that only a kubelet's heartbeats would take away.
         self.request("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": taints}}, merge)
 
+    def add_kind(self, group: str, version: str, kind: str, plural: str) -> None:
+        """A custom kind that takes anything, as its CRD would at the least."""
+        free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        made = {"name": version, "served": True, "storage": True}
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": f"{plural}.{group}",
+                # The group is a protected one: it is made up here.
+                "annotations": {"api-approved.kubernetes.io": "unapproved, a test's own"},
+            },
+            "spec": {
+                "group": group,
+                "scope": "Namespaced",
+                "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+                "versions": [{**made, "schema": {"openAPIV3Schema": free}}],
+            },
+        }
+        self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                listed = self.request("GET", f"/apis/{group}/{version}")
+                if any(one["name"] == plural for one in listed["resources"]):
+                    return
+            time.sleep(0.1)
+        pytest.fail(f"{kind} does not appear")
+
     def add_volume(
         self, name: str, claim: str, namespace: str, folder: Path = Path("/tmp")
     ) -> None:
@@ -214,6 +242,7 @@ def control_plane() -> Iterator[ControlPlane]:
             "--service-account-issuer=https://127.0.0.1",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
+            "--kubelet-preferred-address-types=Hostname",
         )
         _wait_ready(plane, processes, folder)
         config = plane.kubeconfig(folder / "kubeconfig")

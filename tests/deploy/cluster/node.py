@@ -22,7 +22,7 @@ import pytest
 from tests.build.docker_engine import end
 from tests.deploy.cluster.control_plane import VARIABLE, ControlPlane
 
-NODE = "node-1"
+NODE = "localhost"  # where the API server finds its kubelet, for commands in pods
 BRIDGE = "slmrank0"
 SUBNET = "10.88.77.0/24"
 CNI_BIN = Path("/usr/lib/cni")

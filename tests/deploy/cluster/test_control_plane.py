@@ -19,12 +19,14 @@ from slmrank.deploy.cluster import plan as plan_module
 from slmrank.deploy.cluster import waiting as waiting_module
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict, connect
 from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.canary import Canary, read_share
 from slmrank.deploy.cluster.status import read_status
 from slmrank.deploy.cluster.waiting import Waiter
+from slmrank.deploy.exposure import GRPC_ROUTE
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import render, render_base
-from slmrank.errors import RolledBack
+from slmrank.errors import Refused, RolledBack
 
 from tests.deploy import releases
 from tests.deploy.cluster.control_plane import ControlPlane, control_plane
@@ -116,6 +118,33 @@ def test_a_release_arrives_a_bad_one_is_taken_back_and_all_is_deleted(
     assert {one.change for one in deployer.plan(release())} <= {"same", "skip"}
     deployer.delete(release().place)
     assert cluster.list("apps/v1", "Deployment", NAMESPACE) == []
+
+
+def test_a_canary_is_given_its_share_promoted_and_taken_back(
+    plane: ControlPlane, deployer: Deployer, cluster: Cluster
+) -> None:
+    deployer.apply(release("666666666666"))
+    canary = Canary(deployer=deployer)
+    with pytest.raises(Refused, match="no kind GRPCRoute"):
+        canary.start(release("777777777777"), 10)
+    plane.add_kind("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes")
+    # A client finds new kinds when it is started.
+    deployer.cluster = canary.deployer.waiter.cluster = connect(
+        plane.kubeconfig(plane.folder / "canary"), warn=print
+    )
+    canary.start(release("777777777777"), 10)
+    assert read_share(deployer.cluster, release().place) == 10
+    canary.promote(release().place, lambda _: "all is well")
+    status = read_status(deployer.cluster, release().place)
+    assert (status.engine, status.canary_percent) == ("777777777777", 0)
+    named = {one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", NAMESPACE)}
+    assert named == {"slmrank-demo"}
+    canary.start(release("888888888888"), 50)
+    canary.abort(release().place)
+    assert read_share(deployer.cluster, release().place) == 0
+    assert deployer.plan(release("777777777777"))
+    deployer.delete(release().place)
+    assert deployer.cluster.list(*GRPC_ROUTE, NAMESPACE) == []
 
 
 def test_fields_of_other_managers_survive_and_conflicts_are_told(

@@ -20,9 +20,12 @@ from slmrank.deploy.check.schema import as_version
 from slmrank.deploy.cluster import plan as plan_module
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.push import plan_parcels, push_to_claims
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Release
 from slmrank.errors import ControlError, RolledBack
+from slmrank.pipeline.steps import run
+from slmrank.repository.receive import is_whole
 
 from tests.build.docker_engine import build_cpu_image, docker_engine
 from tests.conftest import TinyBundle
@@ -53,7 +56,8 @@ def node() -> Iterator[RealNode]:
     binary = require_node()
     folder = Path(tempfile.mkdtemp(prefix="slmrank-node-"))
     bundles = folder / "bundles"
-    bundles.mkdir(mode=0o755)
+    bundles.mkdir()
+    bundles.chmod(0o777)  # a volume of the host's takes no fsGroup
     folder.chmod(0o755)
     try:
         with control_plane() as plane:
@@ -128,7 +132,7 @@ class Load:
 
 def release_of(tiny: TinyBundle, node: RealNode, **changes: Any) -> Release:
     """Two replicas of one core in place: a node of two cores holds no third."""
-    made = deployed(
+    return deployed(
         tiny,
         image=node.image,
         placement={"cores": 1, "memory_gib": 1},
@@ -141,14 +145,6 @@ def release_of(tiny: TinyBundle, node: RealNode, **changes: Any) -> Release:
         },
         **changes,
     )
-    target = node.bundles / f"repository-{made.repository.digest}"
-    if not target.exists():
-        from slmrank.pipeline.steps import run
-
-        shutil.copytree(run(tiny.bundle.repository, tiny.store).path, target)
-        for path in [target, *target.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-    return made
 
 
 def deployer_of(node: RealNode, folder: Path) -> Deployer:
@@ -180,6 +176,12 @@ def test_real_pods_serve_are_updated_under_load_and_a_damaged_one_never_serves(
         newer = ("HorizontalPodAutoscaler", "PodDisruptionBudget")
         left_out = dict.fromkeys(newer, "left out of this test")
         monkeypatch.setattr(plan_module, "OPTIONAL", {**plan_module.OPTIONAL, **left_out})
+    # Through a pod that runs `control receive`, over the kubelet's own streams.
+    repository = run(tiny.bundle.repository, tiny.store)
+    _, parcels = plan_parcels(first, repository, repository, None)
+    assert push_to_claims(deployer.cluster, deployer.waiter, first, parcels) == parcels
+    assert is_whole(node.bundles / f"repository-{repository.digest}", repository.digest)
+    assert push_to_claims(deployer.cluster, deployer.waiter, first, parcels) == []
     deployer.skip_smoke = True
     deployer.apply(first)
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{first.object_name}"
