@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from slmrank.artifacts import MANIFEST, Artifact, ArtifactStore
 from slmrank.errors import DataError, RepositoryError
-from slmrank.repository.receive import is_whole, receive_tar, receive_url, send_url, write_tar
+from slmrank.repository.receive import (
+    is_whole,
+    receive_tar,
+    receive_url,
+    send_url,
+    tar_bytes,
+    write_tar,
+)
 
 
 @pytest.fixture
@@ -37,9 +44,13 @@ def names(folder: Path) -> list[str]:
 
 def test_a_stream_and_a_url_bring_the_same(artifact: Artifact, tmp_path: Path) -> None:
     target, other = tmp_path / "claim" / "r", tmp_path / "pod" / "r"
+    sent = tar_of(artifact)
+    assert tar_bytes(artifact) == len(sent)
     # What follows on the connection is not read as part of it.
-    size = receive_tar(io.BytesIO(tar_of(artifact) + b"more"), target, artifact.digest)
+    stream = io.BytesIO(sent + b"more")
+    size = receive_tar(stream, len(sent), target, artifact.digest)
     assert size == 256 * 9000 + len('name: "rank"\n')
+    assert stream.read() == b"more"
     url = f"file://{tmp_path}/bucket/r"
     assert send_url(artifact, url) is True
     assert send_url(artifact, url) is False
@@ -61,27 +72,28 @@ def test_a_stream_that_breaks_off_leaves_nothing(
     # The padding at the end of an archive is no content.
     cut = sent[: int(kept * (len(sent) - tarfile.RECORDSIZE))]
     with pytest.raises(RepositoryError, match="broke off|not a finished|missing"):
-        receive_tar(io.BytesIO(cut), tmp_path / "claim" / "r", artifact.digest)
+        receive_tar(io.BytesIO(cut), len(sent), tmp_path / "claim" / "r", artifact.digest)
     assert names(tmp_path / "claim") == []
 
 
 def test_another_artifact_does_not_take_the_name(artifact: Artifact, tmp_path: Path) -> None:
     target = tmp_path / "claim" / "r"
+    stream = io.BytesIO(tar_of(artifact))
     with pytest.raises(RepositoryError, match=f"what came is {artifact.digest}, not f{{16}}"):
-        receive_tar(io.BytesIO(tar_of(artifact)), target, "f" * 16)
+        receive_tar(stream, 10**9, target, "f" * 16)
     assert not target.exists()
 
 
 def test_a_damaged_one_is_replaced_and_kept_until_then(artifact: Artifact, tmp_path: Path) -> None:
     target = tmp_path / "claim" / "r"
     sent = tar_of(artifact)
-    receive_tar(io.BytesIO(sent), target, artifact.digest)
+    receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
     (target / "rank" / "config.pbtxt").write_text('name: "rang"\n')
     assert not is_whole(target, artifact.digest)
     with pytest.raises(RepositoryError):
-        receive_tar(io.BytesIO(sent[:1000]), target, artifact.digest)
+        receive_tar(io.BytesIO(sent[:1000]), len(sent), target, artifact.digest)
     assert (target / "rank" / "config.pbtxt").read_text() == 'name: "rang"\n'
-    receive_tar(io.BytesIO(sent), target, artifact.digest)
+    receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
     assert is_whole(target, artifact.digest)
     assert names(target.parent) == ["r"]
 
@@ -93,9 +105,12 @@ def test_an_archive_cannot_write_outside(artifact: Artifact, tmp_path: Path) -> 
         entry.size = 4
         archive.addfile(entry, io.BytesIO(b"evil"))
     sink.seek(0)
-    with pytest.raises(RepositoryError):
-        receive_tar(sink, tmp_path / "claim" / "r", artifact.digest)
+    size = len(sink.getvalue())
+    with pytest.raises(RepositoryError, match="outside of its folder"):
+        receive_tar(sink, size, tmp_path / "claim" / "r", artifact.digest)
     assert not (tmp_path / "claim" / "outside").exists()
+    # All of it was read: a command in a pod that ends before its input does would hang.
+    assert sink.read() == b""
 
 
 def test_a_url_that_holds_less_is_named(artifact: Artifact, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def plane() -> Iterator[ControlPlane]:
         for name in ("bundles", "engines"):
             made.add_volume(name, name, NAMESPACE)
         made.add_node("cpu-1")
-        made.add_node("gpu-1", gpus=2)
+        made.add_node("gpu-1", gpus=3)
         made.bad = set()  # type: ignore[attr-defined]
 
         def fate(pod: Object) -> Object | None:
@@ -200,16 +200,15 @@ def test_gpus_that_are_taken_are_explained_and_a_surge_would_deadlock(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # One replica: with autoscaling/v2 the autoscaler would take the second GPU for its floor.
     fast = {
         "rollout": {"startup_s": 10, "pull_s": 10, "pre_stop_s": 1},
-        "scaling": {"min_replicas": 1, "max_replicas": 2},
+        "scaling": {"min_replicas": 2, "max_replicas": 3},
     }
     deployer.apply(releases.gpu(deploy=fast))
-    # Of two GPUs one serves and one builds the next engine.
+    # Of three GPUs two serve, where autoscaling/v2 makes that of the floor, and one builds.
     deployer.apply(releases.gpu(tag="666666666666", deploy=fast))
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/slmrank-demo"
-    scale = {"spec": {"replicas": 2}}
+    scale = {"spec": {"replicas": 3}}
     plane.request("PATCH", f"{path}/scale", scale, "application/merge-patch+json")
     deployer.waiter.rollout(NAMESPACE, "slmrank-demo")
     # In place one old pod goes first: this arrives on a full cluster.

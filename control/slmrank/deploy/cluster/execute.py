@@ -46,7 +46,8 @@ def execute(
     timeout_s: float = 600.0,
 ) -> tuple[int, str]:
     """Run `command` in the first container of a pod; `send` writes its standard input, whose end
-    the command must know by itself. Returns (exit status, the end of what it said).
+    the command must know by itself, and read to there. Returns (exit status, the end of what it
+    said).
 
     Raises ApiError when it cannot be started, DeployError when the connection breaks.
     """

@@ -21,7 +21,7 @@ from slmrank.deploy.push_pod import push_pod
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import identity
 from slmrank.errors import DeployFailed, Refused
-from slmrank.repository.receive import send_url, write_tar
+from slmrank.repository.receive import send_url, tar_bytes, write_tar
 
 START_S = 600.0
 
@@ -107,6 +107,7 @@ def _copied(cluster: Cluster, waiter: Waiter, space: str, pod: str, parcel: Parc
         waiter.report(f"{parcel.target}: there already, whole")
         return False
     waiter.report(f"{parcel.target}: {parcel.bytes / 1e6:.1f} MB")
+    command += ["--bytes", str(tar_bytes(parcel.artifact))]
     status, said = execute(
         cluster, space, pod, command, lambda stdin: write_tar(parcel.artifact, stdin)
     )
