@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,6 @@ from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_sources, release_options
 from slmrank.deploy.cluster.push import plan_parcels, push_to_claims, push_to_urls
 from slmrank.deploy.oci import write_image
-from slmrank.deploy.release import Track
 from slmrank.engine.trtllm.compile import find_compiled
 
 
@@ -36,13 +36,10 @@ def push_command(
     archive: Path | None,
     engines: Path | None,
     artifacts: Path,
-    overrides: tuple[str, ...],
-    target: str | None,
-    record: Path | None,
-    track: Track,
     kubeconfig: Path | None,
     context: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Put what the spec SOURCE serves to where its pods read it. What is there already is not sent
     again; nothing half-copied gets the name.
@@ -61,14 +58,7 @@ def push_command(
       control deploy push build/demo.yaml
       control deploy push build/demo.yaml --image bundle.tar
     """
-    opened = open_sources(
-        source,
-        artifacts=artifacts,
-        overrides=overrides,
-        target=target,
-        record=record,
-        track=track,
-    )
+    opened = open_sources(source, artifacts=artifacts, **options)
     release = opened.release
     if archive is not None:
         digest = write_image(opened.repository, archive, release.name)

@@ -37,6 +37,12 @@ class Part:
         return f"{stem}-{self.start:09d}"
 
 
+def url_below(url: str, name: str) -> str:
+    """The url of NAME in the folder `url`, whose query stays at the end."""
+    head, mark, query = url.partition("?")
+    return f"{head.rstrip('/')}/{name}{mark}{query}"
+
+
 class Place:
     """A folder or file by path or url (`s3://bucket/jobs`), through `pyarrow.fs`."""
 
@@ -141,8 +147,7 @@ class Place:
     def below(self, name: str) -> Place:
         place = copy.copy(self)
         place.path = f"{self.path}/{name}"
-        head, mark, query = self.url.partition("?")
-        place.url = f"{head.rstrip('/')}/{name}{mark}{query}"
+        place.url = url_below(self.url, name)
         return place
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from slmrank.data.parts import url_below
 from slmrank.deploy.release import Release
 from slmrank.engine.trtllm.compile import compiled_path
 from slmrank.hashing import hash_value
@@ -85,8 +86,7 @@ def repository_url(release: Release) -> str | None:
     url = release.deploy.storage.bundles_url
     if url is None:
         return None
-    head, mark, query = url.partition("?")
-    return f"{head.rstrip('/')}/repository-{release.repository.digest}{mark}{query}"
+    return url_below(url, f"repository-{release.repository.digest}")
 
 
 def repository_path(release: Release) -> str:

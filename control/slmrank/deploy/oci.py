@@ -11,9 +11,10 @@ import platform
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from slmrank.artifacts import Artifact
+from slmrank.hashing import hash_file
 from slmrank.repository.receive import write_tar
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -29,9 +30,10 @@ def write_image(artifact: Artifact, path: Path, name: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     try:
-        with tempfile.TemporaryFile(dir=path.parent) as layer:
-            write_tar(artifact, layer)
-            layer_digest, layer_bytes = _digest(layer)
+        with tempfile.NamedTemporaryFile(dir=path.parent) as layer:
+            write_tar(artifact, layer.file)
+            layer.flush()
+            layer_digest, layer_bytes = f"sha256:{hash_file(Path(layer.name))}", layer.tell()
             config = _json(
                 {
                     "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
@@ -58,7 +60,7 @@ def write_image(artifact: Artifact, path: Path, name: str) -> str:
                 _add(archive, "oci-layout", io.BytesIO(_json({"imageLayoutVersion": "1.0.0"})))
                 for blob in (config, manifest):
                     _add(archive, _blob(_sha256(blob)), io.BytesIO(blob))
-                _add(archive, _blob(layer_digest), layer)
+                _add(archive, _blob(layer_digest), layer.file)
                 _add(archive, "index.json", io.BytesIO(_json(index)))
         os.replace(draft, path)
     finally:
@@ -66,7 +68,7 @@ def write_image(artifact: Artifact, path: Path, name: str) -> str:
     return _sha256(manifest)
 
 
-def _add(archive: tarfile.TarFile, name: str, content: BinaryIO) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: IO[bytes]) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = content.seek(0, os.SEEK_END)
     entry.mode = 0o644
@@ -88,11 +90,3 @@ def _json(value: Any) -> bytes:
 
 def _sha256(blob: bytes) -> str:
     return f"sha256:{hashlib.sha256(blob).hexdigest()}"
-
-
-def _digest(stream: BinaryIO) -> tuple[str, int]:
-    stream.seek(0)
-    found = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        found.update(block)
-    return f"sha256:{found.hexdigest()}", stream.tell()

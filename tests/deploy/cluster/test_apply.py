@@ -6,7 +6,6 @@ import copy
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,6 @@ def gpu(**changes: Any) -> Release:
     return releases.gpu(**{**changes, "deploy": {**SOON, **changes.get("deploy", {})}})
 
 
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as made:
-        yield made
-
-
 class Bench:
     """A deployer on a server whose clock it turns, and what it told."""
 
@@ -90,11 +83,6 @@ class Bench:
             if any(one["type"] == "Ready" for one in pod["status"].get("conditions", []))
         }
         return found
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path) -> Bench:
-    return Bench(server, tmp_path)
 
 
 def bad(server: ApiServer, fate: Fate, engine: str) -> None:

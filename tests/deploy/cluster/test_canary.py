@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,6 @@ from tests.deploy.cluster.api_server import ApiServer
 from tests.deploy.cluster.test_apply import NEVER, Bench, bad, cpu, mutations, second
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path) -> Bench:
-    return Bench(server, tmp_path)
 
 
 @pytest.fixture

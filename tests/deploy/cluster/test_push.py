@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,6 @@ from tests.deploy.cluster.test_real_parts import deployed
 from tests.deploy.releases import CPU_IMAGE
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path) -> Bench:
-    return Bench(server, tmp_path)
 
 
 @pytest.fixture

@@ -97,9 +97,7 @@ class Deployer:
         """
         records = list_records(self.cluster, place)
         self._require_free(records, place)
-        live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
-        notes = ((live or {}).get("metadata") or {}).get("annotations") or {}
-        running = notes.get(RELEASE)
+        running = self.running(place)
         others = [one for one in records if revision is not None or one.release != running]
         try:
             target = find_record(others, revision)
@@ -125,6 +123,12 @@ class Deployer:
                 self._note(one, "rolled-back", place)
         self._note(target, "deployed", place)
         return {"revision": target.revision, "release": target.release, "engine": target.engine}
+
+    def running(self, place: Place) -> str | None:
+        """The hash of the release that a place runs, None where it runs none."""
+        live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
+        notes = ((live or {}).get("metadata") or {}).get("annotations") or {}
+        return notes.get(RELEASE)
 
     def delete(self, place: Place, *, dry_run: bool = False) -> list[str]:
         """Remove everything of a bundle and track but claims and the namespace; returns what."""

@@ -12,7 +12,6 @@ from slmrank.deploy.cluster.api import ApiError, Cluster
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.records import GOOD, Record, list_records
 from slmrank.deploy.exposure import GRPC_ROUTE, grpc_route
-from slmrank.deploy.naming import RELEASE
 from slmrank.deploy.release import Place, Release
 from slmrank.errors import ControlError, DeployFailed, Refused
 
@@ -48,7 +47,7 @@ class Canary:
         """
         canary = release.on_track("canary")
         cluster = self.deployer.cluster
-        if self._running(replace(canary.place, track="stable")) is None:
+        if self.deployer.running(replace(canary.place, track="stable")) is None:
             raise Refused(
                 f"nothing of {canary.name} serves in namespace {canary.deploy.namespace}, so there "
                 "is nothing to compare a canary with",
@@ -75,7 +74,7 @@ class Canary:
         record, release = self._recorded(canary)
         promoted = release.on_track("stable")
         verdict = "judged before"
-        if self._running(stable) != promoted.hash:
+        if self.deployer.running(stable) != promoted.hash:
             try:
                 self.deployer.ask(release, record.revision, again=True)
             except ControlError as error:
@@ -115,16 +114,9 @@ class Canary:
             ) from error
         self.deployer.report(f"the canary gets {percent} % of the calls through the Gateway")
 
-    def _running(self, place: Place) -> str | None:
-        """The hash of the release that a place runs."""
-        live = self.deployer.cluster.get(
-            "apps/v1", "Deployment", place.namespace, place.object_name
-        )
-        return ((live or {}).get("metadata", {}).get("annotations") or {}).get(RELEASE)
-
     def _recorded(self, canary: Place, *, good_only: bool = True) -> tuple[Record, Release]:
         """The newest record of a canary and its release."""
-        running = self._running(canary)
+        running = self.deployer.running(canary)
         for record in list_records(self.deployer.cluster, canary):
             mine = record.release == running and record.state in GOOD if good_only else True
             if mine and record.release_values is not None:
