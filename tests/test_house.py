@@ -110,6 +110,12 @@ def test_nothing_outside_the_store_knows_lmdb() -> None:
     assert [name for name, one in text.items() if re.search(r"\bimport lmdb|lmdb_store", one)] == []
 
 
+def test_no_child_runs_python_between_fork_and_exec() -> None:
+    """Beside threads that call into gRPC, 26 of 1,500 such children died before they began."""
+    found = [path.name for path in PACKAGE.rglob("*.py") if "preexec_fn=" in path.read_text()]
+    assert found == []
+
+
 def test_the_public_names_are_these() -> None:
     assert slmrank.__all__ == [
         "Answer",
