@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo train test test-fast check audit clean
+.PHONY: demo train test test-fast check audit bench clean
 
 demo: $(STAMP)
 	$(BIN)/control demo
@@ -18,6 +18,11 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not triton and not perf"
+
+# Our CPU engine beside other servers and libraries, each in an environment of its own (about 8 GB in
+# build/bench, once); then at most 40 minutes. One of them: make bench PEERS="onnxruntime".
+bench: $(STAMP)
+	$(BIN)/python perf/bench.py build/demo.yaml $(addprefix --peer ,$(PEERS))
 
 check: $(STAMP) audit
 	$(BIN)/ruff check .
