@@ -2,8 +2,8 @@
 
     python perf/overload.py build/demo.yaml --out perf/results/overload.json
 
-Capacity is measured first, by a closed loop on the same requests (4 stored jobs each, 2 in flight);
-then requests arrive at three times that rate, Poisson, for 60 s. Needs slmrank[local].
+Capacity is measured first, by a closed loop on the same requests (stored jobs, 2 in flight); then
+requests arrive at three times that rate, Poisson, for 60 s. Needs slmrank[local].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
-JOBS, IN_FLIGHT, TIMES = 4, 2, 3.0
+IN_FLIGHT, TIMES = 2, 3.0
 
 
 def memory_mib(pid: int) -> float:
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
+    parser.add_argument("--jobs", type=int, default=4, help="of a request")
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args()
     bundle, store = Bundle(load_spec(given.spec, given.changes)), ArtifactStore(given.artifacts)
@@ -133,12 +134,13 @@ def main() -> None:
     jobs = list(labelled.jobs)
     queries = list(dict.fromkeys(pair.query for pair in labelled.pairs["test"]))
     requests = [
-        (query, list(islice(jobs, place * JOBS, (place + 1) * JOBS)))
+        (query, list(islice(jobs, place * given.jobs, (place + 1) * given.jobs)))
         for place, query in enumerate(queries[:40])
     ]
     with Server(run(bundle.repository, store).path, ANY_PORTS) as server:
         found = asyncio.run(measure(server, requests, given))
     found |= {
+        "jobs": given.jobs,
         "objective_ms": bundle.spec.sweep.slo.latency_ms,
         "queue_timeout_ms": bundle.spec.queue_timeout_us / 1000,
         "max_queue_size": bundle.spec.repository.max_queue_size,
