@@ -76,19 +76,16 @@ def rank(ranker: Any, checkpoint: Any) -> Any:
 
 @pytest.mark.slow
 def test_they_rank_and_other_calibration_prompts_change_little(
-    smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: Any, tmp_path: Path
 ) -> None:
     """The refit runs on every machine anew: its last bits, and even other prompts, must not matter
     to the adapter that was trained on top."""
-    from slmrank.compress import structured
     from slmrank.compress.structured import prune_model
     from slmrank.model.reference import load_model
     from slmrank.spec.compress import PruneSpec
     from slmrank.spec.train import TrainSpec
     from slmrank.train.sft import train
 
-    # What the criteria would choose instead is half of the time, and not asked here.
-    monkeypatch.setattr(structured, "CRITERIA", {})
     right = np.eye(len(LISTING), dtype=bool)
     found = {}
     for name in ("full", "as recorded", "other prompts"):
