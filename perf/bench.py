@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
 from slmrank.engine.parity import measure_parity
 from slmrank.evaluate.metrics import Listing
+from slmrank.load.evidence import host_facts, machine_line
 from slmrank.machine.facts import usable_cores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.reference import ReferenceScorer
@@ -162,11 +163,7 @@ def parity(peers: Sequence[Peer], work: Work, checkpoint: Checkpoint) -> dict[st
         except PeerFault as fault:
             found[peer.name] = {"fault": str(fault)}
             continue
-        found[peer.name] = {
-            "mean_abs_dp": one.mean_abs_dp,
-            "max_abs_dp": one.max_abs_dp,
-            "pair_order": one.pair_order,
-        }
+        found[peer.name] = asdict(one)
     return found
 
 
@@ -357,7 +354,7 @@ def main(
             click.echo(f"{shape.name}: at most {max(share, 0) / 60:.1f} min ...", err=True)
             measure(peers, work, shape, rounds, time.monotonic() + share)
         facts = {
-            "processor": _processor(),
+            "machine": machine_line(host_facts()),
             "threads": str(setting["threads"]),
             "matrix peak, Gop/s": ", ".join(f"{key} {value}" for key, value in peaks.items()),
             "checkpoint": f"{checkpoint.path.parent.parent.name}/{checkpoint.path.parent.name}",
@@ -376,13 +373,6 @@ def main(
         "shapes": {one.name: {"seconds": one.seconds, "without": one.without} for one in shapes},
     }
     click.echo(write_table_page(out, "bench", whole, figures))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from process_tree import tree_mib
 from pyarrow import parquet
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
@@ -51,27 +52,6 @@ def write_jobs(folder: Path, known: list[dict[str, str]], count: int) -> None:
             for start in range(first, min(first + 50 * GROUP, count), GROUP):
                 rows = [job_of(number) for number in range(start, min(start + GROUP, count))]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-
-def tree_mib(root: int) -> float:
-    """Resident memory of a process and everything below it, shared pages counted once each."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    total, left = 0, [root]
-    while left:
-        one = left.pop()
-        left += children.get(one, [])
-        try:
-            rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
-            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:")
-        except OSError:
-            continue
-    return total / 1024
 
 
 def go(words: list[str], kill_at: int | None = None, out: Path | None = None) -> dict[str, Any]:

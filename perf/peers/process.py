@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from peers.worker import Request
+from process_tree import tree_mib
 
 HERE = Path(__file__).resolve().parent
 INSTALL_TIMEOUT_S, CONVERT_TIMEOUT_S, START_TIMEOUT_S, PASS_TIMEOUT_S = 1800, 900, 600, 300
@@ -120,8 +121,8 @@ class Peer:
         return float(seconds), [float(one) for one in found]
 
     def memory_mib(self) -> float:
-        """Proportional resident memory (PSS) of its processes now: shared pages count once."""
-        return sum(_pss_kib(pid) for pid in _session(self._process.pid)) / 1024
+        """Resident memory of its processes now."""
+        return tree_mib(self._process.pid)
 
     def close(self) -> None:
         self._signal(signal.SIGKILL)
@@ -184,19 +185,3 @@ def _ended(command: list[str], log: Path, timeout_s: float) -> None:
 
 def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _session(leader: int) -> Iterator[int]:
-    """The processes of a session: what a peer started stays in its own."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getsid(int(path.name)) == leader:
-                yield int(path.name)
-
-
-def _pss_kib(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1])
-    return 0
