@@ -20,7 +20,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not triton and not perf"
 
 # Our CPU engine beside other servers and libraries, each in an environment of its own (about 8 GB in
-# build/bench, once); then at most 40 minutes. One of them: make bench PEERS="onnxruntime".
+# .bench, once); then at most 40 minutes. One of them: make bench PEERS="onnxruntime".
 bench: $(STAMP)
 	$(BIN)/python perf/bench.py build/demo.yaml $(addprefix --peer ,$(PEERS))
 

@@ -4,7 +4,7 @@
     python perf/bench.py build/demo.yaml --peer onnxruntime    # ours and this one
     python perf/bench.py build/demo.yaml --shape 54x32 --rounds 9
 
-Every peer of `perf/peers/` gets an environment of its own from PyPI (build/bench/NAME, made once)
+Every peer of `perf/peers/` gets an environment of its own from PyPI (.bench/NAME, made once)
 and runs in a process of its own, stopped while another one is measured. Scores are compared with
 transformers in float32 first. Then rounds: in each, every peer in a random order scores the same
 requests, which nobody has seen before. A shape is TOKENSxITEMS: so many tokens of an item, so many
@@ -298,8 +298,8 @@ def parse_shape(text: str) -> Measured:
 @click.option("--threads", default=0, help="of each peer; default: the cores of this machine")
 @click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"))
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE")
-@click.option("--environments", type=click.Path(path_type=Path), default=Path("build/bench"))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench/page"))
+@click.option("--environments", type=click.Path(path_type=Path), default=Path(".bench"))
+@click.option("--out", type=click.Path(path_type=Path), default=Path(".bench/page"))
 def main(
     spec: Path,
     wanted: tuple[str, ...],

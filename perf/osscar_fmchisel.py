@@ -1,6 +1,6 @@
 """Our OSSCAR beside fmchisel's, its authors' own: layer by layer, the same inputs, equal widths.
 
-    python -m pip install --no-deps --target build/bench/fmchisel fmchisel==0.1.2
+    python -m pip install --no-deps --target .bench/fmchisel fmchisel==0.1.2
     python perf/osscar_fmchisel.py build/demo.yaml --out perf/results/osscar_fmchisel.json
 
 The inputs of `down_proj` are those of the fine-tuned ranker on real prompts. The error is the share
@@ -72,7 +72,7 @@ def theirs(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path)
-    parser.add_argument("--fmchisel", type=Path, default=Path("build/bench/fmchisel"))
+    parser.add_argument("--fmchisel", type=Path, default=Path(".bench/fmchisel"))
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
     parser.add_argument("--layers", type=int, default=8, help="layers, evenly over the model")
     parser.add_argument("--widths", type=int, nargs="+", default=[1024, 768])

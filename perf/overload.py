@@ -2,15 +2,15 @@
 
     python perf/overload.py build/demo.yaml --out perf/results/overload.json
 
-Capacity is measured first, by a closed loop on the same requests (stored jobs, 2 in flight); then
-requests arrive at three times that rate, Poisson, for 60 s. Needs slmrank[local].
+Capacity is measured first, on a server that takes everything, by a closed loop on the same requests
+(stored jobs, 2 in flight); then requests arrive at three times that rate, Poisson, for 60 s, at one
+as it is deployed. Needs slmrank[local].
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
@@ -30,7 +30,7 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
-IN_FLIGHT, TIMES = 2, 3.0
+IN_FLIGHT = 2
 
 
 def memory_mib(pid: int) -> float:
@@ -51,9 +51,8 @@ async def capacity(client: AsyncRankClient, requests: list[Any], seconds: float)
         nonlocal done
         place = number
         while time.perf_counter() - begin < seconds:
-            with contextlib.suppress(Overloaded):  # a short queue refuses even two at once
-                await client.score(*requests[place % len(requests)])
-                done += 1
+            await client.score(*requests[place % len(requests)])
+            done += 1
             place += IN_FLIGHT
 
     await asyncio.gather(*(worker(number) for number in range(IN_FLIGHT)))
@@ -67,7 +66,7 @@ async def overload(
     ended: dict[str, list[float]] = {
         "scored": [],
         "queue full": [],
-        "waited too long": [],
+        "predicted too late": [],
         "other": [],
     }
 
@@ -77,7 +76,7 @@ async def overload(
             await client.score(*requests[number % len(requests)])
             kind = "scored"
         except Overloaded as error:
-            kind = "queue full" if "queue size" in error.message else "waited too long"
+            kind = "queue full" if "are waiting" in error.message else "predicted too late"
         except ScoreError:
             kind = "other"
         ended[kind].append(time.perf_counter() - started)
@@ -101,22 +100,27 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"requests": len(values), **told}
 
 
-async def measure(server: Server, requests: list[Any], given: Any) -> dict[str, Any]:
-    assert server.pid is not None
+async def measure_capacity(server: Server, requests: list[Any]) -> float:
     async with AsyncRankClient(server.url, timeout_s=60) as client:
         await capacity(client, requests, 5)
-        held = await capacity(client, requests, 15)
+        return await capacity(client, requests, 20)
+
+
+async def measure(server: Server, requests: list[Any], held: float, given: Any) -> dict[str, Any]:
+    assert server.pid is not None
+    async with AsyncRankClient(server.url, timeout_s=60) as client:
+        for request in requests:
+            await client.score(*request)
         before = memory_mib(server.pid)
-        ended = await overload(client, requests, held * TIMES, given.seconds)
+        ended = await overload(client, requests, held * given.times, given.seconds)
         after = memory_mib(server.pid)
-        again = await capacity(client, requests, 10)
     return {
         "capacity_requests_per_s": round(held, 2),
-        "offered_requests_per_s": round(held * TIMES, 2),
+        "offered_requests_per_s": round(held * given.times, 2),
         "seconds": given.seconds,
         **{kind: summary(values) for kind, values in ended.items()},
         "memory_mib": {"before": round(before), "after": round(after)},
-        "capacity_afterwards": round(again / held, 3),
+        "scored_of_capacity": round(len(ended["scored"]) / given.seconds / held, 3),
     }
 
 
@@ -127,6 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
     parser.add_argument("--jobs", type=int, default=4, help="of a request")
+    parser.add_argument("--times", type=float, default=3.0, help="the capacity")
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args()
     bundle, store = Bundle(load_spec(given.spec, given.changes)), ArtifactStore(given.artifacts)
@@ -137,12 +142,14 @@ def main() -> None:
         (query, list(islice(jobs, place * given.jobs, (place + 1) * given.jobs)))
         for place, query in enumerate(queries[:40])
     ]
-    with Server(run(bundle.repository, store).path, ANY_PORTS) as server:
-        found = asyncio.run(measure(server, requests, given))
+    repository = run(bundle.repository, store).path
+    with Server(repository, ANY_PORTS, measured=True) as server:
+        held = asyncio.run(measure_capacity(server, requests))
+    with Server(repository, ANY_PORTS) as server:
+        found = asyncio.run(measure(server, requests, held, given))
     found |= {
         "jobs": given.jobs,
         "objective_ms": bundle.spec.sweep.slo.latency_ms,
-        "queue_timeout_ms": bundle.spec.queue_timeout_us / 1000,
         "max_queue_size": bundle.spec.repository.max_queue_size,
         "host": {"cores": os.cpu_count(), "python": platform.python_version()},
     }

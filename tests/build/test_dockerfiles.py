@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from slmrank.client.client import RankClient
 from slmrank.errors import ControlError
-from slmrank.serving.server import claim_port
+from slmrank.serving.ports import claim_port
 
 from tests.build.docker_engine import DockerEngine, build_cpu_image, docker_engine
 from tests.conftest import ROOT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -308,14 +309,14 @@ def test_serve_stops_cleanly_on_sigterm(
         RankClient(url, timeout_s=0.5).describe()
 
 
-def overloaded(repository: Path, folder: Path, *, size: int, timeout_us: int) -> Path:
-    """The repository with other limits of its queues."""
+def overloaded(repository: Path, folder: Path, *, size: int, timeout_s: float) -> Path:
+    """The repository with other limits of its door."""
     target = folder / "repository"
     shutil.copytree(repository, target)
     for name in ("prepare", "ranker"):
         config = check_repository(target)[name]
-        policy = config.dynamic_batching.default_queue_policy
-        policy.max_queue_size, policy.default_timeout_microseconds = size, timeout_us
+        door = json.dumps({"limit_s": timeout_s, "max_waiting": size})
+        config.parameters["admission"].string_value = door
         (target / name / "config.pbtxt").write_text(print_config(config))
     return target
 
@@ -362,7 +363,7 @@ def overload_of(url: str) -> Overloaded:
 def test_a_full_queue_refuses_at_once_with_a_clear_status(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    repository = overloaded(tiny_repository, tmp_path, size=2, timeout_us=30_000_000)
+    repository = overloaded(tiny_repository, tmp_path, size=2, timeout_s=30)
     with Server(repository, FREE) as server:
         flood(server.url, 1)
         for _ in range(10):
@@ -372,20 +373,22 @@ def test_a_full_queue_refuses_at_once_with_a_clear_status(
                 break
         assert refused
         assert len(refused) < 16
-        assert all("UNAVAILABLE" in one and "Exceeds maximum queue size" in one for one in refused)
+        assert all("UNAVAILABLE" in one and "2 requests are waiting" in one for one in refused)
         # A refusal does not wait for the work that is done meanwhile.
         assert ended[-1][1] == "ok"
         told = overload_of(server.url)
         assert told.message == f"{server.url} is overloaded and refused the request: " + (
-            "Exceeds maximum queue size"
+            "2 requests are waiting, the limit is 2"
         )
         assert "add replicas" in told.hint
         # Nothing is left behind: the next request is answered.
         assert flood(server.url, 1)[0][1] == "ok"
 
 
-def test_what_waits_too_long_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
-    repository = overloaded(tiny_repository, tmp_path, size=64, timeout_us=20_000)
+def test_what_would_wait_too_long_is_refused_when_it_comes(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    repository = overloaded(tiny_repository, tmp_path, size=64, timeout_s=0.02)
     with Server(repository, FREE) as server:
         flood(server.url, 1)
         # Until a request had to wait: how many do at once is the machine's to say.
@@ -394,7 +397,7 @@ def test_what_waits_too_long_is_refused(tiny_repository: Path, tmp_path: Path) -
             if refused:
                 break
         assert refused
-        assert all("UNAVAILABLE" in one and "timeout expired" in one for one in refused)
+        assert all("UNAVAILABLE" in one and "the objective is 20 ms" in one for one in refused)
         assert flood(server.url, 1)[0][1] == "ok"
 
 

@@ -86,7 +86,7 @@ def demo_command(
         rows, few = quality_tables(bundle, *scored)
         labelled = read_labelled(run(bundle.data, store).path)
         session = open_bundle_session(bundle, store, display)
-    with Server(repository.path, ANY_PORTS) as server:
+    with Server(repository.path, ANY_PORTS, measured=True) as server:
         click.echo(f"serving on {server.url}", err=True)
         with RankClient(server.url) as client:
             ranked = [

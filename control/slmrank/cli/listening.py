@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from slmrank.errors import MissingDependencyError, ServerError
-from slmrank.serving.server import claim_port
+from slmrank.serving.ports import claim_port
 
 GRACE_S = 10
 

@@ -23,8 +23,9 @@ from slmrank.errors import (
 )
 from slmrank.triton.config import ANSWERED, ENSEMBLE
 
-# What Triton says when a queue is full, and when a request waited longer than its queue's timeout.
-_OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired")
+# What Triton says when a queue is full, when a request waited longer than its queue's timeout, and
+# our own stage when it would.
+_OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired", f"{Overloaded.__name__}: ")
 # And of a model that is not loaded yet, that goes because the server ends, or whose process died.
 _NOT_SERVING = ("has no available versions", "is not healthy")
 _BY_NAME: dict[str, type[ScoreError]] = {
@@ -37,6 +38,7 @@ def explain(error: Any, url: str) -> ScoreError:
     status = str(error.status() or "")
     text = str(error.message() or error).removeprefix(f"in ensemble '{ENSEMBLE}', ")
     if any(sign in text for sign in _OVERLOAD):
+        text = text.removeprefix(f"{Overloaded.__name__}: ").partition(". Fix: ")[0]
         return Overloaded(
             f"{url} is overloaded and refused the request: {text.rpartition('] ')[2]}",
             "send fewer requests at a time, or add replicas",

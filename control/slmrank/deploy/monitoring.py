@@ -22,6 +22,7 @@ from slmrank.deploy.sizing import target_items_per_s
 
 SCRAPE_S = 15
 WINDOW = "1m"
+OFFERED = "ok|truncated|refused"  # what more replicas would have scored
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01
@@ -66,8 +67,8 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     by_pod = "sum by (namespace, pod)"
     name = release.object_name
     pods = pods_matching(release)
-    # A full queue shows as OTHER of the ensemble (REJECTED stands for the queue timeout of a stage
-    # only), and Triton 2.51 counts each failed request of an ensemble twice: an upper bound.
+    # A refusal shows as OTHER of the ensemble (REJECTED stands for a queue's own timeout), and
+    # Triton 2.51 counts each failed request of an ensemble twice: an upper bound.
     failed = f'nv_inference_request_failure{{{ours},model="rank",reason!="CANCELED"}}'
     answered = f'nv_inference_request_success{{{ours},model="rank"}}'
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
@@ -76,7 +77,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     recorded = [
         (
             ITEMS_METRIC,
-            f'{by_pod} (rate(slmrank_items_total{{{ours},status=~"ok|truncated"}}[{WINDOW}]))',
+            f'{by_pod} (rate(slmrank_items_total{{{ours},status=~"{OFFERED}"}}[{WINDOW}]))',
         ),
         (
             PENDING_METRIC,

@@ -40,7 +40,9 @@ UNSTABLE_STATUS = 2
 WINDOW_STRETCH = 1.2
 KILLED_TRIES = 2
 ANY_SPREAD = 100_000.0
-_OVERLOAD = re.compile(r"exceeds maximum queue size|timeout|timed out|unavailable", re.IGNORECASE)
+_OVERLOAD = re.compile(
+    r"exceeds maximum queue size|timeout|timed out|unavailable|overloaded:", re.IGNORECASE
+)
 _WARNING = re.compile(r"warning|delayed|fail|error|thread", re.IGNORECASE)
 
 

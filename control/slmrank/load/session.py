@@ -179,7 +179,7 @@ def running(server: Server) -> Running:
 
 @contextlib.contextmanager
 def _own_server(repository: Path) -> Iterator[Running]:
-    with Server(repository, ANY_PORTS) as server:
+    with Server(repository, ANY_PORTS, measured=True) as server:
         yield running(server)
 
 

@@ -126,6 +126,8 @@ class Bundle:
         unread = ("store", "max_cut_share", "budget_tokens")
         for name in unread if kind.needs_ranker else (*unread, "learn_jobs"):
             settings.pop(name)
+        if spec.generative is None:
+            settings.pop("generative")  # its defaults are the code's
         return self._step(
             "summarizer",
             "summarizer",
@@ -265,6 +267,7 @@ class Bundle:
             "slmrank.serving.prepare",
             "slmrank.serving.score_cache",
             "slmrank.serving.depth",
+            "slmrank.serving.admission",
             type(kind).__module__,
             type(store).__module__,
             *self.target.server_code,

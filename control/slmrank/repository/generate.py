@@ -19,22 +19,22 @@ from slmrank.model.checkpoint import RANKER_FILE
 from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.triton.config import (
+    ADMISSION,
     ANSWERED,
     ASKED,
     DEPTH,
     ENSEMBLE,
     PREPARE,
     PREPARED,
-    PREPARED_AT,
     PREPARED_STATUS,
     RANKER,
     SCORED,
     STATUS,
     TOLD,
+    Limits,
     ModelConfig,
     Queue,
     Stage,
-    Tensor,
     add_parameters,
     add_tensor,
     ensemble,
@@ -45,10 +45,6 @@ from slmrank.triton.config import (
 from slmrank.triton.graph import check_ensemble
 
 CONFIG = "config.pbtxt"
-# Without any delay the batcher of Triton 2.51 sometimes misses a request until it looks again, 500
-# ms later: 41 of 10,900 requests, one after the other (tiny model, 5 starts); 7 of 12,500 with 500
-# us in ranker alone, 1 of 12,500 with 200 us here as well.
-PREPARE_DELAY_US = 200
 # One at a time in `prepare` and so in the ensemble: Triton refuses a whole batch for one request
 # whose bytes lie about their lengths, and good requests that were joined with it failed (fuzzing).
 # `ranker` joins what it gets: its tensors are checked one by one.
@@ -67,13 +63,15 @@ class Contents:
 
 
 def queue_of(spec: BundleSpec) -> Queue:
-    """Dynamic batching of `ranker`, and when a waiting request is refused."""
-    return Queue(
-        max_delay_us=spec.repository.max_queue_delay_us,
-        max_size=spec.repository.max_queue_size,
-        timeout_us=spec.queue_timeout_us,
-        deferrable_size=spec.repository.deferrable_queue_size,
-    )
+    """Dynamic batching of `ranker`, and when Triton itself refuses a waiting request."""
+    own, limits = spec.repository, None
+    if own.deferrable_queue_size is not None:
+        limits = Limits(
+            size=own.max_queue_size,
+            timeout_us=spec.queue_timeout_us,
+            deferrable_size=own.deferrable_queue_size,
+        )
+    return Queue(max_delay_us=own.max_queue_delay_us, limits=limits)
 
 
 def prepare_stage() -> Path:
@@ -92,26 +90,27 @@ def render_configs(
     """
     own = spec.repository
     parameters = {"max_items": str(own.max_items), "served": json.dumps(dict(identity))}
-    prepared: tuple[Tensor, ...] = PREPARED
     told = {tensor.name: tensor.name for tensor in TOLD}
     scored = {tensor.name: tensor.name for tensor in SCORED}
+    if own.deferrable_queue_size is None:
+        door = {"limit_s": spec.queue_timeout_us / 1e6, "max_waiting": own.max_queue_size}
+        parameters[ADMISSION] = json.dumps(door)
+        add_parameters(ranker[RANKER], {ADMISSION: parameters[ADMISSION]})
     if own.depth is not None:
         # `ranker` decides how many jobs it ranks, so it has the last word on their status.
-        prepared = (*PREPARED, PREPARED_AT)
         told[STATUS.name], scored[STATUS.name] = PREPARED_STATUS.name, STATUS.name
         parameters[DEPTH] = RANKER
         add_parameters(ranker[RANKER], {DEPTH: own.depth.model_dump_json()})
-        add_tensor(ranker[RANKER].input, PREPARED_AT)
         add_tensor(ranker[RANKER].input, PREPARED_STATUS)
         add_tensor(ranker[RANKER].output, STATUS)
-    handed_on = {tensor.name: tensor.name for tensor in prepared}
+    handed_on = {tensor.name: tensor.name for tensor in PREPARED}
     given = {one.name: one.name for one in ranker[RANKER].input}
     prepare = python_model(
         PREPARE,
         ASKED,
-        (*prepared, *TOLD),
+        (*PREPARED, *TOLD),
         max_batch_size=ALONE,
-        queue=replace(queue_of(spec), max_delay_us=PREPARE_DELAY_US),
+        queue=replace(queue_of(spec), max_delay_us=0),
         parameters=parameters,
     )
     inside = {PREPARE: prepare, **ranker}

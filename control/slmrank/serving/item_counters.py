@@ -25,7 +25,12 @@ class ItemCounters:
         ]
         items, tokens = self._families
         self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
+        self._refused = items.Metric(labels={"status": "refused"})
         self._tokens = tokens.Metric(labels={})
+
+    def refuse(self, jobs: int) -> None:
+        """Count the jobs of a request that was refused before they were looked at."""
+        self._refused.increment(jobs)
 
     def add(self, status: Ids, lengths: Ids) -> None:
         """Count the jobs of one request: statuses [N] and lengths [N] of what is scored."""

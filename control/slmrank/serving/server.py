@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,9 @@ from tritonclient import grpc as triton
 from slmrank.engine.trtllm.backend_config import BACKEND, ENGINE_PATH
 from slmrank.errors import ServerError
 from slmrank.repository.generate import check_repository
+from slmrank.serving.admission import SWITCH
 from slmrank.serving.locate import locate_tritonserver
+from slmrank.serving.ports import claim_port
 from slmrank.triton.config import ENSEMBLE, ModelConfig
 
 START_TIMEOUT_S = 180.0
@@ -79,7 +80,8 @@ ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
 
 
 class Server:
-    """A tritonserver child process. Use as a context manager, or `start` and `stop`."""
+    """A tritonserver child process. Use as a context manager, or `start` and `stop`. `measured`: it
+    takes every request, whatever `repository.admission` says."""
 
     def __init__(
         self,
@@ -90,10 +92,10 @@ class Server:
         drain_s: int = DRAIN_S,
         http: Http = "off",
         tls: ServerTls | None = None,
+        measured: bool = False,
     ) -> None:
         self.repository = repository
-        self.http = http
-        self.tls = tls
+        self.http, self.tls, self.measured = http, tls, measured
         self.drain_s = drain_s
         self.address = address
         self._wanted = ports or Ports()
@@ -231,13 +233,16 @@ class Server:
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]
+        environment = {**os.environ, **installation.environment}
+        if self.measured:
+            environment[SWITCH] = "off"
         with (self._work / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **installation.environment},
+                env=environment,
             )
 
     def _wait_ready(self, timeout_s: float, waiting: Callable[[float], None] | None) -> None:
@@ -309,21 +314,6 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except OSError:
         return False
-
-
-def claim_port(address: str, port: int, flag: str) -> int:
-    """`port`, or a free one for 0. Raises ServerError when it is in use."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise ServerError(
-                f"port {port} on {address} cannot be used: {error.strerror}",
-                f"stop what listens there, or choose another port with {flag} (0 picks one)",
-            ) from error
-        chosen: int = probe.getsockname()[1]
-    return chosen
 
 
 def fault_lines(log: str) -> str:

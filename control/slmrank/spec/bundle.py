@@ -49,9 +49,9 @@ class BundleSpec(Section):
 
     @property
     def queue_timeout_us(self) -> int:
-        """Longest wait in one stage of the repository, in microseconds."""
+        """Longest predicted time to an answer of the repository, in microseconds."""
         own = self.repository.queue_timeout_us
-        return own if own is not None else round(2 * self.sweep.slo.latency_ms * 1000)
+        return own if own is not None else round(self.sweep.slo.latency_ms * 1000)
 
     @model_validator(mode="before")
     @classmethod

@@ -43,19 +43,20 @@ class RepositorySpec(Section):
     max_batch_size: int = Field(32, ge=1, description="requests joined in one execution")
     max_queue_delay_us: int = Field(500, ge=0, description="wait for requests to join")
     max_queue_size: int = Field(
-        64, ge=1, description="requests waiting in one stage; above: refused at once"
-    )
-    deferrable_queue_size: int | None = Field(
-        None,
-        ge=1,
-        description="of these, requests that callers marked as deferrable: they are answered after "
-        "all others and refused above this number; unset: they are like the others",
+        64, ge=1, description="requests that wait for the engine; above: refused at once"
     )
     queue_timeout_us: int | None = Field(
         None,
         ge=1,
-        description="longest wait in one stage; above: refused; unset: twice sweep.slo.latency_ms, "
-        "because nobody waits for a request that is so far beyond the objective",
+        description="longest time to an answer that is predicted when a request comes and others "
+        "are before it; above: refused at once; unset: sweep.slo.latency_ms, the objective",
+    )
+    deferrable_queue_size: int | None = Field(
+        None,
+        ge=1,
+        description="waiting requests that callers marked as deferrable: they are answered after "
+        "all others and refused above this number. Nothing is predicted then: requests are refused "
+        "by a full queue of a stage, and when they waited for the time above; unset: all are alike",
     )
     cache: CacheSpec | None = Field(None, description="unset: every pair is scored, every time")
     depth: DepthSpec | None = Field(

@@ -33,14 +33,25 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When Triton itself refuses what waits in a queue. `deferrable_size`: waiting requests of the
+    second priority, which are answered after all others."""
+
+    size: int
+    timeout_us: int
+    deferrable_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Dynamic batching and the refusal of overload. `deferrable_size`: waiting requests of the
-    second priority, which are answered after all others; None: there is none."""
+    """Dynamic batching. With limits or priorities, Triton forms no batch while all instances are
+    busy, and then looks at the queue every 500 ms or when the next request comes: a request that
+    came in another's time waited for half a second more (core/src/dynamic_batch_scheduler.cc,
+    WaitForPayloadSlotAvailable). So there are none unless they must be; see
+    slmrank.serving.admission."""
 
     max_delay_us: int
-    max_size: int
-    timeout_us: int
-    deferrable_size: int | None = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +77,16 @@ SCORE = Tensor(name="score", dtype=FLOAT, dims=(-1,))
 SERVED = Tensor(name="served", dtype=STRING, dims=(1,))
 PREPARE_US = Tensor(name="prepare_us", dtype=INT, dims=(1,))
 RANKER_US = Tensor(name="ranker_us", dtype=INT, dims=(1,))
-# With depth control: when `prepare` handed the request on, in seconds of the monotonic clock.
+# When `prepare` handed the request on, in seconds of the monotonic clock: its ticket.
 PREPARED_AT = Tensor(name="prepared_at", dtype="TYPE_FP64", dims=(1,))
 PREPARED_STATUS = Tensor(name="prepared_status", dtype=INT, dims=(-1,))
 ASKED = (QUERY, JOB_ID, JOB, JOB_TEXT)
-PREPARED = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS)
+PREPARED = (PREFIX_IDS, ITEM_IDS, ITEM_LENGTHS, PREPARED_AT)
 TOLD = (STATUS, SERVED, PREPARE_US)  # what `prepare` says beside the ids
 SCORED = (SCORE, RANKER_US)
 ANSWERED = (*SCORED, *TOLD)
 ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
+ADMISSION = "admission"  # the parameter of both stages with the door's settings
 DEPTH = "depth"  # the parameter of `ranker` with the depth control's settings
 DEFERRABLE = 2  # Triton's priority of requests that can wait; 1 is everybody else's
 
@@ -97,11 +109,12 @@ def python_model(
     group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = queue.max_delay_us
-    _add_policy(batching.default_queue_policy, queue.max_size, queue.timeout_us)
-    if queue.deferrable_size is not None:
+    if queue.limits is not None:
+        limits = queue.limits
+        _add_policy(batching.default_queue_policy, limits.size, limits.timeout_us)
         batching.priority_levels, batching.default_priority_level = DEFERRABLE, 1
         policy = batching.priority_queue_policy[DEFERRABLE]
-        _add_policy(policy, queue.deferrable_size, queue.timeout_us)
+        _add_policy(policy, limits.deferrable_size, limits.timeout_us)
     add_parameters(config, parameters)
     return config
 

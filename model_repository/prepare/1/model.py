@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.errors import ControlError, InvalidRequest
+from slmrank.errors import ControlError, InvalidRequest, Overloaded
+from slmrank.serving.admission import open_admission
 from slmrank.serving.item_counters import ItemCounters
 from slmrank.serving.prepare import open_preparer
-from slmrank.triton.config import DEPTH
+from slmrank.triton.config import DEPTH, PREPARED_AT
 
 
 class TritonPythonModel:
@@ -22,7 +23,8 @@ class TritonPythonModel:
         self._preparer = open_preparer(folder, max_items)
         # With depth control `ranker` has the last word on each job, and counts.
         self._to_depth = DEPTH in parameters
-        self._items = None if self._to_depth else ItemCounters(pb_utils)
+        self._items = ItemCounters(pb_utils)
+        self._admission = open_admission(parameters)
         self._store = _StoreMetrics(self._preparer.traffic())
 
     def execute(self, requests):
@@ -30,18 +32,26 @@ class TritonPythonModel:
 
     def _answer(self, request):
         started = time.perf_counter()
+        job_ids = ()
         try:
-            prepared = self._preparer.prepare(
-                _strings(request, "query")[0],
-                _strings(request, "job_id"),
-                _strings(request, "job"),
-                _strings(request, "job_text"),
-            )
+            job_ids = _strings(request, "job_id")
+            with self._admission.entered():
+                prepared = self._preparer.prepare(
+                    _strings(request, "query")[0],
+                    job_ids,
+                    _strings(request, "job"),
+                    _strings(request, "job_text"),
+                )
+                lengths = prepared.item_lengths
+                ticket = self._admission.take(len(prepared.prefix_ids) + int(lengths.sum()))
         except ControlError as error:
             text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
-            failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=failure)
-        if self._items is not None:
+            kind = pb_utils.TritonError.INVALID_ARG
+            if isinstance(error, Overloaded):
+                self._items.refuse(len(job_ids))
+                kind = pb_utils.TritonError.UNAVAILABLE
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, kind))
+        if not self._to_depth:
             self._items.add(prepared.status, prepared.item_lengths)
         self._store.publish(self._preparer.traffic())
         outputs = [
@@ -52,9 +62,8 @@ class TritonPythonModel:
         outputs += [
             pb_utils.Tensor("served", self._served),
             pb_utils.Tensor("prepare_us", micros),
+            pb_utils.Tensor(PREPARED_AT.name, np.array([[ticket]])),
         ]
-        if self._to_depth:
-            outputs.append(pb_utils.Tensor("prepared_at", np.array([[time.monotonic()]])))
         return pb_utils.InferenceResponse(outputs)
 
 

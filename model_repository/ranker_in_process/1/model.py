@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import split_items
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
+from slmrank.serving.admission import open_meter
 from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 
@@ -28,9 +29,14 @@ class TritonPythonModel:
         self._limits = value
         self._cache = open_cache(given, pb_utils)
         self._depth = open_depth(given, pb_utils)
+        self._meter = open_meter(given, args["model_instance_name"], pb_utils)
 
     def execute(self, requests):
         """Requests that the batcher joined are scored together; a bad one fails alone."""
+        with self._meter.passing(requests):
+            return self._answers(requests)
+
+    def _answers(self, requests):
         started = time.perf_counter()
         depths = self._depth.begin(requests)
         asked = [self._read(*one) for one in zip(requests, depths, strict=True)]

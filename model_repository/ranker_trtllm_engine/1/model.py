@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.admission import open_meter
 from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 
@@ -25,11 +26,13 @@ class TritonPythonModel:
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._cache = open_cache(given, pb_utils)
         self._depth = open_depth(given, pb_utils)
+        self._meter = open_meter(given, args["model_instance_name"], pb_utils)
         self._max_in_flight = int(value["max_in_flight"])
 
     async def execute(self, requests):
         limit = asyncio.Semaphore(self._max_in_flight)
-        return await asyncio.gather(*(self._answer(request, limit) for request in requests))
+        with self._meter.passing(requests):
+            return await asyncio.gather(*(self._answer(request, limit) for request in requests))
 
     async def _answer(self, request, limit):
         started = time.perf_counter()

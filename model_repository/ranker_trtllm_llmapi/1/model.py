@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
+from slmrank.serving.admission import open_meter
 from slmrank.serving.depth import first_items, open_depth
 from slmrank.serving.score_cache import open_cache
 from tensorrt_llm import LLM, SamplingParams
@@ -23,6 +24,7 @@ class TritonPythonModel:
         value = {name: one["string_value"] for name, one in given.items()}
         self._cache = open_cache(given, pb_utils)
         self._depth = open_depth(given, pb_utils)
+        self._meter = open_meter(given, args["model_instance_name"], pb_utils)
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),
@@ -43,6 +45,10 @@ class TritonPythonModel:
         )
 
     def execute(self, requests):
+        with self._meter.passing(requests):
+            return self._answers(requests)
+
+    def _answers(self, requests):
         started = time.perf_counter()
         depths = self._depth.begin(requests)
         asked, failures = {}, {}

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
-from slmrank.serving.server import claim_port
+from slmrank.serving.ports import claim_port
 
 from tests.build.docker_engine import end
 

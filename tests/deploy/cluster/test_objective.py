@@ -17,7 +17,7 @@ from slmrank.deploy.cluster.objective import Observed, judge, observe
 from slmrank.deploy.monitoring import rule_groups
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
-from slmrank.serving.server import claim_port
+from slmrank.serving.ports import claim_port
 
 from tests.build.docker_engine import end
 from tests.deploy.cluster.test_apply import cpu

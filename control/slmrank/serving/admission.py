@@ -1,0 +1,248 @@
+"""Admission by predicted wait: a request that would miss the objective is refused when it comes.
+
+Triton's own limits refuse by count, or after a wait, and slow down what they let in (see
+slmrank.triton.config.Queue). Here `prepare` predicts, from the tokens that stand before a request
+and the pace at which `ranker` works, when it would be answered. The stages are processes of one
+server; they share a page of memory, to which each instance of `ranker` writes a row of its own.
+`prepared_at` is a request's ticket: what was taken and never came (cancelled, lost with its
+process) is passed by the next one, or forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmrank.errors import Overloaded
+from slmrank.triton.config import ADMISSION, PREPARED_AT
+
+SWITCH = "SLMRANK_ADMISSION"  # `off`: only counted, for a server whose rate is measured
+SHARED = Path("/dev/shm")
+# An idle `ranker` has what comes at once; what it did not see for so long does not come.
+LOST_S = 0.1
+FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
+# `prepare` is idle between two requests when nothing waits for it.
+IDLE_S, LEAST_PATIENCE_S = 0.002, 1.0
+_INSTANCES, _FIELDS = 64, 8
+_STARTED, _FINISHED, _FINISHED_AT, _MEAN, _DEVIATION = range(5)
+# Smoothing of the pace and of its mean deviation, and how much of that is added, as TCP's
+# retransmission timer does (RFC 6298).
+_ALPHA, _BETA, _DEVIATIONS = 1 / 8, 1 / 4, 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How `ranker` works: the last ticket that it started and finished and when, and a cautious
+    number of seconds a token (0.0: not known yet), over so many instances."""
+
+    started: float = 0.0
+    finished: float = 0.0
+    finished_at: float = 0.0
+    seconds_per_token: float = 0.0
+    instances: int = 1
+
+
+class Line:
+    """The requests that were taken and not answered yet. `limit_s`: the longest predicted time to
+    an answer, None: any; `max_waiting`: how many of them `ranker` has not started."""
+
+    def __init__(self, limit_s: float | None, max_waiting: int) -> None:
+        self._limit_s, self._max_waiting = limit_s, max_waiting
+        self._forget_s = max(FORGET_S, FORGET_LIMITS * (limit_s or 0.0))
+        self._taken: deque[tuple[float, int]] = deque()
+
+    def check(self, now: float, tokens: int, pace: Pace) -> None:
+        """Raises Overloaded when too many wait already, or when the answer of a request with so
+        many tokens, or of one that may be joined with it, is predicted too late. With nothing
+        before it, and before a pace is known, any request is right."""
+        while self._taken and self._is_gone(now, self._taken[0][0], pace):
+            self._taken.popleft()
+        waiting = sum(ticket > pace.started for ticket, _ in self._taken)
+        if waiting >= self._max_waiting:
+            raise _overloaded(f"{waiting} requests are waiting, the limit is {self._max_waiting}")
+        if self._limit_s is None or not self._taken or not pace.seconds_per_token:
+            return
+        wait_s = self._predict(now, tokens, pace)
+        if wait_s > self._limit_s:
+            raise _overloaded(
+                f"an answer would take about {1000 * wait_s:.0f} ms, "
+                f"the objective is {1000 * self._limit_s:.0f} ms"
+            )
+
+    def take(self, now: float, tokens: int, pace: Pace) -> None:
+        """Take a request with the ticket `now`. Raises Overloaded, see `check`."""
+        self.check(now, tokens, pace)
+        self._taken.append((now, tokens))
+
+    def _is_gone(self, now: float, ticket: float, pace: Pace) -> bool:
+        if ticket <= pace.finished or now - ticket > self._forget_s:
+            return True
+        idle = pace.started == pace.finished
+        return idle and now - max(ticket, pace.finished_at) > LOST_S
+
+    def _predict(self, now: float, tokens: int, pace: Pace) -> float:
+        """Seconds from the first of those that are joined with this one to their answer."""
+        before = sum(tokens for _, tokens in self._taken)
+        working_s = now - max(self._taken[0][0], pace.finished_at)
+        left_s = max(before * pace.seconds_per_token / pace.instances - working_s, 0.0)
+        joined = next((ticket for ticket, _ in self._taken if ticket > pace.started), now)
+        return now - joined + left_s + tokens * pace.seconds_per_token
+
+
+def _overloaded(what: str) -> Overloaded:
+    return Overloaded(what, "send fewer requests at a time, or add replicas")
+
+
+class Board:
+    """The shared page: a row of doubles for each instance of `ranker`, which alone writes it."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o600)
+        try:
+            size = _INSTANCES * _FIELDS * 8
+            os.ftruncate(handle, size)
+            page = mmap.mmap(handle, size)
+        finally:
+            os.close(handle)
+        self.rows = np.frombuffer(page, dtype=np.float64).reshape(_INSTANCES, _FIELDS)
+
+    def pace(self) -> Pace:
+        """Of all instances together; the slowest one's seconds a token."""
+        seen = self.rows[self.rows[:, _STARTED] > 0]
+        if not len(seen):
+            return Pace()
+        cautious = seen[:, _MEAN] + _DEVIATIONS * seen[:, _DEVIATION]
+        return Pace(
+            started=float(seen[:, _STARTED].max()),
+            finished=float(seen[:, _FINISHED].max()),
+            finished_at=float(seen[:, _FINISHED_AT].max()),
+            seconds_per_token=float(cautious.max()),
+            instances=len(seen),
+        )
+
+    def start(self, instance: int, ticket: float) -> None:
+        self.rows[instance, _STARTED] = ticket
+
+    def finish(self, instance: int, ticket: float, now: float, seconds_per_token: float) -> None:
+        row = self.rows[instance]
+        if row[_MEAN] == 0.0:
+            row[_MEAN], row[_DEVIATION] = seconds_per_token, seconds_per_token / 2
+        else:
+            error = seconds_per_token - row[_MEAN]
+            row[_DEVIATION] += _BETA * (abs(error) - row[_DEVIATION])
+            row[_MEAN] += _ALPHA * error
+        row[_FINISHED_AT], row[_FINISHED] = now, ticket
+
+
+class Admission:
+    """The door, in `prepare`, which has one request at a time. `patience_s`: how long it may be
+    busy without a break."""
+
+    def __init__(self, line: Line, board: Board, patience_s: float) -> None:
+        self._line, self._board, self._patience_s = line, board, patience_s
+        self._busy_since = self._left = 0.0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Around all that is done for a request, from before its texts are read. Raises Overloaded
+        when it would be refused at any length, and when requests came without a break for so long
+        that what waits here is old: then all are refused until none waits."""
+        now = time.monotonic()
+        if now - self._left > IDLE_S:
+            self._busy_since = now
+        try:
+            if now - self._busy_since > self._patience_s:
+                raise _overloaded("requests come faster than they can be read")
+            self._line.check(now, 0, self._board.pace())
+            yield
+        finally:
+            self._left = time.monotonic()
+
+    def take(self, tokens: int) -> float:
+        """The ticket of the request, which has so many tokens. Raises Overloaded, see Line."""
+        now = time.monotonic()
+        self._line.take(now, tokens, self._board.pace())
+        return now
+
+
+class NoAdmission:
+    """Everything is taken, where Triton's own limits refuse."""
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def take(self, tokens: int) -> float:
+        return time.monotonic()
+
+
+class PaceMeter:
+    """What an instance of `ranker` tells of its passes; `backend` is Triton's Python module."""
+
+    def __init__(self, board: Board, instance: int, backend: Any) -> None:
+        self._board, self._instance, self._backend = board, instance, backend
+
+    @contextlib.contextmanager
+    def passing(self, requests: Sequence[Any]) -> Iterator[None]:
+        """Around the execution of some requests, which are answered together."""
+        started = time.monotonic()
+        tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
+        # Whoever calls the stage itself may send any number.
+        ticket = max((one for one in tickets if 0 < one <= started), default=0.0)
+        tokens = sum(
+            int(self._tensor(one, "item_lengths").sum()) + self._tensor(one, "prefix_ids").size
+            for one in requests
+        )
+        self._board.start(self._instance, ticket)
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self._board.finish(self._instance, ticket, now, (now - started) / max(tokens, 1))
+
+    def _tensor(self, request: Any, name: str) -> Any:
+        return self._backend.get_input_tensor_by_name(request, name).as_numpy()
+
+
+class NoMeter:
+    """Nobody asks for the pace."""
+
+    def passing(self, requests: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def open_admission(parameters: Mapping[str, Any]) -> Admission | NoAdmission:
+    """The door that the parameters of the stage `prepare` ask for."""
+    if ADMISSION not in parameters:
+        return NoAdmission()
+    given = json.loads(parameters[ADMISSION]["string_value"])
+    patience_s = max(LEAST_PATIENCE_S, 2 * given["limit_s"])
+    if os.environ.get(SWITCH) == "off":
+        given["limit_s"] = None
+    return Admission(Line(**given), Board(_board_path()), patience_s)
+
+
+def open_meter(
+    parameters: Mapping[str, Any], instance_name: str, backend: Any
+) -> PaceMeter | NoMeter:
+    """The meter that the parameters of a stage `ranker` ask for; `instance_name` is Triton's
+    (`ranker_0_3`)."""
+    if ADMISSION not in parameters:
+        return NoMeter()
+    return PaceMeter(Board(_board_path()), int(instance_name.rpartition("_")[2]), backend)
+
+
+def _board_path() -> Path:
+    """The stages are children of their server. A page that an earlier server of that number left
+    does no harm: its tickets are older than any new one."""
+    return SHARED / f"slmrank-pace-{os.getppid()}"

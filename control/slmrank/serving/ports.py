@@ -1,0 +1,22 @@
+"""A port to listen on."""
+
+from __future__ import annotations
+
+import socket
+
+from slmrank.errors import ServerError
+
+
+def claim_port(address: str, port: int, flag: str) -> int:
+    """`port`, or a free one for 0. Raises ServerError when it is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} on {address} cannot be used: {error.strerror}",
+                f"stop what listens there, or choose another port with {flag} (0 picks one)",
+            ) from error
+        chosen: int = probe.getsockname()[1]
+    return chosen

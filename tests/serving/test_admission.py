@@ -1,0 +1,252 @@
+"""Admission by predicted wait: the line, the shared page, and what a stage tells of its pace."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slmrank.errors import Overloaded
+from slmrank.serving import admission
+from slmrank.serving.admission import (
+    Admission,
+    Board,
+    Line,
+    NoAdmission,
+    NoMeter,
+    Pace,
+    PaceMeter,
+    open_admission,
+    open_meter,
+)
+
+MILLISECOND = Pace(seconds_per_token=0.001)
+
+
+def test_with_nothing_before_it_any_request_is_right() -> None:
+    Line(0.1, 4).take(1.0, 10**6, Pace())
+    Line(0.1, 4).take(1.0, 10**6, MILLISECOND)
+
+
+def test_a_request_is_taken_while_its_answer_is_predicted_in_time() -> None:
+    line = Line(0.5, 64)
+    line.take(1.0, 200, MILLISECOND)
+    busy = Pace(seconds_per_token=0.001, started=1.0)
+    with pytest.raises(Overloaded, match="about 501 ms, the objective is 500 ms"):
+        line.take(1.0, 301, busy)
+    line.take(1.001, 299, busy)
+    # The second has waited for 100 ms of its 500: whoever is joined with it makes it late.
+    with pytest.raises(Overloaded):
+        line.take(1.1, 3, busy)
+    # It was started: nobody is joined with it any more, and 300 ms of its work are left.
+    line.take(1.2, 200, Pace(seconds_per_token=0.001, started=1.001, finished=1, finished_at=1.2))
+
+
+def test_more_instances_take_more() -> None:
+    def taken(instances: int) -> int:
+        line, pace = Line(1.0, 64), Pace(seconds_per_token=0.001, instances=instances)
+        for count in range(64):
+            try:
+                line.take(1.0, 100, pace)
+            except Overloaded:
+                return count
+        return 64
+
+    assert taken(1) == 10
+    assert taken(2) == 19
+
+
+def test_before_a_pace_is_known_requests_are_only_counted() -> None:
+    line = Line(0.5, 2)
+    for at in (1.0, 1.001, 1.002):
+        line.take(at, 10**6, Pace(started=1.0))
+    with pytest.raises(Overloaded, match="the limit is 2"):
+        line.take(1.003, 1, Pace(started=1.0))
+
+
+def test_so_many_may_wait() -> None:
+    line = Line(None, 2)
+    for at in (1.0, 1.001, 1.002):
+        line.take(at, 10, Pace(started=1.0))
+    with pytest.raises(Overloaded, match="2 requests are waiting, the limit is 2"):
+        line.take(1.003, 10, Pace(started=1.0))
+    line.take(1.004, 10, Pace(started=1.001))
+
+
+def test_what_never_came_holds_nobody() -> None:
+    # Cancelled on its way: an idle ranker would have had it.
+    line = Line(0.5, 64)
+    line.take(1.0, 10**6, MILLISECOND)
+    with pytest.raises(Overloaded):
+        line.take(1.05, 1, MILLISECOND)
+    line.take(1.11, 1, MILLISECOND)
+    # Lost while the ranker works: passed by the next one.
+    line = Line(0.5, 64)
+    line.take(1.0, 10**6, MILLISECOND)
+    line.take(1.2, 1, Pace(seconds_per_token=0.001, started=1.1, finished=1.1, finished_at=1.15))
+    # The ranker died with it.
+    line = Line(0.5, 64)
+    line.take(1.0, 1, MILLISECOND)
+    dead = Pace(seconds_per_token=0.001, started=1.0, finished=0.5)
+    with pytest.raises(Overloaded):
+        line.take(2.0, 501, dead)
+    line.take(32.0, 10**6, dead)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 0.3), st.integers(1, 400)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_with_a_steady_pace_every_answer_comes_in_time(arrivals: list[tuple[float, int]]) -> None:
+    """One instance that works as predicted and joins all that wait: nobody's answer is late but
+    that of one that came to an idle server."""
+    rate, limit = 0.001, 0.5
+    line, now = Line(limit, 64), 1.0
+    waiting: list[tuple[float, int]] = []
+    working: list[tuple[float, int]] = []
+    started = finished = finished_at = ends = 0.0
+
+    def work(until: float) -> None:
+        nonlocal waiting, working, started, finished, finished_at, ends
+        while True:
+            if working:
+                if ends > until:
+                    return
+                alone = len(working) == 1 and working[0][1] * rate > limit
+                assert alone or all(ends - at <= limit + 1e-9 for at, _ in working)
+                finished, finished_at, working = started, ends, []
+            if not waiting:
+                return
+            working, waiting = waiting, []
+            begins = max(finished_at, working[0][0])
+            started = working[-1][0]
+            ends = begins + rate * sum(tokens for _, tokens in working)
+
+    for gap, tokens in arrivals:
+        now += gap + 1e-6
+        work(now)
+        pace = Pace(
+            started=started, finished=finished, finished_at=finished_at, seconds_per_token=rate
+        )
+        try:
+            line.take(now, tokens, pace)
+        except Overloaded:
+            continue
+        waiting.append((now, tokens))
+        work(now)
+    work(math.inf)
+
+
+class Requests:
+    """Stand-ins for Triton's requests and its Python module."""
+
+    @staticmethod
+    def get_input_tensor_by_name(request: dict[str, Any], name: str) -> Any:
+        return SimpleNamespace(as_numpy=lambda: np.array(request[name]))
+
+
+def request(ticket: float, tokens: int) -> dict[str, Any]:
+    lengths = [[tokens - 1]]
+    return {"prepared_at": [[ticket]], "item_lengths": lengths, "prefix_ids": [[7]]}
+
+
+def test_the_page_carries_the_pace_between_processes(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    assert Board(path).pace() == Pace()
+    meter, seen = PaceMeter(Board(path), 3, Requests), Board(path)
+    ticket = time.monotonic()
+    with meter.passing([request(ticket - 1, 4), request(ticket, 6)]):
+        during = seen.pace()
+        time.sleep(0.05)
+    after = seen.pace()
+    assert (during.started, during.finished, after.finished) == (ticket, 0.0, ticket)
+    assert after.finished_at > ticket
+    assert 0.005 <= after.seconds_per_token < 0.5
+    assert after.instances == 1
+    with PaceMeter(Board(path), 4, Requests).passing([request(ticket, 1)]):
+        assert seen.pace().instances == 2
+
+
+@pytest.mark.parametrize("ticket", [math.nan, math.inf, 1e18, -5.0])
+def test_a_ticket_that_somebody_made_up_changes_nothing(tmp_path: Path, ticket: float) -> None:
+    board = Board(tmp_path / "page")
+    meter = PaceMeter(board, 0, Requests)
+    now = time.monotonic()
+    with meter.passing([request(ticket, 4), request(now, 4)]):
+        pass
+    assert board.pace().finished == now
+
+
+def test_a_failed_pass_is_a_finished_one(tmp_path: Path) -> None:
+    board = Board(tmp_path / "page")
+    now = time.monotonic()
+    with (
+        pytest.raises(ZeroDivisionError),
+        PaceMeter(board, 0, Requests).passing([request(now, 4)]),
+    ):
+        raise ZeroDivisionError
+    assert board.pace().finished == now
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    (tmp_path / "page").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        Board(tmp_path / "page")
+    assert target.read_text() == "kept"
+
+
+def test_requests_without_a_break_are_refused_until_none_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(admission.time, "monotonic", lambda: clock.now)
+    door = Admission(Line(None, 64), Board(tmp_path / "page"), 1.0)
+    for _ in range(10):
+        with door.entered():
+            clock.now += 0.1  # long texts
+        clock.now += 0.0005
+    for _ in range(20):
+        with pytest.raises(Overloaded, match="faster than they can be read"), door.entered():
+            pass
+        clock.now += 0.0005
+    clock.now += 0.01
+    with door.entered():
+        pass
+
+
+def test_stages_open_what_their_parameters_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "SHARED", tmp_path)
+    assert isinstance(open_admission({}), NoAdmission)
+    assert isinstance(open_meter({}, "ranker_0_0", Requests), NoMeter)
+    value = json.dumps({"limit_s": 0.5, "max_waiting": 3})
+    parameters = {"admission": {"string_value": value}}
+    door, meter = open_admission(parameters), open_meter(parameters, "ranker_0_5", Requests)
+    assert os.listdir(tmp_path) == [f"slmrank-pace-{os.getppid()}"]
+    first = door.take(10)
+    with meter.passing([request(first, 10)]):
+        for _ in range(3):
+            door.take(10)
+        with pytest.raises(Overloaded, match="the limit is 3"):
+            door.take(10)
+    # A server that is measured only counts.
+    monkeypatch.setenv(admission.SWITCH, "off")
+    measured = open_admission(parameters)
+    for _ in range(3):
+        measured.take(10**9)
+    with pytest.raises(Overloaded, match="the limit is 3"):
+        measured.take(1)
