@@ -30,6 +30,7 @@ VERBS = {
     "prune": ("steps", "Prune the fine-tuned model: OSSCAR on MLP neurons, fewer layers"),
     "recover": ("steps", "Distil the unpruned model into the pruned one"),
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
+    "train-summarizer": ("train_summarizer", "Train the language model that writes summaries"),
     "compress-table": ("compress_table", "Compare summarizers at equal budgets with full texts"),
     "depth-table": ("depth_table", "Measure what ranking fewer jobs under load costs"),
     "ladder": ("ladder", "Measure every step from the plain model to the served engine"),

@@ -5,9 +5,60 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from slmrank.spec.section import Section, multiple_of_64
+
+
+class GenerativeSpec(Section):
+    """Training of method `generative`: supervised on the summaries of method `ranker`, then by
+    reinforcement against the frozen ranker."""
+
+    source_tokens: int = Field(
+        256, ge=16, le=8192, description="tokens of a description that the model reads"
+    )
+    tokens: int = Field(48, ge=8, le=2048, description="longest summary in training")
+    new_words: bool = Field(
+        True, description="false: words of a summary that the posting does not have are struck out"
+    )
+    rank: int = Field(16, ge=1, description="rank of the LoRA adapter")
+    jobs: int = Field(400, ge=4, description="training jobs, drawn among those with queries")
+    held_out: int = Field(24, ge=2, description="further jobs on which the reward is measured")
+    queries: int = Field(4, ge=2, description="queries of a job in the reward, half of them good")
+    item_tokens: int = Field(1024, ge=64, description="tokens of a posting that the ranker reads")
+    warm_up_epochs: float = Field(2.0, ge=0, description="passes over the jobs before the reward")
+    warm_up_learning_rate: float = Field(2e-4, gt=0)
+    steps: int = Field(120, ge=0, description="optimizer steps by reinforcement")
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(12, ge=2, description="summaries in one pass")
+    samples: int = Field(6, ge=2, description="summaries of a job that are compared")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    steps_per_generation: int = Field(2, ge=1, description="passes over what was sampled once")
+    temperature: float = Field(1.0, gt=0)
+    loss: Literal["dr_grpo", "luspo"] = Field(
+        "luspo",
+        description="how tokens are summed, neither of which favours short answers as the plain "
+        "GRPO loss does: the reward pays for shortness already",
+    )
+    length_weight: float = Field(0.4, ge=0, description="w of the length term (the paper's: 0.4)")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _off_policy(self) -> GenerativeSpec:
+        if self.steps_per_generation <= self.gradient_accumulation_steps:
+            raise ValueError(
+                f"generative.steps_per_generation {self.steps_per_generation} must be above "
+                f"generative.gradient_accumulation_steps {self.gradient_accumulation_steps}: with "
+                "every sample used for one update its importance ratio is 1, and sequence-level "
+                "sampling (GSPO) has no effect"
+            )
+        if self.batch_size * self.steps_per_generation % self.samples:
+            raise ValueError(
+                f"generative.batch_size {self.batch_size} x steps_per_generation "
+                f"{self.steps_per_generation} must be a multiple of generative.samples "
+                f"{self.samples}"
+            )
+        return self
 
 
 class SummarizeSpec(Section):
@@ -16,8 +67,9 @@ class SummarizeSpec(Section):
     method: str = Field(
         "salience",
         description="summarizer: `salience` (sentences that cover rare words), `ranker` (phrases "
-        "that move a trained ranker's p), `lead` (the first words), `stopwords` (the first words "
-        "that are no stop words), or the name of a registered one",
+        "that move a trained ranker's p), `generative` (a language model trained against it), "
+        "`lead` (the first words), `stopwords` (the first words that are no stop words), or the "
+        "name of a registered one",
     )
     budget_tokens: int = Field(56, ge=8, le=2048, description="longest summary of a description")
     learn_jobs: int = Field(
@@ -39,6 +91,9 @@ class SummarizeSpec(Section):
         "lmdb:",
         description="where servers read summaries: `lmdb:` inside the bundle, or "
         "`redis://HOST:PORT/DB`, which `control publish` fills",
+    )
+    generative: GenerativeSpec | None = Field(
+        None, description="of method `generative`; unset: its defaults"
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of a summarizer that was registered elsewhere"

@@ -63,7 +63,7 @@ def measure_effects(
     checkpoint = open_checkpoint(ranker)
     encoder = checkpoint.encoder()
     loaded = load_model(checkpoint, choose_placement(device))
-    drawn = _drawn(jobs, pairs, count)
+    drawn = queried_jobs(jobs, pairs, count, QUERIES, SEED)
     found: list[Effect] = []
     for number, (job, queries, rng) in enumerate(drawn, start=1):
         phrases = _phrases(job, encoder, rng)
@@ -86,8 +86,11 @@ def measure_effects(
 Drawn = tuple[Job, tuple[list[str], list[str]], random.Random]
 
 
-def _drawn(jobs: Sequence[Job], pairs: Sequence[Pair], count: int) -> list[Drawn]:
-    """Jobs with a draw of their queries, and a generator that goes on from there."""
+def queried_jobs(
+    jobs: Sequence[Job], pairs: Sequence[Pair], count: int, sizes: tuple[int, int], seed: int
+) -> list[Drawn]:
+    """Jobs with a draw of their good and bad queries, at most so many of each, and a generator that
+    goes on from there. Raises DataError when no job has both."""
     queries: dict[str, tuple[list[str], list[str]]] = {}
     for pair in pairs:
         if pair.grade >= GOOD or pair.grade <= BAD:
@@ -102,13 +105,13 @@ def _drawn(jobs: Sequence[Job], pairs: Sequence[Pair], count: int) -> list[Drawn
     # Long postings have both the work and the wording around it.
     usable.sort(key=lambda job: (-len(job.description), job.job_id))
     usable = usable[: max(count, len(usable) // 2)]
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     drawn = []
     for job in rng.sample(usable, min(count, len(usable))):
-        own = random.Random(f"{SEED} {job.job_id}")
+        own = random.Random(f"{seed} {job.job_id}")
         good, bad = (
             own.sample(sorted(asked), min(size, len(asked)))
-            for asked, size in zip(queries[job.job_id], QUERIES, strict=True)
+            for asked, size in zip(queries[job.job_id], sizes, strict=True)
         )
         drawn.append((job, (good, bad), own))
     return drawn

@@ -11,6 +11,7 @@ from slmrank.summarize.summarizer import FITTED_FOLDER, Summarizer, SummarizerKi
 
 
 def _built_in() -> None:
+    from slmrank.summarize.generative import GenerativeKind
     from slmrank.summarize.lead import LeadKind, whole, without_stop_words
     from slmrank.summarize.ranker import RankerKind
     from slmrank.summarize.salience import SalienceKind
@@ -19,6 +20,7 @@ def _built_in() -> None:
     SUMMARIZERS.register("lead", LeadKind("lead", whole))
     SUMMARIZERS.register("stopwords", LeadKind("stopwords", without_stop_words))
     SUMMARIZERS.register("ranker", RankerKind())
+    SUMMARIZERS.register("generative", GenerativeKind())
 
 
 SUMMARIZERS: Registry[SummarizerKind] = Registry("summarizer", _built_in)

@@ -52,12 +52,15 @@ class Summarizer(Protocol):
 class Fitting:
     """What a summarizer is fitted on: jobs, and for kinds that need a ranker the folder of a
     trained one's checkpoint and the training pairs of these jobs. What is fitted must not depend on
-    the budget: `load` applies it to the budget of its spec."""
+    the budget: `load` applies it to the budget of its spec. `base` is the folder of the model that
+    everything starts from, `work` keeps what a run that was killed goes on with."""
 
     spec: SummarizeSpec
     jobs: Sequence[Job]
     encode: Encode
+    base: Path | None = None
     ranker: Path | None = None
+    work: Path | None = None
     pairs: Sequence[Pair] = ()
     device: str = "cpu"
     progress: Progress = lambda _done, _total, _note: None

@@ -1,0 +1,150 @@
+"""Summaries that a causal language model writes, trained against a frozen ranker (the paper's
+actor, section 3).
+
+`fit` trains it (`policy`); what is kept is the whole model with its adapter merged, so that a
+repository needs nothing else. It reads title and description and writes at most the budget's
+tokens, the likeliest one each time, one job at a time: the same job gives the same summary whatever
+stands beside it. Words that the posting does not have can be struck out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slmrank.code_hash import code_hash
+from slmrank.data.records import Job
+from slmrank.data.words import words_of
+from slmrank.errors import DataError, MissingDependencyError
+from slmrank.hashing import hash_file
+from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
+from slmrank.summarize.sentences import cut_words, within_budget
+from slmrank.summarize.summarizer import Encode, Fitting, Summary
+
+POLICY_FOLDER = "policy"
+WEIGHTS_FILE = "model.safetensors"
+ASKED = "\nShort summary for search:"  # what is written starts with a space, which is a token's own
+
+
+def request_of(job: Job, source_tokens: int, encode: Encode) -> str:
+    """What the model reads of a job; a long description is cut."""
+    text = cut_words(job.description, source_tokens, encode)
+    return f"{job.title}\n{text}{ASKED}"
+
+
+def new_words(job: Job, summary: str) -> list[str]:
+    """The words of a summary that neither title nor description has, by stem."""
+    known = words_of(f"{job.title} {job.description}")
+    return [word for word in summary.split() if not set(words_of(word)) <= set(known)]
+
+
+def without_new_words(job: Job, summary: str) -> str:
+    """The summary without the words that the posting does not have."""
+    struck = set(new_words(job, summary))
+    return " ".join(word for word in summary.split() if word not in struck)
+
+
+class GenerativeKind:
+    """A causal language model with what reinforcement learning made of it."""
+
+    needs_ranker = True
+
+    def fit(self, fitting: Fitting) -> GenerativeSummarizer:
+        """Raises DataError without training queries that tell jobs apart, MissingDependencyError
+        without trl."""
+        from slmrank.summarize.policy import train_policy
+
+        assert fitting.work is not None
+        folder = train_policy(fitting)
+        own = fitting.spec.generative or GenerativeSpec()
+        return GenerativeSummarizer(folder, own, fitting.spec.budget_tokens, fitting.encode)
+
+    def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> GenerativeSummarizer:
+        """Raises DataError when the model is not there."""
+        path = folder / POLICY_FOLDER
+        if not (path / WEIGHTS_FILE).is_file():
+            raise DataError(f"{path} holds no model", "run `control train-summarizer` again")
+        return GenerativeSummarizer(
+            path, spec.generative or GenerativeSpec(), spec.budget_tokens, encode
+        )
+
+
+@dataclass(frozen=True)
+class GenerativeSummarizer:
+    """A model's folder, how it is asked, and a budget in tokens of the summary alone."""
+
+    folder: Path
+    spec: GenerativeSpec
+    budget: int
+    encode: Encode
+    device: str = field(default="auto", compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "method": "generative",
+            "budget_tokens": self.budget,
+            "weights": hash_file(self.folder / WEIGHTS_FILE)[:16],
+            "source_tokens": self.spec.source_tokens,
+            "new_words": self.spec.new_words,
+            "code": code_hash(__name__),
+        }
+
+    def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
+        """Raises MissingDependencyError without torch and transformers."""
+
+        def shorten(jobs: Sequence[Job], budget: int) -> list[str]:
+            return [self._write(job, budget) for job in jobs]
+
+        return within_budget(jobs, self.budget, self.encode, shorten)
+
+    def save(self, folder: Path) -> None:
+        import shutil
+
+        shutil.copytree(self.folder, folder / POLICY_FOLDER)
+
+    def _write(self, job: Job, budget: int) -> str:
+        text = self._writer.write(request_of(job, self.spec.source_tokens, self.encode), budget)
+        return text if self.spec.new_words else without_new_words(job, text)
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(self.folder, self.device)
+
+
+class Writer:
+    """The model, loaded when the first summary is asked for: a server that only reads stored ones
+    has no need of torch."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"summaries of method generative are written by a language model: {error}",
+                "pip install 'slmrank[train]', or send ids of stored jobs",
+            ) from error
+        from slmrank.model.placement import choose_placement
+        from slmrank.model.quiet import quiet
+
+        self._torch = torch
+        placement = choose_placement(device)
+        self._device = placement.device
+        with quiet():
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=placement.torch_dtype
+            )
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        self._model.eval().to(self._device)
+
+    def write(self, request: str, tokens: int) -> str:
+        """The likeliest continuation, token by token, in one line."""
+        encoded = self._tokenizer(request, return_tensors="pt", add_special_tokens=False)
+        encoded = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+        with self._torch.no_grad():
+            ids = self._model.generate(**encoded, max_new_tokens=tokens, do_sample=False)
+        written = ids[0, encoded["input_ids"].shape[1] :]
+        return " ".join(self._tokenizer.decode(written, skip_special_tokens=True).split())

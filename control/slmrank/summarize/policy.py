@@ -1,0 +1,392 @@
+"""Training of the summarizing language model: warm start, then GSPO against the frozen ranker.
+
+The warm start is supervised, on the summaries of method `ranker`. Then TRL's GRPO trainer with
+sequence-level importance ratios (GSPO, arXiv 2507.18071) on the reward of `faithfulness`; both of
+its terms are logged apart. Before, between and after, the reward of the likeliest summaries of
+held-out jobs is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmrank.artifacts import write_atomic
+from slmrank.data.records import Job
+from slmrank.errors import MissingDependencyError
+from slmrank.spec.compress import GenerativeSpec
+from slmrank.summarize.effects import queried_jobs
+from slmrank.summarize.faithfulness import FrozenRanker, length_cost
+from slmrank.summarize.generative import POLICY_FOLDER, Writer, new_words, request_of
+from slmrank.summarize.summarizer import Encode, Fitting, Progress
+
+HISTORY_FILE = "history.json"
+WARM_FOLDER = "warm"
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The likeliest summaries of held-out jobs: reward and its two terms by job, tokens and the
+    share of words that the posting does not have, as means; a few texts."""
+
+    name: str
+    step: int
+    rewards: list[float]
+    divergence: float
+    length_cost: float
+    tokens: float
+    new_words: float
+    shown: list[dict[str, str]]
+
+    @property
+    def reward(self) -> float:
+        return float(np.mean(self.rewards))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A job with the queries by which its summaries are judged."""
+
+    job: Job
+    queries: tuple[str, ...]
+    source_tokens: int
+
+
+class Reward:
+    """The reward of summaries, as its two terms."""
+
+    def __init__(self, ranker: FrozenRanker, spec: GenerativeSpec, encode: Encode) -> None:
+        self._ranker, self._spec, self._encode = ranker, spec, encode
+
+    def faithfulness(self, judged: Judged, summaries: Sequence[str]) -> list[float]:
+        """-KL [N], a mean over the job's queries."""
+        found = self._ranker.divergences(judged.job, judged.queries, summaries)
+        return [-float(one) for one in found]
+
+    def brevity(self, judged: Judged, summaries: Sequence[str]) -> list[float]:
+        """-w (len(s) / len(r))^2 [N]."""
+        weight = self._spec.length_weight
+        return [
+            -length_cost(len(ids), judged.source_tokens, weight)
+            for ids in self._encode(list(summaries))
+        ]
+
+
+def train_policy(fitting: Fitting) -> Path:
+    """The folder of the trained model, with its history beside it (`history.json`).
+
+    Raises DataError without training queries that tell jobs apart, MissingDependencyError without
+    trl.
+    """
+    assert fitting.base is not None
+    assert fitting.ranker is not None
+    assert fitting.work is not None
+    _require_trl()
+    spec = fitting.spec.generative or GenerativeSpec()
+    jobs = _judged(fitting, spec)
+    held_out, jobs = jobs[: spec.held_out], jobs[spec.held_out :]
+    reward = Reward(
+        FrozenRanker(fitting.ranker, spec.item_tokens, fitting.device), spec, fitting.encode
+    )
+    history: list[Measured] = []
+
+    def measure(name: str, step: int, folder: Path) -> None:
+        history.append(_measure(name, step, folder, held_out, reward, spec, fitting))
+        write_atomic(work / HISTORY_FILE, json.dumps([asdict(one) for one in history]) + "\n")
+
+    work = fitting.work
+    warm, trained = work / WARM_FOLDER, work / POLICY_FOLDER
+    _warm_up(fitting, spec, jobs, warm)
+    measure("warm start", 0, warm)
+    log = _reinforce(fitting, spec, jobs, reward, warm, trained)
+    measure("trained", spec.steps, trained)
+    told = {
+        "settings": spec.settings(),
+        "jobs": len(jobs),
+        "held_out": [asdict(one) for one in history],
+        "log": log,
+    }
+    write_atomic(trained / HISTORY_FILE, json.dumps(told, indent=1) + "\n")
+    return trained
+
+
+def _require_trl() -> None:
+    try:
+        import datasets  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training a summarizer needs trl: {error}", "pip install 'slmrank[rl]'"
+        ) from error
+
+
+def _judged(fitting: Fitting, spec: GenerativeSpec) -> list[Judged]:
+    half = spec.queries // 2
+    drawn = queried_jobs(
+        fitting.jobs,
+        fitting.pairs,
+        spec.held_out + spec.jobs,
+        sizes=(spec.queries - half, half),
+        seed=spec.seed,
+    )
+    sizes = fitting.encode([job.description for job, _, _ in drawn])
+    return [
+        Judged(job=job, queries=(*good, *bad), source_tokens=len(ids))
+        for (job, (good, bad), _), ids in zip(drawn, sizes, strict=True)
+    ]
+
+
+def _measure(
+    name: str,
+    step: int,
+    folder: Path,
+    held_out: Sequence[Judged],
+    reward: Reward,
+    spec: GenerativeSpec,
+    fitting: Fitting,
+) -> Measured:
+    writer = Writer(folder, fitting.device)
+    terms: list[tuple[float, float]] = []
+    words: list[float] = []
+    tokens: list[int] = []
+    shown = []
+    for number, one in enumerate(held_out, start=1):
+        request = request_of(one.job, spec.source_tokens, fitting.encode)
+        text = writer.write(request, spec.tokens)
+        [faithful], [brief] = reward.faithfulness(one, [text]), reward.brevity(one, [text])
+        terms.append((faithful, brief))
+        words.append(len(new_words(one.job, text)) / max(len(text.split()), 1))
+        tokens.append(len(fitting.encode([text])[0]))
+        if number <= SHOWN:
+            shown.append({"title": one.job.title, "summary": text})
+        fitting.progress(number, len(held_out), f"held-out jobs, {name}")
+    return Measured(
+        name=name,
+        step=step,
+        rewards=[faithful + brief for faithful, brief in terms],
+        divergence=-float(np.mean([faithful for faithful, _ in terms])),
+        length_cost=-float(np.mean([brief for _, brief in terms])),
+        tokens=float(np.mean(tokens)),
+        new_words=float(np.mean(words)),
+        shown=shown,
+    )
+
+
+def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], target: Path) -> None:
+    """Supervised training on the summaries of method `ranker`, into `target`; nothing where an
+    earlier run left it."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from slmrank.summarize.ranker import RankerKind
+
+    if target.is_dir():
+        return
+    teacher = RankerKind().fit(fitting)
+    examples = [
+        {
+            "prompt": request_of(one.job, spec.source_tokens, fitting.encode),
+            "completion": f" {teacher.scorer.choose(one.job.description, spec.tokens - 2)}",
+        }
+        for one in jobs
+    ]
+    arguments = SFTConfig(
+        output_dir=str(target.with_name("warm-up")),
+        num_train_epochs=spec.warm_up_epochs,
+        per_device_train_batch_size=4,
+        learning_rate=spec.warm_up_learning_rate,
+        completion_only_loss=True,
+        max_length=None,
+        **_common(spec, fitting.device),
+    )
+    trainer = SFTTrainer(
+        model=_model(fitting.base, fitting.device),
+        args=arguments,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=_tokenizer(fitting.base),
+        peft_config=_adapter(spec),
+        callbacks=[_told(fitting.progress, "warm-up steps")],
+    )
+    _silence(trainer)
+    if spec.warm_up_epochs:
+        trainer.train()
+    _save_merged(trainer, fitting.base, target)
+
+
+def _reinforce(
+    fitting: Fitting,
+    spec: GenerativeSpec,
+    jobs: Sequence[Judged],
+    reward: Reward,
+    warm: Path,
+    target: Path,
+) -> list[dict[str, float]]:
+    """The log of the training whose model is written into `target`."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = [
+        {"prompt": request_of(one.job, spec.source_tokens, fitting.encode), "place": place}
+        for place, one in enumerate(jobs)
+    ]
+
+    def term(of: Callable[[Judged, Sequence[str]], list[float]], name: str) -> Any:
+        def rewards(completions: list[str], place: list[int], **_: Any) -> list[float]:
+            texts: dict[int, list[int]] = {}
+            for row, at in enumerate(place):
+                texts.setdefault(at, []).append(row)
+            found = [0.0] * len(completions)
+            for at, own in texts.items():
+                values = of(jobs[at], [" ".join(completions[row].split()) for row in own])
+                for row, value in zip(own, values, strict=True):
+                    found[row] = value
+            return found
+
+        rewards.__name__ = name
+        return rewards
+
+    arguments = GRPOConfig(
+        output_dir=str(target.with_name("reinforced")),
+        max_steps=spec.steps,
+        per_device_train_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        steps_per_generation=spec.steps_per_generation,
+        num_generations=spec.samples,
+        max_completion_length=spec.tokens,
+        temperature=spec.temperature,
+        learning_rate=spec.learning_rate,
+        importance_sampling_level="sequence",
+        loss_type=spec.loss,
+        epsilon=3e-4,
+        epsilon_high=4e-4,
+        # Within a group the terms differ little: dividing by its own deviation would amplify noise.
+        scale_rewards="batch",
+        beta=0.0,
+        save_steps=20,
+        **_common(spec, fitting.device, saving=True),
+    )
+    trainer = GRPOTrainer(
+        model=_model(warm, fitting.device),
+        reward_funcs=[
+            term(reward.faithfulness, "faithfulness"),
+            term(reward.brevity, "brevity"),
+        ],
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(warm),
+        peft_config=_adapter(spec),
+        callbacks=[_told(fitting.progress, "steps")],
+    )
+    _silence(trainer)
+    if spec.steps:
+        checkpoints = Path(arguments.output_dir)
+        trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")) or None)
+    _save_merged(trainer, warm, target)
+    return [_figures(record) for record in trainer.state.log_history]
+
+
+def _common(spec: GenerativeSpec, device: str, *, saving: bool = False) -> dict[str, Any]:
+    from slmrank.model.placement import choose_placement
+
+    placement = choose_placement(device)
+    on_cpu = placement.device == "cpu"
+    return {
+        "use_cpu": on_cpu,
+        "bf16": not on_cpu,
+        "gradient_checkpointing": False,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "steps" if saving else "no",
+        "save_total_limit": 1,
+        "seed": spec.seed,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _model(folder: Path | None, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from slmrank.model.placement import choose_placement
+    from slmrank.model.quiet import quiet
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32")
+    return model.to(choose_placement(device).device)
+
+
+def _tokenizer(folder: Path | None) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _adapter(spec: GenerativeSpec) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=spec.rank, lora_alpha=2 * spec.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _save_merged(trainer: Any, source: Path | None, target: Path) -> None:
+    """The model with its adapter merged; a run that was killed leaves no half folder."""
+    from slmrank.model.quiet import quiet
+
+    draft = target.with_name(f"{target.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    with quiet():
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(draft)
+    assert source is not None
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        if (source / file).is_file():
+            shutil.copy2(source / file, draft / file)
+    draft.rename(target)
+
+
+def _silence(trainer: Any) -> None:
+    """Without a bar, the trainer prints its log: standard output is the verb's."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _told(progress: Progress, what: str) -> Any:
+    from transformers import TrainerCallback
+
+    class Told(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress(state.global_step, state.max_steps, what)
+
+    return Told()
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """What is kept of one line of the trainer's log."""
+    names = {
+        "step": "step",
+        "reward": "reward",
+        "reward_std": "reward_std",
+        "rewards/faithfulness/mean": "faithfulness",
+        "rewards/brevity/mean": "brevity",
+        "completions/mean_length": "tokens",
+        "sampling/importance_sampling_ratio/mean": "ratio",
+        "clip_ratio/region_mean": "clipped",
+        "step_time": "seconds",
+        "entropy": "entropy",
+    }
+    return {ours: float(record[theirs]) for theirs, ours in names.items() if theirs in record}

@@ -1,0 +1,156 @@
+"""The summarizer that a language model writes: reward, training with TRL for real, serving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slmrank.client.client import RankClient
+from slmrank.data.labelled import read_labelled
+from slmrank.data.records import Job
+from slmrank.errors import DataError, SpecError
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
+from slmrank.model.probability import probability
+from slmrank.model.reference import ReferenceScorer
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import run
+from slmrank.pipeline.summarizer_page import read_history
+from slmrank.prompt.template import job_text
+from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.reading import change_spec
+from slmrank.summarize.faithfulness import CLIP, FrozenRanker, divergence, length_cost
+from slmrank.summarize.generative import GenerativeKind, new_words, without_new_words
+from slmrank.summarize.registry import load_summarizer
+
+from tests.conftest import Control, TinyBundle
+
+GENERATIVE = {
+    "jobs": 6,
+    "held_out": 3,
+    "queries": 2,
+    "source_tokens": 24,
+    "tokens": 10,
+    "item_tokens": 128,
+    "warm_up_epochs": 1,
+    "steps": 3,
+    "batch_size": 4,
+    "samples": 4,
+}
+SUMMARIZE = {
+    "method": "generative",
+    "budget_tokens": 12,
+    "learn_jobs": 4,
+    "generative": GENERATIVE,
+}
+
+
+def test_the_divergence_is_that_of_two_answers() -> None:
+    full = np.array([0.8, 0.5, 0.2, 0.0])
+    assert divergence(full, full).tolist() == [0.0] * 4
+    assert divergence(np.array([0.5]), np.array([0.8])) == pytest.approx(
+        0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
+    )
+    # The opposite of what the posting says costs much, and no more than that.
+    worst = divergence(np.array([1.0]), np.array([0.0]))[0]
+    assert worst == divergence(np.array([1 - CLIP]), np.array([CLIP]))[0]
+    assert worst == pytest.approx(4.503, abs=1e-3)
+    assert length_cost(50, 100, 0.4) == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_the_reward_is_what_the_reference_scorer_says(tiny: TinyBundle) -> None:
+    folder = run(tiny.bundle.finetuned, tiny.store).path / CHECKPOINT_FOLDER
+    job = Job(job_id="a", title="welder", description="Welds beams and paints walls. " * 20)
+    queries, summaries = ["welder", "nurse"], ["welds beams", "paints"]
+    ranker = FrozenRanker(folder, 128, "cpu")
+    found = ranker.divergences(job, queries, summaries)
+    checkpoint = open_checkpoint(folder)
+    encoder, scorer = checkpoint.encoder(128), ReferenceScorer(checkpoint)
+
+    def p(query: str, text: str) -> np.ndarray:
+        item = encoder.item(encoder.body(job_text(job, text))).ids
+        return probability(scorer.logits([np.concatenate([encoder.prefix(query), item])]))
+
+    for place, summary in enumerate(summaries):
+        each = [divergence(p(one, summary), p(one, job.description))[0] for one in queries]
+        assert found[place] == pytest.approx(np.mean(each), abs=1e-6)
+    # The posting's own answer is asked for once.
+    assert ranker.divergences(job, queries, summaries[::-1])[::-1] == pytest.approx(found)
+
+
+def test_words_that_the_posting_does_not_have_are_found() -> None:
+    job = Job(job_id="a", title="Nurse", description="Cares for patients, by night.")
+    assert new_words(job, "Nurse: patient care in Paris") == ["in", "Paris"]
+    assert without_new_words(job, "Nurse: patient care in Paris") == "Nurse: patient care"
+    assert without_new_words(job, "") == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps_per_generation": 1}, "(GSPO) has no effect"),
+        (
+            {"gradient_accumulation_steps": 2},
+            "must be above generative.gradient_accumulation_steps",
+        ),
+        ({"samples": 5}, "must be a multiple of generative.samples 5"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(
+    tiny: TinyBundle, change: dict[str, int], words: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        change_spec(tiny.bundle.spec, {"summarize": {"generative": change}})
+    assert words in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_three_real_steps_and_what_serves_after_them(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    settings = [f"--set=summarize.{name}={json.dumps(value)}" for name, value in SUMMARIZE.items()]
+    command = ("train-summarizer", tiny.spec, *settings, "--artifacts", tiny.artifacts)
+    done = control(*command, "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    warm, trained = json.loads(done.stdout)["rows"]
+    assert (warm["step"], trained["step"]) == (0, 3)
+    for stage in (warm, trained):
+        assert len(stage["rewards"]) == 3
+        assert np.mean(stage["rewards"]) == pytest.approx(
+            -stage["divergence"] - stage["length_cost"], abs=1e-6
+        )
+        assert stage["divergence"] >= 0
+        assert stage["tokens"] <= 11
+    page = next(tmp_path.glob("*.html")).read_text()
+    assert "warm start (0 steps)" in page
+    assert "Before:" in page
+
+    bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": SUMMARIZE}))
+    summarizer = run(bundle.summarizer, tiny.store)
+    history = read_history(summarizer.path)
+    steps = [one for one in history["log"] if "reward" in one]
+    # Two passes over what was sampled once: three steps have two samplings.
+    assert [one["step"] for one in steps] == [1, 3]
+    for one in steps:
+        assert one["reward"] == pytest.approx(one["faithfulness"] + one["brevity"], abs=1e-5)
+
+    jobs = list(read_labelled(run(bundle.data, tiny.store).path).jobs.values())[:3]
+    encoder = open_checkpoint(run(bundle.base, tiny.store).path / CHECKPOINT_FOLDER).encoder()
+    found = load_summarizer(summarizer.path, bundle.spec.summarize, encoder)
+    together = found.summarize(jobs)
+    assert [found.summarize([job])[0] for job in jobs] == together
+    assert all(one.tokens <= 12 < one.source_tokens for one in together)
+
+    repository = run(bundle.repository, tiny.store).path
+    with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
+        stored = client.score("nurse", [job.job_id for job in jobs])
+        sent = client.score("nurse", jobs)
+    assert [one.score for one in sent] == [one.score for one in stored]
+
+
+def test_a_folder_without_a_model_is_named(tiny: TinyBundle, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no model"):
+        GenerativeKind().load(tmp_path, tiny.bundle.spec.summarize, lambda texts: [])
