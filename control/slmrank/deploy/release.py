@@ -102,8 +102,8 @@ class Release(Section):
     repository: RepositoryFacts
     known_answers: list[KnownAnswer]
     capacity: CapacityFacts
-    max_queue_size: int = Field(ge=1, description="waiting requests of one stage of a replica")
-    queue_timeout_us: int = Field(ge=1, description="longest wait in one stage")
+    max_queue_size: int = Field(ge=1, description="requests that wait for a replica's engine")
+    queue_timeout_us: int = Field(ge=1, description="longest predicted time to an answer")
     store_ports: list[int] = Field(
         default_factory=list, description="of the shared summary store and score cache"
     )

@@ -107,6 +107,7 @@ class Board:
     """The shared page: a row of doubles for each instance of `ranker`, which alone writes it."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(path, flags, 0o600)
         try:
@@ -175,6 +176,10 @@ class Admission:
         self._line.take(now, tokens, self._board.pace())
         return now
 
+    def close(self) -> None:
+        """The server ends."""
+        self._board.path.unlink(missing_ok=True)
+
 
 class NoAdmission:
     """Everything is taken, where Triton's own limits refuse."""
@@ -184,6 +189,8 @@ class NoAdmission:
 
     def take(self, tokens: int) -> float:
         return time.monotonic()
+
+    def close(self) -> None: ...
 
 
 class PaceMeter:

@@ -30,6 +30,9 @@ class TritonPythonModel:
     def execute(self, requests):
         return [self._answer(request) for request in requests]
 
+    def finalize(self):
+        self._admission.close()
+
     def _answer(self, request):
         started = time.perf_counter()
         job_ids = ()
