@@ -121,6 +121,10 @@ def full() -> InferenceServerException:
     return InferenceServerException(FULL, "StatusCode.UNAVAILABLE")
 
 
+def broken_model() -> InferenceServerException:
+    return InferenceServerException("KeyError: 'x'", "StatusCode.INTERNAL")
+
+
 def broken() -> InferenceServerException:
     return InferenceServerException("connection reset", "StatusCode.UNAVAILABLE")
 
@@ -192,10 +196,19 @@ def test_a_bounded_number_of_parts_is_in_flight() -> None:
     assert server.most_in_flight == 3
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_the_parts_of_one_listing_wait_for_each_other() -> None:
+    server = Answering([full()] * 5)
+    client = asking(server, max_items=2)
+    found = asyncio.run(client.score("q", [str(number) for number in range(9)]))
+    assert [one.score for one in found] == list(range(9))
+    assert server.calls == 5 + 5
+
+
 def test_a_failed_part_fails_the_listing_and_ends_the_others() -> None:
     async def left() -> int:
-        server = Answering([full()], [0.0, *[5.0] * 9])
-        with pytest.raises(Overloaded):
+        server = Answering([broken_model()], [0.0, *[5.0] * 9])
+        with pytest.raises(ServerFault):
             await asking(server, max_items=1).score("q", ["1", "2", "3"])
         return server.in_flight
 

@@ -47,7 +47,7 @@ def deployer_of(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def ask(release: Release) -> None:
-        with RankClient(str(smoke_url), timeout_s=60) as client:
+        with RankClient(str(smoke_url), timeout_s=60, retry_overload=True) as client:
             compare_known(client.score, release.known_answers, release.deploy.smoke_tolerance)
 
     cluster = connect(kubeconfig, context, warn=report)

@@ -41,7 +41,7 @@ def smoke_command(
       control smoke --known artifacts/repository/0123456789abcdef
     """
     answers = read_known(known / KNOWN_FILE if known.is_dir() else known)
-    with RankClient(url, timeout_s=timeout_s, tls=tls) as client:
+    with RankClient(url, timeout_s=timeout_s, retry_overload=True, tls=tls) as client:
         compared = compare_known(client.score, answers, tolerance)
         served = client.describe()
     if as_json:

@@ -53,7 +53,7 @@ class AsyncRankClient:
 
     `url` is `host:port`, or several of them with commas between; a name stands for all its
     addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
-    what a full queue refused. With `hedge_s`, a part that has no answer after that time is sent
+    what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has no answer after that time is sent
     once more, to another replica, and the first answer counts. `headers` go with every call, for
     example `{"authorization": "Bearer ..."}`.
 
@@ -143,7 +143,7 @@ class AsyncRankClient:
 
         async def bounded(start: int, part: Sequence[Asked]) -> Answer:
             async with free:
-                return await self._score_part(query, part, start, deadline, how)
+                return await self._score_part(query, part, start, deadline, how, of_many=True)
 
         tasks = [asyncio.ensure_future(bounded(start, part)) for start, part in parts]
         try:
@@ -158,6 +158,8 @@ class AsyncRankClient:
         start: int,
         deadline: float,
         how: Mapping[str, Any],
+        *,
+        of_many: bool = False,
     ) -> Answer:
         started = time.monotonic()
         inputs, outputs = build_inputs(query, jobs), output_tensors()
@@ -165,7 +167,8 @@ class AsyncRankClient:
         async def ask(client: Any, left: float) -> Any:
             return await client.infer(ENSEMBLE, inputs, outputs=outputs, client_timeout=left, **how)
 
-        reply = await self._call(ask, deadline)
+        # The parts of one listing are each other's overload: they wait for each other.
+        reply = await self._call(ask, deadline, patient=of_many)
         return read_reply(reply, jobs, start, time.monotonic() - started)
 
     async def _described(self, deadline: float) -> dict[str, str]:
@@ -183,7 +186,7 @@ class AsyncRankClient:
     def _deadline(self, timeout_s: float | None) -> float:
         return time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
 
-    async def _call(self, ask: Ask, deadline: float) -> Any:
+    async def _call(self, ask: Ask, deadline: float, *, patient: bool = False) -> Any:
         failed: list[str] = []
         pause = FIRST_PAUSE_S
         while True:
@@ -195,7 +198,7 @@ class AsyncRankClient:
                 self._identity = None  # what comes back may be another release
             wait = min(pause, LARGEST_PAUSE_S) * random.uniform(0.5, 1.0)
             again = isinstance(failure, Unreachable) or (
-                isinstance(failure, Overloaded) and self.retry_overload
+                isinstance(failure, Overloaded) and (self.retry_overload or patient)
             )
             if not again or wait >= deadline - time.monotonic():
                 raise failure
