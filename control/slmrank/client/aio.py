@@ -53,9 +53,9 @@ class AsyncRankClient:
 
     `url` is `host:port`, or several of them with commas between; a name stands for all its
     addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
-    what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has no answer after that time is sent
-    once more, to another replica, and the first answer counts. `headers` go with every call, for
-    example `{"authorization": "Bearer ..."}`.
+    what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has
+    no answer after that time is sent once more, to another replica, and the first answer counts.
+    `headers` go with every call, for example `{"authorization": "Bearer ..."}`.
 
     Raises InvalidRequest for a url that is none, or certificates that cannot be read.
     """
