@@ -1,0 +1,127 @@
+"""`control compress-search`: the cheapest compression within a loss."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from slmrank.artifacts import write_atomic
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.measured_page import named_set_option, out_option, show_page
+from slmrank.cli.options import Opened, device_option, json_option, spec_options
+from slmrank.pipeline.compress_search import (
+    Search,
+    draw_search,
+    geometry_of,
+    open_axes,
+    search_table,
+    winning_spec,
+)
+
+NOTES = (
+    "loss: NDCG@10 against the unpruned ranker, on full texts or on the spec's summaries, "
+    "whichever ranks better; paired by query, 95 % bootstrap interval. items/s: one stream of the "
+    "engine in this process; predicted ones by a line in the multiply-adds of an item.",
+    "The layers of a model stay alike: TensorRT-LLM's and the exported graphs refuse others.",
+)
+
+
+def _sizes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")] if value else []
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of whole numbers, as 27,24") from error
+
+
+@click.command("compress-search")
+@spec_options
+@named_set_option
+@click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=float)
+@click.option("--layers", callback=_sizes, metavar="N,...", help="[default: 0.9 and 0.8 of all]")
+@click.option("--neurons", callback=_sizes, metavar="N,...", help="MLP neurons a layer  [as above]")
+@click.option("--budgets", callback=_sizes, metavar="N,...", help="tokens of a summary  [as above]")
+@click.option(
+    "--candidates", default=4, show_default=True, type=click.IntRange(1), help="to be recovered"
+)
+@click.option(
+    "--rounds", default=2, show_default=True, type=click.IntRange(1, 6), help="of halving"
+)
+@click.option(
+    "--steps", type=click.IntRange(1), help="of the last round  [default: recover.steps of SPEC]"
+)
+@out_option
+@device_option
+@json_option
+def compress_search_command(
+    opened: Opened,
+    named: str,
+    max_loss: float,
+    layers: list[int],
+    neurons: list[int],
+    budgets: list[int],
+    candidates: int,
+    rounds: int,
+    steps: int | None,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Find the cheapest combination of layers, neurons, summary budget and precision that loses at
+    most --max-loss NDCG@10, and write a spec that extends SPEC by it.
+
+    Every axis is measured alone first, before recovery. Losses are added and costs are predicted
+    from them; of the combinations that none beats in both a few are recovered, in rounds: each
+    keeps the better half and doubles the steps. The last ones are measured in the engine. What was
+    measured is kept: an interrupted search goes on. Exit code 1 when nothing stays within the
+    limit.
+
+    \b
+    Example:
+      control compress-search build/demo.yaml --layers 27,24 --neurons 1280,1024 --steps 60
+    """
+
+    def report(line: str) -> None:
+        click.echo(line, err=True)
+
+    bundle, store = opened.bundle, opened.store
+    with StepDisplay() as display:
+        geometry = geometry_of(bundle, store, display, device)
+        given = {"layers": layers, "intermediate_size": neurons, "budget_tokens": budgets}
+        axes = open_axes(bundle, geometry, given)
+        recover = bundle.spec.recover
+        search = Search(
+            bundle=bundle,
+            on=named,
+            axes=axes,
+            geometry=geometry,
+            max_loss=max_loss,
+            candidates=candidates,
+            rounds=rounds,
+            steps=steps or (recover.steps if recover is not None else 1),
+            store=store,
+            watcher=display,
+            report=report,
+            device=device,
+        )
+        found = search.run()
+    name = f"search-{bundle.spec.name}-{named}"
+    show_page(
+        opened,
+        name,
+        f"The cheapest compression of {bundle.spec.name}, {named}",
+        NOTES,
+        search_table(found, max_loss),
+        draw_search(found, max_loss),
+        [one.as_dict() for one in found.tried],
+        out=out,
+        as_json=as_json,
+    )
+    if found.best is None:
+        report(f"nothing that was tried loses at most {max_loss}: more --steps, or milder values")
+        raise SystemExit(1)
+    target = (out or store.root / "reports") / f"{name}.yaml"
+    base = os.path.relpath(opened.path.resolve(), target.parent.resolve())
+    write_atomic(target, winning_spec(base, search, found.best))
+    report(f"best: {found.best.choice.words}; spec: {target}")

@@ -1,0 +1,319 @@
+"""The cheapest combination of layers, neurons, summary budget and precision within a loss.
+
+The reference is the unpruned model on full texts or on the spec's summaries, whichever ranks
+better: a ranker that was trained on summaries is no judge of what full texts hold. Pruned models
+are compared before recovery on single axes, and after it where they are candidates. Every number is
+an artifact: a search that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+
+from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.compress.search import (
+    Axes,
+    Choice,
+    Predicted,
+    combinations,
+    fit_cost,
+    front,
+    one_by_one,
+    predict,
+    shortlist,
+    survivors,
+    whole,
+    work_of,
+)
+from slmrank.errors import SpecError
+from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference, resamples
+from slmrank.evaluate.table import read_scores
+from slmrank.html_page import Table
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pyplot import plain_plot
+from slmrank.spec.reading import change_spec
+
+COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
+SHRINKING = (0.9, 0.8)
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate that was recovered with so many steps: its loss of NDCG@10 against the reference,
+    paired, and what an item costs: predicted, or measured in the engine at the end."""
+
+    choice: Choice
+    predicted_loss: float
+    steps: int
+    loss: Interval
+    seconds: float
+    in_engine: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the search did: all predictions, those tried, and the winner, where there is one."""
+
+    predicted: list[Predicted]
+    tried: list[Tried]
+    best: Tried | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A bundle with its axes. `steps`: of the full recovery; `rounds`: each halves the candidates
+    and doubles their steps."""
+
+    bundle: Bundle
+    on: str
+    axes: Axes
+    geometry: Geometry
+    max_loss: float
+    candidates: int
+    rounds: int
+    steps: int
+    store: ArtifactStore
+    watcher: Watcher
+    report: Report
+    device: str = "cpu"
+
+    def run(self) -> Found:
+        """Measure the axes, predict, recover the shortlist by halves, and check the last ones in
+        the engine."""
+        reference = self._reference()
+        start = whole(self.axes)
+        losses = {}
+        for choice in one_by_one(self.axes):
+            in_engine = choice.precision != start.precision
+            losses[choice] = self._loss(
+                self._score(choice, 0, in_engine=in_engine), reference
+            ).value
+            self.report(f"{choice.words}: {-losses[choice]:+.4f} NDCG@10, not recovered")
+        predicted = predict(self.axes, losses, self._works(), self._costs())
+        compressed = [one for one in front(predicted) if one.choice != start]
+        running = shortlist(compressed, self.candidates)
+        hoped = {one.choice: one.loss for one in running}
+        tried: list[Tried] = []
+        for number in range(1, self.rounds + 1):
+            steps = max(1, self.steps >> (self.rounds - number))
+            last = number == self.rounds
+            after = []
+            for one in running:
+                artifact = self._score(one.choice, steps, in_engine=last)
+                loss = self._loss(artifact, reference)
+                seconds = _seconds(artifact) if last else one.seconds
+                tried.append(
+                    Tried(
+                        choice=one.choice,
+                        predicted_loss=hoped[one.choice],
+                        steps=steps,
+                        loss=loss,
+                        seconds=seconds,
+                        in_engine=last,
+                    )
+                )
+                self.report(f"{one.choice.words}: {-loss.value:+.4f} after {steps} steps")
+                after.append(replace(one, loss=loss.value, seconds=seconds))
+            running = survivors(after, self.max_loss)
+        good = [one for one in tried if one.in_engine and one.loss.value <= self.max_loss]
+        best = min(good, key=lambda one: one.seconds, default=None)
+        return Found(predicted=predicted, tried=tried, best=best)
+
+    def changes(self, choice: Choice, steps: int) -> dict[str, Any]:
+        """What a choice changes of the spec but its budget; without steps it is not recovered."""
+        spec, start = self.bundle.spec, whole(self.axes)
+        size = {"layers": choice.layers, "intermediate_size": choice.intermediate_size}
+        changes: dict[str, Any] = {"prune": None, "recover": None}
+        if size != {"layers": start.layers, "intermediate_size": start.intermediate_size}:
+            recover = {"adapter": None, "steps": steps} if steps else None
+            changes = {"prune": {**size, "recorded": None}, "recover": recover}
+        if choice.precision != self.bundle.target.precision(spec.engine):
+            changes["engine"] = dict(self.bundle.target.unquantized or {})
+        return changes
+
+    def variant(self, choice: Choice, steps: int) -> Bundle:
+        """The bundle of a choice. The ranker before pruning stays the spec's own."""
+        return Bundle(change_spec(self.bundle.spec, self.changes(choice, steps)))
+
+    def _score(self, choice: Choice, steps: int, *, in_engine: bool) -> Artifact:
+        bundle = self.variant(choice, steps)
+        row: Row = "finetuned"
+        if bundle.spec.prune is not None:
+            row = "recovered" if steps else "pruned"
+        return self._scored(bundle, "engine" if in_engine else row, choice.budget_tokens)
+
+    def _scored(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Artifact:
+        summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})
+        step = score_step(bundle, row, "full" if full else "summary", self.on, summarize)
+        return run(step, self.store, self.watcher, device=self.device)
+
+    def _reference(self) -> Artifact:
+        start = whole(self.axes)
+        plain = self.variant(start, 0)
+        both = [
+            self._scored(plain, "finetuned", start.budget_tokens, full) for full in (True, False)
+        ]
+        best = max(both, key=lambda one: mean_ndcg(read_scores(one.path / SCORES_FILE)))
+        self.report("reference: " + ("full texts" if best is both[0] else "the spec's summaries"))
+        return best
+
+    def _loss(self, artifact: Artifact, reference: Artifact) -> Interval:
+        base = read_scores(reference.path / SCORES_FILE)
+        own = align(read_scores(artifact.path / SCORES_FILE), base)
+        evaluate = self.bundle.spec.evaluate
+        gain = ndcg_difference(own, base, resamples(len(base), evaluate.bootstrap, evaluate.seed))
+        return Interval(value=-gain.value, low=-gain.high, high=-gain.low)
+
+    def _item_tokens(self, budget: int) -> float:
+        figures = self._score(replace(whole(self.axes), budget_tokens=budget), 0, in_engine=False)
+        return float(figures.figures["item_tokens"] / figures.figures["pairs"])
+
+    def _works(self) -> dict[Choice, float]:
+        tokens = {budget: self._item_tokens(budget) for budget in self.axes["budget_tokens"]}
+        every = combinations(self.axes)
+        return {one: work_of(one, self.geometry, tokens[one.budget_tokens]) for one in every}
+
+    def _costs(self) -> dict[str, tuple[float, float]]:
+        """A line for each precision, through the longest and the shortest summaries."""
+        budgets = self.axes["budget_tokens"]
+        costs = {}
+        for precision in self.axes["precision"]:
+            points = []
+            for budget in dict.fromkeys((budgets[0], budgets[-1])):
+                choice = replace(whole(self.axes), precision=precision, budget_tokens=budget)
+                measured = self._score(choice, 0, in_engine=True)
+                work = work_of(choice, self.geometry, self._item_tokens(budget))
+                points.append((work, _seconds(measured)))
+            costs[precision] = fit_cost(points)
+        return costs
+
+
+def open_axes(
+    bundle: Bundle, geometry: Geometry, given: Mapping[str, list[int]]
+) -> dict[str, list[Any]]:
+    """The values of every axis: those given, or a fifth less in two steps; the model's own size and
+    the spec's own budget come first.
+
+    Raises SpecError for a spec that does not prune and recover, for a target whose engines do not
+    run here, and for a value above the model's.
+    """
+    spec = bundle.spec
+    if spec.prune is None or spec.recover is None:
+        raise SpecError(
+            "the search needs sections prune and recover", "add them; their sizes are searched"
+        )
+    if bundle.target.unquantized is None:
+        raise SpecError(
+            f"the search cannot measure engine.target {bundle.target.name} here",
+            "give a target whose engines run on this machine",
+        )
+    sizes = {
+        "layers": (geometry.layers, 1),
+        "intermediate_size": (geometry.intermediate_size, 64),
+        "budget_tokens": (spec.summarize.budget_tokens, 1),
+    }
+    axes: dict[str, list[Any]] = {}
+    for name, (most, multiple) in sizes.items():
+        values = given.get(name) or [
+            int(most * share) // multiple * multiple for share in SHRINKING
+        ]
+        wrong = [one for one in values if not 0 < one <= most or one % multiple]
+        if wrong:
+            raise SpecError(
+                f"{name} {wrong[0]} is not one to {most} in steps of {multiple}",
+                "give values up to the model's own",
+            )
+        axes[name] = sorted({most, *values}, reverse=True)
+    plain = Bundle(change_spec(spec, {"engine": dict(bundle.target.unquantized)}))
+    named = (bundle.target.precision(one.spec.engine) for one in (plain, bundle))
+    axes["precision"] = list(dict.fromkeys(named))
+    return axes
+
+
+def geometry_of(bundle: Bundle, store: ArtifactStore, watcher: Watcher, device: str) -> Geometry:
+    """Of the model before pruning, which is made where it is not yet."""
+    step: Step = bundle.finetuned
+    return read_geometry(run(step, store, watcher, device=device).path / CHECKPOINT_FOLDER)
+
+
+def _seconds(artifact: Artifact) -> float:
+    return float(artifact.figures["scoring_s"] / artifact.figures["pairs"])
+
+
+def search_table(found: Found, max_loss: float) -> Table:
+    """What was tried, the last round at the end."""
+    rows = []
+    for one in found.tried:
+        verdict = "within" if one.loss.value <= max_loss else "loses too much"
+        if found.best is one:
+            verdict = "best"
+        rows.append(
+            [
+                one.choice.words,
+                f"{one.predicted_loss:.4f}",
+                str(one.steps),
+                f"{one.loss.value:+.4f} [{one.loss.low:+.4f}, {one.loss.high:+.4f}]",
+                f"{1 / one.seconds:.3g}" + ("" if one.in_engine else " predicted"),
+                verdict,
+            ]
+        )
+    return f"{len(found.predicted)} combinations, limit {max_loss}", COLUMNS, rows
+
+
+def draw_search(found: Found, max_loss: float) -> bytes:
+    """A PNG: loss over items/s, predicted before recovery and measured after it."""
+
+    def draw(axes: Any) -> None:
+        def rates(those: Any) -> list[float]:
+            return [1 / one.seconds for one in those]
+
+        axes.scatter(
+            rates(found.predicted),
+            [one.loss for one in found.predicted],
+            s=12,
+            color="#bbbbbb",
+            label="predicted, not recovered",
+        )
+        for last, color in ((False, "#4477aa"), (True, "#ee6677")):
+            those = [one for one in found.tried if one.in_engine is last]
+            values = [one.loss.value for one in those]
+            spread = [
+                [one.loss.value - one.loss.low for one in those],
+                [one.loss.high - one.loss.value for one in those],
+            ]
+            label = "in the engine" if last else "while recovered"
+            axes.errorbar(
+                rates(those), values, yerr=spread, fmt="o", color=color, capsize=3, label=label
+            )
+        axes.axhline(max_loss, color="#999999", linewidth=0.8, linestyle="--")
+        axes.set_xlabel("items/s, one stream in process")
+        axes.set_ylabel("NDCG@10 lost")
+        axes.legend(frameon=False)
+
+    return plain_plot(draw)
+
+
+def winning_spec(base: str, search: Search, best: Tried) -> str:
+    """The text of a spec that extends `base` by the winner; its evidence stands in comments."""
+    budget = {"budget_tokens": best.choice.budget_tokens}
+    changes = search.changes(best.choice, best.steps)
+    spec = yaml.safe_dump({"extends": base, "summarize": budget, **changes}, sort_keys=False)
+    loss = best.loss
+    lines = [
+        "# Written by `control compress-search`; use it like any other spec.",
+        f"# {best.choice.words}: {1 / best.seconds:.3g} items/s in process",
+        f"# NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
+    ]
+    return "\n".join(lines) + "\n" + spec

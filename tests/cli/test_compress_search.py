@@ -1,0 +1,56 @@
+"""`control compress-search` on the tiny bundle, for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from slmrank.spec.reading import load_spec
+
+from tests.conftest import Control, TinyBundle
+
+AXES = ("--layers", "2", "--neurons", "128", "--budgets", "20")
+FEW = ("--candidates", "2", "--rounds", "2", "--steps", "2")
+
+
+@pytest.mark.slow
+def test_the_cheapest_within_a_loss_becomes_a_spec(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    command = ("compress-search", tiny.spec, "--artifacts", tiny.artifacts, *AXES, *FEW)
+    done = control(*command, "--max-loss", "1", "--out", tmp_path, "--json", timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["steps"], row["in_engine"]) for row in rows] == [(1, False)] * 2 + [(2, True)]
+    written = next(tmp_path.glob("*.yaml"))
+    found = load_spec(written)
+    best = rows[-1]["choice"]
+    assert found.prune is not None
+    assert found.recover is not None
+    assert found.recover.steps == 2
+    sizes = (found.prune.layers, found.prune.intermediate_size, found.summarize.budget_tokens)
+    assert sizes == (best["layers"], best["intermediate_size"], best["budget_tokens"])
+    assert found.data.source == "jsonl"
+    assert found.data.jobs.resolve() == tiny.jobs.resolve()
+    assert "items/s in process" in written.read_text()
+    assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    # What was measured is kept, and nothing passes a limit that nothing can meet.
+    again = control(*command, "--max-loss", "-1", "--out", tmp_path / "none", timeout_s=600)
+    assert again.returncode == 1
+    assert "made in" not in again.stderr
+    assert "nothing that was tried loses at most -1" in again.stderr
+    assert not list((tmp_path / "none").glob("*.yaml"))
+
+
+def test_what_cannot_be_searched_is_refused(control: Control, tiny: TinyBundle) -> None:
+    command = ("compress-search", tiny.spec, "--artifacts", tiny.artifacts)
+    for wrong, words in (
+        (("--set", "recover=null"), "sections prune and recover"),
+        (("--layers", "99"), "layers 99 is not one to"),
+        (("--neurons", "100"), "in steps of 64"),
+        (("--budgets", "many"), "no list of whole numbers"),
+    ):
+        done = control(*command, *wrong)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr

@@ -1,0 +1,85 @@
+"""The search's arithmetic: what is predicted, what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from slmrank.compress.search import (
+    Choice,
+    Predicted,
+    combinations,
+    fit_cost,
+    front,
+    one_by_one,
+    predict,
+    shortlist,
+    survivors,
+    whole,
+    work_of,
+)
+from slmrank.model.checkpoint import Geometry
+
+AXES = {
+    "layers": [30, 24],
+    "intermediate_size": [1536, 1024],
+    "budget_tokens": [36, 24],
+    "precision": ["float32", "int8"],
+}
+SMOL = Geometry(
+    family="llama",
+    layers=30,
+    hidden_size=576,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    vocab_size=49152,
+)
+
+
+def some(seconds: float, loss: float, layers: int = 30) -> Predicted:
+    return Predicted(choice=replace(whole(AXES), layers=layers), seconds=seconds, loss=loss)
+
+
+def test_the_work_is_that_of_the_parameters() -> None:
+    # SmolLM2-135M has 106.2M parameters in its blocks, without norms.
+    assert work_of(whole(AXES), SMOL, 1) == pytest.approx(106_168_320)
+    assert work_of(whole(AXES), SMOL, 50) == 50 * work_of(whole(AXES), SMOL, 1)
+    pruned = Choice(layers=24, intermediate_size=1024, budget_tokens=36, precision="int8")
+    assert work_of(pruned, SMOL, 1) == pytest.approx(0.6 * 106_168_320)
+
+
+def test_a_line_through_what_was_measured() -> None:
+    assert fit_cost([(1e9, 0.012), (3e9, 0.032)]) == pytest.approx((0.002, 1e-11))
+    assert fit_cost([(2e9, 0.02)]) == pytest.approx((0.0, 1e-11))
+    # Noise may not make work cheaper, nor nothing cost less than nothing.
+    assert fit_cost([(1e9, 0.03), (3e9, 0.02)])[1] > 0
+    assert fit_cost([(1e9, 0.001), (3e9, 0.03)])[0] == 0.0
+
+
+def test_losses_add_up_and_gains_pay_for_nothing() -> None:
+    losses = dict(zip(one_by_one(AXES), [0.02, 0.03, -0.05, 0.001], strict=True))
+    works = {one: work_of(one, SMOL, one.budget_tokens) for one in combinations(AXES)}
+    costs = {"float32": (0.0, 2e-11), "int8": (0.001, 1e-11)}
+    found = {one.choice: one for one in predict(AXES, losses, works, costs)}
+    assert len(found) == 16
+    assert found[whole(AXES)].loss == 0.0
+    least = Choice(layers=24, intermediate_size=1024, budget_tokens=24, precision="int8")
+    assert found[least].loss == pytest.approx(0.051)
+    assert found[least].seconds == pytest.approx(0.001 + 1e-11 * works[least])
+    kept = front(list(found.values()))
+    assert kept[0].choice == least
+    assert [one.loss for one in kept] == sorted((one.loss for one in kept), reverse=True)
+    for one in found.values():
+        assert any(two.seconds <= one.seconds and two.loss <= one.loss for two in kept)
+
+
+def test_a_few_are_tried_and_the_better_half_stays() -> None:
+    many = [some(number, 10.0 - number) for number in range(10)]
+    assert [one.seconds for one in shortlist(many, 4)] == [0, 3, 6, 9]
+    assert shortlist(many[:3], 4) == many[:3]
+    cheap, dear, lossy, lossiest = some(1, 0.01), some(2, 0.0), some(0.5, 0.02), some(0.1, 0.5)
+    assert survivors([lossiest, dear, lossy, cheap], 0.01) == [cheap, dear]
+    assert survivors([lossiest, lossy, dear], 0.001) == [dear]
+    assert survivors([lossiest, lossy], 0.01) == [lossy]
