@@ -24,6 +24,7 @@ from slmrank.pipeline.summarizer_page import (
     samples_of,
 )
 from slmrank.spec.reading import change_spec
+from slmrank.summarize.policy import require_trl
 
 METHOD = "generative"
 
@@ -58,6 +59,7 @@ def train_summarizer_command(
     if dry_run:
         show_plan([bundle.summarizer], opened.store, as_json=as_json)
         return
+    require_trl()  # better now than after the ranker was trained
     made = opened.run(bundle.summarizer, force=force, device=device)
     history = read_history(made.path)
     note = (

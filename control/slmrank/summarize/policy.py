@@ -88,7 +88,7 @@ def train_policy(fitting: Fitting) -> Path:
     assert fitting.base is not None
     assert fitting.ranker is not None
     assert fitting.work is not None
-    _require_trl()
+    require_trl()
     spec = fitting.spec.generative or GenerativeSpec()
     jobs = _judged(fitting, spec)
     held_out, jobs = jobs[: spec.held_out], jobs[spec.held_out :]
@@ -117,7 +117,8 @@ def train_policy(fitting: Fitting) -> Path:
     return trained
 
 
-def _require_trl() -> None:
+def require_trl() -> None:
+    """Raises MissingDependencyError without trl and datasets."""
     try:
         import datasets  # noqa: F401
         import trl  # noqa: F401
@@ -384,7 +385,6 @@ def _figures(record: Mapping[str, Any]) -> dict[str, float]:
         "rewards/faithfulness/mean": "faithfulness",
         "rewards/brevity/mean": "brevity",
         "completions/mean_length": "tokens",
-        "sampling/importance_sampling_ratio/mean": "ratio",
         "clip_ratio/region_mean": "clipped",
         "step_time": "seconds",
         "entropy": "entropy",
