@@ -2,8 +2,8 @@
 
 The warm start is supervised, on the summaries of method `ranker`. Then TRL's GRPO trainer with
 sequence-level importance ratios (GSPO, arXiv 2507.18071) on the reward of `faithfulness`; both of
-its terms are logged apart. Before, between and after, the reward of the likeliest summaries of
-held-out jobs is measured.
+its terms are logged apart. The reward of the likeliest summaries of held-out jobs is measured after
+the warm start and at the end.
 """
 
 from __future__ import annotations
@@ -11,72 +11,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slmrank.artifacts import write_atomic
-from slmrank.data.records import Job
 from slmrank.errors import MissingDependencyError
 from slmrank.spec.compress import GenerativeSpec
-from slmrank.summarize.effects import queried_jobs
-from slmrank.summarize.faithfulness import FrozenRanker, length_cost
-from slmrank.summarize.generative import POLICY_FOLDER, Writer, new_words, request_of
-from slmrank.summarize.summarizer import Encode, Fitting, Progress
+from slmrank.summarize.faithfulness import FrozenRanker
+from slmrank.summarize.generative import POLICY_FOLDER, request_of
+from slmrank.summarize.held_out import Judged, Measured, Reward, judged_jobs, measure_held_out
+from slmrank.summarize.summarizer import Fitting, Progress
 
 HISTORY_FILE = "history.json"
 WARM_FOLDER = "warm"
-SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """The likeliest summaries of held-out jobs: reward and its two terms by job, tokens and the
-    share of words that the posting does not have, as means; a few texts."""
-
-    name: str
-    step: int
-    rewards: list[float]
-    divergence: float
-    length_cost: float
-    tokens: float
-    new_words: float
-    shown: list[dict[str, str]]
-
-    @property
-    def reward(self) -> float:
-        return float(np.mean(self.rewards))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A job with the queries by which its summaries are judged."""
-
-    job: Job
-    queries: tuple[str, ...]
-    source_tokens: int
-
-
-class Reward:
-    """The reward of summaries, as its two terms."""
-
-    def __init__(self, ranker: FrozenRanker, spec: GenerativeSpec, encode: Encode) -> None:
-        self._ranker, self._spec, self._encode = ranker, spec, encode
-
-    def faithfulness(self, judged: Judged, summaries: Sequence[str]) -> list[float]:
-        """-KL [N], a mean over the job's queries."""
-        found = self._ranker.divergences(judged.job, judged.queries, summaries)
-        return [-float(one) for one in found]
-
-    def brevity(self, judged: Judged, summaries: Sequence[str]) -> list[float]:
-        """-w (len(s) / len(r))^2 [N]."""
-        weight = self._spec.length_weight
-        return [
-            -length_cost(len(ids), judged.source_tokens, weight)
-            for ids in self._encode(list(summaries))
-        ]
 
 
 def train_policy(fitting: Fitting) -> Path:
@@ -90,23 +38,20 @@ def train_policy(fitting: Fitting) -> Path:
     assert fitting.work is not None
     require_trl()
     spec = fitting.spec.generative or GenerativeSpec()
-    jobs = _judged(fitting, spec)
+    jobs = judged_jobs(fitting, spec)
     held_out, jobs = jobs[: spec.held_out], jobs[spec.held_out :]
     reward = Reward(
         FrozenRanker(fitting.ranker, spec.item_tokens, fitting.device), spec, fitting.encode
     )
-    history: list[Measured] = []
 
-    def measure(name: str, step: int, folder: Path) -> None:
-        history.append(_measure(name, step, folder, held_out, reward, spec, fitting))
-        write_atomic(work / HISTORY_FILE, json.dumps([asdict(one) for one in history]) + "\n")
+    def measured(name: str, step: int, folder: Path) -> Measured:
+        return measure_held_out(name, step, folder, held_out, reward, spec, fitting)
 
-    work = fitting.work
-    warm, trained = work / WARM_FOLDER, work / POLICY_FOLDER
+    warm, trained = fitting.work / WARM_FOLDER, fitting.work / POLICY_FOLDER
     _warm_up(fitting, spec, jobs, warm)
-    measure("warm start", 0, warm)
+    history = [measured("warm start", 0, warm)]
     log = _reinforce(fitting, spec, jobs, reward, warm, trained)
-    measure("trained", spec.steps, trained)
+    history.append(measured("trained", spec.steps, trained))
     told = {
         "settings": spec.settings(),
         "jobs": len(jobs),
@@ -126,58 +71,6 @@ def require_trl() -> None:
         raise MissingDependencyError(
             f"training a summarizer needs trl: {error}", "pip install 'slmrank[rl]'"
         ) from error
-
-
-def _judged(fitting: Fitting, spec: GenerativeSpec) -> list[Judged]:
-    half = spec.queries // 2
-    drawn = queried_jobs(
-        fitting.jobs,
-        fitting.pairs,
-        spec.held_out + spec.jobs,
-        sizes=(spec.queries - half, half),
-        seed=spec.seed,
-    )
-    sizes = fitting.encode([job.description for job, _, _ in drawn])
-    return [
-        Judged(job=job, queries=(*good, *bad), source_tokens=len(ids))
-        for (job, (good, bad), _), ids in zip(drawn, sizes, strict=True)
-    ]
-
-
-def _measure(
-    name: str,
-    step: int,
-    folder: Path,
-    held_out: Sequence[Judged],
-    reward: Reward,
-    spec: GenerativeSpec,
-    fitting: Fitting,
-) -> Measured:
-    writer = Writer(folder, fitting.device)
-    terms: list[tuple[float, float]] = []
-    words: list[float] = []
-    tokens: list[int] = []
-    shown = []
-    for number, one in enumerate(held_out, start=1):
-        request = request_of(one.job, spec.source_tokens, fitting.encode)
-        text = writer.write(request, spec.tokens)
-        [faithful], [brief] = reward.faithfulness(one, [text]), reward.brevity(one, [text])
-        terms.append((faithful, brief))
-        words.append(len(new_words(one.job, text)) / max(len(text.split()), 1))
-        tokens.append(len(fitting.encode([text])[0]))
-        if number <= SHOWN:
-            shown.append({"title": one.job.title, "summary": text})
-        fitting.progress(number, len(held_out), f"held-out jobs, {name}")
-    return Measured(
-        name=name,
-        step=step,
-        rewards=[faithful + brief for faithful, brief in terms],
-        divergence=-float(np.mean([faithful for faithful, _ in terms])),
-        length_cost=-float(np.mean([brief for _, brief in terms])),
-        tokens=float(np.mean(tokens)),
-        new_words=float(np.mean(words)),
-        shown=shown,
-    )
 
 
 def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], target: Path) -> None:
@@ -356,6 +249,7 @@ def _save_merged(trainer: Any, source: Path | None, target: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if (source / file).is_file():
             shutil.copy2(source / file, draft / file)
+    shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
 
 
