@@ -199,7 +199,7 @@ def tiny(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
         "recover": {"steps": 3, "queries_per_step": 2, "items_per_query": 4, "warmup_steps": 1},
         "evaluate": {"bootstrap": 200, "full_text_queries": 2, "full_text_tokens": 256},
         "engine": {"openvino": {"precision": "float32", "calibration_prompts": 16}},
-        # Twice the objective, the default, refuses requests that wait for a core of a busy machine;
+        # The objective, the default, refuses requests that wait for a core of a busy machine;
         # what overload does is tested with limits of its own.
         "repository": {"queue_timeout_us": 10_000_000},
         "sweep": {

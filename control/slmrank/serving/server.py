@@ -81,7 +81,7 @@ ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
 
 class Server:
     """A tritonserver child process. Use as a context manager, or `start` and `stop`. `measured`: it
-    takes every request, whatever `repository.admission` says."""
+    takes every request, however late the answer (see slmrank.serving.admission)."""
 
     def __init__(
         self,

@@ -72,7 +72,9 @@ def measure_effects(
         items = tuple(encoder.item(encoder.body(text)).ids for text in ("", *phrases))
         added = []
         for group in queries:
-            logits = [query_logits(loaded, _asked(encoder, query, items)) for query in group]
+            logits = [
+                query_logits(loaded, query_with_items(encoder, query, items)) for query in group
+            ]
             added.append(np.mean([one[1:] - one[0] for one in logits], axis=0))
         found += [
             Effect(phrase=phrase, effect=float(good - bad))
@@ -125,7 +127,7 @@ def _phrases(job: Job, encoder: PromptEncoder, rng: random.Random) -> list[str]:
     return rng.sample(phrases, MAX_PHRASES) if len(phrases) > MAX_PHRASES else phrases
 
 
-def _asked(encoder: PromptEncoder, query: str, items: tuple[Ids, ...]) -> EncodedQuery:
+def query_with_items(encoder: PromptEncoder, query: str, items: tuple[Ids, ...]) -> EncodedQuery:
     """The query with these items as its jobs."""
     count = len(items)
     return EncodedQuery(

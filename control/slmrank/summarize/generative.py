@@ -57,7 +57,6 @@ class GenerativeKind:
         without trl."""
         from slmrank.summarize.policy import train_policy
 
-        assert fitting.work is not None
         folder = train_policy(fitting)
         own = fitting.spec.generative or GenerativeSpec()
         return GenerativeSummarizer(folder, own, fitting.spec.budget_tokens, fitting.encode)
