@@ -10,7 +10,7 @@ from slmrank.spec.reading import load_spec
 
 from tests.conftest import Control, TinyBundle
 
-AXES = ("--layers", "2", "--neurons", "128", "--budgets", "20")
+AXES = ("--layers", "2", "--neurons", "128,64", "--kv-heads", "1", "--budgets", "20")
 FEW = ("--candidates", "2", "--rounds", "2", "--steps", "2")
 
 
@@ -22,6 +22,8 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     done = control(*command, "--max-loss", "1", "--out", tmp_path, "--json", timeout_s=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
+    page = next(tmp_path.glob("*.html")).read_text()
+    assert "with 128 neurons on average would leave" in page
     assert [(row["steps"], row["in_engine"]) for row in rows] == [(1, False)] * 2 + [(2, True)]
     written = next(tmp_path.glob("*.yaml"))
     found = load_spec(written)
@@ -35,6 +37,10 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     assert found.data.jobs.resolve() == tiny.jobs.resolve()
     assert "items/s in process" in written.read_text()
     assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    planned = control(*command, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "cached" in planned.stdout
+    assert "48 combinations are predicted" in planned.stderr
     # What was measured is kept, and nothing passes a limit that nothing can meet.
     again = control(*command, "--max-loss", "-1", "--out", tmp_path / "none", timeout_s=600)
     assert again.returncode == 1

@@ -15,6 +15,7 @@ from slmrank.compress.search import (
     predict,
     shortlist,
     survivors,
+    uneven_widths,
     whole,
     work_of,
 )
@@ -23,6 +24,7 @@ from slmrank.model.checkpoint import Geometry
 AXES = {
     "layers": [30, 24],
     "intermediate_size": [1536, 1024],
+    "kv_heads": [3, 2],
     "budget_tokens": [36, 24],
     "precision": ["float32", "int8"],
 }
@@ -46,8 +48,11 @@ def test_the_work_is_that_of_the_parameters() -> None:
     # SmolLM2-135M has 106.2M parameters in its blocks, without norms.
     assert work_of(whole(AXES), SMOL, 1) == pytest.approx(106_168_320)
     assert work_of(whole(AXES), SMOL, 50) == 50 * work_of(whole(AXES), SMOL, 1)
-    pruned = Choice(layers=24, intermediate_size=1024, budget_tokens=36, precision="int8")
+    pruned = replace(whole(AXES), layers=24, intermediate_size=1024)
     assert work_of(pruned, SMOL, 1) == pytest.approx(0.6 * 106_168_320)
+    # A key head takes its three query heads along: a third of the attention's parameters.
+    fewer = work_of(replace(whole(AXES), kv_heads=2), SMOL, 1)
+    assert work_of(whole(AXES), SMOL, 1) - fewer == 30 * 2 * 576 * (192 + 64)
 
 
 def test_a_line_through_what_was_measured() -> None:
@@ -59,14 +64,16 @@ def test_a_line_through_what_was_measured() -> None:
 
 
 def test_losses_add_up_and_gains_pay_for_nothing() -> None:
-    losses = dict(zip(one_by_one(AXES), [0.02, 0.03, -0.05, 0.001], strict=True))
+    losses = dict(zip(one_by_one(AXES), [0.02, 0.03, 0.04, -0.05, 0.001], strict=True))
     works = {one: work_of(one, SMOL, one.budget_tokens) for one in combinations(AXES)}
     costs = {"float32": (0.0, 2e-11), "int8": (0.001, 1e-11)}
     found = {one.choice: one for one in predict(AXES, losses, works, costs)}
-    assert len(found) == 16
+    assert len(found) == 32
     assert found[whole(AXES)].loss == 0.0
-    least = Choice(layers=24, intermediate_size=1024, budget_tokens=24, precision="int8")
-    assert found[least].loss == pytest.approx(0.051)
+    least = Choice(
+        layers=24, intermediate_size=1024, kv_heads=2, budget_tokens=24, precision="int8"
+    )
+    assert found[least].loss == pytest.approx(0.091)
     assert found[least].seconds == pytest.approx(0.001 + 1e-11 * works[least])
     kept = front(list(found.values()))
     assert kept[0].choice == least
@@ -83,3 +90,15 @@ def test_a_few_are_tried_and_the_better_half_stays() -> None:
     assert survivors([lossiest, dear, lossy, cheap], 0.01) == [cheap, dear]
     assert survivors([lossiest, lossy, dear], 0.001) == [dear]
     assert survivors([lossiest, lossy], 0.01) == [lossy]
+
+
+def test_widths_by_layer_spend_neurons_where_they_count() -> None:
+    errors = {8: [0.0, 0.0, 0.0], 6: [0.1, 0.4, 0.1], 4: [0.2, 1.0, 0.2]}
+    found = uneven_widths(errors, 6)
+    assert found.widths == (4, 8, 6)
+    assert sum(found.widths) == 3 * 6
+    assert found.even_error == pytest.approx(0.6)
+    assert found.error == pytest.approx(0.3)
+    # Layers that are alike gain nothing, and the narrowest width leaves nothing to give.
+    assert uneven_widths({8: [0.0] * 2, 6: [0.1] * 2, 4: [0.3] * 2}, 6).widths == (6, 6)
+    assert uneven_widths(errors, 4).widths == (4, 4, 4)

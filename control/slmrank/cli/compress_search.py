@@ -8,24 +8,19 @@ from pathlib import Path
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay
+from slmrank.cli.display import StepDisplay, show_plan
 from slmrank.cli.measured_page import named_set_option, out_option, show_page
-from slmrank.cli.options import Opened, device_option, json_option, spec_options
-from slmrank.pipeline.compress_search import (
-    Search,
-    draw_search,
-    geometry_of,
-    open_axes,
-    search_table,
-    winning_spec,
+from slmrank.cli.options import (
+    Opened,
+    device_option,
+    dry_run_option,
+    json_option,
+    spec_options,
 )
-
-NOTES = (
-    "loss: NDCG@10 against the unpruned ranker, on full texts or on the spec's summaries, "
-    "whichever ranks better; paired by query, 95 % bootstrap interval. items/s: one stream of the "
-    "engine in this process; predicted ones by a line in the multiply-adds of an item.",
-    "The layers of a model stay alike: TensorRT-LLM's and the exported graphs refuse others.",
-)
+from slmrank.compress.search import combinations
+from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
+from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_spec
+from slmrank.pipeline.steps import find_current
 
 
 def _sizes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
@@ -41,6 +36,7 @@ def _sizes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 @click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=float)
 @click.option("--layers", callback=_sizes, metavar="N,...", help="[default: 0.9 and 0.8 of all]")
 @click.option("--neurons", callback=_sizes, metavar="N,...", help="MLP neurons a layer  [as above]")
+@click.option("--kv-heads", callback=_sizes, metavar="N,...", help="key heads a layer  [as above]")
 @click.option("--budgets", callback=_sizes, metavar="N,...", help="tokens of a summary  [as above]")
 @click.option(
     "--candidates", default=4, show_default=True, type=click.IntRange(1), help="to be recovered"
@@ -53,6 +49,7 @@ def _sizes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 )
 @out_option
 @device_option
+@dry_run_option
 @json_option
 def compress_search_command(
     opened: Opened,
@@ -60,16 +57,18 @@ def compress_search_command(
     max_loss: float,
     layers: list[int],
     neurons: list[int],
+    kv_heads: list[int],
     budgets: list[int],
     candidates: int,
     rounds: int,
     steps: int | None,
     out: Path | None,
     device: str,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Find the cheapest combination of layers, neurons, summary budget and precision that loses at
-    most --max-loss NDCG@10, and write a spec that extends SPEC by it.
+    """Find the cheapest combination of layers, neurons, key heads, summary budget and precision
+    that loses at most --max-loss NDCG@10, and write a spec that extends SPEC by it.
 
     Every axis is measured alone first, before recovery. Losses are added and costs are predicted
     from them; of the combinations that none beats in both a few are recovered, in rounds: each
@@ -86,9 +85,18 @@ def compress_search_command(
         click.echo(line, err=True)
 
     bundle, store = opened.bundle, opened.store
+    if dry_run and find_current(bundle.finetuned, store) is None:
+        report("the sizes of the axes are known when this is made:")
+        show_plan([bundle.finetuned], store, as_json=as_json)
+        return
     with StepDisplay() as display:
         geometry = geometry_of(bundle, store, display, device)
-        given = {"layers": layers, "intermediate_size": neurons, "budget_tokens": budgets}
+        given = {
+            "layers": layers,
+            "intermediate_size": neurons,
+            "kv_heads": kv_heads,
+            "budget_tokens": budgets,
+        }
         axes = open_axes(bundle, geometry, given)
         recover = bundle.spec.recover
         search = Search(
@@ -105,13 +113,21 @@ def compress_search_command(
             report=report,
             device=device,
         )
-        found = search.run()
+        if not dry_run:
+            found, notes = search.run(), search_notes(search.uneven())
+    if dry_run:
+        show_plan(search.plan(), store, as_json=as_json)
+        report(
+            f"then {len(combinations(axes))} combinations are predicted, and {candidates} of them "
+            f"recovered in {rounds} rounds, the last with {search.steps} steps"
+        )
+        return
     name = f"search-{bundle.spec.name}-{named}"
     show_page(
         opened,
         name,
         f"The cheapest compression of {bundle.spec.name}, {named}",
-        NOTES,
+        notes,
         search_table(found, max_loss),
         draw_search(found, max_loss),
         [one.as_dict() for one in found.tried],

@@ -23,14 +23,15 @@ class Choice:
 
     layers: int
     intermediate_size: int
+    kv_heads: int
     budget_tokens: int
     precision: str
 
     @property
     def words(self) -> str:
         return (
-            f"{self.layers} layers of {self.intermediate_size}, {self.budget_tokens} tokens, "
-            f"{self.precision}"
+            f"{self.layers} layers of {self.intermediate_size} neurons and {self.kv_heads} key "
+            f"heads, {self.budget_tokens} tokens, {self.precision}"
         )
 
 
@@ -66,8 +67,8 @@ def one_by_one(axes: Axes) -> list[Choice]:
 
 def work_of(choice: Choice, geometry: Geometry, item_tokens: float) -> float:
     """Multiply-adds of the linear layers for one item of so many tokens."""
-    rows = geometry.heads * geometry.head_dim
-    narrow = geometry.kv_heads * geometry.head_dim
+    narrow = choice.kv_heads * geometry.head_dim
+    rows = narrow * geometry.heads // geometry.kv_heads
     layer = 2 * geometry.hidden_size * (rows + narrow)
     layer += 3 * geometry.hidden_size * choice.intermediate_size
     return float(choice.layers * layer * item_tokens)
@@ -140,3 +141,50 @@ def survivors(measured: Sequence[Predicted], max_loss: float) -> list[Predicted]
         ),
     )
     return order[: max(1, len(order) // 2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uneven:
+    """MLPs of one width in every layer against widths by layer with as many neurons in all: the
+    sum of the layers' relative errors on calibration tokens."""
+
+    width: int
+    widths: tuple[int, ...]
+    even_error: float
+    error: float
+
+
+def uneven_widths(errors: Mapping[int, Sequence[float]], width: int) -> Uneven:
+    """The best widths by layer that keep `width` neurons on average. `errors`: of every layer by
+    the widths that were measured, whole width (no error) among them; only these are given out.
+
+    Starts at the smallest width everywhere and widens where the error falls most for a neuron, as
+    long as the neurons last.
+    """
+    sizes = sorted(errors)
+    count = len(errors[width])
+    places = [0] * count
+    left = (width - sizes[0]) * count
+    while True:
+        gains = [
+            (
+                (errors[sizes[place]][layer] - errors[sizes[to]][layer])
+                / (sizes[to] - sizes[place]),
+                layer,
+                to,
+            )
+            for layer, place in enumerate(places)
+            for to in range(place + 1, len(sizes))
+            if sizes[to] - sizes[place] <= left
+        ]
+        if not gains or max(gains)[0] <= 0:
+            break
+        _, layer, to = max(gains)
+        left -= sizes[to] - sizes[places[layer]]
+        places[layer] = to
+    return Uneven(
+        width=width,
+        widths=tuple(sizes[place] for place in places),
+        even_error=float(sum(errors[width])),
+        error=float(sum(errors[sizes[place]][layer] for layer, place in enumerate(places))),
+    )

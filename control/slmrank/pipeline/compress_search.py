@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import yaml
-
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.compress.search import (
     Axes,
     Choice,
     Predicted,
+    Uneven,
     combinations,
     fit_cost,
     front,
@@ -26,23 +25,22 @@ from slmrank.compress.search import (
     predict,
     shortlist,
     survivors,
+    uneven_widths,
     whole,
     work_of,
 )
 from slmrank.errors import SpecError
 from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference, resamples
 from slmrank.evaluate.table import read_scores
-from slmrank.html_page import Table
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import plain_plot
 from slmrank.spec.reading import change_spec
 
-COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
 SHRINKING = (0.9, 0.8)
+SIZES = ("layers", "intermediate_size", "kv_heads")  # what pruning changes
 Report = Callable[[str], None]
 
 
@@ -96,10 +94,8 @@ class Search:
         start = whole(self.axes)
         losses = {}
         for choice in one_by_one(self.axes):
-            in_engine = choice.precision != start.precision
-            losses[choice] = self._loss(
-                self._score(choice, 0, in_engine=in_engine), reference
-            ).value
+            scores = self._score(choice, 0, in_engine=self._by_engine(choice))
+            losses[choice] = self._loss(scores, reference).value
             self.report(f"{choice.words}: {-losses[choice]:+.4f} NDCG@10, not recovered")
         predicted = predict(self.axes, losses, self._works(), self._costs())
         compressed = [one for one in front(predicted) if one.choice != start]
@@ -134,11 +130,13 @@ class Search:
     def changes(self, choice: Choice, steps: int) -> dict[str, Any]:
         """What a choice changes of the spec but its budget; without steps it is not recovered."""
         spec, start = self.bundle.spec, whole(self.axes)
-        size = {"layers": choice.layers, "intermediate_size": choice.intermediate_size}
+        sizes = {name: getattr(choice, name) for name in SIZES}
         changes: dict[str, Any] = {"prune": None, "recover": None}
-        if size != {"layers": start.layers, "intermediate_size": start.intermediate_size}:
+        if any(sizes[name] != getattr(start, name) for name in SIZES):
             recover = {"adapter": None, "steps": steps} if steps else None
-            changes = {"prune": {**size, "recorded": None}, "recover": recover}
+            if choice.kv_heads == start.kv_heads:
+                sizes["kv_heads"] = None
+            changes = {"prune": {**sizes, "recorded": None}, "recover": recover}
         if choice.precision != self.bundle.target.precision(spec.engine):
             changes["engine"] = dict(self.bundle.target.unquantized or {})
         return changes
@@ -147,24 +145,54 @@ class Search:
         """The bundle of a choice. The ranker before pruning stays the spec's own."""
         return Bundle(change_spec(self.bundle.spec, self.changes(choice, steps)))
 
-    def _score(self, choice: Choice, steps: int, *, in_engine: bool) -> Artifact:
+    def plan(self) -> list[Step]:
+        """What is measured before the candidates are known."""
+        return [
+            *self._references(),
+            *(self._step(one, 0, in_engine=self._by_engine(one)) for one in one_by_one(self.axes)),
+        ]
+
+    def uneven(self) -> list[Uneven]:
+        """What widths by layer would give, for every width that was measured alone."""
+        start = whole(self.axes)
+        errors: dict[int, list[float]] = {start.intermediate_size: [0.0] * start.layers}
+        for width in self.axes["intermediate_size"][1:]:
+            bundle = self.variant(replace(start, intermediate_size=width), 0)
+            pruned = self._made(bundle.pruned)
+            errors[width] = pruned.figures["relative_error_per_layer"]
+        return [uneven_widths(errors, width) for width in list(errors)[1:-1]]
+
+    def _by_engine(self, choice: Choice) -> bool:
+        return choice.precision != whole(self.axes).precision
+
+    def _step(self, choice: Choice, steps: int, *, in_engine: bool) -> Step:
         bundle = self.variant(choice, steps)
         row: Row = "finetuned"
         if bundle.spec.prune is not None:
             row = "recovered" if steps else "pruned"
-        return self._scored(bundle, "engine" if in_engine else row, choice.budget_tokens)
+        row = "engine" if in_engine else row
+        return self._score_step(bundle, row, choice.budget_tokens)
 
-    def _scored(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Artifact:
-        summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})
-        step = score_step(bundle, row, "full" if full else "summary", self.on, summarize)
+    def _score(self, choice: Choice, steps: int, *, in_engine: bool) -> Artifact:
+        return self._made(self._step(choice, steps, in_engine=in_engine))
+
+    def _made(self, step: Step) -> Artifact:
         return run(step, self.store, self.watcher, device=self.device)
 
-    def _reference(self) -> Artifact:
+    def _score_step(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Step:
+        summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})
+        return score_step(bundle, row, "full" if full else "summary", self.on, summarize)
+
+    def _references(self) -> list[Step]:
         start = whole(self.axes)
         plain = self.variant(start, 0)
-        both = [
-            self._scored(plain, "finetuned", start.budget_tokens, full) for full in (True, False)
+        return [
+            self._score_step(plain, "finetuned", start.budget_tokens, full)
+            for full in (True, False)
         ]
+
+    def _reference(self) -> Artifact:
+        both = [self._made(step) for step in self._references()]
         best = max(both, key=lambda one: mean_ndcg(read_scores(one.path / SCORES_FILE)))
         self.report("reference: " + ("full texts" if best is both[0] else "the spec's summaries"))
         return best
@@ -222,13 +250,13 @@ def open_axes(
     sizes = {
         "layers": (geometry.layers, 1),
         "intermediate_size": (geometry.intermediate_size, 64),
+        "kv_heads": (geometry.kv_heads, 1),
         "budget_tokens": (spec.summarize.budget_tokens, 1),
     }
     axes: dict[str, list[Any]] = {}
     for name, (most, multiple) in sizes.items():
-        values = given.get(name) or [
-            int(most * share) // multiple * multiple for share in SHRINKING
-        ]
+        smaller = (int(most * share) // multiple * multiple for share in SHRINKING)
+        values = given.get(name) or [one for one in smaller if one]
         wrong = [one for one in values if not 0 < one <= most or one % multiple]
         if wrong:
             raise SpecError(
@@ -250,70 +278,3 @@ def geometry_of(bundle: Bundle, store: ArtifactStore, watcher: Watcher, device: 
 
 def _seconds(artifact: Artifact) -> float:
     return float(artifact.figures["scoring_s"] / artifact.figures["pairs"])
-
-
-def search_table(found: Found, max_loss: float) -> Table:
-    """What was tried, the last round at the end."""
-    rows = []
-    for one in found.tried:
-        verdict = "within" if one.loss.value <= max_loss else "loses too much"
-        if found.best is one:
-            verdict = "best"
-        rows.append(
-            [
-                one.choice.words,
-                f"{one.predicted_loss:.4f}",
-                str(one.steps),
-                f"{one.loss.value:+.4f} [{one.loss.low:+.4f}, {one.loss.high:+.4f}]",
-                f"{1 / one.seconds:.3g}" + ("" if one.in_engine else " predicted"),
-                verdict,
-            ]
-        )
-    return f"{len(found.predicted)} combinations, limit {max_loss}", COLUMNS, rows
-
-
-def draw_search(found: Found, max_loss: float) -> bytes:
-    """A PNG: loss over items/s, predicted before recovery and measured after it."""
-
-    def draw(axes: Any) -> None:
-        def rates(those: Any) -> list[float]:
-            return [1 / one.seconds for one in those]
-
-        axes.scatter(
-            rates(found.predicted),
-            [one.loss for one in found.predicted],
-            s=12,
-            color="#bbbbbb",
-            label="predicted, not recovered",
-        )
-        for last, color in ((False, "#4477aa"), (True, "#ee6677")):
-            those = [one for one in found.tried if one.in_engine is last]
-            values = [one.loss.value for one in those]
-            spread = [
-                [one.loss.value - one.loss.low for one in those],
-                [one.loss.high - one.loss.value for one in those],
-            ]
-            label = "in the engine" if last else "while recovered"
-            axes.errorbar(
-                rates(those), values, yerr=spread, fmt="o", color=color, capsize=3, label=label
-            )
-        axes.axhline(max_loss, color="#999999", linewidth=0.8, linestyle="--")
-        axes.set_xlabel("items/s, one stream in process")
-        axes.set_ylabel("NDCG@10 lost")
-        axes.legend(frameon=False)
-
-    return plain_plot(draw)
-
-
-def winning_spec(base: str, search: Search, best: Tried) -> str:
-    """The text of a spec that extends `base` by the winner; its evidence stands in comments."""
-    budget = {"budget_tokens": best.choice.budget_tokens}
-    changes = search.changes(best.choice, best.steps)
-    spec = yaml.safe_dump({"extends": base, "summarize": budget, **changes}, sort_keys=False)
-    loss = best.loss
-    lines = [
-        "# Written by `control compress-search`; use it like any other spec.",
-        f"# {best.choice.words}: {1 / best.seconds:.3g} items/s in process",
-        f"# NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
-    ]
-    return "\n".join(lines) + "\n" + spec

@@ -1,0 +1,101 @@
+"""What a search for the cheapest compression found: a table, a plot, notes, and a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from slmrank.compress.search import Uneven
+from slmrank.html_page import Table
+from slmrank.pipeline.compress_search import Found, Search, Tried
+from slmrank.pyplot import plain_plot
+
+COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
+NOTES = (
+    "loss: NDCG@10 against the unpruned ranker, on full texts or on the spec's summaries, "
+    "whichever ranks better; paired by query, 95 % bootstrap interval. items/s: one stream of the "
+    "engine in this process; predicted ones by a line in the multiply-adds of an item.",
+    "The vocabulary is no axis: its rows cost memory, and no multiply-add of an item.",
+)
+
+
+def search_notes(uneven: Sequence[Uneven]) -> list[str]:
+    """What the columns mean, and what widths by layer would give, which engines refuse."""
+    told = "The layers of a model stay alike: TensorRT-LLM's and the exported graphs refuse others."
+    for one in uneven:
+        least, most = min(one.widths), max(one.widths)
+        told += (
+            f" Widths of {least} to {most} by layer with {one.width} neurons on average would "
+            f"leave {one.error:.3f} of relative error on calibration tokens, added over the "
+            f"layers, instead of {one.even_error:.3f}."
+        )
+    return [*NOTES, told]
+
+
+def search_table(found: Found, max_loss: float) -> Table:
+    """What was tried, the last round at the end."""
+    rows = []
+    for one in found.tried:
+        verdict = "within" if one.loss.value <= max_loss else "loses too much"
+        if found.best is one:
+            verdict = "best"
+        rows.append(
+            [
+                one.choice.words,
+                f"{one.predicted_loss:.4f}",
+                str(one.steps),
+                f"{one.loss.value:+.4f} [{one.loss.low:+.4f}, {one.loss.high:+.4f}]",
+                f"{1 / one.seconds:.3g}" + ("" if one.in_engine else " predicted"),
+                verdict,
+            ]
+        )
+    return f"{len(found.predicted)} combinations, limit {max_loss}", COLUMNS, rows
+
+
+def draw_search(found: Found, max_loss: float) -> bytes:
+    """A PNG: loss over items/s, predicted before recovery and measured after it."""
+
+    def draw(axes: Any) -> None:
+        def rates(those: Any) -> list[float]:
+            return [1 / one.seconds for one in those]
+
+        axes.scatter(
+            rates(found.predicted),
+            [one.loss for one in found.predicted],
+            s=12,
+            color="#bbbbbb",
+            label="predicted, not recovered",
+        )
+        for last, color in ((False, "#4477aa"), (True, "#ee6677")):
+            those = [one for one in found.tried if one.in_engine is last]
+            values = [one.loss.value for one in those]
+            spread = [
+                [one.loss.value - one.loss.low for one in those],
+                [one.loss.high - one.loss.value for one in those],
+            ]
+            label = "in the engine" if last else "while recovered"
+            axes.errorbar(
+                rates(those), values, yerr=spread, fmt="o", color=color, capsize=3, label=label
+            )
+        axes.axhline(max_loss, color="#999999", linewidth=0.8, linestyle="--")
+        axes.set_xlabel("items/s, one stream in process")
+        axes.set_ylabel("NDCG@10 lost")
+        axes.legend(frameon=False)
+
+    return plain_plot(draw)
+
+
+def winning_spec(base: str, search: Search, best: Tried) -> str:
+    """The text of a spec that extends `base` by the winner; its evidence stands in comments."""
+    budget = {"budget_tokens": best.choice.budget_tokens}
+    changes = search.changes(best.choice, best.steps)
+    spec = yaml.safe_dump({"extends": base, "summarize": budget, **changes}, sort_keys=False)
+    loss = best.loss
+    lines = [
+        "# Written by `control compress-search`; use it like any other spec.",
+        f"# {best.choice.words}: {1 / best.seconds:.3g} items/s in process",
+        f"# NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
+    ]
+    return "\n".join(lines) + "\n" + spec
