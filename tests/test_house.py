@@ -170,7 +170,7 @@ print(len({step.key for step in in_order(bundle.repository)}))
 @pytest.mark.slow
 def test_the_wheel_holds_slmrank_alone_beside_the_library_named_control(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".git", ".venv", "artifacts", ".*_cache", "tests")
+    ignored = shutil.ignore_patterns(".*", "artifacts", "tests", "onet-database")
     shutil.copytree(ROOT, source, ignore=ignored)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = [*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)]
