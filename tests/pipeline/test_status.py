@@ -17,7 +17,7 @@ from tests.conftest import Control, TinyBundle
 
 
 def states(bundle: Bundle, store: ArtifactStore) -> dict[str, tuple[str, str]]:
-    return {one.title: (one.state, one.why) for one in read_status(bundle.steps(), store)}
+    return {one.title: (one.state, one.why) for one in read_status([bundle.repository], store)}
 
 
 def test_each_artifact_is_made_stale_or_missing(
@@ -61,7 +61,7 @@ def test_another_patch_release_of_a_tool_makes_nothing_again(
     )
     bundle = Bundle(tiny.bundle.spec)
     assert bundle.repository.key == tiny.bundle.repository.key
-    notes = {one.title: one.note for one in read_status(bundle.steps(), tiny.store)}
+    notes = {one.title: one.note for one in read_status([bundle.repository], tiny.store)}
     assert "transformers" in notes["fine-tuning"]
 
 

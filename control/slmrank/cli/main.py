@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": ("evaluate", "Measure ranking quality of every stage on held-out queries"),
     "train-summarizer": ("train_summarizer", "Train the language model that writes summaries"),
     "compress-table": ("compress_table", "Compare summarizers at equal budgets with full texts"),
+    "vary": ("vary", "Compare one spec with other values: steps, stages, adapters"),
     "compress-search": ("compress_search", "Find the cheapest compression within a loss"),
     "depth-table": ("depth_table", "Measure what ranking fewer jobs under load costs"),
     "ladder": ("ladder", "Measure every step from the plain model to the served engine"),

@@ -22,7 +22,7 @@ def status_command(opened: Opened, as_json: bool) -> None:
       control status build/demo.yaml
       control status build/demo.yaml --set finetune.steps=200
     """
-    found = read_status(opened.bundle.steps(), opened.store)
+    found = read_status([opened.bundle.repository], opened.store)
     if as_json:
         print_json({"artifacts": [status.as_dict() for status in found]})
         return

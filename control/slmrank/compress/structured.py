@@ -29,6 +29,7 @@ from slmrank.compress.osscar import (
 )
 from slmrank.compress.record import Kept, PruningRecord
 from slmrank.errors import SpecError
+from slmrank.model.checkpoint import Geometry
 from slmrank.model.decoder import LoadedRanker
 from slmrank.spec.compress import PruneSpec
 from slmrank.tokens import Ids
@@ -103,6 +104,22 @@ def prune_model(
         "relative_error_per_layer": [round(error[chosen], 5) for error in errors],
     }
     return figures, record
+
+
+def stage_of(spec: PruneSpec, geometry: Geometry, left: int) -> PruneSpec:
+    """What one stage keeps of a model, with `left` stages after it: the way to the end is dealt out
+    evenly, and what cannot be divided goes last."""
+
+    def towards(now: int, goal: int, multiple: int = 1) -> int:
+        return now - max(now - goal, 0) // (multiple * (left + 1)) * multiple if left else goal
+
+    sizes: dict[str, Any] = {
+        "layers": towards(geometry.layers, spec.layers),
+        "intermediate_size": towards(geometry.intermediate_size, spec.intermediate_size, 64),
+    }
+    if spec.kv_heads is not None:
+        sizes["kv_heads"] = towards(geometry.kv_heads, spec.kv_heads)
+    return spec.model_copy(update=sizes)
 
 
 def count_parameters(network: Any) -> dict[str, int]:

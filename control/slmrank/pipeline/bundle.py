@@ -6,10 +6,10 @@ that an operator's machine finds what a training machine made.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from slmrank.code_hash import code_hash
@@ -28,12 +28,10 @@ from slmrank.pipeline.stages.base_model import make_base_model
 from slmrank.pipeline.stages.engine import make_engine
 from slmrank.pipeline.stages.repository import make_repository
 from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, make_summarizer
-from slmrank.pipeline.steps import Making, Step
+from slmrank.pipeline.steps import Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
-from slmrank.spec.compress import PruneSpec, SummarizeSpec
-from slmrank.spec.model import TrimSpec
-from slmrank.spec.train import TrainSpec
+from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -97,7 +95,7 @@ class Bundle:
             "trimmed",
             "vocabulary trimming",
             spec.settings(),
-            partial(_trimmed, spec),
+            partial(_made_by, "trimmed", spec),
             {"data": self.data, "checkpoint": self.imported},
             code=(f"{STAGES}.trimmed",),
         )
@@ -188,7 +186,7 @@ class Bundle:
             "finetuned",
             "fine-tuning",
             settings,
-            partial(_trained, spec, spec.teacher),
+            partial(_made_by, "trained", spec, spec.teacher),
             {"data": self.data, "summaries": self.summaries, "student": self.base},
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
@@ -197,24 +195,40 @@ class Bundle:
 
     @cached_property
     def pruned(self) -> Step:
+        return self._pruned(0)
+
+    def _pruned(self, left: int) -> Step:
+        """The model after pruning, with `left` stages after this one."""
         spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
-        settings = spec.settings()
+        first = left == spec.stages - 1
+        settings = {**spec.settings(), "left": left}
         if spec.recorded is not None:
             settings["recorded"] = file_hash(spec.recorded)
+        before = self.finetuned if first else self._recovered(left + 1)
         return self._step(
             "pruned",
             "pruning",
             settings,
-            partial(_pruned, spec),
-            {"data": self.data, "summaries": self.summaries, "checkpoint": self.finetuned},
+            partial(_made_by, "pruned", spec, left),
+            {"data": self.data, "summaries": self.summaries, "checkpoint": before},
             code=(f"{STAGES}.pruned",),
             tools=(*TRAINING, "scipy"),
         )
 
     @cached_property
     def recovered(self) -> Step:
+        return self._recovered(0)
+
+    def _recovered(self, left: int) -> Step:
+        """The model after recovery; every stage has an equal share of the steps, the last one what
+        is over."""
         spec = _required(self.spec.recover, "recover", "see build/demo.yaml")
-        inputs = {"data": self.data, "summaries": self.summaries, "student": self.pruned}
+        stages = self.spec.prune.stages if self.spec.prune is not None else 1
+        share = spec.steps // stages
+        steps = share if left else spec.steps - share * (stages - 1)
+        spec = spec.model_copy(update={"steps": steps})
+        pruned = self._pruned(left) if left else self.pruned
+        inputs = {"data": self.data, "summaries": self.summaries, "student": pruned}
         if spec.teacher == "finetuned" and spec.steps:
             inputs["teacher"] = self.finetuned
         settings = spec.settings()
@@ -224,7 +238,7 @@ class Bundle:
             "recovered",
             "recovery",
             settings,
-            partial(_trained, spec, None),
+            partial(_made_by, "trained", spec, None),
             inputs,
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
@@ -302,10 +316,6 @@ class Bundle:
             code=(f"{STAGES}.repository", type(target).__module__),
         )
 
-    def steps(self) -> list[Step]:
-        """Every artifact that the spec asks for, up to the repository."""
-        return [self.repository]
-
     def _step(
         self,
         kind: str,
@@ -326,22 +336,9 @@ class Bundle:
         )
 
 
-def _trimmed(spec: TrimSpec, making: Making) -> None:
-    from slmrank.pipeline.stages.trimmed import make_trimmed
-
-    make_trimmed(spec, making)
-
-
-def _trained(spec: TrainSpec, teacher: Path | None, making: Making) -> None:
-    from slmrank.pipeline.stages.trained import make_trained
-
-    make_trained(spec, teacher, making)
-
-
-def _pruned(spec: PruneSpec, making: Making) -> None:
-    from slmrank.pipeline.stages.pruned import make_pruned
-
-    make_pruned(spec, making)
+def _made_by(stage: str, *arguments: Any) -> None:
+    """Call `make_<stage>`, whose module needs torch, only when the artifact is made."""
+    getattr(importlib.import_module(f"{STAGES}.{stage}"), f"make_{stage}")(*arguments)
 
 
 def _required(section: Any, name: str, example: str) -> Any:

@@ -106,6 +106,11 @@ def export_rankers(
         told = f"A LoRA adapter for `{base}`: the unpruned ranker."
         sections.append(("full", full, spec.finetune, told))
     if spec.recover is not None:
+        if spec.prune is not None and spec.prune.stages > 1:
+            raise ArtifactError(
+                f"the ranker was pruned in {spec.prune.stages} stages: one record cannot say how",
+                "set prune.stages: 1 to export it",
+            )
         pruned = store.read("recovered", bundle.recovered.key)
         told = (
             f"A LoRA adapter for `{base}` with the adapter `full` merged and then pruned as "

@@ -81,7 +81,7 @@ def measure_quality(
     def scored(row: Row, text: Text, step: Step) -> ScoredRow:
         artifact = run(step, store, watcher, device=device)
         shown = "full" if row == "bm25" or text == "full" else "summary"
-        return _scored(names[row], row, shown, step, artifact, store)
+        return scored_row(names[row], row, shown, step, artifact, store)
 
     return (
         [scored(row, text, step) for (row, text), step in plan.rows.items()],
@@ -102,9 +102,10 @@ def quality_tables(
     return main, quality_table(few, few[0], evaluate.bootstrap, evaluate.seed)
 
 
-def _scored(
+def scored_row(
     name: str, row: Row, text: str, step: Step, artifact: Artifact, store: ArtifactStore
 ) -> ScoredRow:
+    """What a row of the table is computed from, out of the artifact of its step."""
     tokens = artifact.figures["prompt_tokens"]
     parameters = None
     if row == "minilm":

@@ -78,6 +78,17 @@ class BundleSpec(Section):
     def _consistent(self) -> BundleSpec:
         if self.recover is not None and self.prune is None:
             raise ValueError("recover needs a prune section; add one or remove recover")
+        stages = self.prune.stages if self.prune is not None else 1
+        if stages > 1 and (self.recover is None or self.recover.steps < stages):
+            raise ValueError(
+                f"prune.stages {stages} needs a recover section of {stages} steps or more: one "
+                "stage is recovered before the next"
+            )
+        if stages > 1 and self.recover is not None and self.recover.adapter is not None:
+            raise ValueError(
+                "recover.adapter is of a model that was pruned at once; set prune.stages: 1, or "
+                "no adapter"
+            )
         if self.summarize.budget_tokens >= self.prompt.max_item_tokens:
             raise ValueError(
                 f"summarize.budget_tokens {self.summarize.budget_tokens} does not fit into "

@@ -120,6 +120,13 @@ class PruneSpec(Section):
         "moves least",
     )
     importance_prompts: int = Field(64, ge=1, description="training prompts for that measurement")
+    stages: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="prune in so many equal parts, each followed by its share of recover.steps; "
+        "1: all at once, then all steps",
+    )
     recorded: Path | None = Field(
         None,
         description="pruning.json of an earlier pruning of the same model: its layers, neurons and "
@@ -137,3 +144,9 @@ class PruneSpec(Section):
     @classmethod
     def _aligned(cls, value: int) -> int:
         return multiple_of_64("prune.intermediate_size", value)
+
+    @model_validator(mode="after")
+    def _chosen_here(self) -> PruneSpec:
+        if self.stages > 1 and self.recorded is not None:
+            raise ValueError("prune.recorded is pruned at once; set prune.stages: 1, or no record")
+        return self

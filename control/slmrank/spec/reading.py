@@ -46,7 +46,7 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     """
     values, folder = _read(path, ())
     for text in overrides:
-        values = _merged(values, _override(text))
+        values = _merged(values, read_override(text))
     return parse_spec(values, folder, str(path))
 
 
@@ -101,7 +101,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(text: str) -> dict[str, Any]:
+def read_override(text: str) -> dict[str, Any]:
     """`engine.trtllm.max_batch_size=64` as a mapping."""
     dotted, equals, raw = text.partition("=")
     parts = dotted.strip().split(".")

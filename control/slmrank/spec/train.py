@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from slmrank.spec.data import DataSpec
 from slmrank.spec.section import Section
@@ -16,6 +16,9 @@ class LoraSpec(Section):
 
     rank: int = Field(16, ge=1, le=512, description="rank of every update")
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
+
+
+_NO_TEACHER = "unlabelled_queries have no grades to learn from; set {}, or 0 of them"
 
 
 class TrainSpec(Section):
@@ -63,6 +66,12 @@ class TrainSpec(Section):
         description="dev queries on which one temperature is fitted after training, so that p "
         "means what it says; unset: none, or the one of the adapter",
     )
+    unlabelled_queries: int = Field(
+        0,
+        ge=0,
+        description="further queries, made of the training jobs' own words, with jobs that nobody "
+        "judged: the teacher alone says their p",
+    )
     patience: int | None = Field(
         None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
     )
@@ -82,6 +91,12 @@ class FinetuneSpec(TrainSpec):
         None, description="ranker checkpoint to distil from: its p is the target; unset: grade / 4"
     )
 
+    @model_validator(mode="after")
+    def _who_says(self) -> FinetuneSpec:
+        if self.unlabelled_queries and self.teacher is None:
+            raise ValueError(_NO_TEACHER.format("finetune.teacher: FOLDER of a checkpoint"))
+        return self
+
 
 class RecoverSpec(TrainSpec):
     """Distillation into the pruned model."""
@@ -89,6 +104,12 @@ class RecoverSpec(TrainSpec):
     teacher: Literal["finetuned", "labels"] = Field(
         "finetuned", description="target: the unpruned fine-tuned model's p, or the grades"
     )
+
+    @model_validator(mode="after")
+    def _who_says(self) -> RecoverSpec:
+        if self.unlabelled_queries and self.teacher == "labels":
+            raise ValueError(_NO_TEACHER.format("recover.teacher: finetuned"))
+        return self
 
 
 class EvaluateSpec(Section):

@@ -8,6 +8,7 @@ import random
 from slmrank.artifacts import Artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import Split
+from slmrank.data.unlabelled import unlabelled_pairs
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import EncodedQuery, SummaryItems, encode_pairs
@@ -28,13 +29,17 @@ def stored_summaries(making: Making) -> contextlib.closing[JobStore]:
 
 
 def split_queries(
-    making: Making, checkpoint: Checkpoint, split: Split, seed: int
+    making: Making, checkpoint: Checkpoint, split: Split, seed: int, unlabelled: int = 0
 ) -> list[EncodedQuery]:
-    """A split's queries on summaries, in an order that the seed decides."""
+    """A split's queries on summaries, in an order that the seed decides, with so many queries
+    among them that nobody judged."""
     labelled = read_labelled(making.inputs["data"].path)
+    pairs = list(labelled.pairs[split])
+    if unlabelled:
+        pairs += unlabelled_pairs(labelled.jobs, pairs, unlabelled, seed)
     encoder = checkpoint.encoder()
     with stored_summaries(making) as store:
-        queries = encode_pairs(labelled.pairs[split], encoder, SummaryItems(encoder, store))
+        queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
     random.Random(seed).shuffle(queries)
     return queries
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from slmrank.compress.record import RECORD_FILE, read_record, write_record
-from slmrank.compress.structured import prune_model
+from slmrank.compress.structured import prune_model, stage_of
 from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
 from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
@@ -15,8 +15,9 @@ from slmrank.spec.compress import PruneSpec
 from slmrank.tokens import Ids
 
 
-def make_pruned(spec: PruneSpec, making: Making) -> None:
+def make_pruned(spec: PruneSpec, left: int, making: Making) -> None:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    spec = stage_of(spec, checkpoint.geometry, left)
     recorded = read_record(spec.recorded) if spec.recorded is not None else None
     prompts: list[Ids] = []
     if recorded is None:

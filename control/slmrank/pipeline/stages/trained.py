@@ -29,7 +29,9 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     elif teacher_path is not None:
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student), placement)
         digests["teacher"] = str(making.draft.lineage["settings"]["teacher"])
-    queries = split_queries(making, student, "train", 0) if spec.steps else []
+    queries = []
+    if spec.steps:
+        queries = split_queries(making, student, "train", 0, spec.unlabelled_queries)
     scored = (spec.steps and spec.dev_every) or spec.calibration_queries
     dev = split_queries(making, student, "dev", 0) if scored else []
     ranker = load_model(student, placement)

@@ -1,0 +1,96 @@
+"""`control vary`: one spec with other values, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slmrank.cli.display import StepDisplay, show_plan
+from slmrank.cli.measured_page import named_set_option, out_option, show_page
+from slmrank.cli.options import (
+    Opened,
+    device_option,
+    dry_run_option,
+    json_option,
+    spec_options,
+)
+from slmrank.pipeline.score_step import Row
+from slmrank.pipeline.vary import (
+    draw_variants,
+    measure_variants,
+    plan_variants,
+    read_grid,
+    reference_step,
+    vary_table,
+)
+
+NOTE = (
+    "The first row is the ranker before pruning. delta: NDCG@10 against it, paired by query. pairs "
+    "seen: by the last training. order: share of pairs of different grade in the right order. "
+    "|dp|: against the first row. 95 % bootstrap intervals over queries."
+)
+
+
+@click.command("vary")
+@spec_options
+@click.option(
+    "--vary",
+    "grid",
+    multiple=True,
+    required=True,
+    metavar="KEY=[V,...]",
+    help="values of a key of the spec; repeatable: every combination is made",
+)
+@click.option(
+    "--row",
+    type=click.Choice(["finetuned", "pruned", "recovered", "engine"]),
+    help="what is scored  [default: recovered, or the last stage that SPEC has]",
+)
+@named_set_option
+@out_option
+@device_option
+@dry_run_option
+@json_option
+def vary_command(
+    opened: Opened,
+    grid: tuple[str, ...],
+    row: Row | None,
+    named: str,
+    out: Path | None,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make SPEC with other values of some keys, and compare what they rank: steps of recovery,
+    pruning in stages, an adapter or all weights, which layers go.
+
+    What has been made is found: a grid that was interrupted, or grew, goes on.
+
+    \b
+    Example:
+      control vary build/demo.yaml --vary recover.steps=[6,20,60] --set recover.adapter=null
+      control vary SPEC --vary prune.stages=[1,3] --vary recover.steps=[60,180]
+    """
+    bundle = opened.bundle
+    row = row or bundle.final.kind  # type: ignore[assignment]
+    assert row is not None
+    variants = plan_variants(bundle, read_grid(grid), row, named)
+    if dry_run:
+        steps = [reference_step(bundle, named), *(one.step for one in variants)]
+        show_plan(steps, opened.store, as_json=as_json)
+        return
+    with StepDisplay() as display:
+        rows = measure_variants(bundle, variants, row, named, opened.store, display, device)
+    keys = "-".join(key.rpartition(".")[2] for key in variants[0].values)
+    show_page(
+        opened,
+        f"vary-{bundle.spec.name}-{keys}-{named}",
+        f"{bundle.spec.name} with other values, {named}: {row}",
+        [NOTE],
+        vary_table(rows),
+        draw_variants(rows),
+        [one.as_dict() for one in rows],
+        out=out,
+        as_json=as_json,
+    )

@@ -1,0 +1,199 @@
+"""One spec with other values: what settings of pruning and training do to quality.
+
+How a loss falls with the steps of recovery, one shot against stages, an adapter against all
+weights, the last layers against the least important ones: each is a grid over keys of the spec, and
+every cell an artifact like any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slmrank.artifacts import ArtifactStore
+from slmrank.errors import SpecError
+from slmrank.evaluate.page import shown
+from slmrank.evaluate.table import QualityRow, quality_table
+from slmrank.html_page import Table
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.quality import NAMES, REFERENCE, scored_row
+from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pyplot import plain_plot
+from slmrank.spec.reading import change_spec, read_override
+
+Values = dict[str, Any]  # by dotted key
+WIDE = 8.0  # an axis whose values differ by more than this factor is logarithmic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One combination: its values, and the step that scores it."""
+
+    values: Values
+    bundle: Bundle
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Varied:
+    """A variant's row, and how many pairs its last training saw."""
+
+    values: Values
+    row: QualityRow
+    pairs: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`recover.steps=[20, 60]`, once for every key, as values by key. Raises SpecError for another
+    form."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key = text.partition("=")[0].strip()
+        values: Any = read_override(text)
+        for part in key.split("."):
+            values = values[part]
+        if not isinstance(values, list) or not values:
+            raise SpecError(
+                f"--vary {text!r} gives no list of values", "write --vary recover.steps=[20,60]"
+            )
+        grid[key] = values
+    return grid
+
+
+def plan_variants(
+    bundle: Bundle, grid: Mapping[str, Sequence[Any]], row: Row, on: str
+) -> list[Variant]:
+    """Every combination of the grid's values. Raises SpecError for values that do not fit a spec,
+    for a row that it does not have, and for a set that it does not name."""
+    variants = []
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        spec = bundle.spec
+        for key, value in values.items():
+            spec = change_spec(spec, _nested(key, value))
+        changed = Bundle(spec)
+        variants.append(
+            Variant(values=values, bundle=changed, step=score_step(changed, row, on=on))
+        )
+    return variants
+
+
+def reference_step(bundle: Bundle, on: str) -> Step:
+    """The scores that all are compared with: the spec's own ranker before pruning."""
+    return score_step(bundle, REFERENCE, on=on)
+
+
+def measure_variants(
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    row: Row,
+    on: str,
+    store: ArtifactStore,
+    watcher: Watcher,
+    device: str,
+) -> list[Varied]:
+    """One row for each variant, behind that of the ranker before pruning, whose values are none."""
+    step = reference_step(bundle, on)
+    artifact = run(step, store, watcher, device=device)
+    reference = scored_row(NAMES[REFERENCE], REFERENCE, "summary", step, artifact, store)
+    rows, pairs = [reference], [None]
+    for variant in variants:
+        artifact = run(variant.step, store, watcher, device=device)
+        name = words_of_values(variant.values)
+        rows.append(scored_row(name, row, "summary", variant.step, artifact, store))
+        trained = variant.step.inputs["checkpoint"]
+        pairs.append(store.read(trained.kind, trained.key).figures.get("pairs"))
+    evaluate = bundle.spec.evaluate
+    table = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
+    values: list[Values] = [{}, *(variant.values for variant in variants)]
+    return [
+        Varied(values=one, row=quality, pairs=seen)
+        for one, quality, seen in zip(values, table, pairs, strict=True)
+    ]
+
+
+def words_of_values(values: Values) -> str:
+    """`recover.steps 20, prune.select importance`."""
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def vary_table(rows: Sequence[Varied]) -> Table:
+    """The rows as text."""
+    keys = list(rows[-1].values)
+    columns = (*keys, "parameters", "pairs seen", "NDCG@10", "delta", "AUC 4 v 0", "order", "|dp|")
+    cells = []
+    for one in rows:
+        row = one.row
+        named = [str(one.values.get(key, "-")) for key in keys]
+        if not one.values:
+            named[0] = row.name
+        cells.append(
+            [
+                *named,
+                f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+                str(one.pairs) if one.pairs else "-",
+                shown(row.ndcg10),
+                shown(row.delta_ndcg10, signed=True),
+                shown(row.auc),
+                shown(row.order),
+                f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+            ]
+        )
+    first = rows[0].row
+    return f"{first.queries} queries, {first.pairs} pairs", columns, cells
+
+
+def draw_variants(rows: Sequence[Varied]) -> bytes:
+    """A PNG: NDCG@10 lost against the ranker before pruning, over the first key's values, a line
+    for every combination of the others."""
+    varied = [one for one in rows if one.values]
+    key, *others = varied[0].values
+    lines: dict[str, list[Varied]] = {}
+    for one in varied:
+        name = words_of_values({other: one.values[other] for other in others})
+        lines.setdefault(name, []).append(one)
+    places = list(dict.fromkeys(str(one.values[key]) for one in varied))
+    sizes = [one.values[key] for one in varied]
+    numbers = all(isinstance(size, int | float) and size > 0 for size in sizes)
+
+    def draw(axes: Any) -> None:
+        for name, line in lines.items():
+            losses = [one.row.delta_ndcg10 for one in line if one.row.delta_ndcg10 is not None]
+            axes.errorbar(
+                [
+                    one.values[key] if numbers else places.index(str(one.values[key]))
+                    for one in line
+                ],
+                [-loss.value for loss in losses],
+                yerr=[
+                    [loss.high - loss.value for loss in losses],
+                    [loss.value - loss.low for loss in losses],
+                ],
+                marker="o",
+                capsize=3,
+                label=name or None,
+            )
+        if not numbers:
+            axes.set_xticks(range(len(places)), places)
+        elif max(sizes) > WIDE * min(sizes):
+            axes.set_xscale("log")
+        axes.axhline(0, color="#999999", linewidth=0.8)
+        axes.set_xlabel(key)
+        axes.set_ylabel("NDCG@10 lost against the ranker before pruning")
+        if others:
+            axes.legend(frameon=False)
+
+    return plain_plot(draw)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,76 @@
+"""`control vary`, pruning in stages and unlabelled queries, on the tiny bundle for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from slmrank.artifacts import ArtifactStore
+from slmrank.errors import SpecError
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.steps import in_order
+from slmrank.pipeline.vary import plan_variants, read_grid
+from slmrank.spec.reading import load_spec
+
+from tests.conftest import Control, TinyBundle
+
+
+@pytest.mark.slow
+def test_a_grid_of_stages_and_unlabelled_queries(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    grid = ("--vary", "prune.stages=[1, 2]", "--vary", "recover.unlabelled_queries=[0, 6]")
+    sizes = ("--set", "prune.layers=1", "--set", "prune.intermediate_size=64")
+    command = ("vary", tiny.spec, "--artifacts", tiny.artifacts, *grid, *sizes)
+    done = control(*command, "--out", tmp_path, "--json", timeout_s=400)
+    assert done.returncode == 0, done.stderr
+    first, *rows = json.loads(done.stdout)["rows"]
+    assert first["values"] == {}
+    assert first["row"]["delta_ndcg10"] is None
+    assert [tuple(row["values"].values()) for row in rows] == [(1, 0), (1, 6), (2, 0), (2, 6)]
+    assert len({row["row"]["mean_abs_dp"] for row in rows}) == 4
+    assert len({row["row"]["parameters"] for row in rows}) == 1
+    assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    # In two stages there is a model between: a layer and 64 neurons off, with half of the steps.
+    bundle = Bundle(load_spec(tiny.spec, ["prune.stages=2", *sizes[1::2]]))
+    chain = [step for step in in_order(bundle.recovered) if step.kind in ("pruned", "recovered")]
+    store = ArtifactStore(tiny.artifacts)
+    made = [store.read(step.kind, step.key) for step in chain]
+    assert [one.kind for one in made] == ["pruned", "recovered", "pruned", "recovered"]
+    widths = [json.loads((one.path / "checkpoint/config.json").read_text()) for one in made[::2]]
+    assert [(one["num_hidden_layers"], one["intermediate_size"]) for one in widths] == [
+        (2, 128),
+        (1, 64),
+    ]
+    steps = bundle.spec.recover.steps if bundle.spec.recover else 0
+    assert made[1].figures["steps"] + made[3].figures["steps"] == steps
+    # Interrupted or grown: what was made is found.
+    again = control(*command, "--dry-run", timeout_s=60)
+    assert "to be made" not in again.stdout
+
+
+def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:
+    with pytest.raises(SpecError, match="no list of values"):
+        read_grid(["recover.steps=20"])
+    bundle = Bundle(load_spec(tiny.spec))
+    with pytest.raises(SpecError, match="recover"):
+        plan_variants(bundle, {"recover.step": [1]}, "recovered", "own")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["prune.stages=3", "recover=null"], "needs a recover section"),
+        (["prune.stages=9", "recover.steps=4"], "of 9 steps or more"),
+        (["prune.stages=2", "prune.recorded=x.json"], "pruned at once"),
+        (["prune.stages=2", "recover.adapter=x"], "pruned at once"),
+        (["recover.unlabelled_queries=5", "recover.teacher=labels"], "no grades to learn from"),
+        (["finetune.unlabelled_queries=5"], "finetune.teacher"),
+    ],
+)
+def test_stages_and_unlabelled_queries_that_cannot_be(
+    tiny: TinyBundle, changes: list[str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        load_spec(tiny.spec, changes)
