@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import CrossEncoder
 from slmrank.model.checkpoint import write_ranker
 from slmrank.model.reference import ReferenceScorer, load_model, save_model
 from slmrank.prompt.template import template_of
@@ -33,14 +32,19 @@ def expected(checkpoint: Any) -> Any:
     return ReferenceScorer(checkpoint).probabilities(prompts)
 
 
+def predicted(folder: Path) -> Any:
+    from sentence_transformers import CrossEncoder  # five seconds, also for tests that skip this
+
+    return CrossEncoder(str(folder), device="cpu").predict(PAIRS)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_gives_the_same_scores(
     make_checkpoint: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(family)
     save_model(load_model(checkpoint), checkpoint, tmp_path)
-    theirs = CrossEncoder(str(tmp_path / "checkpoint"), device="cpu")
-    assert theirs.predict(PAIRS) == pytest.approx(expected(checkpoint), abs=1e-4)
+    assert predicted(tmp_path / "checkpoint") == pytest.approx(expected(checkpoint), abs=1e-4)
 
 
 def test_a_presets_template_goes_along(
@@ -53,5 +57,4 @@ def test_a_presets_template_goes_along(
         shutil.copy2(qwen_tokenizer / name, folder / name)
     template = template_of(wording(BaseSpec(preset="qwen3-reranker"), PromptSpec()))
     checkpoint = write_ranker(folder, template, max_item_tokens=256, max_query_tokens=64)
-    theirs = CrossEncoder(str(folder), device="cpu")
-    assert theirs.predict(PAIRS) == pytest.approx(expected(checkpoint), abs=1e-4)
+    assert predicted(folder) == pytest.approx(expected(checkpoint), abs=1e-4)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from sentence_transformers.cross_encoder.losses import ListNetLoss, RankNetLoss
 from slmrank.train.losses import listnet, ranknet
 
 SCORES = [[0.3, -1.2, 2.0, 0.1, 0.0], [1.5, 0.4, -0.7], [0.2, 0.3, 0.9, -0.1]]
@@ -53,11 +52,15 @@ def mean(summed: tuple[torch.Tensor, torch.Tensor]) -> float:
 
 
 def test_ranknet_is_the_librarys() -> None:
+    from sentence_transformers.cross_encoder.losses import RankNetLoss
+
     expected = theirs(RankNetLoss(Fixed(), reduction_log="natural"))
     assert mean(ranknet(*flat())) == pytest.approx(expected, abs=1e-6)
 
 
 def test_listnet_is_the_librarys() -> None:
+    from sentence_transformers.cross_encoder.losses import ListNetLoss
+
     assert mean(listnet(*flat())) == pytest.approx(theirs(ListNetLoss(Fixed())), abs=1e-6)
 
 

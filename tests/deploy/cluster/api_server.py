@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import kubernetes_validate
 import yaml
 
 from tests.deploy.cluster.exec_socket import serve_exec
@@ -449,6 +448,8 @@ class ApiServer:
     def _validate(self, content: Object) -> None:
         if content["apiVersion"] in MONITORING | GATEWAY:
             return
+        import kubernetes_validate  # three seconds where a checker of addresses is installed
+
         text = json.dumps(content, sort_keys=True)
         try:
             if text not in VALID:
