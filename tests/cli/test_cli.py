@@ -284,6 +284,7 @@ def test_bad_score_input(control: Control, tiny_server: Any) -> None:
     assert "not UTF-8: byte 6 is 0xff" in error_of(done, 3)
 
 
+@pytest.mark.slow
 def test_score_without_a_server(control: Control) -> None:
     done = control("score", "-q", "a", "-j", "b", "--url", "127.0.0.1:1", "--timeout", "1")
     assert "no answer from 127.0.0.1:1" in error_of(done, 9)
@@ -335,6 +336,7 @@ def test_a_teacher_with_another_prompt_is_refused(
     assert "has template" in error_of(done, 4)
 
 
+@pytest.mark.slow
 def test_a_split_without_pairs_is_named(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
     spec = changed(tiny, tmp_path, evaluate={"split": "dev"})
     lines = (tmp_path / "pairs.jsonl").read_text().replace('"dev"', '"train"')
@@ -361,6 +363,7 @@ def test_ports_outside_the_range_are_a_usage_error(control: Control, tiny: TinyB
     assert "70000" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_plans_as_one_document(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
     done = control("evaluate", tiny.spec, "--artifacts", tmp_path, "--dry-run", "--json")
     kinds = [row["kind"] for row in json.loads(done.stdout)["plan"]]
@@ -368,6 +371,7 @@ def test_evaluate_plans_as_one_document(control: Control, tiny: TinyBundle, tmp_
     assert kinds.count("finetuned") == 1
 
 
+@pytest.mark.slow
 def test_spec_shows_defaults_and_schema(control: Control, tiny: TinyBundle) -> None:
     shown = yaml.safe_load(control("spec", tiny.spec).stdout)
     assert shown["finetune"]["learning_rate"] > 0

@@ -49,6 +49,7 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     assert not list((tmp_path / "none").glob("*.yaml"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_searched_is_refused(control: Control, tiny: TinyBundle) -> None:
     command = ("compress-search", tiny.spec, "--artifacts", tiny.artifacts)
     for wrong, words in (

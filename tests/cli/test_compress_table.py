@@ -46,6 +46,7 @@ def test_every_summarizer_is_measured_against_full_text(
     assert "made in" not in again.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def spec(tiny: TinyBundle, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
     tiny: TinyBundle, tiny_repository: Path, spec: Path, control: Control
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_server_scores_a_set_by_its_fields(
     assert found["served"] == pytest.approx(found["engine"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_not_named_is_refused_with_the_names(spec: Path, control: Control) -> None:
     done = control("evaluate", spec, "--set", "onet-titels")
     assert done.returncode == 2

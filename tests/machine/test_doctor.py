@@ -177,6 +177,7 @@ def test_nvidia_smi_is_read_and_its_failure_explained(
     assert ask(["no-such-tool-here"]) == (None, "no-such-tool-here not found")
 
 
+@pytest.mark.slow
 def test_the_command_judges_what_it_is_asked_for(control: Control, tmp_path: Path) -> None:
     done = control("doctor", "--artifacts", tmp_path)
     assert done.returncode == 0, done.stdout

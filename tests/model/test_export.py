@@ -47,6 +47,7 @@ def test_it_gives_the_same_scores(
     assert predicted(tmp_path / "checkpoint") == pytest.approx(expected(checkpoint), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_presets_template_goes_along(
     make_model: Callable[..., Path], qwen_tokenizer: Path
 ) -> None:

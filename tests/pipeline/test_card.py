@@ -65,6 +65,7 @@ def weights(bundle: Bundle, kind: str, tiny: TinyBundle) -> Any:
     return load_file(folder / "checkpoint" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is(box: Path) -> None:
     for name in ("full", "pruned"):
         card = (box / name / "README.md").read_text()
@@ -76,6 +77,7 @@ def test_the_card_says_what_it_is(box: Path) -> None:
     assert max(sizes) < 200_000
 
 
+@pytest.mark.slow
 def test_another_bundle_rebuilds_both_rankers(spec: Path, box: Path, tiny: TinyBundle) -> None:
     before, after = Bundle(load_spec(spec)), boxed(spec, box)
     for kind in ("finetuned", "recovered"):
@@ -87,6 +89,7 @@ def test_another_bundle_rebuilds_both_rankers(spec: Path, box: Path, tiny: TinyB
     assert set(figures["mean_relative_error"]) >= {"osscar", "magnitude", "recorded"}
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_prompt_is_refused(spec: Path, box: Path, tiny: TinyBundle) -> None:
     from slmrank.errors import CheckpointError
 

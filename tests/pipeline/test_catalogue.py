@@ -80,6 +80,7 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
         plan_parts(Place(str(tmp_path / "none")))
 
 
+@pytest.mark.slow
 def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) -> None:
     rows = write_jobs(tmp_path / "in", tiny, 30)
     out = tmp_path / "out"
@@ -220,6 +221,7 @@ print(sum(one["ActorClassName"].endswith("Actor") for one in actors), flush=True
     assert out.strip() == "1", f"no actor ran in ray {ray.__version__}'s cluster"
 
 
+@pytest.mark.slow
 def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
     rows = write_jobs(tmp_path / "in", tiny, 30)
     redis = RedisServer(tmp_path / "redis")
@@ -242,6 +244,7 @@ def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
     redis.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     ["ftp://host/jobs", "gs:/jobs", "s3://bucket/in?endpoint_override=127.0.0.1:1&scheme=http"],
@@ -262,6 +265,7 @@ def test_a_folder_below_a_url_is_a_url(tmp_path: Path) -> None:
     assert (below.url, below.path) == (f"file://{tmp_path}/a/b", f"{tmp_path}/a/b")
 
 
+@pytest.mark.slow
 def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     base = ("summarize", tiny.spec, "--artifacts", tiny.artifacts)
     done = control(*base, "--jobs", tmp_path)

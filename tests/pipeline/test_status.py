@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.status import read_status
@@ -36,6 +37,7 @@ def test_each_artifact_is_made_stale_or_missing(
     assert {state for state, _ in empty.values()} == {"missing"}
 
 
+@pytest.mark.slow
 def test_the_command_lists_them(control: Control, tiny: TinyBundle, tiny_repository: Path) -> None:
     done = control("status", tiny.spec, "--artifacts", tiny.artifacts)
     assert done.returncode == 0, done.stderr

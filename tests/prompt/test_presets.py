@@ -155,6 +155,7 @@ def bundle_of(reranker: Path, folder: Path, preset: str = "qwen3-reranker", **mo
     return Bundle(parse_spec(values, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", THEIRS)
 def test_scores_are_a_forward_pass_over_the_cards_template(
     reranker: Path, tiny: TinyBundle, tmp_path: Path, preset: str
@@ -178,6 +179,7 @@ def test_scores_are_a_forward_pass_over_the_cards_template(
         assert float(found[place]) == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_public_reranker_is_built_as_it_is(
     reranker: Path, tiny: TinyBundle, tmp_path: Path
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_public_reranker_is_built_as_it_is(
     assert trained.final.kind == "finetuned"
 
 
+@pytest.mark.slow
 def test_a_preset_has_its_own_wording_alone(reranker: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"prompt\.yes cannot be set beside base\.preset qwen3"):
         bundle_of(reranker, tmp_path, prompt={"yes": " Yes"})
@@ -205,6 +208,7 @@ def test_a_preset_has_its_own_wording_alone(reranker: Path, tmp_path: Path) -> N
         bundle_of(reranker, tmp_path, "qwen4")
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_preset(
     reranker: Path, tiny: TinyBundle, tmp_path: Path, control: Control
 ) -> None:

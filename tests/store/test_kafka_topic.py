@@ -54,6 +54,7 @@ def take_all(source: TopicSource, most: int = 64) -> list[Delivery]:
     return taken
 
 
+@pytest.mark.slow
 def test_every_message_once_more_until_it_is_done(broker: KafkaBroker) -> None:
     broker.send("twice", [gone(number % 7) for number in range(100)])
     with source_of(broker, "twice") as source:
@@ -72,6 +73,7 @@ def test_every_message_once_more_until_it_is_done(broker: KafkaBroker) -> None:
         assert source.lag() == 0
 
 
+@pytest.mark.slow
 def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: KafkaBroker) -> None:
     for stamp in (2_000, 1_000, 3_000):
         broker.send("clocks", [("job-1", str(stamp).encode())], timestamp=stamp)
@@ -82,6 +84,7 @@ def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: K
     assert [one.order for one in taken] == [order_of(2000, 0), order_of(2000, 1), order_of(3000, 2)]
 
 
+@pytest.mark.slow
 def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
     broker.send("compacted", [("job-é", None)])
     with source_of(broker, "compacted") as source:
@@ -89,6 +92,7 @@ def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
     assert read_change(one.raw).delete == "job-é"
 
 
+@pytest.mark.slow
 def test_what_is_rejected_stands_in_a_topic_of_its_own(broker: KafkaBroker) -> None:
     broker.send("poisoned", [("a", b"{")])
     with source_of(broker, "poisoned") as source:
@@ -99,6 +103,7 @@ def test_what_is_rejected_stands_in_a_topic_of_its_own(broker: KafkaBroker) -> N
     assert dict(letter.headers()) == {"id": bad.token.encode(), "reason": b"no JSON"}
 
 
+@pytest.mark.slow
 def test_two_share_a_topic_and_one_goes_on_alone(broker: KafkaBroker) -> None:
     broker.send("shared", [gone(number) for number in range(40)])
     with source_of(broker, "shared") as staying:
@@ -118,6 +123,7 @@ def test_two_share_a_topic_and_one_goes_on_alone(broker: KafkaBroker) -> None:
         staying.done(found["staying"])
 
 
+@pytest.mark.slow
 def test_brokers_that_are_away_are_named() -> None:
     broker = KafkaBroker()
     broker.send("away", [gone(1)])
@@ -134,6 +140,7 @@ def test_brokers_that_are_away_are_named() -> None:
     assert PROPERTIES in raised.value.hint
 
 
+@pytest.mark.slow
 def test_a_topic_that_is_not_there(broker: KafkaBroker) -> None:
     missing = pytest.raises(StoreUnavailable, match="no-such-topic")
     with source_of(broker, "no-such-topic") as source, missing:
@@ -176,6 +183,7 @@ def test_properties_of_the_client(tmp_path: Path) -> None:
     assert read_properties(None) == {}
 
 
+@pytest.mark.slow
 def test_a_wrong_property_is_named(
     broker: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def logits_of(network: Any) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_what_is_written_merged_and_loaded_by_peft_are_one_model(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_what_is_written_merged_and_loaded_by_peft_are_one_model(
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_from_an_adapter(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -62,6 +64,7 @@ def test_more_steps_go_on_from_an_adapter(
     assert (tmp_path / "two" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_adapter_run_ends_like_an_undisturbed_one(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_broken_run_goes_on_to_the_bit(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_the_step_at_once(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_it_learns_and_leaves_the_embedding_alone(
     assert torch.equal(before, embedding)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_an_undisturbed_one(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from bm25s import BM25
 
 from slmrank.data.records import Job
 from slmrank.data.words import words_of
@@ -18,6 +17,8 @@ class Bm25:
     twice."""
 
     def __init__(self, jobs: Mapping[str, Job]) -> None:
+        from bm25s import BM25  # it loads scipy: 0.1 s of every verb otherwise
+
         # Sorted, so that a stable order by score puts equal jobs in the order of their ids.
         self._job_ids = sorted(jobs)
         self._places = {job_id: place for place, job_id in enumerate(self._job_ids)}

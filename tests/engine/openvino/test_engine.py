@@ -25,6 +25,7 @@ TIGHT = {"max_mean_abs_dp": 1e-4, "max_abs_dp": 1e-3, "min_pair_order": 0.99}
 LOOSE = {"max_mean_abs_dp": 0.5, "max_abs_dp": 1.0, "min_pair_order": 0.51}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:])]
 )
@@ -58,6 +59,7 @@ def engine(
     return OpenVinoEngine(folder)
 
 
+@pytest.mark.slow
 def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     one = queries(1, 6)[0]
     together = engine.logits(one.prefix, one.items)
@@ -67,6 +69,7 @@ def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     assert np.abs(together - backwards).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_queries_together_equal_queries_alone(engine: OpenVinoEngine) -> None:
     """Prefixes and items of every length, shared passes, a repeated prefix, nothing, and nothing
     but an empty item."""
@@ -85,6 +88,7 @@ def test_queries_together_equal_queries_alone(engine: OpenVinoEngine) -> None:
     assert len(engine._prefixes) == 32
 
 
+@pytest.mark.slow
 def test_an_item_without_ids_is_nan_and_harms_no_other(engine: OpenVinoEngine) -> None:
     one = queries(1, 2)[0]
     empty = np.zeros(0, dtype=np.int32)
