@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dgemm
 
 from slmrank.errors import SpecError
 
@@ -97,7 +98,8 @@ def members(units: npt.NDArray[np.intp], group: int) -> npt.NDArray[np.intp]:
 def _costs(inverse: Matrix, current: Matrix, alive: npt.NDArray[np.intp], group: int) -> Matrix:
     """Twice what dropping each living group costs."""
     if group == 1:
-        found: Matrix = np.sum(current[alive] ** 2, axis=1) / np.diag(inverse)[alive]
+        squares: Matrix = np.einsum("ij,ij->i", current, current)
+        found: Matrix = squares[alive] / np.diag(inverse)[alive]
         return found
     costs = []
     for unit in alive:
@@ -110,8 +112,9 @@ def _costs(inverse: Matrix, current: Matrix, alive: npt.NDArray[np.intp], group:
 def _greedy(
     hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int, group: int
 ) -> npt.NDArray[np.intp]:
-    inverse = np.linalg.inv(hessian)
-    current = weights.copy()
+    # In Fortran's order, so that BLAS adds the rank-b steps in place.
+    inverse = np.asfortranarray(np.linalg.inv(hessian))
+    current = np.array(weights, order="F")
     alive = np.arange(len(weights) // group)
     while len(alive) > keep:
         count = min(per_round, len(alive) - keep)
@@ -119,8 +122,8 @@ def _greedy(
         dropped = members(alive[cheapest], group)
         columns = inverse[:, dropped]
         step = np.linalg.solve(inverse[np.ix_(dropped, dropped)], np.eye(len(dropped)))
-        current -= columns @ (step @ current[dropped])
-        inverse -= columns @ (step @ columns.T)
+        current = dgemm(-1.0, columns, step @ current[dropped], 1.0, current, overwrite_c=True)
+        inverse = dgemm(-1.0, columns, step @ columns.T, 1.0, inverse, overwrite_c=True)
         current[dropped] = 0.0
         inverse[dropped, :] = 0.0
         inverse[:, dropped] = 0.0
