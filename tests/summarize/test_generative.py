@@ -21,7 +21,12 @@ from slmrank.prompt.template import job_text
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.faithfulness import CLIP, FrozenRanker, divergence, length_cost
-from slmrank.summarize.generative import GenerativeKind, new_words, without_new_words
+from slmrank.summarize.generative import (
+    GenerativeKind,
+    _forbid_runs,
+    new_words,
+    without_new_words,
+)
 from slmrank.summarize.registry import load_summarizer
 
 from tests.conftest import Control, TinyBundle
@@ -85,6 +90,16 @@ def test_words_that_the_posting_does_not_have_are_found() -> None:
     assert new_words(job, "Nurse: patient care in Paris") == ["in", "Paris"]
     assert without_new_words(job, "Nurse: patient care in Paris") == "Nurse: patient care"
     assert without_new_words(job, "") == ""
+
+
+def test_nothing_that_was_written_is_written_again() -> None:
+    torch = pytest.importorskip("torch")
+    # What stands before `start`, the request, may be said again; what was written may not.
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 4, 5, 7, 1, 4, 5]])
+    found = _forbid_runs(3, ids, torch.zeros(1, 9))
+    assert [int(place) for place in torch.where(torch.isinf(found[0]))[0]] == [6, 7]
+    assert not torch.isinf(_forbid_runs(3, ids[:, :4], torch.zeros(1, 9))).any()
+    assert not torch.isinf(_forbid_runs(3, ids[:, :3], torch.zeros(1, 9))).any()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 POLICY_FOLDER = "policy"
 WEIGHTS_FILE = "model.safetensors"
+RUN = 3  # tokens
 ASKED = "\nShort summary for search:"  # what is written starts with a space, which is a token's own
 
 
@@ -140,10 +141,29 @@ class Writer:
         self._model.eval().to(self._device)
 
     def write(self, request: str, tokens: int) -> str:
-        """The likeliest continuation, token by token, in one line."""
+        """The likeliest continuation in one line, token by token: of those without a run of
+        `RUN` tokens that it has written before. A small model otherwise says one phrase until its
+        tokens are spent; runs out of the request stay allowed, for they are what is summarised."""
         encoded = self._tokenizer(request, return_tensors="pt", add_special_tokens=False)
         encoded = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+        start = encoded["input_ids"].shape[1]
         with self._torch.no_grad():
-            ids = self._model.generate(**encoded, max_new_tokens=tokens, do_sample=False)
-        written = ids[0, encoded["input_ids"].shape[1] :]
+            ids = self._model.generate(
+                **encoded,
+                max_new_tokens=tokens,
+                do_sample=False,
+                logits_processor=[partial(_forbid_runs, start)],
+            )
+        written = ids[0, start:]
         return " ".join(self._tokenizer.decode(written, skip_special_tokens=True).split())
+
+
+def _forbid_runs(start: int, ids: Any, scores: Any) -> Any:
+    """Logits [1, V] without the tokens that would repeat a run of what was written from `start`
+    on."""
+    written = ids[0, start:].tolist()
+    last = written[len(written) - RUN + 1 :]
+    for place in range(len(written) - RUN + 1):
+        if written[place : place + RUN - 1] == last:
+            scores[0, written[place + RUN - 1]] = -float("inf")
+    return scores
