@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo train test test-fast check audit bench clean
+.PHONY: demo train test test-long test-fast check audit bench clean
 
 demo: $(STAMP)
 	$(BIN)/control demo
@@ -13,11 +13,16 @@ demo: $(STAMP)
 train: $(STAMP)
 	$(BIN)/control export build/train.yaml --out build/ranker
 
+# A quarter of an hour on two cores: every part once, on real programs.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+# The rest: more cases, more faults, whole clusters. CI runs both.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not triton and not perf"
+	$(BIN)/python -m pytest -m "not slow and not long and not triton and not perf"
 
 # Our CPU engine beside other servers and libraries, each in an environment of its own (about 8 GB in
 # .bench, once); then at most 40 minutes. One of them: make bench PEERS="onnxruntime".

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from process_tree import tree_mib
 from slmrank.artifacts import ArtifactStore
 from slmrank.client.aio import AsyncRankClient
 from slmrank.data.labelled import read_labelled
@@ -31,17 +32,6 @@ from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import load_spec
 
 IN_FLIGHT = 2
-
-
-def memory_mib(pid: int) -> float:
-    """Resident memory of a process and of all below it."""
-    total = 0.0
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        total += sum(memory_mib(int(child)) for child in path.read_text().split())
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            total += int(line.split()[1]) / 1024
-    return total
 
 
 async def capacity(client: AsyncRankClient, requests: list[Any], seconds: float) -> float:
@@ -111,9 +101,9 @@ async def measure(server: Server, requests: list[Any], held: float, given: Any) 
     async with AsyncRankClient(server.url, timeout_s=60) as client:
         for request in requests:
             await client.score(*request)
-        before = memory_mib(server.pid)
+        before = tree_mib(server.pid)
         ended = await overload(client, requests, held * given.times, given.seconds)
-        after = memory_mib(server.pid)
+        after = tree_mib(server.pid)
     return {
         "capacity_requests_per_s": round(held, 2),
         "offered_requests_per_s": round(held * given.times, 2),

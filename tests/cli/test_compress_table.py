@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from slmrank.errors import SpecError
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.compress_table import plan_compress_table
 
 from tests.conftest import Control, TinyBundle
 
@@ -16,7 +19,8 @@ CHANGES = ("--set", "summarize.learn_jobs=4", "--artifacts")
 def test_every_summarizer_is_measured_against_full_text(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:
-    arguments = ("--methods", "lead,salience,ranker", "--budgets", "10,16", "--out", tmp_path)
+    arguments = ("--methods", "lead,salience,ranker", "--budgets", "10,16", "--own-ranker")
+    arguments += ("--scorer", "finetuned", "--out", tmp_path)
     command = ("compress-table", tiny.spec, *CHANGES, tiny.artifacts, *arguments)
     done = control(*command, "--json")
     assert done.returncode == 0, done.stderr
@@ -24,9 +28,12 @@ def test_every_summarizer_is_measured_against_full_text(
     rows = found["rows"]
     assert [(row["method"], row["budget"]) for row in rows] == [
         ("full text", None),
+        ("full text, trained on it", None),
         *((method, budget) for method in ("lead", "salience", "ranker") for budget in (10, 16)),
     ]
-    full, *short = rows
+    full, own, *short = rows
+    assert own["quality"]["prompt_tokens"] == full["quality"]["prompt_tokens"]
+    assert own["quality"]["mean_abs_dp"] > 0
     assert full["quality"]["delta_ndcg10"] is None
     for row in short:
         assert 0 < row["removed"] < 1
@@ -46,6 +53,12 @@ def test_every_summarizer_is_measured_against_full_text(
     assert "made in" not in again.stderr
 
 
+def test_a_ranker_that_is_not_trained_has_no_twin(tiny: TinyBundle) -> None:
+    bundle = Bundle(tiny.bundle.spec.model_copy(update={"finetune": None}))
+    with pytest.raises(SpecError, match="trains nothing"):
+        plan_compress_table(bundle, "finetuned", ["lead"], [8], "own", own_ranker=True)
+
+
 @pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(
     control: Control, tiny: TinyBundle, tmp_path: Path
@@ -54,7 +67,7 @@ def test_what_cannot_be_compared_is_refused(
     for wrong, words in (
         (("--methods", "leed"), "did you mean 'lead'"),
         (("--budgets", "36,many"), "no list of whole numbers"),
-        (("--budgets", "4"), "8 tokens or more"),
+        (("--budgets", "4"), "at least 8"),
         (("--on", "nowhere"), "no evaluation set 'nowhere'"),
     ):
         done = control(*command, *wrong)

@@ -9,9 +9,9 @@ import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.steps import in_order
+from slmrank.pipeline.steps import in_order, run
 from slmrank.pipeline.vary import plan_variants, read_grid
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -50,6 +50,26 @@ def test_a_grid_of_stages_and_unlabelled_queries(
     assert "to be made" not in again.stdout
 
 
+@pytest.mark.slow
+def test_full_texts_are_trained_on_and_taught_from(tiny: TinyBundle) -> None:
+    changes = {
+        "finetune": {"text": "full", "text_tokens": 160},
+        "recover": {"teacher_text": "full", "text_tokens": 160},
+    }
+    bundle = Bundle(change_spec(tiny.bundle.spec, changes))
+    full, short = (run(one.finetuned, tiny.store).figures for one in (bundle, tiny.bundle))
+    assert full["pairs"] == short["pairs"]
+    assert full["tokens_this_run"] > 1.5 * short["tokens_this_run"]
+    # The student reads summaries as ever, and learns from what the teacher says of full texts.
+    taught = run(bundle.recovered, tiny.store).figures
+    own = run(
+        Bundle(change_spec(bundle.spec, {"recover": {"teacher_text": "summary"}})).recovered,
+        tiny.store,
+    ).figures
+    assert taught["tokens_this_run"] == own["tokens_this_run"]
+    assert taught["loss"][0] != own["loss"][0]
+
+
 def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:
     with pytest.raises(SpecError, match="no list of values"):
         read_grid(["recover.steps=20"])
@@ -67,6 +87,8 @@ def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:
         (["prune.stages=2", "recover.adapter=x"], "pruned at once"),
         (["recover.unlabelled_queries=5", "recover.teacher=labels"], "no grades to learn from"),
         (["finetune.unlabelled_queries=5"], "finetune.teacher"),
+        (["finetune.teacher_text=full"], "is for a teacher"),
+        (["recover.text=full"], "nothing about full texts"),
     ],
 )
 def test_stages_and_unlabelled_queries_that_cannot_be(

@@ -15,6 +15,7 @@ from slmrank.cli.options import (
     device_option,
     dry_run_option,
     json_option,
+    sizes_from,
     spec_options,
 )
 from slmrank.compress.search import combinations
@@ -22,12 +23,7 @@ from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_spec
 from slmrank.pipeline.steps import find_current
 
-
-def _sizes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
-    try:
-        return [int(part) for part in value.split(",")] if value else []
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no list of whole numbers, as 27,24") from error
+_sizes = sizes_from(1)
 
 
 @click.command("compress-search")

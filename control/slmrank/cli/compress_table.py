@@ -13,6 +13,7 @@ from slmrank.cli.options import (
     device_option,
     dry_run_option,
     json_option,
+    sizes_from,
     spec_options,
 )
 from slmrank.pipeline.compress_table import (
@@ -30,16 +31,6 @@ def _names(_ctx: click.Context, _option: click.Parameter, value: str) -> list[st
     return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
-def _sizes(ctx: click.Context, option: click.Parameter, value: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in _names(ctx, option, value)]
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no list of whole numbers, as 36,56") from error
-    if not sizes or min(sizes) < 8:
-        raise click.BadParameter(f"{value!r}: a budget has 8 tokens or more")
-    return sizes
-
-
 @click.command("compress-table")
 @spec_options
 @named_set_option
@@ -47,7 +38,11 @@ def _sizes(ctx: click.Context, option: click.Parameter, value: str) -> list[int]
     "--methods", default=METHODS, show_default=True, callback=_names, help="summarizers, by name"
 )
 @click.option(
-    "--budgets", default=BUDGETS, show_default=True, callback=_sizes, help="tokens of a summary"
+    "--budgets",
+    default=BUDGETS,
+    show_default=True,
+    callback=sizes_from(8),
+    help="tokens of a summary",
 )
 @click.option(
     "--scorer",
@@ -55,6 +50,11 @@ def _sizes(ctx: click.Context, option: click.Parameter, value: str) -> list[int]
     default="engine",
     show_default=True,
     help="stage of SPEC whose ranker reads the texts",
+)
+@click.option(
+    "--own-ranker",
+    is_flag=True,
+    help="also train SPEC's ranker on full texts, and score them with it: dear",
 )
 @out_option
 @device_option
@@ -66,6 +66,7 @@ def compress_table_command(
     methods: list[str],
     budgets: list[int],
     scorer: str,
+    own_ranker: bool,
     out: Path | None,
     device: str,
     dry_run: bool,
@@ -75,6 +76,7 @@ def compress_table_command(
     summary costs.
 
     One ranker of SPEC, frozen, reads every text: the one that was trained on SPEC's own summaries.
+    It is no judge of what full texts hold: --own-ranker trains another one on these.
     Full texts are cut at evaluate.full_text_tokens only. Intervals are 95 % bootstrap intervals
     over queries; delta is paired with full text. How many queries: evaluate.queries, of a named set
     evaluate.set_queries.
@@ -84,7 +86,14 @@ def compress_table_command(
       control compress-table build/demo.yaml --budgets 36,56
       control compress-table build/demo.yaml --on onet-titles --methods salience,ranker
     """
-    cells = plan_compress_table(opened.bundle, scorer, methods, budgets, named)  # type: ignore[arg-type]
+    cells = plan_compress_table(
+        opened.bundle,
+        scorer,  # type: ignore[arg-type]
+        methods,
+        budgets,
+        named,
+        own_ranker=own_ranker,
+    )
     if dry_run:
         show_plan([cell.step for cell in cells], opened.store, as_json=as_json)
         return

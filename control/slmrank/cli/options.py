@@ -52,6 +52,21 @@ target_option = click.option(
 )
 
 
+def sizes_from(least: int) -> Callable[[click.Context, click.Parameter, str | None], list[int]]:
+    """Reads an option such as 36,56: numbers of `least` or more, each once; none if not given."""
+
+    def read(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
+        try:
+            sizes = [int(part) for part in value.split(",")] if value is not None else []
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is no list of whole numbers, as 36,56") from error
+        if sizes and min(sizes) < least:
+            raise click.BadParameter(f"{value!r}: at least {least} is wanted")
+        return list(dict.fromkeys(sizes))
+
+    return read
+
+
 @dataclass(frozen=True)
 class Opened:
     """What a command line names: the spec's file, its bundle, and the artifact store."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
+from slmrank.errors import SpecError
 from slmrank.evaluate.page import shown
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
@@ -16,9 +17,11 @@ from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import plain_plot
 from slmrank.spec.compress import SummarizeSpec
+from slmrank.spec.reading import change_spec
 from slmrank.summarize.registry import SUMMARIZERS
 
 FULL_TEXT = "full text"
+OWN_RANKER = "full text, trained on it"
 COLUMNS = (
     "summaries",
     "budget",
@@ -58,15 +61,27 @@ class CompressRow:
 
 
 def plan_compress_table(
-    bundle: Bundle, scorer: Row, methods: Sequence[str], budgets: Sequence[int], on: str
+    bundle: Bundle,
+    scorer: Row,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    on: str,
+    *,
+    own_ranker: bool = False,
 ) -> list[Cell]:
     """Full text first, then every method at every budget. The ranker is the bundle's at the stage
-    `scorer`, so that texts change and nothing else. Raises SpecError for an unknown method or set.
+    `scorer`, so that texts change and nothing else; `own_ranker` adds a row of full text for which
+    another one was trained, from the same start with the same settings.
+
+    Raises SpecError for an unknown method or set, and for a ranker that no step trains.
     """
     own = bundle.spec.summarize
     cells = [
         Cell(method=FULL_TEXT, budget=None, step=score_step(bundle, scorer, "full", on, own)),
     ]
+    if own_ranker:
+        step = score_step(_trained_on_full(bundle), scorer, "full", on, own)
+        cells.append(Cell(method=OWN_RANKER, budget=None, step=step))
     for method in methods:
         SUMMARIZERS.get(method)
         for budget in budgets:
@@ -78,6 +93,21 @@ def plan_compress_table(
             step = score_step(bundle, scorer, "summary", on, summarize)
             cells.append(Cell(method=method, budget=budget, step=step))
     return cells
+
+
+def _trained_on_full(bundle: Bundle) -> Bundle:
+    spec = bundle.spec
+    if spec.finetune is None or not spec.finetune.steps:
+        raise SpecError(
+            "the spec trains nothing before it prunes: its ranker cannot be trained on full texts",
+            "set finetune.steps to what the ranker was trained with, and finetune.adapter: null",
+        )
+    own = {"text": "full", "text_tokens": spec.evaluate.full_text_tokens}
+    taught = {**own, "teacher_text": "full"}
+    changes = {"finetune": own if spec.finetune.teacher is None else taught}
+    if spec.recover is not None:
+        changes["recover"] = own if spec.recover.teacher == "labels" else taught
+    return Bundle(change_spec(spec, changes))
 
 
 def measure_compress_table(
@@ -140,6 +170,9 @@ def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
 
     def draw(axes: Any) -> None:
         axes.axhline(0, color="#999999", linewidth=0.8, linestyle="--")
+        for row in rows:
+            if row.method == OWN_RANKER and row.quality.delta_ndcg10 is not None:
+                axes.axhline(row.quality.delta_ndcg10.value, color="#444444", label=OWN_RANKER)
         for method in dict.fromkeys(row.method for row in rows if row.budget):
             own = sorted((row for row in rows if row.method == method), key=lambda row: row.removed)
             deltas = [

@@ -18,9 +18,6 @@ class LoraSpec(Section):
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
 
 
-_NO_TEACHER = "unlabelled_queries have no grades to learn from; set {}, or 0 of them"
-
-
 class TrainSpec(Section):
     """One training run: KL to the soft target on the two label logits."""
 
@@ -66,6 +63,16 @@ class TrainSpec(Section):
         description="dev queries on which one temperature is fitted after training, so that p "
         "means what it says; unset: none, or the one of the adapter",
     )
+    text: Literal["summary", "full"] = Field(
+        "summary",
+        description="what is read of a job: its summary, as servers do, or its whole description",
+    )
+    teacher_text: Literal["summary", "full"] = Field(
+        "summary",
+        description="what the teacher reads of it: full texts teach what summaries leave out, if "
+        "the teacher was trained on them",
+    )
+    text_tokens: int = Field(1024, ge=64, description="tokens of an item that is a full text")
     unlabelled_queries: int = Field(
         0,
         ge=0,
@@ -83,6 +90,20 @@ class TrainSpec(Section):
             raise ValueError("0 steps train nothing; give an adapter to merge, or 1 or more steps")
         return value
 
+    def _check_teacher(self, lacking: str | None) -> None:
+        """`lacking`: what would give a teacher, where there is none."""
+        if lacking is not None and self.unlabelled_queries:
+            raise ValueError(
+                f"unlabelled_queries have no grades to learn from; set {lacking}, or 0 of them"
+            )
+        if lacking is not None and self.teacher_text == "full":
+            raise ValueError(f"teacher_text: full is for a teacher; set {lacking}, or leave it out")
+        if lacking is None and (self.text, self.teacher_text) == ("full", "summary"):
+            raise ValueError(
+                "a teacher that reads summaries teaches nothing about full texts; set "
+                "teacher_text: full beside text: full"
+            )
+
 
 class FinetuneSpec(TrainSpec):
     """Fine-tuning of the base model."""
@@ -93,8 +114,7 @@ class FinetuneSpec(TrainSpec):
 
     @model_validator(mode="after")
     def _who_says(self) -> FinetuneSpec:
-        if self.unlabelled_queries and self.teacher is None:
-            raise ValueError(_NO_TEACHER.format("finetune.teacher: FOLDER of a checkpoint"))
+        self._check_teacher(None if self.teacher else "finetune.teacher: FOLDER of a checkpoint")
         return self
 
 
@@ -107,8 +127,7 @@ class RecoverSpec(TrainSpec):
 
     @model_validator(mode="after")
     def _who_says(self) -> RecoverSpec:
-        if self.unlabelled_queries and self.teacher == "labels":
-            raise ValueError(_NO_TEACHER.format("recover.teacher: finetuned"))
+        self._check_teacher(None if self.teacher != "labels" else "recover.teacher: finetuned")
         return self
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import headless_pyplot, png_of
 
 SIZE_IN = (8.0, 6.0)
 DPI = 100
@@ -21,7 +20,7 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
     """
     pyplot = headless_pyplot()
     figure: Any
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=SIZE_IN, sharex=True)
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=SIZE_IN, dpi=DPI, sharex=True)
     steps = [record["step"] for record in log]
     losses = np.array([record["loss"] for record in log])
     width = max(len(losses) // 30, 1)
@@ -45,8 +44,7 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    image = png_of(figure)
     pyplot.close(figure)
-    return buffer.getvalue()
+    return image

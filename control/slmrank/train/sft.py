@@ -13,6 +13,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
 from slmrank.train.state import resume_state, save_state, trained_values
 
 Progress = Callable[[int, int, float], None]
+Part = tuple[Padded, Padded, Tensor]  # prefixes, items, and which prefix each item follows
+TargetsOf = Callable[[Sequence[EncodedQuery], Part], Tensor]
 
 
 class Scorer(nn.Module):
@@ -59,12 +62,14 @@ def train(
     *,
     inputs: Mapping[str, str],
     teacher: LoadedRanker | None = None,
+    teacher_reads: Callable[[EncodedQuery], EncodedQuery] | None = None,
     dev: Sequence[EncodedQuery] = (),
     adapter_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train in place; returns figures (log of the steps, pairs, tokens, seconds of this run).
 
-    With a `teacher` the target of each pair is the teacher's p instead of the example's. Where the
+    With a `teacher` the target of each pair is the teacher's p instead of the example's, of other
+    texts of the same jobs where `teacher_reads` gives them. Where the
     spec trains an adapter, it is written to `adapter_folder` and merged at the end.
 
     Under `torchrun` or `accelerate launch` every process calls this with the same arguments: each
@@ -86,7 +91,8 @@ def train(
         adapter = add_adapter(ranker, spec.lora)
     figures: dict[str, Any] = {"steps": 0}
     if spec.steps:
-        figures = _run(ranker, examples, spec, work, progress, inputs, teacher, dev)
+        targets_of = partial(_targets, ranker.placement, teacher, teacher_reads)
+        figures = _run(ranker, examples, spec, work, progress, inputs, targets_of, dev)
     network.eval()
     if adapter is not None:
         if adapter_folder is not None:
@@ -102,7 +108,7 @@ def _run(
     work: Path,
     progress: Progress,
     inputs: Mapping[str, str],
-    teacher: LoadedRanker | None,
+    targets_of: TargetsOf,
     dev: Sequence[EncodedQuery],
 ) -> dict[str, Any]:
     """The steps, from where an interrupted run stopped."""
@@ -131,7 +137,7 @@ def _run(
         for group in optimizer.param_groups:
             group["lr"] = rate
         own = batches[step][launched.process_index :: processes]
-        loss = _step(model, own, spec, launched, ranker.placement, teacher)
+        loss = _step(model, own, spec, launched, ranker.placement, targets_of)
         if not math.isfinite(loss):
             raise DataError(f"the loss became {loss} at step {step}", "lower the learning rate")
         launched.clip_grad_norm_(trained, 1.0)
@@ -190,7 +196,7 @@ def _step(
     spec: TrainSpec,
     launched: Any,
     placement: Placement,
-    teacher: LoadedRanker | None,
+    targets_of: TargetsOf,
 ) -> float:
     """Forward and backward of this process's part of a step; returns the whole step's loss.
 
@@ -199,9 +205,7 @@ def _step(
     """
     groups = micro_batches(own, spec.tokens_at_once)
     parts = [batch_tensors(group, placement) for group in groups]
-    targets = [
-        _targets(group, part, placement, teacher) for group, part in zip(groups, parts, strict=True)
-    ]
+    targets = [targets_of(group, part) for group, part in zip(groups, parts, strict=True)]
     zeros = [torch.zeros_like(one) for one in targets]
     counts = torch.zeros(2, device=placement.device)
     for part, target, zero in zip(parts, targets, zeros, strict=True):
@@ -231,13 +235,16 @@ def _losses(logits: Tensor, targets: Tensor, query_of: Tensor, spec: TrainSpec) 
 
 @torch.no_grad()
 def _targets(
-    batch: Sequence[EncodedQuery],
-    part: tuple[Padded, Padded, Tensor],
     placement: Placement,
     teacher: LoadedRanker | None,
+    teacher_reads: Callable[[EncodedQuery], EncodedQuery] | None,
+    batch: Sequence[EncodedQuery],
+    part: Part,
 ) -> Tensor:
     """The wanted p of every item [B]."""
     if teacher is not None:
+        if teacher_reads is not None:
+            part = batch_tensors([teacher_reads(one) for one in batch], placement)
         with placement.mixed_precision():
             return score_items(teacher, *part).float().sigmoid()
     wanted = [target for example in batch for target in example.targets]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
+from dataclasses import replace
 
 from slmrank.artifacts import Artifact
 from slmrank.data.labelled import read_labelled
@@ -11,7 +13,7 @@ from slmrank.data.records import Split
 from slmrank.data.unlabelled import unlabelled_pairs
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.pipeline.steps import Making
-from slmrank.prompt.corpus import EncodedQuery, SummaryItems, encode_pairs
+from slmrank.prompt.corpus import EncodedQuery, FullTextItems, SummaryItems, encode_pairs
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 
@@ -29,19 +31,41 @@ def stored_summaries(making: Making) -> contextlib.closing[JobStore]:
 
 
 def split_queries(
-    making: Making, checkpoint: Checkpoint, split: Split, seed: int, unlabelled: int = 0
+    making: Making,
+    checkpoint: Checkpoint,
+    split: Split,
+    seed: int,
+    *,
+    unlabelled: int = 0,
+    full_tokens: int | None = None,
 ) -> list[EncodedQuery]:
-    """A split's queries on summaries, in an order that the seed decides, with so many queries
-    among them that nobody judged."""
+    """A split's queries on summaries, or on full texts of so many tokens, in an order that the seed
+    decides, with so many queries among them that nobody judged."""
     labelled = read_labelled(making.inputs["data"].path)
     pairs = list(labelled.pairs[split])
     if unlabelled:
         pairs += unlabelled_pairs(labelled.jobs, pairs, unlabelled, seed)
-    encoder = checkpoint.encoder()
-    with stored_summaries(making) as store:
-        queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
+    encoder = checkpoint.encoder(full_tokens)
+    if full_tokens is not None:
+        queries = encode_pairs(pairs, encoder, FullTextItems(encoder, labelled.jobs))
+    else:
+        with stored_summaries(making) as store:
+            queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
     random.Random(seed).shuffle(queries)
     return queries
+
+
+def read_in_full(
+    making: Making, checkpoint: Checkpoint, tokens: int
+) -> Callable[[EncodedQuery], EncodedQuery]:
+    """Gives a query with its jobs' full texts, of so many tokens, instead of what it holds."""
+    encoder = checkpoint.encoder(tokens)
+    texts = FullTextItems(encoder, read_labelled(making.inputs["data"].path).jobs)
+
+    def in_full(query: EncodedQuery) -> EncodedQuery:
+        return replace(query, items=tuple(item.ids for item in texts.items(query.job_ids)))
+
+    return in_full
 
 
 def take_items(queries: list[EncodedQuery], items: int, per_query: int = 4) -> list[EncodedQuery]:

@@ -8,10 +8,10 @@ from slmrank.errors import CheckpointError
 from slmrank.model.checkpoint import ADAPTER_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
-from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
+from slmrank.pipeline.stages.inputs import checkpoint_of, read_in_full, split_queries
 from slmrank.pipeline.steps import Making
 from slmrank.processes import is_first
-from slmrank.prompt.corpus import corpus_figures
+from slmrank.prompt.corpus import EncodedQuery, corpus_figures
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import read_note, write_note
 from slmrank.train.log import LOG_FILE, write_log
@@ -29,11 +29,18 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     elif teacher_path is not None:
         teacher = load_model(_same_prompt(open_checkpoint(teacher_path), student), placement)
         digests["teacher"] = str(making.draft.lineage["settings"]["teacher"])
-    queries = []
+    full_tokens = spec.text_tokens if spec.text == "full" else None
+    queries: list[EncodedQuery] = []
     if spec.steps:
-        queries = split_queries(making, student, "train", 0, spec.unlabelled_queries)
+        more = spec.unlabelled_queries
+        queries = split_queries(
+            making, student, "train", 0, unlabelled=more, full_tokens=full_tokens
+        )
     scored = (spec.steps and spec.dev_every) or spec.calibration_queries
-    dev = split_queries(making, student, "dev", 0) if scored else []
+    dev = split_queries(making, student, "dev", 0, full_tokens=full_tokens) if scored else []
+    teacher_reads = None
+    if teacher is not None and spec.teacher_text != spec.text:
+        teacher_reads = read_in_full(making, student, spec.text_tokens)
     ranker = load_model(student, placement)
     temperature = None
     if spec.adapter is not None:
@@ -47,6 +54,7 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         lambda step, steps, loss: making.watcher.progress(step, steps, f"KL {loss:.3f}"),
         inputs=digests,
         teacher=teacher,
+        teacher_reads=teacher_reads,
         dev=dev,
         adapter_folder=adapter,
     )
