@@ -53,8 +53,10 @@ def prune_neurons(
     damping: float = 0.01,
     per_round: int = 8,
     group: int = 1,
+    product: Matrix | None = None,
 ) -> Pruned:
-    """Keep `keep` of the p / `group` groups. `gram` is X^T X [p, p], `weights` W0 [p, d].
+    """Keep `keep` of the p / `group` groups. `gram` is X^T X [p, p], `weights` W0 [p, d], `product`
+    X^T X W0 [p, d] where it is known.
 
     `per_round` groups are dropped between two updates; 1 is exact greedy. `method` is a name of
     CRITERIA. Raises SpecError when `keep` is not in 1..p / group.
@@ -67,9 +69,8 @@ def prune_neurons(
     units = choose(hessian, gram, weights, keep, per_round, group)
     kept = members(units, group)
     fitted = refit(hessian, weights, kept) if refitted else weights[kept]
-    return Pruned(
-        kept=kept, weights=fitted, relative_error=relative_error(gram, weights, kept, fitted)
-    )
+    error = relative_error(gram, weights, kept, fitted, product)
+    return Pruned(kept=kept, weights=fitted, relative_error=error)
 
 
 def refit(hessian: Matrix, weights: Matrix, kept: npt.NDArray[np.intp]) -> Matrix:
@@ -80,13 +81,20 @@ def refit(hessian: Matrix, weights: Matrix, kept: npt.NDArray[np.intp]) -> Matri
 
 
 def relative_error(
-    gram: Matrix, weights: Matrix, kept: npt.NDArray[np.intp], fitted: Matrix
+    gram: Matrix,
+    weights: Matrix,
+    kept: npt.NDArray[np.intp],
+    fitted: Matrix,
+    product: Matrix | None = None,
 ) -> float:
-    """|X W - X W0|^2 / |X W0|^2 for the pruned weights, from the undamped Gram matrix."""
-    change = -weights
-    change[kept] += fitted
-    total = float(np.sum(weights * (gram @ weights)))
-    return float(np.sum(change * (gram @ change))) / total if total else 0.0
+    """|X W - X W0|^2 / |X W0|^2 for the pruned weights, from the undamped Gram matrix; `product` is
+    that times W0, where it is known."""
+    product = gram @ weights if product is None else product
+    total = float(np.sum(weights * product))
+    own = gram[np.ix_(kept, kept)] @ fitted
+    # What is left of the square, in parts: the largest product, with W0, is that of every method.
+    lost = total + float(np.sum(fitted * (own - 2 * product[kept])))
+    return max(lost, 0.0) / total if total else 0.0
 
 
 def members(units: npt.NDArray[np.intp], group: int) -> npt.NDArray[np.intp]:

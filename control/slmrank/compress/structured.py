@@ -216,6 +216,7 @@ def _prune_layer(
     """Prune one layer's MLP; returns what was kept and the relative error of every criterion."""
     down = layer.mlp.down_proj
     weights = down.weight.T.double().cpu().numpy()
+    product = gram @ weights
     results = {
         method: prune_neurons(
             gram,
@@ -224,13 +225,14 @@ def _prune_layer(
             method=method,
             damping=spec.damping,
             per_round=spec.neurons_per_round,
+            product=product,
         )
         for method in CRITERIA
     }
     if recorded is not None:
         kept = recorded.neurons[index]
         fitted = refit(damped(gram, recorded.damping), weights, kept)
-        error = relative_error(gram, weights, kept, fitted)
+        error = relative_error(gram, weights, kept, fitted, product)
         results["recorded"] = Pruned(kept=kept, weights=fitted, relative_error=error)
     chosen = results["recorded" if recorded else spec.method]
     places = torch.from_numpy(chosen.kept).to(down.weight.device)
