@@ -85,9 +85,10 @@ def test_the_best_evaluation_is_kept(make_checkpoint: Callable[..., Any], tmp_pa
     figures = fit(ranker, spec, tmp_path, dev=QUERIES)
     scored = [one for one in figures["log"] if "dev_ndcg10" in one]
     best = max(one["dev_ndcg10"] for one in scored)
-    from slmrank.train.sft import score_dev
+    from slmrank.train.sft import Scorer, score_dev
 
-    assert score_dev(ranker, QUERIES)["dev_ndcg10"] == pytest.approx(best, abs=1e-4)
+    found = score_dev(Scorer(ranker), ranker.placement, QUERIES)
+    assert found["dev_ndcg10"] == pytest.approx(best, abs=1e-4)
     places = [place for place, one in enumerate(scored) if one["dev_ndcg10"] == best]
     assert len(scored) - 1 - places[0] <= 2
     assert figures["steps"] == len(figures["log"])
@@ -114,9 +115,11 @@ def test_scores_of_the_merged_model_are_the_reference_scorers(
     fit(ranker, LORA, tmp_path / "w")
     save_model(ranker, checkpoint, tmp_path)
     from slmrank.model.checkpoint import open_checkpoint
-    from slmrank.train.sft import score_dev
+    from slmrank.train.sft import Scorer, score_dev
 
     saved = open_checkpoint(tmp_path / "checkpoint")
     found = ReferenceScorer(saved).logits(prompts())
     assert len(found) == len(prompts())
-    assert score_dev(ranker, QUERIES) == score_dev(load_model(saved), QUERIES)
+    for_placement = (ranker.placement, QUERIES)
+    again = score_dev(Scorer(load_model(saved)), *for_placement)
+    assert score_dev(Scorer(ranker), *for_placement) == again

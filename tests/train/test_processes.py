@@ -75,16 +75,19 @@ SPEC = settings(steps=8, queries_per_step=1, list_loss="ranknet", items_per_quer
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_are_one_with_the_doubled_batch(
-    make_checkpoint: Callable[..., Any], tmp_path: Path
+    make_checkpoint: Callable[..., Any], tmp_path: Path, shard: bool
 ) -> None:
     checkpoint = make_checkpoint()
-    done = launch(checkpoint, SPEC, tmp_path / "two")
+    done = launch(checkpoint, SPEC.model_copy(update={"shard": shard}), tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     whole = load_model(checkpoint)
     expected = fit(whole, settings(**{**SPEC.model_dump(), "queries_per_step": 2}), tmp_path)
     found = figures_of(tmp_path / "two")
     assert found["processes"] == 2
+    share = found["parameters_here"] / found["trained_parameters"]
+    assert share == (pytest.approx(0.5, abs=0.02) if shard else 1.0)
     assert found["loss"] == pytest.approx(expected["loss"], abs=2e-5)
     assert found["pairs"] == expected["pairs"]
     ours = weights_of(tmp_path / "two")
@@ -95,12 +98,14 @@ def test_two_processes_are_one_with_the_doubled_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "shard"), [(1, False), (2, False), (2, True)])
 def test_a_broken_run_goes_on_to_the_bit(
-    make_checkpoint: Callable[..., Any], tmp_path: Path, processes: int
+    make_checkpoint: Callable[..., Any], tmp_path: Path, processes: int, shard: bool
 ) -> None:
     checkpoint = make_checkpoint()
-    spec = settings(**{**SPEC.model_dump(), "lora": LoraSpec(rank=4), "dev_every": 2})
+    spec = settings(
+        **{**SPEC.model_dump(), "lora": LoraSpec(rank=4), "dev_every": 2, "shard": shard}
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert launch(checkpoint, spec, whole, processes=processes).returncode == 0
     assert launch(checkpoint, spec, broken, 6, processes=processes).returncode != 0

@@ -137,7 +137,9 @@ def run_layers(
     cache: list[KeyValue] = []
     for index, layer in enumerate(decoder.layers):
         before = past[index] if past else None
-        hidden, key_value = run_layer(layer, hidden, rotary, mask, before, packing)
+        # A layer that is split among processes brings its own, which gathers it first.
+        run = getattr(layer, "run", run_layer)
+        hidden, key_value = run(layer, hidden, rotary, mask, before, packing)
         cache.append(key_value)
     return hidden, cache
 

@@ -43,6 +43,11 @@ class TrainSpec(Section):
         "query's jobs stay together",
     )
     items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
+    shard: bool = Field(
+        False,
+        description="split weights, gradients and optimizer state among the processes (FSDP2) "
+        "instead of copying them (DDP): for models that a GPU cannot train alone",
+    )
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
     warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")

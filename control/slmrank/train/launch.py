@@ -14,9 +14,9 @@ from slmrank.spec.train import TrainSpec
 def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
     """accelerate's `Accelerator` on the placement, with the spec's logger started.
 
-    Raises SpecError when the launcher's configuration shards the model: the shared prefix needs
-    every layer's weights twice in a step, which DDP gives and FSDP does not yet. Raises
-    MissingDependencyError for a logger that is not installed.
+    Raises SpecError when the launcher's configuration asks for more than copies of the model: that
+    it is split is a setting of the spec. Raises MissingDependencyError for a logger that is not
+    installed.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
@@ -35,8 +35,9 @@ def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
     many = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if launched.distributed_type not in many:
         raise SpecError(
-            f"the launcher asks for {launched.distributed_type.value}, training runs as DDP",
-            "launch with torchrun, or `accelerate launch --multi_gpu`",
+            f"the launcher asks for {launched.distributed_type.value}; whether the model is split "
+            "is a setting of the spec",
+            "launch with torchrun or `accelerate launch --multi_gpu`, and set shard: true (FSDP2)",
         )
     if logger is not None:
         launched.init_trackers("slmrank", config=_flat(spec.settings()))

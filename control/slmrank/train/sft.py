@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
-from slmrank.model.batch_tensors import batch_tensors, query_logits
+from slmrank.model.batch_tensors import batch_tensors
 from slmrank.model.decoder import LoadedRanker, Padded, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
@@ -33,7 +33,8 @@ from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
-from slmrank.train.state import resume_state, save_state, trained_values
+from slmrank.train.sharding import local, shard_rest, sharded_copy, take_back
+from slmrank.train.state import put_values, resume_state, save_state, trained_values
 
 Progress = Callable[[int, int, float], None]
 Part = tuple[Padded, Padded, Tensor]  # prefixes, items, and which prefix each item follows
@@ -73,14 +74,15 @@ def train(
     spec trains an adapter, it is written to `adapter_folder` and merged at the end.
 
     Under `torchrun` or `accelerate launch` every process calls this with the same arguments: each
-    step's queries are dealt out, the gradient is that of the whole step, and process 0 writes.
+    step's queries are dealt out, the gradient is that of the whole step, and process 0 writes. With
+    `spec.shard` the processes split weights, gradients and optimizer state instead of copying them.
 
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
     the same settings and `inputs` (digests of student, data and teacher). The embedding, which is
     also the label head, stays frozen: 21 % of the parameters of the 135M model, and the labels'
     rows keep their meaning. With `dev_every`, the weights of the best evaluation on `dev` are what
     is returned. Raises DataError when there is nothing to train on or the loss is lost, SpecError
-    for a launcher's configuration that shards the model.
+    for a launcher's configuration of another kind.
     """
     torch.manual_seed(spec.seed)
     network, adapter = ranker.network, None
@@ -115,7 +117,11 @@ def _run(
     launched = start_processes(ranker.placement, spec, work)
     processes = launched.num_processes
     batches = draw_batches(examples, spec, processes)
-    network = ranker.network
+    split = spec.shard and processes > 1
+    working = sharded_copy(ranker, processes) if split else ranker
+    network, scorer = working.network, Scorer(working)
+    if split:
+        shard_rest(scorer)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained,
@@ -127,7 +133,7 @@ def _run(
     identity = hash_value({"spec": spec.settings(), "inputs": dict(inputs), "processes": processes})
     state = resume_state(identity, network, optimizer, work, ranker.placement.device)
     launched.wait_for_everyone()
-    model = launched.prepare_model(Scorer(ranker))
+    model = scorer if split else launched.prepare_model(scorer)
     resumed_at, tokens, started = state.done, 0, time.monotonic()
     network.train()
     for step in range(state.done, spec.steps):
@@ -147,26 +153,28 @@ def _run(
         record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
         state.log.append(record)
         if spec.dev_every and dev and (step + 1) % spec.dev_every == 0:
-            record |= score_dev(ranker, dev[: spec.dev_queries])
+            record |= score_dev(model, ranker.placement, dev[: spec.dev_queries])
             if state.improved():
                 state.best = trained_values(network)
         launched.log({key: value for key, value in record.items() if key != "step"}, step + 1)
         progress(step + 1, spec.steps, loss)
         if (step + 1) % spec.checkpoint_every == 0 and step + 1 < spec.steps:
-            if launched.is_main_process:
-                save_state(state, network, optimizer, work)
+            save_state(state, network, optimizer, work, write=launched.is_main_process)
             launched.wait_for_everyone()
+    if state.best is not None:
+        put_values(network, state.best)
+    if split:
+        take_back(network, ranker)
     # The reducer of DDP goes before the group of processes: as the group's last owner it joins
     # gloo's threads while it holds the GIL that one of them waits for, and the process hangs.
     del model
     launched.free_memory()
     launched.end_training()
-    if state.best is not None:
-        network.load_state_dict(state.best, strict=False)
     return {
         "steps": state.done,
         "processes": processes,
         "trained_parameters": sum(parameter.numel() for parameter in trained),
+        "parameters_here": sum(local(parameter).numel() for parameter in trained),
         "pairs": sum(len(one.items) for batch in batches[: state.done] for one in batch),
         "tokens_this_run": tokens,
         "seconds_this_run": round(time.monotonic() - started, 1),
@@ -176,14 +184,20 @@ def _run(
     }
 
 
-def score_dev(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, float]:
+@torch.no_grad()
+def score_dev(
+    model: nn.Module, placement: Placement, queries: Sequence[EncodedQuery]
+) -> dict[str, float]:
     """NDCG@10 and AUC (grade 4 against 0) of the model as it stands."""
-    ranker.network.eval()
+    model.eval()
     listings = [
-        Listing(scores=query_logits(ranker, query), grades=np.array(query.grades, dtype=float))
+        Listing(
+            scores=model(*batch_tensors([query], placement)).double().cpu().numpy(),
+            grades=np.array(query.grades, dtype=float),
+        )
         for query in queries
     ]
-    ranker.network.train()
+    model.train()
     return {
         "dev_ndcg10": round(mean_ndcg(listings), 4),
         "dev_auc": round(auc_top_against_zero(listings), 4),

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slmrank.train.sharding import gathered, like
+
 STATE_FILE = "state.pt"
 
 
@@ -43,27 +45,48 @@ class RunState:
 
 
 def trained_values(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that are trained, by name."""
+    """Copies of the parameters that are trained, by name and whole: every process has to ask."""
     return {
-        name: value.detach().clone()
+        name: gathered(value.detach()).clone()
         for name, value in network.named_parameters()
         if value.requires_grad
     }
 
 
+def put_values(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set the named parameters, in place."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in values:
+                parameter.copy_(like(values[name], parameter))
+
+
 def save_state(
-    state: RunState, network: nn.Module, optimizer: torch.optim.Optimizer, work: Path
+    state: RunState,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    work: Path,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write `work/state.pt`, whole or not at all."""
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = work / f".{STATE_FILE}.{os.getpid()}"
+    """Write `work/state.pt`, whole or not at all. Every process has to call it, one of them with
+    `write`."""
+    of_optimizer = optimizer.state_dict()
+    of_optimizer["state"] = {
+        place: {name: gathered(value) for name, value in one.items()}
+        for place, one in of_optimizer["state"].items()
+    }
     kept = {
         "identity": state.identity,
         "model": trained_values(network),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": of_optimizer,
         "log": state.log,
         "best": state.best,
     }
+    if not write:
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = work / f".{STATE_FILE}.{os.getpid()}"
     torch.save(kept, temporary)
     temporary.rename(work / STATE_FILE)
 
@@ -82,6 +105,12 @@ def resume_state(
     kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
     if kept["identity"] != identity:
         return RunState(identity=identity)
-    network.load_state_dict(kept["model"], strict=False)
-    optimizer.load_state_dict(dict(kept["optimizer"]))
+    put_values(network, kept["model"])
+    trained = [one for one in network.parameters() if one.requires_grad]
+    of_optimizer = dict(kept["optimizer"])
+    of_optimizer["state"] = {
+        place: {name: like(value, trained[place]) for name, value in one.items()}
+        for place, one in of_optimizer["state"].items()
+    }
+    optimizer.load_state_dict(of_optimizer)
     return RunState(identity=identity, log=list(kept["log"]), best=kept["best"])
