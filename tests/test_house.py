@@ -192,3 +192,15 @@ def test_the_wheel_holds_slmrank_alone_beside_the_library_named_control(tmp_path
     run = [sys.executable, "-S", "-c", code, str(site)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(str(site)), done.stderr
+
+
+def test_what_the_documentation_names_is_there() -> None:
+    lost = []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "perf/README.md"]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`(results/[\w./-]+\.\w+|docs/[\w./-]+\.md|tests/[\w./-]+\.py)`", text)
+        linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+        for name in {*named, *linked}:
+            if not ((page.parent / name).exists() or (ROOT / name).exists()):
+                lost.append(f"{page.relative_to(ROOT)}: {name}")
+    assert lost == []
