@@ -50,6 +50,7 @@ def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: ModuleType) ->
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_equal_scores_first_then_rates_and_faults(
     tiny: TinyBundle, bench: ModuleType, peers: Path, tmp_path: Path

@@ -154,6 +154,7 @@ def without(tiny: TinyBundle, disk: Path, kind: str) -> Path:
     return target
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "the server is killed (-9)",
@@ -176,6 +177,7 @@ def test_the_server_is_killed(tiny_repository: Path) -> None:
         assert scores(again.url) == before
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @pytest.mark.parametrize("model", ["prepare", "ranker"])
 @fault(
@@ -196,6 +198,7 @@ def test_a_stage_is_killed(tiny_repository: Path, tiny_server: Server, model: st
         client.score("nurse", JOBS)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "`control serve` is killed (-9)",
@@ -212,6 +215,7 @@ def test_the_driver_is_killed(tiny_repository: Path) -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 
 
+@pytest.mark.long
 @fault(
     "a verb is killed (-9) in its middle, at five random moments",
     seen="nothing; the same command goes on from what was finished",
@@ -255,6 +259,7 @@ def test_a_full_disk_for_summaries(
     _full_disk(tiny, small_disk, control, "summarize", "summaries", spare=4_096)
 
 
+@pytest.mark.long
 @fault(
     "the disk is full while an engine is built",
     seen="an error that names the disk; exit code not 0",
@@ -339,6 +344,7 @@ def test_artifacts_that_are_read_only(
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "the summary store is not there when the server starts",
@@ -389,6 +395,7 @@ def test_entries_that_are_damaged(copied: Path, tiny_server: Server) -> None:
             assert item.score == pytest.approx(expected.score, abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "an engine's file was cut",
@@ -496,6 +503,7 @@ def test_clients_that_go_away(tiny_server: Server) -> None:
     assert scores(tiny_server.url) == before
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "SIGTERM under load",

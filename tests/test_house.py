@@ -167,6 +167,7 @@ print(len({step.key for step in in_order(bundle.repository)}))
     assert done.stdout.strip() == "9"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_wheel_holds_slmrank_alone_beside_the_library_named_control(tmp_path: Path) -> None:
     source = tmp_path / "source"

@@ -74,6 +74,7 @@ def rank(ranker: Any, checkpoint: Any) -> Any:
     return np.array(rows)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_they_rank_and_other_calibration_prompts_change_little(
     smollm2: Any, tmp_path: Path

@@ -98,6 +98,7 @@ def test_own_data_and_an_own_model_stand_in_the_first_third() -> None:
     assert lines.index("## Your own jobs and model") < len(lines) / 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_spec_for_own_data_and_an_own_model_works(
     control: Control, tiny: TinyBundle, tmp_path: Path
@@ -164,6 +165,7 @@ def test_control_lines_run(
     assert done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_the_lines_for_a_cluster_run_one_after_the_other(
     control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
@@ -188,6 +190,7 @@ def test_the_lines_for_a_cluster_run_one_after_the_other(
             stop.set()
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_the_serve_line_serves(tiny: TinyBundle, tiny_repository: Path) -> None:
     lines = [line for line in commands() if line.startswith("control serve")]
@@ -210,6 +213,7 @@ def test_the_serve_line_serves(tiny: TinyBundle, tiny_repository: Path) -> None:
             process.wait(30)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_the_ui_line_opens_a_page(tiny: TinyBundle, tiny_repository: Path) -> None:
     (line,) = [line for line in commands() if line.startswith("control ui")]

@@ -65,6 +65,7 @@ def test_its_own_tokenizer_is_the_one_we_serve(smollm2: Checkpoint) -> None:
         assert ours.body(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.long
 def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_path: Path) -> None:
     from slmrank.engine.targets.base import Building
     from slmrank.engine.targets.openvino import OpenVinoTarget
@@ -84,6 +85,7 @@ def test_the_bfloat16_engine_agrees_with_the_reference(smollm2: Checkpoint, tmp_
     assert figures["parity"]["pairs"] == 12
 
 
+@pytest.mark.long
 def test_pruning_removes_two_fifths_of_the_layers_and_the_rest_can_be_emitted(
     smollm2: Checkpoint, tmp_path: Path
 ) -> None:

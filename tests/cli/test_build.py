@@ -27,6 +27,7 @@ def changed(tiny: TinyBundle, name: str, **trtllm: object) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_without_a_gpu_everything_but_the_engine_is_made(
     control: Control, tiny: TinyBundle
 ) -> None:
@@ -72,6 +73,7 @@ def test_without_a_gpu_everything_but_the_engine_is_made(
     assert control("build", tiny.artifacts).returncode == 6
 
 
+@pytest.mark.long
 def test_the_llm_api_has_nothing_to_compile(control: Control, tiny: TinyBundle) -> None:
     base = ["build", tiny.spec, "--target", "trtllm-llmapi", "--artifacts", tiny.artifacts]
     done = control(*base)
@@ -103,6 +105,7 @@ def test_wrong_pairs_are_refused_before_any_work(
     assert control("doctor", path).returncode == 11
 
 
+@pytest.mark.long
 def test_a_quantised_spec_goes_through(control: Control, tiny: TinyBundle) -> None:
     path = changed(tiny, "int8", quantization="int8-sq", calibration_prompts=8)
     done = control("build", path, "--artifacts", tiny.artifacts, "--json", timeout_s=600)
@@ -115,6 +118,7 @@ def test_a_quantised_spec_goes_through(control: Control, tiny: TinyBundle) -> No
     assert "trtllm-llmapi takes none" in refused.stderr
 
 
+@pytest.mark.long
 def test_the_quality_table_scores_the_emitted_weights(control: Control, tiny: TinyBundle) -> None:
     done = control(
         "evaluate",

@@ -104,6 +104,7 @@ def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.long
 def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_repository: Path) -> None:
     started = time.monotonic()
     done = control("repo", tiny.spec, "--artifacts", tiny.artifacts, "--json")
@@ -156,6 +157,7 @@ def test_an_artifact_folder_that_is_not_writable(
     assert "--artifacts" in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_engine_outside_the_tolerance_is_refused(
     control: Control, tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
@@ -169,6 +171,7 @@ def test_an_engine_outside_the_tolerance_is_refused(
     assert set((tiny.artifacts / "engine").iterdir()) == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_finetune_leaves_no_result_and_resumes(
     tiny: TinyBundle, tiny_repository: Path, tmp_path: Path, control: Control
@@ -193,6 +196,7 @@ def test_a_killed_finetune_leaves_no_result_and_resumes(
     assert len(figures["loss"]) == 400
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_teacher_is_taken_from_the_command_line(
     control: Control, tiny: TinyBundle, tiny_repository: Path

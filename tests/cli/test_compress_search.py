@@ -14,6 +14,7 @@ AXES = ("--layers", "2", "--neurons", "128,64", "--kv-heads", "1", "--budgets", 
 FEW = ("--candidates", "2", "--rounds", "2", "--steps", "2")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_cheapest_within_a_loss_becomes_a_spec(
     control: Control, tiny: TinyBundle, tmp_path: Path

@@ -15,6 +15,7 @@ from tests.conftest import Control, TinyBundle
 CHANGES = ("--set", "summarize.learn_jobs=4", "--artifacts")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_summarizer_is_measured_against_full_text(
     control: Control, tiny: TinyBundle, tmp_path: Path

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Control, TinyBundle
 
 
+@pytest.mark.long
 @pytest.mark.perf
 @pytest.mark.triton
 def test_every_rung_is_scored_and_measured(

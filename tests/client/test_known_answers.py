@@ -93,6 +93,7 @@ def test_the_real_server_gives_its_own_repositorys_answers(
     assert "another engine, tokenizer or summary store" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_a_server_with_another_store_is_found(
     tiny: Any, tiny_repository: Path, tmp_path: Path

@@ -37,6 +37,7 @@ async def ask_often(client: AsyncRankClient, times: int, at_once: int = 4) -> li
     return await asyncio.gather(*(once(number) for number in range(times)))
 
 
+@pytest.mark.long
 def test_a_hung_replica_costs_no_more_than_the_hedge_delay(
     replicas: tuple[Server, Server],
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_hung_replica_costs_no_more_than_the_hedge_delay(
     assert hung < 0.2 + max(quiet, 0.1) * 4 + 1.0, (quiet, hung)
 
 
+@pytest.mark.long
 def test_no_call_fails_while_replicas_are_replaced(
     replicas: tuple[Server, Server], tiny_repository: Path
 ) -> None:
@@ -75,6 +77,7 @@ def test_no_call_fails_while_replicas_are_replaced(
     assert len(asyncio.run(replaced())) == 600
 
 
+@pytest.mark.long
 def test_a_server_that_comes_back_is_described_again(tiny_repository: Path) -> None:
     with Server(tiny_repository, ANY_PORTS) as server, RankClient(server.url) as client:
         before = client.describe()

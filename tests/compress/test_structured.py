@@ -169,6 +169,7 @@ def test_heads_go_in_groups_and_the_model_stays_ordinary(
         prune_model(load_model(checkpoint), PROMPTS, spec(kv_heads=3), lambda *_: None)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_papers_setting_on_its_geometry() -> None:
     """Half of the neurons and 8 of 28 layers of the Qwen3-0.6B geometry; random weights and a small

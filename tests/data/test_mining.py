@@ -45,6 +45,7 @@ def test_mistakes_are_liked_but_below_the_right_one() -> None:
     assert mistakes(judged(j0=2, j1=0), p_of, ["j3"], Mining()) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_verb_writes_data_that_trains(
     tiny: TinyBundle, tiny_repository: Path, tmp_path: Path, control: Control

@@ -113,6 +113,7 @@ DEFECTS: dict[str, tuple[str, Plant]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_planted_defect_is_found_with_a_fix(name: str) -> None:
     rule, plant = DEFECTS[name]
@@ -183,6 +184,7 @@ HOUSE: dict[str, Plant] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", HOUSE)
 def test_house_rules_bind_our_own_objects_and_advise_others(rule: str) -> None:
     objects = copy.deepcopy(render_base(releases.gpu()))
@@ -207,6 +209,7 @@ def test_good_manifests_raise_no_alarm(path: Path) -> None:
     assert found.errors == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "release",
     [
@@ -232,6 +235,7 @@ def test_our_own_output_raises_no_alarm(release: Any, tmp_path: Path) -> None:
     assert found.advice == []
 
 
+@pytest.mark.long
 def test_the_shipped_folder_raises_no_alarm(control: Control) -> None:
     done = control("deploy", "check", ROOT / "k8s", "--json")
     assert done.returncode == 0, done.stdout
@@ -240,6 +244,7 @@ def test_the_shipped_folder_raises_no_alarm(control: Control) -> None:
     assert told["objects"] >= 16
 
 
+@pytest.mark.long
 def test_unknown_kinds_fail_until_their_crd_is_given(tmp_path: Path, control: Control) -> None:
     (tmp_path / "tab.yaml").write_text(
         "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: a}\n"
@@ -289,6 +294,7 @@ def test_broken_files_are_findings_and_never_a_crash(text: str, rule: str) -> No
 JUNK = st.sampled_from([None, 0, -1, True, "", "x y", "8GiB", [], [1], {}, {"a": None}, [[{}]]])
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_value_anywhere_makes_the_rules_crash(data: st.DataObject) -> None:

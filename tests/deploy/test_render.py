@@ -252,6 +252,7 @@ NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?", fullmatch=True).fil
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
@@ -376,6 +377,7 @@ def test_kustomize_builds_exactly_what_a_release_renders_to(name: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["base", "dev-cpu", "h200", "base/monitoring"])
 def test_kustomize_builds_every_folder(folder: str, tmp_path: Path, control: Control) -> None:

@@ -47,6 +47,7 @@ def spec(tiny: TinyBundle, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
     tiny: TinyBundle, tiny_repository: Path, spec: Path, control: Control

@@ -57,6 +57,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_query_is_ranked_and_a_job_shown(
     browser: Any, url: str, width: int, tmp_path: Any
@@ -102,6 +103,7 @@ def test_a_query_is_ranked_and_a_job_shown(
     page.close()
 
 
+@pytest.mark.long
 def test_a_query_without_a_job_and_a_shared_link(browser: Any, url: str) -> None:
     page = browser.new_page()
     page.goto(f"{url}#q=pilot+lead")

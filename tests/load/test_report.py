@@ -170,6 +170,7 @@ def test_the_page_stands_alone_and_tells_everything(tmp_path: Path) -> None:
         assert "0.98 of its rate" in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_comparison_is_written(tmp_path: Path, control: Control) -> None:
     for name in ("a", "b"):

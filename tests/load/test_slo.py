@@ -239,6 +239,7 @@ def test_cells_that_were_searched_start_no_server(tmp_path: Path) -> None:
     assert read_record(record)["slo"] == [dict(found.figures)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.perf
 @pytest.mark.triton
@@ -268,6 +269,7 @@ def test_a_real_search_its_record_and_the_replicas(
     assert json.loads(never.stdout)["slo"][0]["rate"] is None, never.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.perf
 @pytest.mark.triton

@@ -480,6 +480,7 @@ def test_axes_must_be_numbers(control: Control, tiny: TinyBundle) -> None:
     assert "sweep.items" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.perf
 @pytest.mark.triton
 def test_an_open_loop_on_the_real_server(
@@ -586,6 +587,7 @@ def test_the_first_run_is_thrown_away(
     assert [tmp_path in folder.parents for folder in folders] == [False, True]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.perf
 @pytest.mark.triton
@@ -622,6 +624,7 @@ def test_a_grid_survives_kill_9_of_tool_and_driver(
     assert "sweep 1/" not in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.perf
 @pytest.mark.triton

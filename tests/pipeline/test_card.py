@@ -65,6 +65,7 @@ def weights(bundle: Bundle, kind: str, tiny: TinyBundle) -> Any:
     return load_file(folder / "checkpoint" / "model.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_card_says_what_it_is(box: Path) -> None:
     for name in ("full", "pruned"):

@@ -144,6 +144,7 @@ def command(tiny: Any, source: Path, out: Path, *more: str) -> list[str]:
     return [str(Path(sys.executable).parent / "control"), *words]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes_also_after_kills(tiny: Any, tmp_path: Path) -> None:
     pytest.importorskip("ray")
@@ -183,6 +184,7 @@ def test_ray_gives_the_same_bytes_also_after_kills(tiny: Any, tmp_path: Path) ->
     assert contents(Path(told["out"])) == contents(Path(alone["out"]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_inside_a_cluster_its_own_ray_is_used(tiny: Any, tmp_path: Path) -> None:
     """As the entrypoint of a Ray job, which finds the cluster by RAY_ADDRESS."""

@@ -16,6 +16,7 @@ from slmrank.spec.reading import change_spec, load_spec
 from tests.conftest import Control, TinyBundle
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_grid_of_stages_and_unlabelled_queries(
     control: Control, tiny: TinyBundle, tmp_path: Path

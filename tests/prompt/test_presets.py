@@ -155,6 +155,7 @@ def bundle_of(reranker: Path, folder: Path, preset: str = "qwen3-reranker", **mo
     return Bundle(parse_spec(values, folder))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", THEIRS)
 def test_scores_are_a_forward_pass_over_the_cards_template(
@@ -179,6 +180,7 @@ def test_scores_are_a_forward_pass_over_the_cards_template(
         assert float(found[place]) == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_public_reranker_is_built_as_it_is(
     reranker: Path, tiny: TinyBundle, tmp_path: Path

@@ -186,6 +186,7 @@ def prompts(tiny: TinyBundle, query: str) -> tuple[Any, list[Any]]:
     return checkpoint, [np.concatenate([encoder.prefix(query), item]) for item in items]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("query", QUERIES)
@@ -205,6 +206,7 @@ def test_scores_through_the_fan_out_are_those_of_the_emitted_checkpoint(
     assert np.ptp(found) > 0.02
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("query", QUERIES)
@@ -240,6 +242,7 @@ def test_bad_items_are_reported_and_the_others_scored(
         assert np.isnan(none[0].score)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("target", ["trtllm-engine", "trtllm-llmapi"])
@@ -287,6 +290,7 @@ def test_many_requests_at_once_join_in_the_backend(engine_server: tuple[Server, 
     assert max(joined) > 1, "the backend saw every call alone"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(
@@ -314,6 +318,7 @@ def test_a_fan_out_that_breaks_the_backends_contract_fails_with_its_words(
         c.score("nurse", ["job-1"])
 
 
+@pytest.mark.long
 def test_serving_without_the_engine_says_where_it_should_be(
     tiny: TinyBundle, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_what_is_behind_the_depth_has_no_ids_and_says_so() -> None:
     assert not_ranked(status, 4).tolist() == status.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_a_flooded_server_ranks_fewer_jobs_and_all_of_them_later(tiny: Any) -> None:
     depth = {"target_ms": 20, "floor": 5, "step": 5, "rise_per_s": 5}

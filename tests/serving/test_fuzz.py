@@ -130,6 +130,7 @@ def test_grpc_answers_every_broken_request(tiny_server: Server, jobs: list[dict[
     assert reference(tiny_server, jobs)["welder"] == pytest.approx(answers["welder"], abs=TOLERANCE)
 
 
+@pytest.mark.long
 def test_http_answers_every_broken_request(
     tiny_repository: Path, jobs: list[dict[str, str]]
 ) -> None:

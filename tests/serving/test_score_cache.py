@@ -161,6 +161,7 @@ def test_a_shared_cache_is_one_for_all_and_may_go_away(tmp_path: Path) -> None:
         ScoreCache(CacheSpec(place="redis:"), ENGINE)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_a_server_with_a_cache_gives_what_it_gave(tiny: Any, control: Any) -> None:
     changes = {"repository": {"cache": {"ttl_s": 600}}}

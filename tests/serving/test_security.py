@@ -39,6 +39,7 @@ def refused(url: str, body: bytes | None) -> int:
     return found.value.code
 
 
+@pytest.mark.long
 def test_who_has_no_key_can_score_and_read_but_change_nothing(
     tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_http_is_off_unless_asked_for(tiny_server: Server) -> None:
     assert ports == {tiny_server.ports.grpc, tiny_server.ports.metrics}
 
 
+@pytest.mark.long
 def test_probes_get_health_and_nothing_else(tiny_repository: Path) -> None:
     with Server(tiny_repository, ANY_PORTS, http="health") as server:
         http = f"http://{server.address}:{server.ports.http}/v2"

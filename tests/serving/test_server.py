@@ -259,6 +259,7 @@ def test_a_server_that_never_gets_ready_is_stopped(
     assert server.pid is None
 
 
+@pytest.mark.long
 def test_stop_frees_the_port_and_leaves_no_process(tiny_repository: Path) -> None:
     server = Server(tiny_repository, FREE)
     server.start()
@@ -288,6 +289,7 @@ def test_a_dead_server_is_reported_in_time(tiny_server: Server) -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.long
 def test_serve_stops_cleanly_on_sigterm(
     tiny: TinyBundle, tiny_repository: Path, control: Callable[..., Any]
 ) -> None:
@@ -360,6 +362,7 @@ def overload_of(url: str) -> Overloaded:
     raise AssertionError("the queue never filled")
 
 
+@pytest.mark.long
 def test_a_full_queue_refuses_at_once_with_a_clear_status(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
@@ -388,6 +391,7 @@ def test_a_full_queue_refuses_at_once_with_a_clear_status(
     assert not page.exists()
 
 
+@pytest.mark.long
 def test_what_would_wait_too_long_is_refused_when_it_comes(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
@@ -404,6 +408,7 @@ def test_what_would_wait_too_long_is_refused_when_it_comes(
         assert flood(server.url, 1)[0][1] == "ok"
 
 
+@pytest.mark.long
 def test_deferrable_requests_wait_for_others_and_are_refused_before_them(tiny: TinyBundle) -> None:
     # One request in each execution: requests that are joined are answered together.
     own = {"max_batch_size": 1, "deferrable_queue_size": 2, "queue_timeout_us": 60_000_000}

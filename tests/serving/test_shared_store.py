@@ -105,6 +105,7 @@ def scores(client: RankClient) -> list[float]:
     return [one.score for one in answer]
 
 
+@pytest.mark.long
 def test_it_is_filled_while_the_server_runs(
     shared: Shared, tiny_server: Server, control: Any
 ) -> None:
@@ -154,6 +155,7 @@ def asked_meanwhile(url: str, act: Callable[[], None]) -> list[tuple[float, list
     return answers
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("filled")
 def test_every_request_sees_one_version(shared: Shared, tiny: Any, tmp_path: Path) -> None:
     summaries = run(shared.bundle.summaries, tiny.store).path
@@ -292,6 +294,7 @@ def replace_id(job: Any) -> Any:
     return job.model_copy(update={"job_id": "sent"})
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("filled")
 def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Path) -> None:
     lines = tmp_path / "changes.jsonl"
@@ -338,6 +341,7 @@ def test_a_repository_of_another_summarizer_is_not_followed(
     assert "a repository is as it is" in changed.stderr
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("filled")
 def test_changes_of_a_kafka_topic(shared: Shared, control: Any, tmp_path: Path) -> None:
     broker = KafkaBroker()

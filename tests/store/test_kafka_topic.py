@@ -54,6 +54,7 @@ def take_all(source: TopicSource, most: int = 64) -> list[Delivery]:
     return taken
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_message_once_more_until_it_is_done(broker: KafkaBroker) -> None:
     broker.send("twice", [gone(number % 7) for number in range(100)])
@@ -103,6 +104,7 @@ def test_what_is_rejected_stands_in_a_topic_of_its_own(broker: KafkaBroker) -> N
     assert dict(letter.headers()) == {"id": bad.token.encode(), "reason": b"no JSON"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_share_a_topic_and_one_goes_on_alone(broker: KafkaBroker) -> None:
     broker.send("shared", [gone(number) for number in range(40)])
@@ -123,6 +125,7 @@ def test_two_share_a_topic_and_one_goes_on_alone(broker: KafkaBroker) -> None:
         staying.done(found["staying"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_brokers_that_are_away_are_named() -> None:
     broker = KafkaBroker()

@@ -86,6 +86,7 @@ class JsonKind:
 STORES.register("json", JsonKind())
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_it_is_written_and_served(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, __file__)

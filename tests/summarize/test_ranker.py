@@ -57,6 +57,7 @@ def test_jobs_without_queries_of_both_kinds_are_refused(tiny: Any) -> None:
     assert "salience" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_it_is_fitted_once_for_all_budgets_and_serves_new_jobs(tiny: Any) -> None:
     bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": SPEC}))

@@ -60,6 +60,7 @@ class FirstWordsKind:
 SUMMARIZERS.register("first-words", FirstWordsKind())
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_it_is_fitted_with_a_ranker_and_serves_new_jobs(
     tiny: Any, monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,7 @@ def weights_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
 SPEC = settings(steps=8, queries_per_step=1, list_loss="ranknet", items_per_query=5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_are_one_with_the_doubled_batch(
@@ -97,6 +98,7 @@ def test_two_processes_are_one_with_the_doubled_batch(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "shard"), [(1, False), (2, False), (2, True)])
 def test_a_broken_run_goes_on_to_the_bit(
@@ -132,6 +134,7 @@ def test_a_step_in_parts_is_the_step_at_once(
     assert found == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_verb_runs_under_a_launcher(tiny: TinyBundle, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -210,6 +210,7 @@ def test_a_conflict_names_the_manager_and_the_field(bench: Bench, server: ApiSer
     assert found["spec"]["maxUnavailable"] == 1
 
 
+@pytest.mark.long
 def test_the_history_counts_releases_not_applies(bench: Bench, server: ApiServer) -> None:
     """Six applies that each bring something of the second release back leave the first in reach."""
     bench.apply(cpu())
@@ -250,6 +251,7 @@ def test_pods_that_cannot_be_created_are_explained(bench: Bench, server: ApiServ
     assert "Deployment slmrank-demo: no pod can be created" in told[0]
 
 
+@pytest.mark.long
 def test_a_build_whose_pods_cannot_be_created_ends_in_minutes(
     bench: Bench, server: ApiServer
 ) -> None:
@@ -601,6 +603,7 @@ def test_two_applies_at_once_are_refused(bench: Bench, server: ApiServer) -> Non
     bench.apply(second())
 
 
+@pytest.mark.long
 def test_rollback_puts_the_objects_of_an_earlier_release_back(
     bench: Bench, server: ApiServer
 ) -> None:
@@ -646,6 +649,7 @@ def test_a_rollback_to_a_release_that_answers_wrongly_fails(
     assert states(bench)[2] == "deployed"
 
 
+@pytest.mark.long
 def test_old_manifests_are_pruned_and_kept_ones_stay(bench: Bench, server: ApiServer) -> None:
     for number in range(7):
         files = {"a": {"sha256": f"{number:064x}", "bytes": 1}}
@@ -737,6 +741,7 @@ def test_status_explains_pending_pods(bench: Bench, server: ApiServer) -> None:
     assert "all GPUs are taken" in caught.value.hint
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_line_tells_and_ends_with_the_right_codes(
     server: ApiServer, tmp_path: Path, control: Control

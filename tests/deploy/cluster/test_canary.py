@@ -209,6 +209,7 @@ def test_a_name_that_fits_one_track_only_is_refused() -> None:
         release.on_track("canary")
 
 
+@pytest.mark.long
 def test_the_command_line_starts_promotes_and_aborts(
     server: ApiServer, tmp_path: Path, control: Control
 ) -> None:

@@ -92,6 +92,7 @@ def prometheus(folder: Path, release: Release, metrics: str) -> Iterator[str]:
         end(process)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 def test_a_prometheus_tells_of_the_calls_of_a_real_server(tiny_server: Any, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def pushed(bench: Bench, release: Release, repository: Artifact) -> list[str]:
     return [one.target for one in sent]
 
 
+@pytest.mark.long
 def test_a_repository_gets_onto_its_claim_and_is_not_sent_twice(
     tiny: TinyBundle, repository: Artifact, bench: Bench, server: ApiServer, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_planned_and_compiled_engines_go_along(repository: Artifact) -> None:
     assert plan_parcels(image, repository, repository, None) == ([], [])
 
 
+@pytest.mark.long
 def test_pods_fetch_from_a_url_what_push_put_there(
     tiny: TinyBundle, tmp_path: Path, control: Control
 ) -> None:
@@ -245,6 +247,7 @@ def test_an_image_holds_the_repository_and_nothing_else(
     assert f"sha256:{hashlib.sha256(told.stdout).hexdigest()}" == digest
 
 
+@pytest.mark.long
 def test_the_command_line_pushes_and_tells(
     tiny: TinyBundle, server: ApiServer, tmp_path: Path, control: Control
 ) -> None:

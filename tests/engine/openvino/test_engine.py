@@ -25,6 +25,7 @@ TIGHT = {"max_mean_abs_dp": 1e-4, "max_abs_dp": 1e-3, "min_pair_order": 0.99}
 LOOSE = {"max_mean_abs_dp": 0.5, "max_abs_dp": 1.0, "min_pair_order": 0.51}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:])]
@@ -59,6 +60,7 @@ def engine(
     return OpenVinoEngine(folder)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     one = queries(1, 6)[0]
@@ -99,6 +101,7 @@ def test_an_item_without_ids_is_nan_and_harms_no_other(engine: OpenVinoEngine) -
     assert len(engine.logits(one.prefix, [])) == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "int8-weights", "int8"])
 def test_lower_precision_builds_and_stays_near(
@@ -124,6 +127,7 @@ def test_lower_precision_builds_and_stays_near(
         assert np.corrcoef(ranks)[0, 1] > 0.7
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_gate_refuses_and_names_every_limit(
     make_checkpoint: Callable[..., Any], tmp_path: Path

@@ -95,6 +95,7 @@ class TritonPythonModel:
         return answers
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_it_goes_through_every_verb(
     tiny: Any, tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch

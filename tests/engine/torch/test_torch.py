@@ -115,6 +115,7 @@ def test_a_rotary_embedding_that_changes_with_the_length_is_refused(
         build("torch", make_checkpoint(FAMILIES[0]), tmp_path, TIGHT)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton
 def test_it_is_built_and_served(tiny: Any) -> None:

@@ -385,6 +385,7 @@ print(peak_kib() - before, "torch" in sys.modules)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_peak_memory_is_not_that_of_the_model(
     make_checkpoint: Callable[..., Checkpoint], tmp_path: Path

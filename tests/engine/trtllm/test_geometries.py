@@ -53,6 +53,7 @@ def qwen3(
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.long
 def test_the_emitted_files_compute_what_transformers_computes(
     qwen3: tuple[Checkpoint, int], tmp_path: Path
 ) -> None:
