@@ -21,7 +21,7 @@ from slmrank.data.records import Job
 from slmrank.errors import MissingDependencyError, SweepError
 from slmrank.load.binary import PerfAnalyzer, find_perf_analyzer
 from slmrank.load.evidence import joined_requests, require_ready
-from slmrank.load.perf_analyzer import Measuring, command_line, run_point
+from slmrank.load.perf_analyzer import EMPTY, Measuring, command_line, run_point
 from slmrank.load.perf_result import due_requests, kept_share, merged_requests, read_result
 from slmrank.load.points import (
     Load,
@@ -331,6 +331,20 @@ def test_an_unstable_tool_is_tried_with_wider_windows_and_has_no_number(
     ]
     assert windows == ["500", "1000"]
     assert not {"p95_ms", "items_per_s"} & set(outcome.as_dict())
+
+
+def test_windows_that_no_request_ends_in_are_widened_until_one_does(
+    encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    given = given_input(POINT, encoder, requests=2)
+    text = "No valid requests recorded within time interval. Please use a larger time window."
+    tool = fake_tool(tmp_path, f'echo "$@" >> argv; echo "{text}"; exit 3')
+    outcome = run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
+    assert (outcome.verdict, outcome.reason) == ("unstable", EMPTY)
+    windows = [
+        line.split(" -p ")[1].split()[0] for line in (tmp_path / "argv").read_text().splitlines()
+    ]
+    assert windows == ["500", "1000", "2000", "4000"]
 
 
 def test_refused_requests_of_an_open_loop_are_a_verdict(

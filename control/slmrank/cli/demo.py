@@ -24,7 +24,7 @@ from slmrank.cli.options import (
     read_bundle,
     set_option,
 )
-from slmrank.cli.sweep import announce, show_points
+from slmrank.cli.sweep import announce, refuse_failed, show_points
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.client import RankClient
 from slmrank.data.labelled import read_labelled
@@ -109,10 +109,11 @@ def demo_command(
     write_atomic(target, json_text(report) + "\n")
     if as_json:
         print_json(report)
-        return
-    _show(report, times, rows, few, points)
-    click.echo(f"\nwall time of this run: {wall_s:.0f} s; report: {target}")
-    click.echo(f"serve it: control serve {spec or 'build/demo.yaml'}")
+    else:
+        _show(report, times, rows, few, points)
+        click.echo(f"\nwall time of this run: {wall_s:.0f} s; report: {target}")
+        click.echo(f"serve it: control serve {spec or 'build/demo.yaml'}")
+    refuse_failed(points)
 
 
 def example_queries(labelled: LabelledSet) -> dict[str, list[Pair]]:

@@ -62,10 +62,7 @@ def sweep_command(
         if drift is not None:
             click.echo(f"drift: the first point again at the end, {drift:.2f} of its rate")
         click.echo(f"record: {path} (control report {path})")
-    failed = [point for point in points if point.figures["verdict"] == "failed"]
-    if failed:
-        reason = str(failed[0].figures["reason"]).splitlines()[0]
-        raise SweepError(f"{len(failed)} points failed: {reason}", "run the sweep again")
+    refuse_failed(points)
 
 
 @click.command("slo")
@@ -125,9 +122,17 @@ def announce(number: int, total: int, name: str) -> None:
     click.echo(f"sweep {number}/{total} {name}", err=True)
 
 
+def refuse_failed(points: list[Artifact]) -> None:
+    """Raises SweepError where the tool itself failed at a point."""
+    failed = [point for point in points if point.figures["verdict"] == "failed"]
+    if failed:
+        reason = str(failed[0].figures["reason"]).splitlines()[0]
+        raise SweepError(f"{len(failed)} points failed: {reason}", "run the sweep again")
+
+
 def show_points(points: list[Artifact]) -> None:
-    """The sweep table on stdout."""
-    rows = []
+    """The sweep table on stdout, and on stderr why a point has no figures."""
+    rows, notes = [], []
     for artifact in points:
         point, figures = artifact.manifest["settings"]["point"], artifact.figures
         load = point["load"]
@@ -136,6 +141,8 @@ def show_points(points: list[Artifact]) -> None:
         cell = [str(point["items"]), str(tokens), f"{load['level']:g}{sign}"]
         if not figures["stable"]:
             rows.append([*cell, *["-"] * 8, figures["verdict"]])
+            reason = str(figures.get("reason", "")).partition("\n")[0]
+            notes.append(f"{cell[0]} items, {cell[1]} tokens, load {cell[2]}: {reason}")
             continue
         stage = figures["stages_us"]
         times = [
@@ -150,6 +157,8 @@ def show_points(points: list[Artifact]) -> None:
     columns += ["prepare ms", "ranker ms", "queue ms", "verdict"]
     version = points[0].manifest["versions"]["perf_analyzer"] if points else ""
     print_table(f"sweep with perf_analyzer ({version})", columns, rows)
+    for note in notes:
+        click.echo(note, err=True)
 
 
 def show_slo(cells: list[dict[str, Any]]) -> None:

@@ -39,6 +39,9 @@ UNSTABLE_STATUS = 2
 # A time window really lasts this much longer than -p.
 WINDOW_STRETCH = 1.2
 KILLED_TRIES = 2
+EMPTY = "no request ended inside a window: raise sweep.window_ms"
+EMPTY_TRIES = 3
+_EMPTY = re.compile("no valid requests recorded", re.IGNORECASE)
 ANY_SPREAD = 100_000.0
 _OVERLOAD = re.compile(
     r"exceeds maximum queue size|timeout|timed out|unavailable|overloaded:", re.IGNORECASE
@@ -146,13 +149,16 @@ def run_point(
 ) -> Outcome:
     """Run one point inside `folder`, which keeps input, output, CSVs and the compressed export.
 
-    An unstable point is tried once more with windows twice as long and then stays `unstable`; a
-    tool that was killed is started once more. Raises SweepError when the tool fails otherwise,
-    writes no row or does not end in time.
+    An unstable point is tried once more with windows twice as long and then stays `unstable`, and
+    up to three times where no request ended inside a window; a tool that was killed is started once
+    more. Raises SweepError when the tool fails otherwise, writes no row or does not end in time.
     """
     outcome = _try_point(analyzer, url, point, measuring, data, folder)
-    if outcome.verdict == "unstable":
-        outcome = _try_point(analyzer, url, point, measuring.wider(), data, folder)
+    for widened in range(1, EMPTY_TRIES + 1):
+        if outcome.verdict != "unstable" or (widened > 1 and outcome.reason != EMPTY):
+            break
+        measuring = measuring.wider()
+        outcome = _try_point(analyzer, url, point, measuring, data, folder)
     return outcome
 
 
@@ -195,6 +201,8 @@ def _try_point(
     if status == UNSTABLE_STATUS:
         export.unlink(missing_ok=True)
         return ended("unstable", "the tool found no three windows alike")
+    if status > 0 and _EMPTY.search(printed):
+        return ended("unstable", EMPTY)
     if status < 0:
         return ended("failed", f"perf_analyzer was killed by signal {-status}, twice")
     if status != 0:
