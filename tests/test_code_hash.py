@@ -62,6 +62,7 @@ print(json.dumps({step.title: step.key for step in in_order(bundle.repository)})
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_comments_keep_every_key_and_code_changes_those_that_run_it(tmp_path: Path) -> None:
     for name in ("control", "build", "model_repository"):

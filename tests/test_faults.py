@@ -358,6 +358,7 @@ def test_a_store_that_is_missing(copied: Path) -> None:
         Server(copied, ANY_PORTS).start()
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "entries of the store are damaged",
@@ -414,6 +415,7 @@ def test_an_engine_that_was_cut(copied: Path, control: Control) -> None:
     assert "items.bin" in done.stderr + done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.triton
 @fault(
     "the engine was made for another OpenVINO",

@@ -88,6 +88,7 @@ def test_the_llm_api_has_nothing_to_compile(control: Control, tiny: TinyBundle) 
     assert repo.returncode == 0, repo.stderr
 
 
+@pytest.mark.long
 def test_wrong_pairs_are_refused_before_any_work(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:

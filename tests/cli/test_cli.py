@@ -244,6 +244,7 @@ def test_evaluate_prints_every_stage(
     assert "pruned + recovered" in table
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_score_from_flags_files_and_stdin(
     control: Control, tiny_server: Any, tmp_path: Path
@@ -274,6 +275,7 @@ def test_a_missing_job_is_listed_and_fails_the_command(control: Control, tiny_se
     assert "1 of 2 jobs were not scored: gone (unknown job)" in error_of(done, 9)
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_bad_score_input(control: Control, tiny_server: Any) -> None:
     url = ("--url", tiny_server.url)

@@ -60,6 +60,7 @@ def test_a_ranker_that_is_not_trained_has_no_twin(tiny: TinyBundle) -> None:
         plan_compress_table(bundle, "finetuned", ["lead"], [8], "own", own_ranker=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(
     control: Control, tiny: TinyBundle, tmp_path: Path

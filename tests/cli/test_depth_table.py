@@ -33,6 +33,7 @@ def test_what_is_not_ranked_stays_behind_in_the_first_stages_order(
     assert order(at_depth(listing(0.9, 0.8, 0.7, 0.1), listing(1, 2, 3, 4), share)) == wanted
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_its_ends_are_the_engine_and_bm25(tiny: Any, control: Any, tmp_path: Path) -> None:
     base = ("depth-table", tiny.spec, "--artifacts", tiny.artifacts, "--out", tmp_path)

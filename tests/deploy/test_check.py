@@ -200,6 +200,7 @@ def test_house_rules_bind_our_own_objects_and_advise_others(rule: str) -> None:
     assert rule in {one.rule for one in checked(objects, house=True).errors}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
 def test_good_manifests_raise_no_alarm(path: Path) -> None:
     assert len(GOOD) >= 10

@@ -74,6 +74,7 @@ def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
         assert text in page
 
 
+@pytest.mark.long
 @pytest.mark.triton
 def test_a_server_scores_a_set_by_its_fields(
     tiny: TinyBundle, tiny_repository: Path, spec: Path

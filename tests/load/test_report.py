@@ -111,6 +111,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert len(stable_points(record())) == 9, "the unstable point has no place in a plot"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_plot_is_drawn_and_repeats_to_the_byte() -> None:
     first, second = draw(record()), draw(record())

@@ -445,6 +445,7 @@ def test_a_real_sweep_and_its_resume(
     assert "p99 ms" in table
 
 
+@pytest.mark.long
 @pytest.mark.perf
 @pytest.mark.triton
 def test_a_sweep_of_a_running_server(control: Control, tiny: TinyBundle, tiny_server: Any) -> None:

@@ -246,6 +246,7 @@ def test_it_is_published(tiny: Any, tmp_path: Path) -> None:
     redis.kill()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "url",

@@ -77,6 +77,7 @@ def fields_of(jobs: list[dict[str, str]]) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_grpc_answers_every_broken_request(tiny_server: Server, jobs: list[dict[str, str]]) -> None:
     answers, fields = reference(tiny_server, jobs), fields_of(jobs)
     rng, faults, outcomes = random.Random(1), [], Counter()

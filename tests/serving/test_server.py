@@ -222,6 +222,7 @@ def broken_copy(repository: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.long
 def test_a_model_that_fails_shows_the_servers_own_lines(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
@@ -271,6 +272,7 @@ def test_stop_frees_the_port_and_leaves_no_process(tiny_repository: Path) -> Non
     assert claim_port("127.0.0.1", port, "--grpc-port") == port
 
 
+@pytest.mark.long
 def test_a_summary_store_of_another_tokenizer_is_refused(
     tiny_repository: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_every_message_once_more_until_it_is_done(broker: KafkaBroker) -> None:
         assert source.lag() == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: KafkaBroker) -> None:
     for stamp in (2_000, 1_000, 3_000):
@@ -85,6 +86,7 @@ def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: K
     assert [one.order for one in taken] == [order_of(2000, 0), order_of(2000, 1), order_of(3000, 2)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
     broker.send("compacted", [("job-é", None)])
@@ -93,6 +95,7 @@ def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
     assert read_change(one.raw).delete == "job-é"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_rejected_stands_in_a_topic_of_its_own(broker: KafkaBroker) -> None:
     broker.send("poisoned", [("a", b"{")])

@@ -246,6 +246,7 @@ def test_the_service_time_just_meets_the_objective() -> None:
     assert service_for(40, 4, 0.02, 95) < 0.02
 
 
+@pytest.mark.long
 def test_the_command_reports_and_draws(tmp_path: Path, control: Control) -> None:
     release = tmp_path / "release.yaml"
     release.write_text(releases.cpu().to_yaml())

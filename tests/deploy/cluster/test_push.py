@@ -114,6 +114,7 @@ def test_what_the_claim_does_not_take_is_told_and_the_pod_goes(
     assert server.all("Pod") == []
 
 
+@pytest.mark.long
 def test_a_connection_that_breaks_leaves_nothing_that_looks_whole(
     tiny: TinyBundle, repository: Artifact, bench: Bench, server: ApiServer, tmp_path: Path
 ) -> None:
