@@ -77,6 +77,9 @@ def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:
     bundle = Bundle(load_spec(tiny.spec))
     with pytest.raises(SpecError, match="recover"):
         plan_variants(bundle, {"recover.step": [1]}, "recovered", "own")
+    # Values that fit only together are changed together.
+    few = Bundle(load_spec(tiny.spec, ["recover.steps=1"]))
+    assert plan_variants(few, {"prune.stages": [2], "recover.steps": [2]}, "recovered", "own")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from slmrank.pipeline.quality import NAMES, REFERENCE, scored_row
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import plain_plot
-from slmrank.spec.reading import change_spec, read_override
+from slmrank.spec.reading import change_spec, nested, read_override
 
 Values = dict[str, Any]  # by dotted key
 WIDE = 8.0  # an axis whose values differ by more than this factor is logarithmic
@@ -74,10 +74,7 @@ def plan_variants(
     variants = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        spec = bundle.spec
-        for key, value in values.items():
-            spec = change_spec(spec, _nested(key, value))
-        changed = Bundle(spec)
+        changed = Bundle(change_spec(bundle.spec, *(nested(*one) for one in values.items())))
         variants.append(
             Variant(values=values, bundle=changed, step=score_step(changed, row, on=on))
         )
@@ -190,10 +187,3 @@ def draw_variants(rows: Sequence[Varied]) -> bytes:
             axes.legend(frameon=False)
 
     return plain_plot(draw)
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value

@@ -59,9 +59,11 @@ def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> Bund
         raise SpecError(*_explain(error, name)) from error
 
 
-def change_spec(spec: BundleSpec, changes: Mapping[str, Any]) -> BundleSpec:
-    """The spec with other values, by section. Raises SpecError when they do not fit."""
-    values = _merged(spec.model_dump(exclude_unset=True), dict(changes))
+def change_spec(spec: BundleSpec, *changes: Mapping[str, Any]) -> BundleSpec:
+    """The spec with other values, by section, all at once. Raises SpecError if they do not fit."""
+    values = spec.model_dump(exclude_unset=True)
+    for one in changes:
+        values = _merged(values, dict(one))
     return parse_spec(values, Path(), "spec")
 
 
@@ -119,7 +121,12 @@ def read_override(text: str) -> dict[str, Any]:
         and value != PACKAGED_MODEL
     ):
         value = str(Path(value).expanduser().absolute())
-    for part in reversed(parts):
+    return nested(dotted.strip(), value)
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """A value below its dotted key, as mappings in mappings."""
+    for part in reversed(dotted.split(".")):
         value = {part: value}
     assert isinstance(value, dict)
     return value

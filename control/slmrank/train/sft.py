@@ -33,7 +33,7 @@ from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
-from slmrank.train.sharding import local, shard_rest, sharded_copy, take_back
+from slmrank.train.sharding import local, shard_rest, sharded_copy
 from slmrank.train.state import put_values, resume_state, save_state, trained_values
 
 Progress = Callable[[int, int, float], None]
@@ -164,7 +164,8 @@ def _run(
     if state.best is not None:
         put_values(network, state.best)
     if split:
-        take_back(network, ranker)
+        put_values(ranker.network, trained_values(network))
+        ranker.network.to(ranker.placement.device)
     # The reducer of DDP goes before the group of processes: as the group's last owner it joins
     # gloo's threads while it holds the GIL that one of them waits for, and the process hangs.
     del model

@@ -64,15 +64,5 @@ def like(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(value.to(split.device), split.device_mesh, split.placements)
 
 
-def take_back(network: nn.Module, ranker: LoadedRanker) -> None:
-    """Copy the trained values of a sharded network into the ranker's own."""
-    own = dict(ranker.network.named_parameters())
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
-                own[name].copy_(gathered(parameter.detach()))
-    ranker.network.to(ranker.placement.device)
-
-
 def _is_split(value: Any) -> bool:
     return hasattr(value, "full_tensor")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,10 @@ def save_state(
 ) -> None:
     """Write `work/state.pt`, whole or not at all. Every process has to call it, one of them with
     `write`."""
-    of_optimizer = optimizer.state_dict()
-    of_optimizer["state"] = {
-        place: {name: gathered(value) for name, value in one.items()}
-        for place, one in of_optimizer["state"].items()
-    }
     kept = {
         "identity": state.identity,
         "model": trained_values(network),
-        "optimizer": of_optimizer,
+        "optimizer": _each(optimizer.state_dict(), lambda _place, value: gathered(value)),
         "log": state.log,
         "best": state.best,
     }
@@ -107,10 +102,16 @@ def resume_state(
         return RunState(identity=identity)
     put_values(network, kept["model"])
     trained = [one for one in network.parameters() if one.requires_grad]
-    of_optimizer = dict(kept["optimizer"])
-    of_optimizer["state"] = {
-        place: {name: like(value, trained[place]) for name, value in one.items()}
-        for place, one in of_optimizer["state"].items()
-    }
-    optimizer.load_state_dict(of_optimizer)
+    optimizer.load_state_dict(
+        _each(kept["optimizer"], lambda place, value: like(value, trained[place]))
+    )
     return RunState(identity=identity, log=list(kept["log"]), best=kept["best"])
+
+
+def _each(optimizer: Mapping[str, Any], change: Callable[[int, Any], Any]) -> dict[str, Any]:
+    """An optimizer's state with every value changed, given its parameter's place."""
+    state = {
+        place: {name: change(place, value) for name, value in one.items()}
+        for place, one in optimizer["state"].items()
+    }
+    return {**optimizer, "state": state}
