@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slmrank.model import batch_tensors
 from slmrank.model.decoder import pad_rows, score_items
 from slmrank.model.reference import ReferenceScorer, load_model
+from slmrank.summarize.effects import query_with_items
 
 from tests.conftest import FAMILIES
 
@@ -59,3 +61,17 @@ def test_the_reference_does_not_depend_on_the_batch(make_checkpoint: Callable[..
     together = scorer.logits(prompts)
     alone = [scorer.logits([prompt])[0] for prompt in prompts]
     assert np.abs(together - alone).max() < 1e-4
+
+
+def test_a_querys_items_in_several_passes_score_as_alone(
+    make_checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint("qwen3")
+    encoder = checkpoint.encoder()
+    items = tuple(ids(length) for length in (9, 30, 3, 17, 2, 25))
+    query = query_with_items(encoder, "night nurse", items)
+    monkeypatch.setattr(batch_tensors, "BATCH_TOKENS", 40)
+    found = batch_tensors.query_logits(load_model(checkpoint), query)
+    alone = ReferenceScorer(checkpoint).logits(query.prompts())
+    assert np.abs(found - alone).max() < 1e-4
+    assert alone.std() > 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from torch import Tensor
 from slmrank.model.decoder import LoadedRanker, Padded, pad_rows, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
+
+BATCH_TOKENS = 4096
 
 
 def batch_tensors(
@@ -25,9 +28,32 @@ def batch_tensors(
 
 
 @torch.no_grad()
-def query_logits(ranker: LoadedRanker, query: EncodedQuery) -> npt.NDArray[np.float64]:
-    """Log-odds of "yes" [N] of one query's items, on the host."""
-    with ranker.placement.mixed_precision():
-        logits = score_items(ranker, *batch_tensors([query], ranker.placement))
-    found: npt.NDArray[np.float64] = logits.double().cpu().numpy()
+def query_logits(
+    ranker: LoadedRanker, query: EncodedQuery, *, mixed: bool = True
+) -> npt.NDArray[np.float64]:
+    """Log-odds of "yes" [N] of one query's items, on the host; in several passes where the items
+    are long. Without `mixed`, products are in the type of the weights."""
+    placement = ranker.placement
+    prefixes = pad_rows([query.prefix], placement)
+    sizes = [len(item) for item in query.items]
+    found = np.zeros(len(sizes))
+    for batch in token_batches(sorted(range(len(sizes)), key=sizes.__getitem__), sizes):
+        items = pad_rows([query.items[index] for index in batch], placement)
+        with placement.mixed_precision() if mixed else nullcontext():
+            logits = score_items(ranker, prefixes, items, placement.tensor([0] * len(batch)))
+        found[batch] = logits.double().cpu().numpy()
     return found
+
+
+def token_batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+    """Indices in batches of at most BATCH_TOKENS padded tokens; `order` ascends by length."""
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for index in order:
+        if current and lengths[index] * (len(current) + 1) > BATCH_TOKENS:
+            batches.append(current)
+            current = []
+        current.append(index)
+    if current:
+        batches.append(current)
+    return batches

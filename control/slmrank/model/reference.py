@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from slmrank.errors import CheckpointError
+from slmrank.model.batch_tensors import token_batches
 from slmrank.model.checkpoint import (
     CHECKPOINT_FOLDER,
     Checkpoint,
@@ -28,7 +29,6 @@ from slmrank.tokens import Ids
 
 Logits = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
-BATCH_TOKENS = 4096
 
 
 def load_model(checkpoint: Checkpoint, placement: Placement | None = None) -> LoadedRanker:
@@ -101,17 +101,3 @@ class ReferenceScorer:
         final = output.last_hidden_state[places, rows.lengths - 1]
         logits: Logits = (final.float() @ label_row(self._ranker).float()).double().cpu().numpy()
         return logits
-
-
-def token_batches(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Indices in batches of at most BATCH_TOKENS padded tokens; `order` ascends by length."""
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for index in order:
-        if current and lengths[index] * (len(current) + 1) > BATCH_TOKENS:
-            batches.append(current)
-            current = []
-        current.append(index)
-    if current:
-        batches.append(current)
-    return batches

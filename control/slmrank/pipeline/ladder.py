@@ -21,7 +21,7 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
-from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.score_step import Row, Text, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import headless_pyplot, png_of
@@ -58,7 +58,8 @@ class Rung:
 
     def scores(self, on: str) -> Step:
         own = self.bundle.spec.summarize
-        return score_step(self.bundle, self.row, "full" if self.full_text else "summary", on, own)
+        text: Text = "full" if self.full_text else "summary"
+        return score_step(self.bundle, self.row, text, on, own, whole_prompts=not self.served)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,10 @@ from torch.nn import functional
 
 from slmrank.engine.trtllm.checkpoint import WEIGHTS, read_trtllm_config
 from slmrank.engine.trtllm.layout import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
+from slmrank.model.batch_tensors import token_batches
 from slmrank.model.decoder import pad_rows
 from slmrank.model.placement import Placement
-from slmrank.model.reference import Logits, token_batches
+from slmrank.model.reference import Logits
 from slmrank.prompt.labels import Labels
 from slmrank.tokens import Ids
 

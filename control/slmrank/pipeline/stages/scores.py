@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from slmrank.client.client import RankClient
@@ -94,27 +95,34 @@ def _in_process(
     making: Making,
 ) -> Scores:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    keys = [(query.query, job_id) for query in queries for job_id in query.job_ids]
+    progress = making.watcher.progress
     found: list[float] = []
-    if settings["row"] == "engine":
-        scorer = target.open_scorer(making.inputs["engine"].path, checkpoint)
-        started = time.perf_counter()
-        for number, query in enumerate(queries, start=1):
-            found += probability(scorer(query)).tolist()
-            making.watcher.progress(number, len(queries), "queries")
-    else:
+    if settings["row"] != "engine":
+        from slmrank.model.batch_tensors import query_logits
         from slmrank.model.placement import choose_placement
-        from slmrank.model.reference import ReferenceScorer
+        from slmrank.model.reference import ReferenceScorer, load_model
 
         placement = choose_placement(making.device, settings["dtype"])
         making.draft.figures["dtype"] = placement.dtype
+    if settings.get("whole_prompts"):
         prompts = [prompt for query in queries for prompt in query.prompts()]
         reference = ReferenceScorer(checkpoint, placement)
         started = time.perf_counter()
         found = reference.probabilities(
-            prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
+            prompts, lambda done, total: progress(done, total, "pairs")
         ).tolist()
+    else:
+        scorer = (
+            target.open_scorer(making.inputs["engine"].path, checkpoint)
+            if settings["row"] == "engine"
+            else partial(query_logits, load_model(checkpoint, placement), mixed=False)
+        )
+        started = time.perf_counter()
+        for number, query in enumerate(queries, start=1):
+            found += probability(scorer(query)).tolist()
+            progress(number, len(queries), "queries")
     making.draft.figures["scoring_s"] = round(time.perf_counter() - started, 3)
+    keys = [(query.query, job_id) for query in queries for job_id in query.job_ids]
     return dict(zip(keys, found, strict=True))
 
 
