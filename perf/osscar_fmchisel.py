@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from slmrank.artifacts import ArtifactStore
-from slmrank.compress.calibration import advance_all, embed, gram_of
+from slmrank.compress.calibration import attend_all, embed, feed_all, gram_of_neurons
 from slmrank.compress.osscar import prune_neurons, relative_error
 from slmrank.compress.record import RECORD_FILE, read_record
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
@@ -92,8 +92,10 @@ def main() -> None:
         count = len(ranker.network.model.layers)
         chosen = set(np.linspace(0, count - 1, given.layers).round().astype(int).tolist())
         for index, layer in enumerate(ranker.network.model.layers):
+            for one in parts:
+                attend_all(ranker, layer, one)
             if index in chosen:
-                gram, unseen = (gram_of(ranker, layer, layer.mlp.down_proj, one) for one in parts)
+                gram, unseen = (gram_of_neurons(ranker, layer, one) for one in parts)
                 weights = layer.mlp.down_proj.weight.T.double().numpy()
                 for keep in given.widths:
                     row: dict[str, Any] = {"layer": index, "keep": keep}
@@ -115,7 +117,7 @@ def main() -> None:
                     print(json.dumps(row), file=sys.stderr, flush=True)
                     rows.append(row)
             for one in parts:
-                advance_all(ranker, layer, one)
+                feed_all(ranker, layer, one)
     summary = {}
     for keep in given.widths:
         of = [row for row in rows if row["keep"] == keep]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from slmrank.model.decoder import (
     label_row,
     last_hidden,
     pad_rows,
+    run_attention,
     run_layer,
 )
 from slmrank.tokens import Ids
@@ -83,10 +84,18 @@ def _mapped(hidden: Tensor, path: Path) -> Tensor:
     return found
 
 
-def advance_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
-    """Take every batch through one layer, in place."""
+def attend_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
+    """Take every batch through the attention of a layer, in place."""
     for batch in batches:
-        batch.hidden.copy_(advance(ranker, layer, batch, batch.hidden))
+        batch.hidden.copy_(_attend(ranker, layer, batch))
+
+
+def feed_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
+    """Take every batch through the MLP of a layer whose attention it passed, in place."""
+    for batch in batches:
+        with ranker.placement.mixed_precision():
+            hidden = batch.hidden.to(ranker.placement.device)
+            batch.hidden.copy_(hidden + layer.mlp(layer.post_attention_layernorm(hidden)))
 
 
 def advance(ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor) -> Tensor:
@@ -97,21 +106,52 @@ def advance(ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor) -> T
     return after.float()
 
 
-def gram_of(ranker: LoadedRanker, layer: Any, linear: Any, batches: Sequence[Batch]) -> Matrix:
-    """X^T X [p, p] of the inputs of one of the layer's linear parts over all real tokens: products
-    of a batch on the device in float32, their sum in float64."""
+def gram_of_heads(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> Matrix:
+    """X^T X [H D, H D] of the heads' outputs, of batches before the layer."""
+    output = layer.self_attn.o_proj
     gathered: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(
+    handle = output.register_forward_pre_hook(
         lambda _module, arguments: gathered.append(arguments[0])
     )
-    gram = np.zeros((linear.in_features, linear.in_features))
+
+    def heads(batch: Batch) -> Tensor:
+        _attend(ranker, layer, batch)
+        return gathered.pop()
+
     try:
-        for batch in batches:
-            advance(ranker, layer, batch, batch.hidden)
-            rows = gathered.pop().float()[batch.real.to(linear.weight.device)]
-            gram += (rows.T @ rows).cpu().numpy()
+        return _gram(output.in_features, heads, batches)
     finally:
         handle.remove()
+
+
+def gram_of_neurons(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> Matrix:
+    """X^T X [I, I] of the MLP's neurons, of batches that passed the layer's attention."""
+    mlp = layer.mlp
+
+    def neurons(batch: Batch) -> Tensor:
+        with ranker.placement.mixed_precision():
+            normed = layer.post_attention_layernorm(batch.hidden.to(ranker.placement.device))
+            found: Tensor = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+        return found
+
+    return _gram(mlp.down_proj.in_features, neurons, batches)
+
+
+def _attend(ranker: LoadedRanker, layer: Any, batch: Batch) -> Tensor:
+    with ranker.placement.mixed_precision():
+        hidden = batch.hidden.to(ranker.placement.device)
+        after, _ = run_attention(layer, hidden, batch.rotary, batch.mask)
+    return after.float()
+
+
+def _gram(width: int, inputs: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> Matrix:
+    """The sum over all real tokens: products of a batch on the device in float32, their sum in
+    float64."""
+    gram = np.zeros((width, width))
+    for batch in batches:
+        found = inputs(batch).float()
+        rows = found[batch.real.to(found.device)]
+        gram += (rows.T @ rows).cpu().numpy()
     return gram
 
 

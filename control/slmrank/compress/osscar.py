@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dgemm
+from scipy.linalg.lapack import dpotri
 
 from slmrank.errors import SpecError
 
@@ -68,15 +69,26 @@ def prune_neurons(
     choose, refitted = CRITERIA[method]
     units = choose(hessian, gram, weights, keep, per_round, group)
     kept = members(units, group)
-    fitted = refit(hessian, weights, kept) if refitted else weights[kept]
+    fitted = weights[kept]
+    if refitted:
+        ridge = np.diag(hessian) - np.diag(gram)
+        target = None if product is None else product + ridge[:, None] * weights
+        fitted = refit(hessian, weights, kept, target)
     error = relative_error(gram, weights, kept, fitted, product)
     return Pruned(kept=kept, weights=fitted, relative_error=error)
 
 
-def refit(hessian: Matrix, weights: Matrix, kept: npt.NDArray[np.intp]) -> Matrix:
-    """The optimal weights on a support: inv(H_SS) (H W0)_S, shape [keep, d]."""
+def refit(
+    hessian: Matrix,
+    weights: Matrix,
+    kept: npt.NDArray[np.intp],
+    target: Matrix | None = None,
+) -> Matrix:
+    """The optimal weights on a support: inv(H_SS) (H W0)_S, shape [keep, d]; `target` is H W0 where
+    it is known."""
     factor = cho_factor(hessian[np.ix_(kept, kept)], lower=True)
-    solved: Matrix = cho_solve(factor, hessian[kept] @ weights)
+    wanted = hessian[kept] @ weights if target is None else target[kept]
+    solved: Matrix = cho_solve(factor, wanted)
     return solved
 
 
@@ -121,7 +133,9 @@ def _greedy(
     hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int, group: int
 ) -> npt.NDArray[np.intp]:
     # In Fortran's order, so that BLAS adds the rank-b steps in place.
-    inverse = np.asfortranarray(np.linalg.inv(hessian))
+    lower, _ = dpotri(cho_factor(hessian, lower=True)[0], lower=True)
+    lower = np.tril(lower)
+    inverse = np.asfortranarray(lower + np.tril(lower, -1).T)
     current = np.array(weights, order="F")
     alive = np.arange(len(weights) // group)
     while len(alive) > keep:

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slmrank.compress.calibration import advance_all, embed, gram_of, layer_importance
+from slmrank.compress.calibration import (
+    attend_all,
+    embed,
+    feed_all,
+    gram_of_heads,
+    gram_of_neurons,
+    layer_importance,
+)
 from slmrank.compress.osscar import (
     CRITERIA,
     Matrix,
@@ -69,13 +76,14 @@ def prune_model(
         for index, layer in enumerate(network.model.layers):
             layer.self_attn.layer_idx = index
             if spec.kv_heads is not None:
-                gram = gram_of(ranker, layer, layer.self_attn.o_proj, batches)
+                gram = gram_of_heads(ranker, layer, batches)
                 heads.append(_prune_heads(layer.self_attn, gram, spec, recorded, index))
-            gram = gram_of(ranker, layer, layer.mlp.down_proj, batches)
+            attend_all(ranker, layer, batches)
+            gram = gram_of_neurons(ranker, layer, batches)
             pruned, error = _prune_layer(layer, gram, spec, recorded, index)
             errors.append(error)
             kept.append(pruned.kept)
-            advance_all(ranker, layer, batches)
+            feed_all(ranker, layer, batches)
             progress(index + 1, len(layers))
     record = PruningRecord(
         tokenizer_hash=tokenizer_hash,

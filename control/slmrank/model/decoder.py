@@ -154,6 +154,19 @@ def run_layer(
 ) -> tuple[Tensor, KeyValue]:
     """One layer: hidden [B, S, E] -> hidden [B, S, E] and its keys and values [B, K, S, D];
     hidden is [T, E] with `packing`."""
+    hidden, key_value = run_attention(layer, hidden, rotary, mask, past, packing)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key_value
+
+
+def run_attention(
+    layer: Any,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor,
+    past: KeyValue | None = None,
+    packing: Packing | None = None,
+) -> tuple[Tensor, KeyValue]:
+    """The first half of a layer, as `run_layer`: what its MLP reads, before the norm."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     projected = [attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)]
@@ -179,9 +192,7 @@ def run_layer(
     mixed = mixed.transpose(1, 2).reshape(rows, size, -1)
     if packing is not None:
         mixed = packing.pack(mixed)
-    hidden = hidden + attention.o_proj(mixed)
-    hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return hidden, (key, value)
+    return hidden + attention.o_proj(mixed), (key, value)
 
 
 def label_row(ranker: LoadedRanker) -> Tensor:
