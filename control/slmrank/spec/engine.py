@@ -31,10 +31,11 @@ class ParitySpec(Section):
 class OpenVinoSpec(Section):
     """OpenVINO on CPUs."""
 
-    precision: Literal["float32", "bfloat16", "int8-weights", "int8"] = Field(
-        "int8",
+    precision: Literal["auto", "float32", "bfloat16", "int8-weights", "int8"] = Field(
+        "auto",
         description="int8: weights and activations by NNCF SmoothQuant, item passes only; "
-        "int8-weights: weights, activations quantised at run time",
+        "int8-weights: weights, activations quantised at run time; auto: int8 where the processor "
+        "that builds has products of it (VNNI, AMX), else float32, which is faster there",
     )
     calibration_prompts: int = Field(96, ge=8, description="items seen by INT8 calibration")
     smooth_quant_alpha: float = Field(0.65, ge=0, le=1, description="SmoothQuant strength")
