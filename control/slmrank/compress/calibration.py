@@ -15,6 +15,7 @@ from slmrank.compress.osscar import Matrix
 from slmrank.model.decoder import (
     LoadedRanker,
     causal_mask,
+    group_mask,
     label_row,
     last_hidden,
     pad_rows,
@@ -67,7 +68,7 @@ def embed(
                 real=steps < rows.lengths[:, None],
                 lengths=rows.lengths,
                 rotary=rotary,
-                mask=causal_mask(rows.ids.shape[1], device),
+                mask=group_mask(ranker.network, causal_mask(rows.ids.shape[1], device)),
             )
         )
     return batches

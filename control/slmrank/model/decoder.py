@@ -114,6 +114,14 @@ def item_mask(prefix_lengths: Tensor, prefix_size: int, item_size: int) -> Tenso
     return torch.cat([left, right], dim=-1)
 
 
+def group_mask(network: Any, mask: Tensor) -> Tensor:
+    """The mask [..., S, P + S] as layers read it, [..., G S, P + S]: once for each of the G query
+    heads that share a key head."""
+    config = network.config
+    groups = config.num_attention_heads // config.num_key_value_heads
+    return torch.cat([mask] * groups, dim=-2)
+
+
 def run_layers(
     network: nn.Module,
     ids: Tensor,
@@ -124,7 +132,7 @@ def run_layers(
 ) -> tuple[Tensor, list[KeyValue]]:
     """Embed ids [B, S] and run all layers.
 
-    `positions` [B, S] are rotary positions, `mask` broadcasts to [B, H, S, P + S], `past` holds one
+    `positions` [B, S] are rotary positions, `mask` broadcasts to [B, 1, S, P + S], `past` holds one
     (keys, values) pair per layer, each [B, K, P, D]. Returns hidden states before the final norm,
     [B, S, E] or, with `packing`, [T, E], and the new keys and values [B, K, S, D] per layer,
     without the past.
@@ -132,6 +140,7 @@ def run_layers(
     decoder: Any = network.model
     hidden = decoder.embed_tokens(ids)
     rotary = decoder.rotary_emb(hidden, positions)
+    mask = group_mask(network, mask)
     if packing is not None:
         hidden = packing.pack(hidden)
     cache: list[KeyValue] = []
@@ -153,7 +162,7 @@ def run_layer(
     packing: Packing | None = None,
 ) -> tuple[Tensor, KeyValue]:
     """One layer: hidden [B, S, E] -> hidden [B, S, E] and its keys and values [B, K, S, D];
-    hidden is [T, E] with `packing`."""
+    hidden is [T, E] with `packing`; `mask` comes from `group_mask`."""
     hidden, key_value = run_attention(layer, hidden, rotary, mask, past, packing)
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key_value
 
@@ -181,15 +190,12 @@ def run_attention(
     key = _rotate(key.transpose(1, 2), rotary)
     all_keys = key if past is None else torch.cat([past[0], key], dim=2)
     all_values = value if past is None else torch.cat([past[1], value], dim=2)
-    groups = attention.num_key_value_groups
+    # The query heads of a group stand one behind the other, so that no key or value is copied.
+    grouped = query.reshape(rows, key.shape[1], -1, attention.head_dim)
     mixed = functional.scaled_dot_product_attention(
-        query,
-        all_keys.repeat_interleave(groups, dim=1),
-        all_values.repeat_interleave(groups, dim=1),
-        attn_mask=mask,
-        scale=attention.scaling,
+        grouped, all_keys, all_values, attn_mask=mask, scale=attention.scaling
     )
-    mixed = mixed.transpose(1, 2).reshape(rows, size, -1)
+    mixed = mixed.reshape(query.shape).transpose(1, 2).reshape(rows, size, -1)
     if packing is not None:
         mixed = packing.pack(mixed)
     return hidden + attention.o_proj(mixed), (key, value)
@@ -235,6 +241,9 @@ def score_items(ranker: LoadedRanker, prefixes: Padded, items: Padded, prefix_of
 
 
 def _rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    # OpenVINO has one kernel for this, and finds it behind slices and a product with -1.0 alone:
+    # `chunk` counts its axis from the end, and a negation stays a conversion at run time.
     cos, sin = (table.unsqueeze(1) for table in rotary)
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+    half = heads.shape[-1] // 2
+    first, second = heads[..., :half], heads[..., half:]
+    return heads * cos + torch.cat([second * -1.0, first], dim=-1) * sin

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,17 @@ from tests.engine.building import build, queries
 
 TIGHT = {"max_mean_abs_dp": 1e-4, "max_abs_dp": 1e-3, "min_pair_order": 0.99}
 LOOSE = {"max_mean_abs_dp": 0.5, "max_abs_dp": 1.0, "min_pair_order": 0.51}
+
+
+def graph(engine: Path) -> Any:
+    return ov.Core().read_model(engine / "items.xml")
+
+
+def kernels(engine: Path) -> Counter[str]:
+    """How often the compiled item pass runs each kind of kernel."""
+    compiled = ov.Core().compile_model(graph(engine), "CPU")
+    operations = compiled.get_runtime_model().get_ops()
+    return Counter(str(one.get_rt_info()["layerType"].astype(str)) for one in operations)
 
 
 @pytest.mark.long
@@ -41,6 +54,10 @@ def test_the_float32_engine_equals_the_reference(
     for one in queries():
         expected = reference.logits([np.concatenate([one.prefix, item]) for item in one.items])
         assert np.abs(engine.logits(one.prefix, one.items) - expected).max() < 1e-3
+    layers = checkpoint.geometry.layers
+    found = kernels(tmp_path)
+    assert found["RoPE"] == 2 * layers  # one rotation of queries, one of keys
+    assert found["Gather"] < 4 * layers + 8  # keys and values are taken from the past, not repeated
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +131,12 @@ def test_lower_precision_builds_and_stays_near(
     figures = build("openvino", checkpoint, tmp_path, LOOSE, precision=precision)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.2
     assert capfd.readouterr().out == ""
+    assert kernels(tmp_path)["RoPE"] == 2 * checkpoint.geometry.layers
+    rounded = [one for one in graph(tmp_path).get_ops() if one.get_type_name() == "FakeQuantize"]
+    readers = {
+        one.get_node().get_type_name() for fq in rounded for one in fq.output(0).get_target_inputs()
+    }
+    assert readers <= {"MatMul"}  # neither queries nor keys are rounded
     # A random model has small gaps between scores; the order must survive all the same.
     engine, reference = OpenVinoEngine(tmp_path), ReferenceScorer(checkpoint)
     for query in queries(items=24):
