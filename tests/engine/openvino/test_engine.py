@@ -54,10 +54,10 @@ def test_the_float32_engine_equals_the_reference(
     for one in queries():
         expected = reference.logits([np.concatenate([one.prefix, item]) for item in one.items])
         assert np.abs(engine.logits(one.prefix, one.items) - expected).max() < 1e-3
-    layers = checkpoint.geometry.layers
-    found = kernels(tmp_path)
-    assert found["RoPE"] == 2 * layers  # one rotation of queries, one of keys
-    assert found["Gather"] < 4 * layers + 8  # keys and values are taken from the past, not repeated
+    # One kernel rotates the queries of a layer and one its keys, which no group of heads repeats.
+    assert kernels(tmp_path)["RoPE"] == 2 * checkpoint.geometry.layers
+    names = [one.get_friendly_name() for one in graph(tmp_path).get_ops()]
+    assert not [name for name in names if "repeat" in name]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slmrank.model.checkpoint import Checkpoint
-from slmrank.model.decoder import causal_mask, item_mask, label_row, last_hidden, run_layers
+from slmrank.model.decoder import causal_mask, item_mask, label_row, run_layers
 from slmrank.model.quiet import quiet
 from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
@@ -59,9 +59,11 @@ class _ItemsPass(nn.Module):
         positions = starts[:, None] + torch.arange(size)[None]
         mask = item_mask(starts, past.shape[4], size)
         cache = [(one[:, 0][prefix_of], one[:, 1][prefix_of]) for one in past.unbind(1)]
-        hidden, _ = run_layers(self.model, ids, positions, mask, cache)
+        hidden, _ = run_layers(self.model, ids, positions, mask, cache, last=lengths - 1)
+        network: Any = self.model
+        normed: Tensor = network.model.norm(hidden)
         head: Tensor = self.head  # type: ignore[assignment]
-        return last_hidden(self.model, hidden, lengths).float() @ head
+        return normed.float() @ head
 
 
 def export_graphs(checkpoint: Checkpoint) -> tuple[Any, Any]:
