@@ -93,7 +93,8 @@ def test_two_processes_are_one_with_the_doubled_batch(
     assert found["pairs"] == expected["pairs"]
     ours = weights_of(tmp_path / "two")
     for name, value in whole.network.state_dict().items():
-        assert torch.allclose(ours[name], value, atol=1e-5), name
+        # Adam divides a gradient near zero by its own size: one weight of 12,288 is 2e-5 away.
+        assert torch.allclose(ours[name], value, atol=5e-5), name
     theirs = weights_of(tmp_path / "two", 1)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
