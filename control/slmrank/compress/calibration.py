@@ -21,6 +21,7 @@ from slmrank.model.decoder import (
     pad_rows,
     run_attention,
     run_layer,
+    run_mlp,
 )
 from slmrank.tokens import Ids
 
@@ -88,7 +89,7 @@ def _mapped(hidden: Tensor, path: Path) -> Tensor:
 def attend_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
     """Take every batch through the attention of a layer, in place."""
     for batch in batches:
-        batch.hidden.copy_(_attend(ranker, layer, batch))
+        batch.hidden.copy_(advance(ranker, layer, batch, batch.hidden, run_attention))
 
 
 def feed_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
@@ -96,14 +97,16 @@ def feed_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None
     for batch in batches:
         with ranker.placement.mixed_precision():
             hidden = batch.hidden.to(ranker.placement.device)
-            batch.hidden.copy_(hidden + layer.mlp(layer.post_attention_layernorm(hidden)))
+            batch.hidden.copy_(run_mlp(layer, hidden))
 
 
-def advance(ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor) -> Tensor:
-    """Hidden states [B, S, E] after one layer."""
+def advance(
+    ranker: LoadedRanker, layer: Any, batch: Batch, hidden: Tensor, run: Any = run_layer
+) -> Tensor:
+    """Hidden states [B, S, E] after one layer, or after its first half (`run_attention`)."""
     hidden = hidden.to(ranker.placement.device)
     with ranker.placement.mixed_precision():
-        after, _ = run_layer(layer, hidden, batch.rotary, batch.mask)
+        after: Tensor = run(layer, hidden, batch.rotary, batch.mask)[0]
     return after.float()
 
 
@@ -116,7 +119,7 @@ def gram_of_heads(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) ->
     )
 
     def heads(batch: Batch) -> Tensor:
-        _attend(ranker, layer, batch)
+        advance(ranker, layer, batch, batch.hidden, run_attention)
         return gathered.pop()
 
     try:
@@ -136,13 +139,6 @@ def gram_of_neurons(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) 
         return found
 
     return _gram(mlp.down_proj.in_features, neurons, batches)
-
-
-def _attend(ranker: LoadedRanker, layer: Any, batch: Batch) -> Tensor:
-    with ranker.placement.mixed_precision():
-        hidden = batch.hidden.to(ranker.placement.device)
-        after, _ = run_attention(layer, hidden, batch.rotary, batch.mask)
-    return after.float()
 
 
 def _gram(width: int, inputs: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> Matrix:

@@ -170,7 +170,13 @@ def run_layer(
     hidden is [T, E] with `packing`, and [B, 1, E] behind the layer with `last`; `mask` comes from
     `group_mask`."""
     hidden, key_value = run_attention(layer, hidden, rotary, mask, past, packing, last)
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key_value
+    return run_mlp(layer, hidden), key_value
+
+
+def run_mlp(layer: Any, hidden: Tensor) -> Tensor:
+    """The second half of a layer, which is the same for packed and padded states."""
+    after: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return after
 
 
 def run_attention(
@@ -188,20 +194,22 @@ def run_attention(
     asking = normed
     if last is not None:
         asking, hidden = (_take(one, last, packing) for one in (normed, hidden))
-    projected = [attention.q_proj(asking), attention.k_proj(normed), attention.v_proj(normed)]
+    query, key, value = attention.q_proj(asking), attention.k_proj(normed), attention.v_proj(normed)
     if packing is not None:
-        unpacked = projected if last is None else projected[1:]
-        projected = [*projected[: 3 - len(unpacked)], *(packing.unpack(one) for one in unpacked)]
-    rows = projected[1].shape[0]
-    query, key, value = (one.view(rows, one.shape[1], -1, attention.head_dim) for one in projected)
+        key, value = packing.unpack(key), packing.unpack(value)
+        if last is None:
+            query = packing.unpack(query)
+    rows = key.shape[0]
+    query, key, value = (
+        one.view(rows, one.shape[1], -1, attention.head_dim) for one in (query, key, value)
+    )
     value = value.transpose(1, 2)
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     key = _rotate(key.transpose(1, 2), rotary)
     if last is not None:
-        each = torch.arange(rows, device=last.device)
-        rotary = (rotary[0][each, last][:, None], rotary[1][each, last][:, None])
-        mask = mask[each, :, last][:, :, None]
+        rotary = (_take(rotary[0], last), _take(rotary[1], last))
+        mask = _take(mask[:, 0], last)[:, None]
     query = _rotate(query.transpose(1, 2), rotary)
     all_keys = key if past is None else torch.cat([past[0], key], dim=2)
     all_values = value if past is None else torch.cat([past[1], value], dim=2)
@@ -216,7 +224,7 @@ def run_attention(
     return hidden + attention.o_proj(mixed), (key, value)
 
 
-def _take(states: Tensor, last: Tensor, packing: Packing | None) -> Tensor:
+def _take(states: Tensor, last: Tensor, packing: Packing | None = None) -> Tensor:
     """The states [B, 1, E] of the last tokens, out of [B, S, E] or, with `packing`, [T, E]."""
     if packing is not None:
         return states[packing.last][:, None]
@@ -231,8 +239,7 @@ def label_row(ranker: LoadedRanker) -> Tensor:
 
 def last_hidden(network: Any, hidden: Tensor, lengths: Tensor) -> Tensor:
     """Normed hidden state [B, E] of the last real token of each row."""
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    normed: Tensor = network.model.norm(hidden[rows, lengths - 1])
+    normed: Tensor = network.model.norm(_take(hidden, lengths - 1)[:, 0])
     return normed
 
 

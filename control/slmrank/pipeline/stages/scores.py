@@ -13,6 +13,7 @@ from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
 from slmrank.data.packaged import MINILM, downloads, fetch
 from slmrank.data.records import Job, LabelledSet, Pair, group_by_query
+from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.errors import ArtifactError, DataError
 from slmrank.model.probability import probability
@@ -95,35 +96,41 @@ def _in_process(
     making: Making,
 ) -> Scores:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    progress = making.watcher.progress
-    found: list[float] = []
-    if settings["row"] != "engine":
+    if settings["row"] == "engine":
+        score = partial(_by_query, target.open_scorer(making.inputs["engine"].path, checkpoint))
+    else:
         from slmrank.model.batch_tensors import query_logits
         from slmrank.model.placement import choose_placement
         from slmrank.model.reference import ReferenceScorer, load_model
 
         placement = choose_placement(making.device, settings["dtype"])
         making.draft.figures["dtype"] = placement.dtype
-    if settings.get("whole_prompts"):
-        prompts = [prompt for query in queries for prompt in query.prompts()]
-        reference = ReferenceScorer(checkpoint, placement)
-        started = time.perf_counter()
-        found = reference.probabilities(
-            prompts, lambda done, total: progress(done, total, "pairs")
-        ).tolist()
-    else:
-        scorer = (
-            target.open_scorer(making.inputs["engine"].path, checkpoint)
-            if settings["row"] == "engine"
-            else partial(query_logits, load_model(checkpoint, placement), mixed=False)
-        )
-        started = time.perf_counter()
-        for number, query in enumerate(queries, start=1):
-            found += probability(scorer(query)).tolist()
-            progress(number, len(queries), "queries")
+        if settings["whole_prompts"]:
+            score = partial(_by_prompt, ReferenceScorer(checkpoint, placement))
+        else:
+            ranker = load_model(checkpoint, placement)
+            score = partial(_by_query, partial(query_logits, ranker, mixed=False))
+    started = time.perf_counter()
+    found = score(queries, making)
     making.draft.figures["scoring_s"] = round(time.perf_counter() - started, 3)
     keys = [(query.query, job_id) for query in queries for job_id in query.job_ids]
     return dict(zip(keys, found, strict=True))
+
+
+def _by_query(scorer: Scorer, queries: Sequence[EncodedQuery], making: Making) -> list[float]:
+    found: list[float] = []
+    for number, query in enumerate(queries, start=1):
+        found += probability(scorer(query)).tolist()
+        making.watcher.progress(number, len(queries), "queries")
+    return found
+
+
+def _by_prompt(reference: Any, queries: Sequence[EncodedQuery], making: Making) -> list[float]:
+    prompts = [prompt for query in queries for prompt in query.prompts()]
+    found: list[float] = reference.probabilities(
+        prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
+    ).tolist()
+    return found
 
 
 def _dense(pairs: Sequence[Pair], labelled: LabelledSet, full: bool, making: Making) -> Scores:
