@@ -92,9 +92,11 @@ def test_two_processes_are_one_with_the_doubled_batch(
     assert found["loss"] == pytest.approx(expected["loss"], abs=2e-5)
     assert found["pairs"] == expected["pairs"]
     ours = weights_of(tmp_path / "two")
-    for name, value in whole.network.state_dict().items():
-        # Adam divides a gradient near zero by its own size: one weight of 12,288 is 2e-5 away.
-        assert torch.allclose(ours[name], value, atol=5e-5), name
+    whole_weights = whole.network.state_dict()
+    gaps = torch.cat([(ours[name] - value).flatten() for name, value in whole_weights.items()])
+    # Adam divides a gradient near zero by its own size: a single weight may be 2e-5 away.
+    assert gaps.abs().max() < 5e-5
+    assert (gaps.abs() > 1e-5).sum() <= 2, "of all weights"
     theirs = weights_of(tmp_path / "two", 1)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
