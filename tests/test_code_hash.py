@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from slmrank.code_hash import code_hash, significant_text
+from slmrank.code_hash import _named_files, code_hash, significant_text
+from slmrank.data import wording
 
 from tests.conftest import ROOT
 
@@ -49,6 +51,20 @@ def test_what_is_imported_counts() -> None:
     train = code_hash("slmrank.train.sft")
     assert code_hash("slmrank.train.sft", "slmrank.model.decoder") == train, "imported already"
     assert code_hash("slmrank.train.sft", "slmrank.compress.osscar") != train
+
+
+def test_a_file_that_a_module_names_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(wording.__file__)
+    assert [file.name for file in _named_files(source)] == ["phrases.yaml"]
+    module = tmp_path / "named.py"
+    module.write_text('TABLE, OTHER = "table.csv", "a file.csv"\n')
+    monkeypatch.setitem(sys.modules, "named", SimpleNamespace(__file__=str(module)))
+    keys = set()
+    for content in ("a", "b"):
+        (tmp_path / "table.csv").write_text(content)
+        _named_files.cache_clear()
+        keys.add(code_hash("named"))
+    assert len(keys) == 2
 
 
 KEYS = """

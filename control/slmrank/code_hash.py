@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from functools import cache
 from pathlib import Path
 
-from slmrank.hashing import hash_value
+from slmrank.hashing import hash_file, hash_value
 
 PACKAGE = "slmrank"
 _ROOT = Path(__file__).resolve().parent
 _LEFT_OUT = ("spec", "errors", "artifacts", "code_hash", "plugins", "machine", "pipeline.steps")
 # A registry imports every implementation; a step names those that it uses.
 _REGISTRY = "registry"
+_FILE_NAME = re.compile(r"[\w-]+\.(yaml|json|txt|csv)")
 
 
 def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
     """16 hex digits over the modules `roots`, everything of this package that they import, at the
-    top or inside functions, and the given source files; registries are not followed."""
+    top or inside functions, data files that these name, and the given source files; registries are
+    not followed."""
     found: dict[str, str] = {path.name: source_hash(path) for path in files}
     waiting = list(roots)
     while waiting:
@@ -34,6 +37,7 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
         if name in found or path is None:
             continue
         found[name] = source_hash(path)
+        found |= {f"{name}:{file.name}": hash_file(file) for file in _named_files(path)}
         waiting += [one for one in _imports(path) if not _left_out(one)]
     return hash_value(found)[:16]
 
@@ -58,6 +62,19 @@ def significant_text(source: str) -> str:
                 for row in range(first.lineno - 1, first.end_lineno or first.lineno):
                     lines[row] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@cache
+def _named_files(path: Path) -> tuple[Path, ...]:
+    """Files beside a module that it names, such as the wording of an example set: they decide what
+    it makes as its lines do."""
+    strings = (
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    names = sorted({one for one in strings if _FILE_NAME.fullmatch(one)})
+    return tuple(path.parent / name for name in names if (path.parent / name).is_file())
 
 
 @cache

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from slmrank.data.bm25 import Bm25
-from slmrank.data.mining import Mining, mistakes, unjudged
-from slmrank.data.records import Job, Pair
+from slmrank.data.mining import Mining, minable, mistakes, unjudged
+from slmrank.data.records import SPLITS, Job, LabelledSet, Pair, Split
 
 from tests.conftest import Control, TinyBundle
 
@@ -29,6 +29,16 @@ def test_only_retrieved_and_unjudged_jobs_are_looked_at() -> None:
     found = unjudged("nurse", judged(j0=4, j1=0), Bm25(JOBS), Mining(retrieve=3))
     assert len(found) == 3
     assert set(found) < {"j2", "j3", "j4", "j5"}
+
+
+def test_jobs_that_only_held_back_queries_name_are_no_mistakes() -> None:
+    pairs: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
+    pairs["train"] = judged(j0=4)
+    pairs["test"] = [one.model_copy(update={"query": "nurse 2"}) for one in judged(j0=4, j2=4)]
+    may = minable(LabelledSet(jobs=JOBS, pairs=pairs))
+    assert may == set(JOBS) - {"j2"}
+    found = unjudged("nurse", pairs["train"], Bm25(JOBS, may), Mining(retrieve=9))
+    assert sorted(found) == ["j1", "j3", "j4", "j5", "j6", "j7", "j8"][: len(found)]
 
 
 def test_mistakes_are_liked_but_below_the_right_one() -> None:

@@ -126,6 +126,12 @@ def test_a_broken_parquet_row_is_named(tmp_path: Path) -> None:
     files = as_parquet(tmp_path, given, parts=1)
     with pytest.raises(DataError, match=r"part-0\.parquet: row 5: grade: Input should be less"):
         read_own_set(files, tmp_path / "made")
+    arrow_jobs = arrow.table({"job_id": [b"j0", b"j1"], "title": ["a", "b"]})
+    parquet.write_table(arrow_jobs, tmp_path / "bytes.parquet")
+    with pytest.raises(DataError, match=r"bytes\.parquet: row 1: Object of type bytes"):
+        read_own_set(
+            files.model_copy(update={"jobs": tmp_path / "bytes.parquet"}), tmp_path / "made"
+        )
     missing = files.model_copy(update={"pairs": tmp_path / "no-*.parquet"})
     with pytest.raises(DataError, match="names no Parquet file"):
         read_own_set(missing, tmp_path / "made")
@@ -148,6 +154,17 @@ def test_a_job_id_twice_and_no_job_are_refused(tmp_path: Path) -> None:
         read_own_set(jsonl(tmp_path, pairs(), JOBS[:1] * 2), tmp_path / "made")
     with pytest.raises(DataError, match="holds no jobs"):
         read_own_set(jsonl(tmp_path, pairs(), []), tmp_path / "made")
+
+
+def test_a_job_is_judged_once_for_a_query(tmp_path: Path) -> None:
+    given = pairs()
+    given.insert(6, given[2])
+    read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    given.insert(7, {**given[2], "grade": 1})
+    with pytest.raises(
+        DataError, match=r"pairs\.jsonl judges job 'j1' in two ways for query 'query 1'"
+    ):
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
 def test_a_pair_must_name_a_known_job(tmp_path: Path) -> None:

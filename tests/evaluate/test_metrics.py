@@ -16,6 +16,7 @@ from slmrank.evaluate.metrics import (
     ece_interval,
     mean_abs_dp,
     mean_ndcg,
+    mrr_interval,
     ndcg_at_10,
     ndcg_difference,
     ndcg_interval,
@@ -131,6 +132,13 @@ def test_order_counts_pairs_of_different_grade_alone() -> None:
     assert found.low == 0
     flat = order_interval([listing([0.5], [3])], resamples(1, 100, 0))
     assert math.isnan(flat.value)
+
+
+def test_a_resample_without_anything_to_count_does_not_count() -> None:
+    lists = [listing([0.9, 0.1], [4, 0]), listing([0.5, 0.4], [0, 0]), listing([0.3], [0])]
+    draws = resamples(3, 200, 0)
+    for found in (order_interval(lists, draws), mrr_interval(lists, draws)):
+        assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_calibration_error_by_hand() -> None:

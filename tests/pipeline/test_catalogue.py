@@ -115,6 +115,19 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
     # Another content of a file is another part.
     write_jobs(tmp_path / "in", tiny, 31)
     assert go()["found"] == 0
+    # A file that is gone takes its jobs with it, and a half-written manifest is written again.
+    (tmp_path / "in" / "b.parquet").unlink()
+    left = go()
+    manifest = Path(left["out"]) / "_manifest.json"
+    assert (left["found"], left["done"]) == (1, 0)
+    assert catalogue_entries(left["out"])[1] == left["rows"] == 31 * len(rows) // 30 // 2
+    assert [path.stem for path in manifest.parent.glob("*.parquet")] == ["a-000000000"]
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:20])
+    with pytest.raises(DataError, match="not to the end"):
+        catalogue_entries(left["out"])
+    assert go()["done"] == 0
+    assert manifest.read_bytes() == whole
 
 
 def test_a_row_that_is_no_job_is_named_and_the_rest_stays(tiny: Any, tmp_path: Path) -> None:

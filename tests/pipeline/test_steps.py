@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import MissingDependencyError
+from slmrank.pipeline import steps
 from slmrank.pipeline.steps import Making, Step, in_order, run
 
 CALLS: list[str] = []
@@ -64,6 +66,25 @@ def test_a_finished_target_does_not_need_its_inputs(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "middle")
     run(chain(), store)
     assert len(CALLS) == 3
+
+
+def test_a_later_process_takes_part_by_force_and_waits_for_nothing_that_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, step = ArtifactStore(tmp_path), replace(chain(), together=True)
+    made = run(step, store)
+    shutil.rmtree(run(chain().inputs["middle"], store).path)
+    CALLS.clear()
+    monkeypatch.setattr(steps, "is_first", lambda: False)
+    assert run(step, store).digest == made.digest
+    assert CALLS == []
+    monkeypatch.undo()
+    run(step, store)
+    run(chain().inputs["middle"], store)
+    CALLS.clear()
+    monkeypatch.setattr(steps, "is_first", lambda: False)
+    run(step, store, force=True)
+    assert CALLS == ["last"]
 
 
 def test_an_input_with_new_content_makes_the_target_stale(tmp_path: Path) -> None:

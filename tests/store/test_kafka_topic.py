@@ -81,9 +81,15 @@ def test_orders_follow_the_partition_whatever_the_producers_clocks_say(broker: K
         broker.send("clocks", [("job-1", str(stamp).encode())], timestamp=stamp)
     with source_of(broker, "clocks") as source:
         taken = take_all(source)
+        source.done(taken)
     assert [one.raw for one in taken] == [b"2000", b"1000", b"3000"]
     assert [one.sent_ms for one in taken] == [2000, 1000, 3000]
     assert [one.order for one in taken] == [order_of(2000, 0), order_of(2000, 1), order_of(3000, 2)]
+    # And whoever takes the partition over goes on with its clock.
+    broker.send("clocks", [("job-1", b"later")], timestamp=1_500)
+    with source_of(broker, "clocks") as source:
+        (last,) = take_all(source)
+    assert (last.raw, last.order) == (b"later", order_of(3000, 3))
 
 
 @pytest.mark.long

@@ -64,6 +64,29 @@ def test_the_divergence_is_that_of_two_answers() -> None:
     assert length_cost(50, 100, 0.4) == pytest.approx(0.1)
 
 
+def test_settings_decide_the_model_that_they_train_and_no_other(
+    tiny: TinyBundle, tmp_path: Path
+) -> None:
+    def keys(**summarize: object) -> tuple[str, str]:
+        bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": summarize}))
+        return bundle.summarizer.key, bundle.first_ranker.key
+
+    other = GENERATIVE | {"steps": 4}
+    assert keys(method="generative") == keys(method="generative", generative={"steps": 120})
+    first, second = keys(**SUMMARIZE), keys(**SUMMARIZE | {"generative": other})
+    assert first[0] != second[0]
+    assert first[1] == second[1] == keys(budget_tokens=12)[1]
+    assert keys(generative=other) == keys()
+    # What was trained before is known by the model, which lies in a folder of its own.
+    policy = tmp_path / "summarizer" / "policy"
+    policy.mkdir(parents=True)
+    found = set()
+    for content in ("a", "b"):
+        (policy / "model.safetensors").write_text(content)
+        found.add(keys(method="generative", fitted=str(tmp_path))[0])
+    assert len(found) == 2
+
+
 @pytest.mark.slow
 def test_the_reward_is_what_the_reference_scorer_says(tiny: TinyBundle) -> None:
     folder = run(tiny.bundle.finetuned, tiny.store).path / CHECKPOINT_FOLDER

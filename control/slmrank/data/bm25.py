@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,12 @@ class Bm25:
     """BM25 scores (k1 = 1.2, b = 0.75, Lucene's non-negative idf) of jobs for a query; titles count
     twice."""
 
-    def __init__(self, jobs: Mapping[str, Job]) -> None:
+    def __init__(self, jobs: Mapping[str, Job], job_ids: Collection[str] | None = None) -> None:
+        """Over all `jobs`, or those with `job_ids`."""
         from bm25s import BM25  # it loads scipy: 0.1 s of every verb otherwise
 
         # Sorted, so that a stable order by score puts equal jobs in the order of their ids.
-        self._job_ids = sorted(jobs)
+        self._job_ids = sorted(jobs if job_ids is None else job_ids)
         self._places = {job_id: place for place, job_id in enumerate(self._job_ids)}
         vocabulary: dict[str, int] = {}
         texts = []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from slmrank.data.bm25 import Bm25
-from slmrank.data.records import Pair
+from slmrank.data.records import SPLITS, LabelledSet, Pair
 from slmrank.spec.section import Section
 
 RELEVANT = 3  # grades from here on are what a mistake is compared with
@@ -31,6 +31,14 @@ class Mining(Section):
         le=1,
         description="how far its p must stay below the best judged job's: closer ones may be right",
     )
+
+
+def minable(labelled: LabelledSet) -> set[str]:
+    """The ids of jobs that may be mistakes: those that only dev or test pairs name are held back
+    from training."""
+    trained = {pair.job_id for pair in labelled.pairs["train"]}
+    judged = {pair.job_id for split in SPLITS for pair in labelled.pairs[split]}
+    return set(labelled.jobs) - (judged - trained)
 
 
 def unjudged(query: str, judged: Sequence[Pair], index: Bm25, mining: Mining) -> list[str]:

@@ -73,7 +73,7 @@ def read_database(folder: Path) -> list[TitledOccupation]:
 def read_held_back(path: Path, occupations: Sequence[TitledOccupation]) -> frozenset[str]:
     """Occupation codes, one a line; `#` starts a remark. Raises DataError when none is known."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "check data.held_back") from error
     codes = frozenset(line.partition("#")[0].strip() for line in lines) - {""}

@@ -52,6 +52,13 @@ def write_own_set(
                 "keep all pairs of a query in one split",
             )
         pairs[split].append(pair)
+    for members in pairs.values():
+        twice = members.contradicted()
+        if twice is not None:
+            raise DataError(
+                f"{spec.pairs} judges job {twice.job_id!r} in two ways for query {twice.query!r}",
+                "keep one of the judgments, or their mean as `target`",
+            )
     _check_groups(pairs, spec.pairs)
     needed: tuple[Split, ...] = ("test",) if only_tested else ("train", "test")
     for split in needed:

@@ -7,7 +7,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-from slmrank.data.records import Pair, Split
+import numpy as np
+
+from slmrank.data.records import MAX_GRADE, Pair, Split
 
 
 class Names:
@@ -47,6 +49,18 @@ class PairColumns(Sequence[Pair]):
     def groups(self) -> list[str]:
         """The distinct groups."""
         return self._groups.texts
+
+    def contradicted(self) -> Pair | None:
+        """A pair that says of its query and its job another thing than an earlier one."""
+        if not len(self):
+            return None
+        queries, jobs = np.frombuffer(self._query, np.int32), np.frombuffer(self._job, np.int32)
+        both = queries.astype(np.int64) << 32 | jobs
+        order = np.argsort(both, kind="stable")
+        grade, target = np.frombuffer(self._grade, np.int8), np.frombuffer(self._target)
+        says = np.where(np.isnan(target), grade / MAX_GRADE, target)[order]
+        other = (np.diff(both[order]) == 0) & (np.diff(says) != 0)
+        return self._at(int(order[1:][other].min())) if other.any() else None
 
     @overload
     def __getitem__(self, place: int) -> Pair: ...

@@ -213,7 +213,7 @@ def _group_rows(opened: Any) -> list[int]:
 
 def is_done(target: Place, part: Part) -> bool:
     """Whether a finished run of this very part stands in the folder."""
-    written = target.read(_marker(part))
+    written = target.read(_marker(part.name))
     if written is None:
         return False
     try:
@@ -225,12 +225,18 @@ def is_done(target: Place, part: Part) -> bool:
 
 def mark_done(target: Place, part: Part, figures: dict[str, Any]) -> None:
     """The last thing of a part: without it the part is made again."""
-    with target.write(_marker(part)) as stream:
+    with target.write(_marker(part.name)) as stream:
         stream.write(json.dumps({**asdict(part), **figures}, sort_keys=True).encode() + b"\n")
 
 
-def _marker(part: Part) -> str:
-    return f"_{part.name}.done"  # readers of Parquet folders leave out what begins with `_`
+def drop_part(target: Place, name: str) -> None:
+    """Remove the table of a part and its marker."""
+    target.drop(_marker(name))
+    target.drop(f"{name}.parquet")
+
+
+def _marker(name: str) -> str:
+    return f"_{name}.done"  # readers of Parquet folders leave out what begins with `_`
 
 
 def done_parts(target: Place, parts: Sequence[Part]) -> set[str]:

@@ -139,6 +139,10 @@ def checked(model: type[Record], value: Any, place: str) -> Record:
         # JSON can escape half a surrogate pair, which no UTF-8 file and no tokenizer can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
         return model.model_validate(value)
+    except TypeError as error:  # a column of bytes or decimals
+        raise DataError(
+            f"{place}: {error}", "write texts as strings and numbers as floats"
+        ) from error
     except UnicodeEncodeError as error:
         raise DataError(
             f"{place}: a text holds half a surrogate pair", "repair the escape"

@@ -20,12 +20,13 @@ RUN = 3  # most words of a query out of a description
 
 
 def unlabelled_pairs(
-    jobs: Mapping[str, Job], judged: Sequence[Pair], queries: int, seed: int
+    jobs: Mapping[str, Job], judged: Sequence[Pair], queries: int, seed: int, *, known: set[str]
 ) -> list[Pair]:
-    """Pairs of at most so many queries that stand in none of `judged`, over the jobs that do: what
-    is held back stays so. Their grade says nothing."""
+    """Pairs of at most so many queries, over the jobs of `judged`. None of the `known` queries, in
+    lower case, is among them, those of dev and test included: what is held back stays so. Their
+    grade says nothing."""
     shown = {job_id: jobs[job_id] for job_id in sorted({pair.job_id for pair in judged})}
-    asked = {pair.query.lower() for pair in judged}
+    asked = set(known)
     rng = random.Random(seed)
     index = Bm25(shown)
     pairs: list[Pair] = []

@@ -122,7 +122,7 @@ def order_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> 
         total[place] = above.sum()
     if not total.any():
         return Interval(value=math.nan, low=math.nan, high=math.nan)
-    sampled = right[draws].sum(axis=1) / np.maximum(total[draws].sum(axis=1), 1)
+    sampled = _ratio(right[draws].sum(axis=1), total[draws].sum(axis=1))
     return _interval(float(right.sum() / total.sum()), sampled)
 
 
@@ -222,9 +222,14 @@ def _mean_interval(values: Vector, draws: npt.NDArray[np.intp]) -> Interval:
     if np.isnan(values).all():
         return Interval(value=math.nan, low=math.nan, high=math.nan)
     known = ~np.isnan(values)
-    counted = np.maximum(known[draws].sum(axis=1), 1)
-    sampled = np.where(known, values, 0.0)[draws].sum(axis=1) / counted
+    sampled = _ratio(np.where(known, values, 0.0)[draws].sum(axis=1), known[draws].sum(axis=1))
     return _interval(float(np.nanmean(values)), sampled)
+
+
+def _ratio(sums: Vector, counts: npt.NDArray[np.int_]) -> Vector:
+    """NaN, which no interval counts, for a resample without anything to count."""
+    found: Vector = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
+    return found
 
 
 def _interval(value: float, sampled: Vector) -> Interval:

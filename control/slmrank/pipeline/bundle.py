@@ -31,7 +31,7 @@ from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, mak
 from slmrank.pipeline.steps import Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
-from slmrank.spec.compress import SummarizeSpec
+from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -124,8 +124,9 @@ class Bundle:
         unread = ("store", "max_cut_share", "budget_tokens")
         for name in unread if kind.needs_ranker else (*unread, "learn_jobs"):
             settings.pop(name)
-        if spec.generative is None:
-            settings.pop("generative")  # its defaults are the code's
+        settings.pop("generative")  # another method's
+        if spec.method == "generative":
+            settings["generative"] = (spec.generative or GenerativeSpec()).settings()
         return self._step(
             "summarizer",
             "summarizer",

@@ -33,10 +33,12 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hashes(path: Path) -> Mapping[str, str]:
-    """The hash of every file of a folder, by name. Raises DataError when there is no folder."""
+    """The hash of every file below a folder, by its path there. Raises DataError when there is no
+    folder."""
     if not path.is_dir():
         raise DataError(f"{path} is no folder", "check the path")
-    return {file.name: hash_file(file) for file in sorted(path.iterdir()) if file.is_file()}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): hash_file(file) for file in files}
 
 
 def checkpoint_hashes(path: Path) -> Mapping[str, str]:

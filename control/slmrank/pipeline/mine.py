@@ -12,7 +12,7 @@ from typing import Any
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import JOBS_FILE, PAIRS_FILE, read_labelled
-from slmrank.data.mining import Mining, mistakes, unjudged
+from slmrank.data.mining import Mining, minable, mistakes, unjudged
 from slmrank.data.records import SPLITS, Pair, group_by_query, write_jsonl
 from slmrank.errors import DataError
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
@@ -55,7 +55,7 @@ def mine(
     if queries is not None and queries < len(asked):
         asked = sorted(random.Random(0).sample(asked, queries))
     encoder = checkpoint.encoder()
-    index = Bm25(labelled.jobs)
+    index = Bm25(labelled.jobs, minable(labelled))
     ranker = load_model(checkpoint, choose_placement(device))
     added: list[Pair] = []
     with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:

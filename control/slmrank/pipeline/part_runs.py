@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from slmrank.data.parts import Part, Place, done_parts, mark_done
+from slmrank.data.parts import Part, Place, done_parts, drop_part, mark_done
 from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_value
 
@@ -57,7 +57,14 @@ def run_parts(
     left = [part for part in parts if part.name not in done]
     total = sum(part.rows for part in parts)
     new = sum(part.rows for part in left)
-    if left:
+    names = [part.name for part in parts]
+    manifest = {"identity": own.identity, "rows": total, "parts": names}
+    text = json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
+    # What is no longer asked for, as the jobs of a file that was deleted, must not be read.
+    for name in set((_written(out) or {}).get("parts", ())) - set(names):
+        drop_part(out, name)
+    whole = not left and out.read(MANIFEST) == text
+    if not whole:
         out.drop(MANIFEST)  # parts of another content may take the place of those that it names
     started = time.perf_counter()
     made: Iterable[int] = (_do(own, part, out) for part in left)
@@ -68,10 +75,9 @@ def run_parts(
     for count in made:
         rows += count
         told(rows, total)
-    if left or out.read(MANIFEST) is None:
-        manifest = {"identity": own.identity, "rows": total, "parts": [one.name for one in parts]}
+    if not whole:
         with out.write(MANIFEST) as stream:
-            stream.write(json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n")
+            stream.write(text)
     seconds = time.perf_counter() - started
     return {
         "rows": total,
@@ -93,13 +99,21 @@ def _do(worker: PartWorker, part: Part, out: Place) -> int:
 
 def read_manifest(folder: str) -> dict[str, Any]:
     """Identity, rows and parts of a whole run. Raises DataError when it is none."""
-    written = Place(folder).read(MANIFEST)
-    if written is None:
+    manifest = _written(Place(folder))
+    if manifest is None:
         raise DataError(
             f"{folder} holds no {MANIFEST}: nothing was written there, or not to the end",
             "run the same command again, and give the folder that it names",
         )
-    return dict(json.loads(written))
+    return manifest
+
+
+def _written(out: Place) -> dict[str, Any] | None:
+    """The manifest of a folder, None when there is no whole one."""
+    try:
+        return dict(json.loads(out.read(MANIFEST) or b""))
+    except ValueError:
+        return None
 
 
 def _on_ray(

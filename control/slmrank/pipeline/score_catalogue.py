@@ -48,7 +48,7 @@ class ScoreWorker:
         self._scorer = bundle.target.open_scorer(engine.path, checkpoint)
         self._store = open_store(bundle.spec.summarize.store, summaries.path)
         self._source = Place(source)
-        self.identity = {"engine": engine.key, "summaries": summaries.key}
+        self.identity = {"engine": engine.digest, "summaries": summaries.digest}
 
     def do(self, part: Part, target: Place) -> None:
         import pyarrow as pa

@@ -125,7 +125,7 @@ def run(
     """Make a step and whatever it needs; returns its artifact. `force` remakes the step itself."""
     watching = watcher or Silent()
     if not is_first():
-        return _follow(step, store, device)
+        return _follow(step, store, force, device)
     found = None if force else find_current(step, store)
     if found is not None:
         # What it was made from may have been cleaned away; that is no reason to make it again.
@@ -172,11 +172,15 @@ def _ensure(
     return found
 
 
-def _follow(step: Step, store: ArtifactStore, device: str) -> Artifact:
+def _follow(step: Step, store: ArtifactStore, force: bool, device: str) -> Artifact:
     """What a process that is not the first does: take part in what is made together, wait for the
     rest. The launcher ends it when the first one fails."""
+    found = find_current(step, store)
+    if found is not None and not (force and step.together):
+        return found  # its inputs may have been cleaned away, and the first one does not wait
     for before in in_order(step):
-        if find_current(before, store) is None and before.together:
+        again = force and before is step
+        if before.together and (again or find_current(before, store) is None):
             inputs = _inputs(before, store)
             with tempfile.TemporaryDirectory() as scratch:
                 work = store.work(before.kind, before.key)

@@ -160,7 +160,13 @@ class TopicSource:
         for one in deliveries:
             partition, offset = (int(part) for part in one.token.split("-"))
             next_offsets[partition] = offset + 1
-        offsets = [self._place(*one) for one in next_offsets.items()]
+        # With the clock, from which the next member goes on.
+        offsets = [
+            self._kafka.TopicPartition(
+                self.topic.topic, partition, offset, str(self._clocks.get(partition, 0))
+            )
+            for partition, offset in next_offsets.items()
+        ]
         with self._asking():
             try:
                 self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -187,9 +193,10 @@ class TopicSource:
         """Leave the group, so that the others go on at once."""
         self._consumer.close()
 
-    def _assigned(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         self._joined = True
-        self._clocks = {}
+        committed = consumer.committed(partitions, timeout=ANSWER_S) if partitions else []
+        self._clocks = {one.partition: int(one.metadata or 0) for one in committed}
         self._looked_s = -LAG_S
 
     def _first(self, wait_s: float) -> Message | None:
@@ -217,9 +224,6 @@ class TopicSource:
             sent_ms=sent_ms,
             raw=raw,
         )
-
-    def _place(self, partition: int, offset: int) -> TopicPartition:
-        return self._kafka.TopicPartition(self.topic.topic, partition, offset)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:

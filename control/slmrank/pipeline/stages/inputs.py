@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from slmrank.artifacts import Artifact
 from slmrank.data.labelled import read_labelled
-from slmrank.data.records import Split
+from slmrank.data.records import SPLITS, Split
 from slmrank.data.unlabelled import unlabelled_pairs
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.pipeline.steps import Making
@@ -44,7 +44,8 @@ def split_queries(
     labelled = read_labelled(making.inputs["data"].path)
     pairs = list(labelled.pairs[split])
     if unlabelled:
-        pairs += unlabelled_pairs(labelled.jobs, pairs, unlabelled, seed)
+        known = {pair.query.lower() for one in SPLITS for pair in labelled.pairs[one]}
+        pairs += unlabelled_pairs(labelled.jobs, pairs, unlabelled, seed, known=known)
     encoder = checkpoint.encoder(full_tokens)
     if full_tokens is not None:
         queries = encode_pairs(pairs, encoder, FullTextItems(encoder, labelled.jobs))

@@ -48,11 +48,9 @@ def make_repository(
     }
     models = target.triton_models(spec, checkpoint, engine.figures, queue_of(spec))
     if spec.repository.cache is not None:
-        decides = ("engine", "engine_target", "code")
-        engine_of = {name: identity[name] for name in decides}
-        add_parameters(
-            models[RANKER], {PARAMETER: cache_parameter(spec.repository.cache, engine_of)}
-        )
+        # By its content: the same spec, trained again, is another engine under the same key.
+        decides = {"engine": engine.digest, "engine_target": target.name, "code": server_code}
+        add_parameters(models[RANKER], {PARAMETER: cache_parameter(spec.repository.cache, decides)})
         identity["cache"] = spec.repository.cache.place
     if spec.repository.depth is not None:
         identity["depth"] = f"queue delay {spec.repository.depth.target_ms:g} ms"
