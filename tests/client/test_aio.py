@@ -108,9 +108,12 @@ class Answering:
     async def close(self) -> None: ...
 
 
-def asking(server: Answering, *, max_items: int | None = None, **options: Any) -> AsyncRankClient:
+def asking(
+    server: Answering, *, max_items: int | None = None, replicas: int = 1, **options: Any
+) -> AsyncRankClient:
     client = AsyncRankClient("127.0.0.1:1", **options)
-    client._replicas._known = {"127.0.0.1:1": Replica("127.0.0.1:1", server)}
+    places = [f"127.0.0.1:{one + 1}" for one in range(replicas)]
+    client._replicas._known = {place: Replica(place, server) for place in places}
     client._replicas._resolved_at = math.inf
     if max_items is not None:
         client._identity = {"max_items": str(max_items)}
@@ -161,22 +164,35 @@ def test_who_answers_is_asked_once_and_again_after_a_lost_connection() -> None:
     async def calls(failures: list[Exception]) -> int:
         server = Answering([])
         client = asking(server)
-        for _ in range(3):
-            await client.describe()
-        assert server.calls == 1
+        await client.score("q", ["1"])
+        assert server.calls == 2
         server.failures = failures
         await client.score("q", ["1"])
-        await client.describe()
+        await client.score("q", ["1"])
         return server.calls
 
-    assert asyncio.run(calls([])) == 2
-    assert asyncio.run(calls([broken()])) == 4
+    assert asyncio.run(calls([])) == 4
+    assert asyncio.run(calls([broken()])) == 6
+
+
+def test_a_server_that_went_is_not_described() -> None:
+    async def described() -> None:
+        server = Answering([])
+        client = asking(server, timeout_s=0.2)
+        await client.describe()
+        server.failures = [broken()] * 100
+        with pytest.raises(Unreachable):
+            await client.describe()
+
+    asyncio.run(described())
 
 
 def test_a_slow_part_is_asked_once_more_and_the_first_answer_counts() -> None:
-    async def seconds(delays: list[float], failures: list[Exception]) -> tuple[float, int, int]:
+    async def seconds(
+        delays: list[float], failures: list[Exception], replicas: int = 2
+    ) -> tuple[float, int, int]:
         server = Answering(failures, delays)
-        client = asking(server, max_items=9, hedge_s=0.05)
+        client = asking(server, max_items=9, replicas=replicas, hedge_s=0.05)
         started = time.monotonic()
         assert [one.score for one in await client.score("q", ["7"])] == [7.0]
         return time.monotonic() - started, server.calls, server.in_flight
@@ -184,6 +200,8 @@ def test_a_slow_part_is_asked_once_more_and_the_first_answer_counts() -> None:
     taken, calls, left = asyncio.run(seconds([5.0, 0.0], []))
     assert (taken < 2, calls, left) == (True, 2, 0)  # the slow one was cancelled
     assert asyncio.run(seconds([0.0], []))[1] == 1
+    # A lone server that is slow is not asked twice.
+    assert asyncio.run(seconds([0.2, 0.0], [], replicas=1))[1] == 1
     # A part that fails while the other one runs does not decide.
     assert asyncio.run(seconds([0.2, 0.0], [full()]))[1] == 2
 

@@ -157,8 +157,7 @@ class Requests:
 
 
 def request(ticket: float, tokens: int) -> dict[str, Any]:
-    lengths = [[tokens - 1]]
-    return {"prepared_at": [[ticket]], "item_lengths": lengths, "prefix_ids": [[7]]}
+    return {"prepared_at": [[ticket]], "item_ids": [[5] * (tokens - 1)], "prefix_ids": [[7]]}
 
 
 def test_the_page_carries_the_pace_between_processes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.deploy_cluster import cluster_options, deployer_of
+from slmrank.cli.deploy_cluster import cluster_options, deployer_of, take_over_option
 from slmrank.cli.display import print_json
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import PathType
@@ -44,6 +44,7 @@ def _judged(prometheus: str, window_s: int, fewest: int, release: Release) -> st
     help="answered calls without which nothing is decided",
 )
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")
+@take_over_option
 @cluster_options
 def promote_command(
     source: Path,
@@ -52,6 +53,7 @@ def promote_command(
     window_s: int,
     fewest: int,
     skip_smoke: bool,
+    take_over: bool,
     kubeconfig: Path | None,
     context: str | None,
     as_json: bool,
@@ -72,7 +74,7 @@ def promote_command(
         raise click.UsageError("give --prometheus URL, or --unobserved")
     decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
     interrupt_on_sigterm()
-    deployer = deployer_of(kubeconfig, context, skip_smoke=skip_smoke)
+    deployer = deployer_of(kubeconfig, context, skip_smoke=skip_smoke, take_over=take_over)
     done = Canary(deployer=deployer).promote(open_place(source, "canary"), decide)
     if as_json:
         print_json(done)

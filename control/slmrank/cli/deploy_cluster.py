@@ -28,6 +28,10 @@ from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Place, Release, Track
 from slmrank.errors import Refused
 
+take_over_option = click.option(
+    "--take-over", is_flag=True, help="go on although another apply seems to run"
+)
+
 
 def cluster_options(function: Decorated) -> Decorated:
     for option in (
@@ -103,7 +107,7 @@ def plan_command(
 @click.command("apply", short_help="Roll a release out; a bad one is taken back")
 @click.argument("source", type=PathType)
 @click.option("--force-conflicts", is_flag=True, help="take fields that other managers own")
-@click.option("--take-over", is_flag=True, help="go on although another apply seems to run")
+@take_over_option
 @click.option(
     "--canary",
     "percent",
@@ -240,6 +244,7 @@ def _show_status(status: Status, place: Place) -> None:
 )
 @_smoke_url
 @_skip_smoke
+@take_over_option
 @track_option
 @cluster_options
 def rollback_command(
@@ -247,6 +252,7 @@ def rollback_command(
     revision: int | None,
     smoke_url: str | None,
     skip_smoke: bool,
+    take_over: bool,
     track: Track,
     kubeconfig: Path | None,
     context: str | None,
@@ -260,7 +266,9 @@ def rollback_command(
       control deploy rollback build/demo.yaml --to 3
     """
     interrupt_on_sigterm()
-    deployer = deployer_of(kubeconfig, context, smoke_url, skip_smoke=skip_smoke)
+    deployer = deployer_of(
+        kubeconfig, context, smoke_url, skip_smoke=skip_smoke, take_over=take_over
+    )
     done = deployer.rollback(open_place(source, track), revision)
     if as_json:
         print_json(done)

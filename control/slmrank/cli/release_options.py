@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -55,7 +55,9 @@ def open_place(source: Path, track: Track) -> Place:
     """Where a spec or a release is deployed; nothing is made for that."""
     source = source / RELEASE_FILE if source.is_dir() else source
     if is_release(source):
-        return load_release(source).place
+        place = load_release(source).place
+        # The release stays stable, and so does what `--track canary` does not name.
+        return place if track == "stable" else replace(place, track=track)
     spec = load_spec(source)
     return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)
 

@@ -23,7 +23,11 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
     help=f"known answers: {KNOWN_FILE} of a repository, or the repository",
 )
 @click.option(
-    "--tolerance", type=float, default=TOLERANCE, show_default=True, help="largest |p - known p|"
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=TOLERANCE,
+    show_default=True,
+    help="largest |p - known p|",
 )
 @click.option(
     "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="seconds, in all"

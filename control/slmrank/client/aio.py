@@ -54,7 +54,8 @@ class AsyncRankClient:
     `url` is `host:port`, or several of them with commas between; a name stands for all its
     addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
     what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has
-    no answer after that time is sent once more, to another replica, and the first answer counts.
+    no answer after that time is sent once more, to another replica where there is one, and the
+    first answer counts.
     `headers` go with every call, for example `{"authorization": "Bearer ..."}`.
 
     Raises InvalidRequest for a url that is none, or certificates that cannot be read.
@@ -77,7 +78,7 @@ class AsyncRankClient:
         self.hedge_s = hedge_s
         self.parts_in_flight = parts_in_flight
         self._replicas = Replicas(url, tls)
-        self._headers = dict(headers or {})
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}
         self._identity: dict[str, str] | None = None
 
     async def __aenter__(self) -> AsyncRankClient:
@@ -95,12 +96,13 @@ class AsyncRankClient:
         await self._replicas.close()
 
     async def describe(self, *, timeout_s: float | None = None) -> dict[str, str]:
-        """What answers: engine, checkpoint, template and tokenizer hashes, and limits; asked once,
-        and again after a lost connection.
+        """What answers: engine, checkpoint, template and tokenizer hashes, and limits. Always
+        asked: it tells whether the server answers now.
 
         Raises Unreachable or DeadlineExceeded when the server does not answer, ServerFault when it
         has no `rank`.
         """
+        self._identity = None
         return dict(await self._described(self._deadline(timeout_s)))
 
     async def score(
@@ -217,7 +219,8 @@ class AsyncRankClient:
             if not done:
                 first.rest()
                 other = await self._replicas.pick([*failed, first.address])
-                tasks.add(asyncio.ensure_future(self._ask(ask, other, deadline, failed)))
+                if other is not first:  # a lone server that is slow needs no second request
+                    tasks.add(asyncio.ensure_future(self._ask(ask, other, deadline, failed)))
             while True:
                 done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 answered = [task for task in done if task.exception() is None]

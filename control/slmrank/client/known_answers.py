@@ -42,7 +42,7 @@ def compare_known(
         for known, item in zip(wanted, given, strict=True):
             p = None if math.isnan(item.score) else item.score
             compared.append(Compared(known=known, p=p))
-    wrong = [one for one in compared if one.gap > tolerance]
+    wrong = [one for one in compared if not one.gap <= tolerance]
     if wrong:
         told = "; ".join(
             f"{one.known.job_id}: {'no score' if one.p is None else format(one.p, '.4f')}, "

@@ -149,7 +149,7 @@ async def _addresses(host: str, port: int) -> dict[str, str]:
     """`address:port` of a host, each with the host's name; none when it does not resolve."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: a name that can be none
         return {}
     fours = [one for one in found if one[0] == socket.AF_INET]
     numbers = dict.fromkeys(str(one[4][0]) for one in fours or found)

@@ -64,7 +64,8 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
     """The request tensors of one call: query [1, 1], job_id [1, N] and, where any is given, job and
     job_text [1, N].
 
-    Raises InvalidRequest for a text that has no UTF-8 form (a lone surrogate).
+    A job's text that has no UTF-8 form (a lone surrogate) is sent as it is: the server gives that
+    item a status. Raises InvalidRequest for such a query.
     """
     columns = {"query": [query], "job_id": [id_of(job) for job in jobs]}
     if any(isinstance(job, Job) for job in jobs):
@@ -74,7 +75,8 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
     inputs = []
     for name, values in columns.items():
         tensor = triton.InferInput(name, [1, len(values)], "BYTES")
-        encoded = [_encode(name, value) for value in values]
+        how = "strict" if name == "query" else "surrogatepass"
+        encoded = [_encode(name, value, how) for value in values]
         tensor.set_data_from_numpy(np.array([encoded], dtype=np.object_))
         inputs.append(tensor)
     return inputs
@@ -95,9 +97,9 @@ def _fields(job: Job) -> str:
     return json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
 
 
-def _encode(name: str, value: str) -> bytes:
+def _encode(name: str, value: str, how: str) -> bytes:
     try:
-        return value.encode("utf-8")
+        return value.encode("utf-8", how)
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"{name} is not valid Unicode at position {error.start}", "read it as UTF-8"

@@ -66,6 +66,7 @@ def deployer_role(release: Release) -> Object:
         ("apps", ["replicasets"], ["get", "list", "watch"]),
         ("", ["pods"], write),
         ("", ["pods/exec"], ["create", "get"]),  # `deploy push`, through a pod of its own
+        ("", ["namespaces"], ["get"]),  # its own: is it there?
         ("", ["events"], ["get", "list", "watch"]),
         ("", ["pods/log"], ["get"]),
     ]

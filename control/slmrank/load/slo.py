@@ -174,6 +174,12 @@ def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None
 
     def measure(rate: float, repeat: int) -> Observed:
         figures = run(Load(kind="rate", level=rate), repeat)
+        if figures["verdict"] == "failed":  # says nothing of the server's speed
+            raise SweepError(
+                f"{cell.cell} at {rate:g} requests/s: perf_analyzer failed: "
+                f"{figures.get('reason', 'no reason given')}",
+                "look at the point's log, and run it again: what was measured is kept",
+            )
         latency = figures.get(f"p{slo.percentile}_ms") if figures["stable"] else None
         shown = figures["verdict"] if latency is None else f"p{slo.percentile} {latency:.0f} ms"
         report(f"{cell.cell} at {rate:g} requests/s: {shown}")

@@ -55,7 +55,7 @@ def has_bfloat16(kind: str) -> bool:
     """Whether a kind of device multiplies bfloat16 matrices at speed. Processors without AVX-512
     emulate it: one product takes 1.4 s instead of 15 ms (1024 x 576 by 576 x 1536, AVX2)."""
     if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import time
@@ -33,6 +34,8 @@ LOST_S = 0.1
 FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
 # `prepare` is idle between two requests when nothing waits for it.
 IDLE_S, LEAST_PATIENCE_S = 0.002, 1.0
+# So long all are refused then: callers that ask again at once would keep it busy for ever.
+SHED_S = 0.1
 _INSTANCES, _FIELDS = 64, 8
 _STARTED, _FINISHED, _FINISHED_AT, _MEAN, _DEVIATION = range(5)
 # Smoothing of the pace and of its mean deviation, and how much of that is added, as TCP's
@@ -158,12 +161,15 @@ class Admission:
     def entered(self) -> Iterator[None]:
         """Around all that is done for a request, from before its texts are read. Raises Overloaded
         when it would be refused at any length, and when requests came without a break for so long
-        that what waits here is old: then all are refused until none waits."""
+        that what waits here is old: then all are refused for SHED_S, or until none waits."""
         now = time.monotonic()
         if now - self._left > IDLE_S:
             self._busy_since = now
         try:
-            if now - self._busy_since > self._patience_s:
+            busy_s = now - self._busy_since
+            if busy_s > self._patience_s:
+                if busy_s > self._patience_s + SHED_S:
+                    self._busy_since = now
                 raise _overloaded("requests come faster than they can be read")
             self._line.check(now, 0, self._board.pace())
             yield
@@ -207,9 +213,12 @@ class PaceMeter:
         # Whoever calls the stage itself may send any number.
         ticket = max((one for one in tickets if 0 < one <= started), default=0.0)
         tokens = sum(
-            int(self._tensor(one, "item_lengths").sum()) + self._tensor(one, "prefix_ids").size
+            self._tensor(one, "item_ids").size + self._tensor(one, "prefix_ids").size
             for one in requests
         )
+        if not ticket:  # nothing that `prepare` took
+            yield
+            return
         self._board.start(self._instance, ticket)
         try:
             yield
@@ -235,7 +244,7 @@ def open_admission(parameters: Mapping[str, Any]) -> Admission | NoAdmission:
     given = json.loads(parameters[ADMISSION]["string_value"])
     patience_s = max(LEAST_PATIENCE_S, 2 * given["limit_s"])
     if os.environ.get(SWITCH) == "off":
-        given["limit_s"] = None
+        given["limit_s"], patience_s = None, math.inf
     return Admission(Line(**given), Board(_board_path()), patience_s)
 
 

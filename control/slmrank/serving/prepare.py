@@ -266,6 +266,8 @@ def _read_text(text: bytes) -> tuple[str | None, Status]:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError:
         return None, Status.NOT_UTF8
+    if not decoded.strip():  # blanks that are no ASCII
+        return None, Status.EMPTY
     cut = len(decoded) > MAX_TEXT_CHARACTERS
     return decoded[:MAX_TEXT_CHARACTERS], Status.TRUNCATED if cut else Status.OK
 

@@ -300,12 +300,19 @@ def _stages(pid: int) -> dict[int, str]:
     """The stub processes of Python stages below a server, with the model that each runs."""
     found = {}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-            model = re.search(r"/([^/\0]+)/\d+/model\.py", command)
+        for child in map(int, _proc_text(path).split()):
+            model = re.search(r"/([^/\0]+)/\d+/model\.py", _proc_text(f"/proc/{child}/cmdline"))
             if model:
                 found[child] = model[1]
     return found
+
+
+def _proc_text(path: str | Path) -> str:
+    """A file of /proc; empty when its thread or process ended meanwhile."""
+    try:
+        return Path(path).read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _runs(pid: int) -> bool:

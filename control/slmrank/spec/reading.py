@@ -90,11 +90,15 @@ def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
     return _merged(below, loaded), folder
 
 
+NULL_SAYS_NONE = ("finetune",)
+
+
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above`, section by section; null removes a key."""
+    """`below` with the keys of `above`, section by section; null removes a key, or says none where
+    the default is another."""
     merged = dict(below)
     for key, value in above.items():
-        if value is None:
+        if value is None and key not in NULL_SAYS_NONE:
             merged.pop(key, None)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merged(merged[key], value)

@@ -78,15 +78,16 @@ def train(
     `spec.shard` the processes split weights, gradients and optimizer state instead of copying them.
 
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
-    the same settings and `inputs` (digests of student, data and teacher). The embedding, which is
-    also the label head, stays frozen: 21 % of the parameters of the 135M model, and the labels'
+    the same settings and `inputs` (digests of student, data and teacher). The embedding and the
+    label head, often one, stay frozen: 21 % of the parameters of the 135M model, and the labels'
     rows keep their meaning. With `dev_every`, the weights of the best evaluation on `dev` are what
     is returned. Raises DataError when there is nothing to train on or the loss is lost, SpecError
     for a launcher's configuration of another kind.
     """
     torch.manual_seed(spec.seed)
     network, adapter = ranker.network, None
-    network.get_input_embeddings().requires_grad_(False)
+    for table in (network.get_input_embeddings(), network.get_output_embeddings()):
+        table.requires_grad_(False)
     if spec.adapter is not None:
         adapter = load_adapter(ranker, spec.adapter, trainable=spec.steps > 0)
     elif spec.lora is not None:

@@ -119,7 +119,9 @@ class Deployer:
         except BaseException as error:
             raise _interrupted(error) from error
         for one in records:
-            if one.release == running and one.state == "deployed":
+            # What came after it was left as well: nothing goes back there by itself.
+            left = one.release == running or one.revision > target.revision
+            if left and one.state == "deployed":
                 self._note(one, "rolled-back", place)
         self._note(target, "deployed", place)
         return {"revision": target.revision, "release": target.release, "engine": target.engine}

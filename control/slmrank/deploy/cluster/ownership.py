@@ -57,7 +57,9 @@ def prune(
     for given in owned_objects(cluster, place):
         component = given["metadata"]["labels"].get(COMPONENT)
         name = given["metadata"]["name"]
-        if component in ("smoke", "engine-build", ROUTE) or identity(given)[1:] in needed:
+        # What is applied beside the release, or made by a controller such as KEDA's, is not of it.
+        apart = component in ("smoke", "engine-build", "rerank", ROUTE)
+        if apart or given["metadata"].get("ownerReferences") or identity(given)[1:] in needed:
             continue
         if component == "release" and name in named:
             continue

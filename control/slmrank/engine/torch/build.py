@@ -33,7 +33,12 @@ def write_torch(building: Building) -> None:
             f"the target torch runs no model with {config.hidden_act} and rotary type {kind}",
             f"it runs silu with {', '.join(FIXED_ROTARY)}; use engine.target openvino",
         )
-    attention = ranker.network.model.layers[0].self_attn
+    attention, mlp = (getattr(ranker.network.model.layers[0], n) for n in ("self_attn", "mlp"))
+    if any(one.bias is not None for one in (attention.o_proj, mlp.gate_proj, mlp.down_proj)):
+        raise SpecError(
+            "the target torch runs no model with a bias behind attention or in the MLP",
+            "use engine.target openvino",
+        )
     info = TorchInfo(
         layers=len(ranker.network.model.layers),
         heads=attention.q_proj.out_features // attention.head_dim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slmrank.errors import CheckpointError
+from slmrank.errors import CheckpointError, DataError
 from slmrank.model.checkpoint import ADAPTER_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.placement import choose_placement
 from slmrank.model.reference import load_model, save_model
@@ -38,6 +38,11 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         )
     scored = (spec.steps and spec.dev_every) or spec.calibration_queries
     dev = split_queries(making, student, "dev", 0, full_tokens=full_tokens) if scored else []
+    if scored and not dev:
+        raise DataError(
+            "the data has no dev pairs to evaluate or calibrate on",
+            "raise data.dev_share, or unset dev_every and calibration_queries",
+        )
     teacher_reads = None
     if teacher is not None and spec.teacher_text != spec.text:
         teacher_reads = read_in_full(making, student, spec.text_tokens)
