@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
-from slmrank.spec.reading import load_spec, parse_spec
+from slmrank.spec.reading import change_spec, load_spec, parse_spec, read_override
 
+DEMO = shipped("build/demo.yaml")
 DATA = {"source": "onet"}
 
 
@@ -89,3 +90,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert spec.finetune.teacher == Path("/abs/teacher")
     assert spec.data.source == "jsonl"
     assert spec.data.jobs == tmp_path / "j.jsonl"
+
+
+def test_none_and_numbers_that_are_none(tmp_path: Path) -> None:
+    spec = load_spec(DEMO)
+    assert change_spec(spec, read_override("finetune=null")).finetune is None
+    (tmp_path / "s.yaml").write_text(f"extends: {DEMO}\nfinetune: null\nrecover: null\n")
+    assert load_spec(tmp_path / "s.yaml").finetune is None
+    for value in (".inf", ".nan"):
+        with pytest.raises(SpecError, match="finite number"):
+            change_spec(spec, read_override(f"sweep.slo.latency_ms={value}"))

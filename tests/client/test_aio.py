@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from slmrank.client import aio as module
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.answer import Answer
+from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
 from slmrank.client.replicas import Replica
 from slmrank.client.request import build_inputs, explain
@@ -305,3 +306,7 @@ def test_the_blocking_client_gives_the_same_from_many_threads() -> None:
 def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:
     with pytest.raises(InvalidRequest, match="query is not valid Unicode at position 1"):
         build_inputs("a\ud800", ["job-1"])
+    # A job with one fails alone, by the server's word.
+    half = ItemText(job_id="half", text="a\ud83d")
+    texts = deserialize_bytes_tensor(build_inputs("a", ["job-1", half])[2]._raw_content)
+    assert texts.tolist() == [b"", b"a\xed\xa0\xbd"]

@@ -49,7 +49,7 @@ def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
 
 def test_statuses_and_lengths(preparer: Preparer) -> None:
     ids = [b"known", b"unknown", b"", b"known", b"long", b"x"]
-    texts = [b"", b"", b" ", b"given text", b"", b"\xff\xfe"]
+    texts = [b"", b"", "\u3000\u00a0".encode(), b"given text", b"", b"\xff\xfe"]
     prepared = preparer.prepare(b"nurse", ids, None, texts)
     assert [Status(one) for one in prepared.status] == [
         Status.OK,

@@ -18,6 +18,7 @@ from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import render
+from slmrank.deploy.rerank import rerank_objects
 from slmrank.deploy.sizing import progress_deadline_s
 from slmrank.errors import DeployError, DeployFailed, Refused, RolledBack, WrongAnswer
 
@@ -632,6 +633,17 @@ def test_rollback_puts_the_objects_of_an_earlier_release_back(
         bench.deployer.rollback(cpu().place, 9)
 
 
+def test_what_a_rollback_left_is_no_way_back(bench: Bench, server: ApiServer) -> None:
+    for tag in ("0123456789ab", "222222222222", "333333333333"):
+        bench.apply(cpu(engine={**releases.values()["engine"], "tag": tag}))
+    bench.deployer.rollback(cpu().place, 1)
+    assert states(bench) == {1: "deployed", 2: "rolled-back", 3: "rolled-back"}
+    bad(server, NEVER, "444444444444")
+    with pytest.raises(RolledBack):
+        bench.apply(cpu(engine={**releases.values()["engine"], "tag": "444444444444"}))
+    assert bench.serving() == {"0123456789ab"}
+
+
 def states(bench: Bench) -> dict[int, str]:
     records = list_records(bench.deployer.cluster, cpu().place)
     return {one.revision: one.state for one in sorted(records, key=lambda one: one.revision)}
@@ -666,8 +678,29 @@ def test_old_manifests_are_pruned_and_kept_ones_stay(bench: Bench, server: ApiSe
         "data": {"a": "b"},
     }
     server.put(foreign)
+    scaler = server.get("HorizontalPodAutoscaler", "slmrank-demo")
+    assert scaler is not None
+    # Nor is what stands beside the release, or what a controller made and labelled like its owner.
+    beside = [one for one in rerank_objects(cpu()) if one["kind"] != "Deployment"]
+    made = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {
+            "name": "keda-hpa-slmrank-demo",
+            "namespace": "slmrank",
+            "labels": scaler["metadata"]["labels"],
+            "ownerReferences": [
+                {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "a", "uid": "1"}
+            ],
+        },
+        "spec": copy.deepcopy(scaler["spec"]),
+    }
+    for one in (*beside, made):
+        server.put(one)
     bench.apply(cpu())
     assert server.get("ConfigMap", "theirs") is not None
+    for one in (*beside, made):
+        assert server.get(one["kind"], one["metadata"]["name"]) is not None
 
 
 def test_a_canary_stands_beside_the_stable_one(bench: Bench, server: ApiServer) -> None:

@@ -98,6 +98,14 @@ def test_the_gate_and_what_is_no_engine(make_checkpoint: Any, tmp_path: Path) ->
         TorchEngine(tmp_path)
 
 
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_biases_that_it_would_drop_are_refused(
+    make_checkpoint: Any, tmp_path: Path, bias: str
+) -> None:
+    with pytest.raises(SpecError, match="bias behind attention or in the MLP"):
+        build("torch", make_checkpoint("llama", **{bias: True}), tmp_path, TIGHT)
+
+
 def test_a_rotary_embedding_that_changes_with_the_length_is_refused(
     make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
