@@ -58,6 +58,8 @@ def test_a_wrong_a_constant_and_a_missing_answer_are_found() -> None:
     for wrong in ([0.9, 0.1], [0.5, 0.5], [0.1, math.nan]):
         with pytest.raises(WrongAnswer, match="known answers are off"):
             compare_known(answering(wrong), known)
+    with pytest.raises(WrongAnswer):
+        compare_known(answering([0.9, 0.1]), known, math.nan)
 
 
 def test_files_that_hold_none_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slmrank.cli.release_options import open_place
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
 from slmrank.deploy.naming import Object, selector
 from slmrank.deploy.release import Release, load_release, shared_ports
@@ -489,3 +490,10 @@ def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     broken = {**job, "spec": {**job["spec"], "submissionMode": "Magic"}}
     assert check_rendered([broken], "1.33", load_crds()).errors
+
+
+def test_a_release_on_the_track_canary_is_the_canarys_place() -> None:
+    """It was the stable one's: `delete RELEASE --track canary` removed what serves."""
+    stable, canary = open_place(K8S / "h200", "stable"), open_place(K8S / "h200", "canary")
+    assert (stable.track, canary.track) == ("stable", "canary")
+    assert canary.object_name == f"{stable.object_name}-canary"

@@ -211,6 +211,26 @@ def test_an_unsteady_machine_is_no_result(tmp_path: Path) -> None:
     assert bench.store.all("slo") == []
 
 
+def test_a_crash_of_the_tool_says_nothing_of_the_server(tmp_path: Path) -> None:
+    class Crashing(Unsteady):
+        def measure(self, task: Task) -> Any:
+            if task.point.load.kind == "rate":
+                return SimpleNamespace(
+                    figures={"stable": False, "verdict": "failed", "reason": "killed by signal 9"}
+                )
+            return SimpleNamespace(
+                figures={"stable": True, "verdict": "ok", "p50_ms": 9.0, "p95_ms": 9.0}
+            )
+
+    point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
+    given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
+    task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
+    bench: Any = Crashing(tmp_path)
+    with pytest.raises(SweepError, match="perf_analyzer failed: killed by signal 9"):
+        find_slo(bench, task, SloSpec(), lambda _: None)
+    assert bench.store.all("slo") == []
+
+
 def test_cells_that_were_searched_start_no_server(tmp_path: Path) -> None:
     point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
     given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -185,6 +186,10 @@ def test_a_ticket_that_somebody_made_up_changes_nothing(tmp_path: Path, ticket: 
     with meter.passing([request(ticket, 4), request(now, 4)]):
         pass
     assert board.pace().finished == now
+    before = board.rows.copy()
+    with meter.passing([request(ticket, 400)]):
+        assert (board.rows == before).all()
+    assert (board.rows == before).all()
 
 
 def test_a_failed_pass_is_a_finished_one(tmp_path: Path) -> None:
@@ -224,6 +229,19 @@ def test_requests_without_a_break_are_refused_until_none_waits(
     clock.now += 0.01
     with door.entered():
         pass
+
+
+def test_callers_that_ask_again_at_once_are_not_refused_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(admission.time, "monotonic", lambda: clock.now)
+    door, let_in = Admission(Line(None, 64), Board(tmp_path / "page"), 1.0), 0
+    for _ in range(10_000):
+        with contextlib.suppress(Overloaded), door.entered():
+            let_in += 1
+        clock.now += 0.0005
+    assert let_in > 8_000
 
 
 def test_stages_open_what_their_parameters_ask_for(
