@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -231,19 +230,6 @@ def test_requests_without_a_break_are_refused_until_none_waits(
         pass
 
 
-def test_callers_that_ask_again_at_once_are_not_refused_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(admission.time, "monotonic", lambda: clock.now)
-    door, let_in = Admission(Line(None, 64), Board(tmp_path / "page"), 1.0), 0
-    for _ in range(10_000):
-        with contextlib.suppress(Overloaded), door.entered():
-            let_in += 1
-        clock.now += 0.0005
-    assert let_in > 8_000
-
-
 def test_stages_open_what_their_parameters_ask_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +249,8 @@ def test_stages_open_what_their_parameters_ask_for(
     # A server that is measured only counts.
     monkeypatch.setenv(admission.SWITCH, "off")
     measured = open_admission(parameters)
+    assert isinstance(measured, Admission)
+    assert measured._patience_s == math.inf
     for _ in range(3):
         measured.take(10**9)
     with pytest.raises(Overloaded, match="the limit is 3"):

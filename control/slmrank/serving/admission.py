@@ -34,8 +34,6 @@ LOST_S = 0.1
 FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
 # `prepare` is idle between two requests when nothing waits for it.
 IDLE_S, LEAST_PATIENCE_S = 0.002, 1.0
-# So long all are refused then: callers that ask again at once would keep it busy for ever.
-SHED_S = 0.1
 _INSTANCES, _FIELDS = 64, 8
 _STARTED, _FINISHED, _FINISHED_AT, _MEAN, _DEVIATION = range(5)
 # Smoothing of the pace and of its mean deviation, and how much of that is added, as TCP's
@@ -161,15 +159,12 @@ class Admission:
     def entered(self) -> Iterator[None]:
         """Around all that is done for a request, from before its texts are read. Raises Overloaded
         when it would be refused at any length, and when requests came without a break for so long
-        that what waits here is old: then all are refused for SHED_S, or until none waits."""
+        that what waits here is old: then all are refused until none waits."""
         now = time.monotonic()
         if now - self._left > IDLE_S:
             self._busy_since = now
         try:
-            busy_s = now - self._busy_since
-            if busy_s > self._patience_s:
-                if busy_s > self._patience_s + SHED_S:
-                    self._busy_since = now
+            if now - self._busy_since > self._patience_s:
                 raise _overloaded("requests come faster than they can be read")
             self._line.check(now, 0, self._board.pace())
             yield
