@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from slmrank.code_hash import _named_files, code_hash, significant_text
+from slmrank.code_hash import _uses, code_hash, significant_text
 from slmrank.data import wording
 
 from tests.conftest import ROOT
@@ -55,14 +55,14 @@ def test_what_is_imported_counts() -> None:
 
 def test_a_file_that_a_module_names_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(wording.__file__)
-    assert [file.name for file in _named_files(source)] == ["phrases.yaml"]
+    assert [file.name for file in _uses(source)[1]] == ["phrases.yaml"]
     module = tmp_path / "named.py"
     module.write_text('TABLE, OTHER = "table.csv", "a file.csv"\n')
     monkeypatch.setitem(sys.modules, "named", SimpleNamespace(__file__=str(module)))
     keys = set()
     for content in ("a", "b"):
         (tmp_path / "table.csv").write_text(content)
-        _named_files.cache_clear()
+        _uses.cache_clear()
         keys.add(code_hash("named"))
     assert len(keys) == 2
 

@@ -37,8 +37,9 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
         if name in found or path is None:
             continue
         found[name] = source_hash(path)
-        found |= {f"{name}:{file.name}": hash_file(file) for file in _named_files(path)}
-        waiting += [one for one in _imports(path) if not _left_out(one)]
+        modules, named = _uses(path)
+        found |= {f"{name}:{file.name}": hash_file(file) for file in named}
+        waiting += [one for one in modules if not _left_out(one)]
     return hash_value(found)[:16]
 
 
@@ -65,29 +66,21 @@ def significant_text(source: str) -> str:
 
 
 @cache
-def _named_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a module that it names, such as the wording of an example set: they decide what
-    it makes as its lines do."""
-    strings = (
-        node.value
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-    names = sorted({one for one in strings if _FILE_NAME.fullmatch(one)})
-    return tuple(path.parent / name for name in names if (path.parent / name).is_file())
-
-
-@cache
-def _imports(path: Path) -> tuple[str, ...]:
-    """Modules of this package that a file imports."""
+def _uses(path: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Modules of this package that a file imports, and files beside it that it names, such as the
+    wording of an example set: they decide what it makes as its lines do."""
     names: list[str] = []
+    files: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [one.name for one in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [f"{node.module}.{one.name}" for one in node.names] + [node.module]
+        elif isinstance(node, ast.Constant) and _FILE_NAME.fullmatch(str(node.value)):
+            files.append(path.parent / str(node.value))
     own = [one for one in names if one.startswith(f"{PACKAGE}.")]
-    return tuple(dict.fromkeys(one for one in own if _path_of(one) is not None))
+    modules = tuple(dict.fromkeys(one for one in own if _path_of(one) is not None))
+    return modules, tuple(one for one in dict.fromkeys(files) if one.is_file())
 
 
 def _path_of(name: str) -> Path | None:

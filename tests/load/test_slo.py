@@ -200,32 +200,33 @@ class Unsteady:
         return SimpleNamespace(figures={"stable": False, "verdict": "unstable"})
 
 
-def test_an_unsteady_machine_is_no_result(tmp_path: Path) -> None:
+class Crashing(Unsteady):
+    """A bench whose tool is killed under any rate."""
+
+    def measure(self, task: Task) -> Any:
+        figures: dict[str, Any] = {"p50_ms": 9.0, "p95_ms": 9.0, "requests_per_s": 9.0}
+        figures |= {"stable": True, "verdict": "ok"}
+        if task.point.load.kind == "rate":
+            figures = {"stable": False, "verdict": "failed", "reason": "killed by signal 9"}
+        return SimpleNamespace(figures=figures)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Unsteady, "no stable latency"),
+        (Crashing, "perf_analyzer failed: killed by signal 9"),
+    ],
+)
+def test_what_says_nothing_of_the_server_is_no_result(
+    tmp_path: Path, kind: type[Unsteady], fault: str
+) -> None:
     """Kept, "no rate holds" would be found again on a quiet machine."""
     point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
     given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
     task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
-    bench: Any = Unsteady(tmp_path)
-    with pytest.raises(SweepError, match="no stable latency"):
-        find_slo(bench, task, SloSpec(), lambda _: None)
-    assert bench.store.all("slo") == []
-
-
-def test_a_crash_of_the_tool_says_nothing_of_the_server(tmp_path: Path) -> None:
-    class Crashing(Unsteady):
-        def measure(self, task: Task) -> Any:
-            if task.point.load.kind == "rate":
-                return SimpleNamespace(
-                    figures={"stable": False, "verdict": "failed", "reason": "killed by signal 9"}
-                )
-            alone = {"p50_ms": 9.0, "p95_ms": 9.0, "requests_per_s": 9.0}
-            return SimpleNamespace(figures={"stable": True, "verdict": "ok", **alone})
-
-    point = Point(items=1, tokens=24, load=Load(kind="concurrency", level=1))
-    given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
-    task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
-    bench: Any = Crashing(tmp_path)
-    with pytest.raises(SweepError, match="perf_analyzer failed: killed by signal 9"):
+    bench: Any = kind(tmp_path)
+    with pytest.raises(SweepError, match=fault):
         find_slo(bench, task, SloSpec(), lambda _: None)
     assert bench.store.all("slo") == []
 

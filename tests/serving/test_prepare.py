@@ -48,8 +48,8 @@ def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
 
 
 def test_statuses_and_lengths(preparer: Preparer) -> None:
-    ids = [b"known", b"unknown", b"", b"known", b"long", b"x"]
-    texts = [b"", b"", "\u3000\u00a0".encode(), b"given text", b"", b"\xff\xfe"]
+    ids = [b"known", b"unknown", b"", b"known", b"long", b"x", b""]
+    texts = [b"", b"", b" ", b"given text", b"", b"\xff\xfe", "\u3000\u00a0".encode()]
     prepared = preparer.prepare(b"nurse", ids, None, texts)
     assert [Status(one) for one in prepared.status] == [
         Status.OK,
@@ -58,6 +58,7 @@ def test_statuses_and_lengths(preparer: Preparer) -> None:
         Status.OK,
         Status.TRUNCATED,
         Status.NOT_UTF8,
+        Status.EMPTY,
     ]
     scored = [Status(one).scored for one in prepared.status]
     assert [length > 0 for length in prepared.item_lengths] == scored

@@ -56,7 +56,7 @@ def open_place(source: Path, track: Track) -> Place:
     source = source / RELEASE_FILE if source.is_dir() else source
     if is_release(source):
         place = load_release(source).place
-        # The release stays stable, and so does what `--track canary` does not name.
+        # A release knows its own track; the option names the canary beside it.
         return place if track == "stable" else replace(place, track=track)
     spec = load_spec(source)
     return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)

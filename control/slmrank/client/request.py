@@ -67,6 +67,12 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
     A job's text that has no UTF-8 form (a lone surrogate) is sent as it is: the server gives that
     item a status. Raises InvalidRequest for such a query.
     """
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"query is not valid Unicode at position {error.start}", "read it as UTF-8"
+        ) from error
     columns = {"query": [query], "job_id": [id_of(job) for job in jobs]}
     if any(isinstance(job, Job) for job in jobs):
         columns["job"] = [_fields(job) if isinstance(job, Job) else "" for job in jobs]
@@ -75,8 +81,7 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
     inputs = []
     for name, values in columns.items():
         tensor = triton.InferInput(name, [1, len(values)], "BYTES")
-        how = "strict" if name == "query" else "surrogatepass"
-        encoded = [_encode(name, value, how) for value in values]
+        encoded = [value.encode("utf-8", "surrogatepass") for value in values]
         tensor.set_data_from_numpy(np.array([encoded], dtype=np.object_))
         inputs.append(tensor)
     return inputs
@@ -95,12 +100,3 @@ def split(jobs: Sequence[Asked], limit: int) -> Iterator[tuple[int, Sequence[Ask
 
 def _fields(job: Job) -> str:
     return json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
-
-
-def _encode(name: str, value: str, how: str) -> bytes:
-    try:
-        return value.encode("utf-8", how)
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{name} is not valid Unicode at position {error.start}", "read it as UTF-8"
-        ) from error

@@ -121,10 +121,9 @@ class Bundle:
             if kind.needs_ranker:
                 inputs["ranker"] = self.first_ranker
         # What is fitted serves any budget.
-        unread = ("store", "max_cut_share", "budget_tokens")
+        unread = ("store", "max_cut_share", "budget_tokens", "generative")
         for name in unread if kind.needs_ranker else (*unread, "learn_jobs"):
             settings.pop(name)
-        settings.pop("generative")  # another method's
         if spec.method == "generative":
             settings["generative"] = (spec.generative or GenerativeSpec()).settings()
         return self._step(

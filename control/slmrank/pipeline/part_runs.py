@@ -61,9 +61,10 @@ def run_parts(
     manifest = {"identity": own.identity, "rows": total, "parts": names}
     text = json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
     # What is no longer asked for, as the jobs of a file that was deleted, must not be read.
-    for name in set((_written(out) or {}).get("parts", ())) - set(names):
+    before = out.read(MANIFEST)
+    for name in set((_parsed(before) or {}).get("parts", ())) - set(names):
         drop_part(out, name)
-    whole = not left and out.read(MANIFEST) == text
+    whole = not left and before == text
     if not whole:
         out.drop(MANIFEST)  # parts of another content may take the place of those that it names
     started = time.perf_counter()
@@ -99,7 +100,7 @@ def _do(worker: PartWorker, part: Part, out: Place) -> int:
 
 def read_manifest(folder: str) -> dict[str, Any]:
     """Identity, rows and parts of a whole run. Raises DataError when it is none."""
-    manifest = _written(Place(folder))
+    manifest = _parsed(Place(folder).read(MANIFEST))
     if manifest is None:
         raise DataError(
             f"{folder} holds no {MANIFEST}: nothing was written there, or not to the end",
@@ -108,10 +109,10 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return manifest
 
 
-def _written(out: Place) -> dict[str, Any] | None:
-    """The manifest of a folder, None when there is no whole one."""
+def _parsed(written: bytes | None) -> dict[str, Any] | None:
+    """A manifest, None when it is not whole."""
     try:
-        return dict(json.loads(out.read(MANIFEST) or b""))
+        return dict(json.loads(written or b""))
     except ValueError:
         return None
 

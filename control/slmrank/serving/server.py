@@ -316,11 +316,9 @@ def _proc_text(path: str | Path) -> str:
 
 
 def _runs(pid: int) -> bool:
-    try:
-        # The state stands behind the name, which may hold anything in its brackets.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except OSError:
-        return False
+    # The state stands behind the name, which may hold anything in its brackets.
+    stat = _proc_text(f"/proc/{pid}/stat")
+    return bool(stat) and stat.rpartition(") ")[2][0] not in "ZX"
 
 
 def fault_lines(log: str) -> str:

@@ -33,7 +33,8 @@ def write_torch(building: Building) -> None:
             f"the target torch runs no model with {config.hidden_act} and rotary type {kind}",
             f"it runs silu with {', '.join(FIXED_ROTARY)}; use engine.target openvino",
         )
-    attention, mlp = (getattr(ranker.network.model.layers[0], n) for n in ("self_attn", "mlp"))
+    first = ranker.network.model.layers[0]
+    attention, mlp = first.self_attn, first.mlp
     if any(one.bias is not None for one in (attention.o_proj, mlp.gate_proj, mlp.down_proj)):
         raise SpecError(
             "the target torch runs no model with a bias behind attention or in the MLP",
