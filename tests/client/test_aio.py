@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from slmrank.client import aio as module
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.answer import Answer
-from slmrank.client.asked import ItemText
+from slmrank.client.asked import Asked, ItemText
 from slmrank.client.client import RankClient
 from slmrank.client.replicas import Replica
-from slmrank.client.request import build_inputs, explain
+from slmrank.client.request import build_inputs, explain, split
+from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
     InvalidQuery,
@@ -29,6 +30,7 @@ from slmrank.errors import (
     ServerFault,
     Unreachable,
 )
+from slmrank.triton.config import MAX_REQUEST_FIELDS_BYTES, MAX_REQUEST_TEXT_BYTES
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 FULL = "[request id: 1] Exceeds maximum queue size"
@@ -248,6 +250,23 @@ def test_any_listing_is_split_and_put_together_in_order(
     assert [one.job_id for one in found] == [str(number) for number in range(count)]
     assert len(server.sizes) == -(-count // limit)
     assert max(server.sizes, default=0) <= limit
+
+
+@given(sizes=st.lists(st.integers(0, 400_000), max_size=40), limit=st.integers(1, 9))
+def test_parts_hold_no_more_text_than_a_server_takes(sizes: list[int], limit: int) -> None:
+    jobs: list[Asked] = [
+        ItemText(text="x" * size) if size % 2 else Job(job_id="a", description="é" * (size // 2))
+        for size in sizes
+    ]
+    parts = list(split(jobs, limit))
+    assert [job for _, part in parts for job in part] == jobs
+    for start, part in parts:
+        assert jobs[start : start + len(part)] == part
+        texts = [len(one.text) for one in part if isinstance(one, ItemText)]
+        fields = [2 * len(one.description) for one in part if isinstance(one, Job)]
+        assert len(part) <= limit
+        assert sum(texts) <= MAX_REQUEST_TEXT_BYTES
+        assert sum(min(size, 131_072) for size in fields) <= MAX_REQUEST_FIELDS_BYTES
 
 
 def test_an_answer_says_who_scored_each_part_and_how_long_it_took() -> None:

@@ -12,7 +12,7 @@ from slmrank.data.records import Job
 from slmrank.errors import InvalidQuery, InvalidRequest
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import load_tokenizer, template_of
-from slmrank.serving.prepare import MAX_TEXT_CHARACTERS, Preparer
+from slmrank.serving.prepare import Preparer
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.model import PromptSpec
 from slmrank.store.job_store import Entry
@@ -20,6 +20,7 @@ from slmrank.store.registry import open_store
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import Fitting, summarize_entries
 from slmrank.tokens import Ids
+from slmrank.triton.config import MAX_TEXT_CHARACTERS
 from slmrank.triton.status import Status
 
 JOB = Job(

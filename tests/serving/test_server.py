@@ -23,9 +23,9 @@ from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
 from slmrank.client.request import build_inputs
 from slmrank.data.labelled import read_labelled
+from slmrank.data.records import Job
 from slmrank.errors import (
     InvalidQuery,
-    InvalidRequest,
     MissingDependencyError,
     Overloaded,
     ServerError,
@@ -163,15 +163,31 @@ def test_many_requests_at_once_are_answered_alike(tiny_server: Server) -> None:
             assert item.score == pytest.approx(first.score, abs=1e-4)
 
 
-def test_a_request_with_too_much_text_is_refused_at_once(tiny_server: Server) -> None:
-    texts = [ItemText(text="bread " * 34_000) for _ in range(45)]
+@pytest.mark.parametrize(
+    ("column", "text", "count"), [("job_text", "bread " * 34_000, 45), ("job", "x" * 131_000, 9)]
+)
+def test_a_request_with_too_much_text_is_refused_at_once(
+    tiny_server: Server, column: str, text: str, count: int
+) -> None:
+    inputs = []
+    for name, values in (("query", ["nurse"]), ("job_id", [""] * count), (column, [text] * count)):
+        inputs.append(triton.InferInput(name, [1, len(values)], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array([values], dtype=np.object_))
     started = time.monotonic()
     with (
-        RankClient(tiny_server.url) as client,
-        pytest.raises(InvalidRequest, match="bytes of text"),
+        triton.InferenceServerClient(tiny_server.url) as client,
+        pytest.raises(triton.InferenceServerException, match="bytes of (text|fields), the limit"),
     ):
-        client.score("nurse", texts)
+        client.infer("rank", inputs)
     assert time.monotonic() - started < 2
+
+
+def test_the_client_sends_long_jobs_in_as_many_requests_as_they_need(tiny_server: Server) -> None:
+    jobs = [Job(job_id=f"new-{n}", title="Baker", description="bread " * 8_000) for n in range(45)]
+    with RankClient(tiny_server.url) as client:
+        answer = client.score("nurse", jobs)
+    assert {item.status for item in answer} == {Status.OK}
+    assert [part.start for part in answer.parts] == [0, 21, 42]
 
 
 def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) -> None:

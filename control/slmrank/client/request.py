@@ -21,7 +21,13 @@ from slmrank.errors import (
     ServerFault,
     Unreachable,
 )
-from slmrank.triton.config import ANSWERED, ENSEMBLE
+from slmrank.triton.config import (
+    ANSWERED,
+    ENSEMBLE,
+    MAX_REQUEST_FIELDS_BYTES,
+    MAX_REQUEST_TEXT_BYTES,
+    counted_fields,
+)
 
 # What Triton says when a queue is full, when a request waited longer than its queue's timeout, and
 # our own stage when it would.
@@ -81,8 +87,7 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
     inputs = []
     for name, values in columns.items():
         tensor = triton.InferInput(name, [1, len(values)], "BYTES")
-        encoded = [value.encode("utf-8", "surrogatepass") for value in values]
-        tensor.set_data_from_numpy(np.array([encoded], dtype=np.object_))
+        tensor.set_data_from_numpy(np.array([[_encoded(one) for one in values]], dtype=np.object_))
         inputs.append(tensor)
     return inputs
 
@@ -93,10 +98,36 @@ def output_tensors() -> list[Any]:
 
 
 def split(jobs: Sequence[Asked], limit: int) -> Iterator[tuple[int, Sequence[Asked]]]:
-    """Parts of at most `limit` jobs, each with the place of its first job."""
-    for start in range(0, len(jobs), limit):
-        yield start, jobs[start : start + limit]
+    """Parts of at most `limit` jobs and of as much text as a server takes at a time, each with the
+    place of its first job. A job that is too much alone is sent alone, for the server to refuse."""
+    start, text, fields = 0, 0, 0
+    for place, job in enumerate(jobs):
+        own_text, own_fields = _sizes(job)
+        if place > start and (
+            place - start == limit
+            or text + own_text > MAX_REQUEST_TEXT_BYTES
+            or fields + own_fields > MAX_REQUEST_FIELDS_BYTES
+        ):
+            yield start, jobs[start:place]
+            start, text, fields = place, 0, 0
+        text, fields = text + own_text, fields + own_fields
+    if jobs:
+        yield start, jobs[start:]
+
+
+def _sizes(job: Asked) -> tuple[int, int]:
+    """Bytes of text and, of these, of fields that a server counts."""
+    if isinstance(job, str):
+        return 0, 0
+    if isinstance(job, ItemText):
+        return len(_encoded(job.text)), 0
+    fields = _encoded(_fields(job))
+    return len(fields), counted_fields(fields)
 
 
 def _fields(job: Job) -> str:
     return json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

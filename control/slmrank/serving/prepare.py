@@ -34,14 +34,15 @@ from slmrank.store.registry import open_reader
 from slmrank.summarize.registry import load_summarizer
 from slmrank.summarize.summarizer import Summarizer, identity_of, summarize_entries
 from slmrank.tokens import EMPTY, Ids
+from slmrank.triton.config import (
+    MAX_REQUEST_FIELDS_BYTES,
+    MAX_REQUEST_TEXT_BYTES,
+    MAX_TEXT_CHARACTERS,
+    counted_fields,
+)
 from slmrank.triton.status import Status
 
 SUMMARIES_FILE = "summaries.json"
-# A longer text is cut before it is tokenised: 1 MB would hold the tokenizer for a second, and no
-# item of up to 8,192 tokens needs more.
-MAX_TEXT_CHARACTERS = 131_072
-# All texts of one request: 120 of 200 kB held the stage, and everybody behind them, for over 5 s.
-MAX_REQUEST_TEXT_BYTES = 8 * 2**20
 JOB_FIELDS = ("title", "company", "location", "description")
 
 
@@ -96,12 +97,16 @@ class Preparer:
                     f"{len(column)} {name} for {len(job_ids)} job_id",
                     f"send one {name} per job_id; an empty one means: use the stored job",
                 )
-        size = sum(len(text) for column in (jobs, job_texts) for text in column or ())
-        if size > MAX_REQUEST_TEXT_BYTES:
-            raise InvalidRequest(
-                f"the request has {size} bytes of text, the limit is {MAX_REQUEST_TEXT_BYTES}",
-                "send fewer jobs at a time, or ids of stored ones",
-            )
+        sizes = (
+            (sum(map(len, (*(jobs or ()), *(job_texts or ())))), MAX_REQUEST_TEXT_BYTES, "text"),
+            (sum(map(counted_fields, jobs or ())), MAX_REQUEST_FIELDS_BYTES, "fields"),
+        )
+        for size, most, what in sizes:
+            if size > most:
+                raise InvalidRequest(
+                    f"the request has {size} bytes of {what}, the limit is {most}",
+                    "send fewer jobs at a time, or ids of stored ones",
+                )
         prefix = self._encoder.prefix(_decode_query(query))
         empty = [b""] * len(job_ids)
         columns = zip(job_ids, jobs or empty, job_texts or empty, strict=True)

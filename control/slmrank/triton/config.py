@@ -88,7 +88,20 @@ ANSWERED = (*SCORED, *TOLD)
 ENSEMBLE, PREPARE, RANKER = "rank", "prepare", "ranker"
 ADMISSION = "admission"  # the parameter of both stages with the door's settings
 DEPTH = "depth"  # the parameter of `ranker` with the depth control's settings
+# A longer text is cut before it is tokenised: 1 MB would hold the tokenizer for a second, and no
+# item of up to 8,192 tokens needs more.
+MAX_TEXT_CHARACTERS = 131_072
+# All texts of one request: 120 of 200 kB held the stage, and everybody behind them, for over 5 s.
+MAX_REQUEST_TEXT_BYTES = 8 * 2**20
+# All fields of one request, which are summarised too: 63 jobs of 131 kB held the stage for 17 s.
+MAX_REQUEST_FIELDS_BYTES = 2**20
 DEFERRABLE = 2  # Triton's priority of requests that can wait; 1 is everybody else's
+
+
+def counted_fields(fields: bytes) -> int:
+    """What a job's fields count against MAX_REQUEST_FIELDS_BYTES: the rest is cut before it costs
+    anything."""
+    return min(len(fields), MAX_TEXT_CHARACTERS)
 
 
 def python_model(
