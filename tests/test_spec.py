@@ -43,6 +43,19 @@ def test_the_value_is_named() -> None:
     assert "got -3" in broken({"finetune": {"steps": -3}}).message
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"engine": {"other": {"foo": {}}}}, "engine.other holds 'foo'"),
+        ({"engine": {"other": 3}}, "engine.other holds 3"),
+        ({"base": {"preset": ["x"]}}, "base.preset"),
+        ({"evaluate": {"seed": -1}}, "got -1"),
+    ],
+)
+def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) -> None:
+    assert text in broken(values).message
+
+
 def test_a_width_that_is_no_multiple_of_64_names_its_neighbours() -> None:
     message = broken({"prune": {"intermediate_size": 1000}}).message
     assert "1000" in message
@@ -65,7 +78,12 @@ def test_all_faults_stand_in_one_message() -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"a: [", "not YAML"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "no mapping")],
+    [
+        (b"a: [", "not YAML"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[1]", "no mapping"),
+        (b"name: x\ndata:\n  seed: 1\n  seed: 2\n", "the key seed stands here twice"),
+    ],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes, text: str) -> None:
     path = tmp_path / "s.yaml"

@@ -220,3 +220,31 @@ def test_a_browser_shows_the_whole_page(tmp_path: Path) -> None:
     assert bottom > 2200
     assert left > 10
     assert right < 1095
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"points": [{"items": 1}]}, "one of its points has no tokens"),
+        ({"slo": [{}]}, "one of its slo has no items"),
+        ({"served": None}, "another kind of file"),
+    ],
+)
+def test_a_record_without_its_keys_is_none(
+    tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record()))
+    assert read_record(path) == record()
+    path.write_text(json.dumps(record(**changes)))
+    with pytest.raises(SweepError, match=text):
+        read_record(path)
+
+
+@pytest.mark.parametrize("load", ["inf", "nan", "0", "-3"])
+def test_a_load_is_a_number(control: Control, tmp_path: Path, load: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record()))
+    result = control("capacity", str(path), "--load", load)
+    assert result.returncode == 2
+    assert "--load" in result.stderr

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.artifacts import ArtifactStore
+from slmrank.cli.options import open_spec
 from slmrank.errors import SweepError
 from slmrank.load.binary import PerfAnalyzer
 from slmrank.load.capacity import plan_capacity
@@ -22,10 +23,10 @@ from slmrank.load.record import read_record
 from slmrank.load.run import Subject, Task
 from slmrank.load.session import Session
 from slmrank.load.slo import FoundRate, Observed, find_slo, rounded, search_rate
-from slmrank.load.tune import Candidate, default_axes, descend, overlay, winner
+from slmrank.load.tune import Candidate, default_axes, descend, winner
 from slmrank.spec.deploy import ScalingSpec
 from slmrank.spec.load import SloSpec, SweepSpec
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -165,15 +166,21 @@ def test_default_axes_fit_the_cores() -> None:
     assert set(default_axes(8, given_settings)) == set(given_settings)
 
 
-def test_an_overlay_is_a_spec(tiny: TinyBundle, tmp_path: Path) -> None:
-    text = overlay(str(tiny.spec), {"threads": 2, "max_queue_delay_us": 7}, {"winner": "x"})
-    path = tmp_path / "tuned.yaml"
-    path.write_text(text)
-    spec = load_spec(path)
-    assert (spec.repository.threads, spec.repository.max_queue_delay_us) == (2, 7)
-    base = load_spec(tiny.spec)
-    assert spec.data == base.data
-    assert spec.model_copy(update={"repository": base.repository}) == base
+def test_an_overlay_is_the_spec_that_was_searched_with_the_winner(
+    tiny: TinyBundle, tmp_path: Path
+) -> None:
+    asked = ("evaluate.seed=3", "repository.threads=1", "finetune=null")
+    opened = open_spec(tiny.spec, asked, None, tmp_path)
+    path = tmp_path / "below" / "tuned.yaml"
+    path.parent.mkdir()
+    found = {"threads": 2, "max_queue_delay_us": 7}
+    path.write_text(opened.overlay(path, ["found: x"], {"repository": found}))
+    assert path.read_text().startswith("# found: x\nextends: ")
+    spec, wanted = load_spec(path), change_spec(opened.bundle.spec, {"repository": found})
+    assert spec.finetune is None
+    assert wanted.repository.max_queue_delay_us == 7
+    # Its paths lead to the same files another way.
+    assert spec.model_copy(update={"data": wanted.data}) == wanted
 
 
 def spec_with(tiny: TinyBundle, name: str, **slo: Any) -> Path:

@@ -11,14 +11,13 @@ from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import print_json, show_artifact, show_plan
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
-    Opened,
     PathType,
     artifacts_option,
     device_option,
     dry_run_option,
     force_option,
     json_option,
-    read_bundle,
+    open_spec,
     set_option,
     target_option,
 )
@@ -93,7 +92,7 @@ def build_command(
         outcome = _compile(planned, store, docker=docker, required=require_engine)
         _show(None, planned, None, outcome, as_json=as_json)
         return
-    opened = Opened(source, read_bundle(source, overrides, target), ArtifactStore(artifacts))
+    opened = open_spec(source, overrides, target, artifacts)
     if dry_run:
         show_plan([opened.bundle.engine], opened.store, as_json=as_json)
         return

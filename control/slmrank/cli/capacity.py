@@ -8,7 +8,7 @@ import click
 import yaml
 
 from slmrank.cli.display import print_json
-from slmrank.cli.options import PathType, json_option
+from slmrank.cli.options import POSITIVE, PathType, json_option
 from slmrank.cli.section_options import section_options
 from slmrank.load.capacity import FORMULAS, plan_capacity, slowest_cell
 from slmrank.load.record import read_record
@@ -17,10 +17,10 @@ from slmrank.spec.deploy import ScalingSpec
 
 @click.command("capacity")
 @click.argument("record", type=PathType)
-@click.option("--load", type=float, required=True, help="items per second to be served")
+@click.option("--load", type=POSITIVE, required=True, help="items per second to be served")
 @section_options(ScalingSpec, "burst", "cold_start_s", "ramp_s")
-@click.option("--items", type=int, help="only cells of this many items a request")
-@click.option("--tokens", type=int, help="only cells of this many tokens an item")
+@click.option("--items", type=click.IntRange(1), help="only cells of this many items a request")
+@click.option("--tokens", type=click.IntRange(1), help="only cells of this many tokens an item")
 @json_option
 def capacity_command(
     record: Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -20,7 +19,7 @@ from slmrank.cli.options import (
 )
 from slmrank.compress.search import combinations
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
-from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_spec
+from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
 from slmrank.pipeline.steps import find_current
 
 _sizes = sizes_from(1)
@@ -134,6 +133,8 @@ def compress_search_command(
         report(f"nothing that was tried loses at most {max_loss}: more --steps, or milder values")
         raise SystemExit(1)
     target = (out or store.root / "reports") / f"{name}.yaml"
-    base = os.path.relpath(opened.path.resolve(), target.parent.resolve())
-    write_atomic(target, winning_spec(base, search, found.best))
-    report(f"best: {found.best.choice.words}; spec: {target}")
+    choice = found.best.choice
+    changes = search.changes(choice, found.best.steps)
+    budget = {"summarize": {"budget_tokens": choice.budget_tokens}}
+    write_atomic(target, opened.overlay(target, winning_lines(search, found.best), budget, changes))
+    report(f"best: {choice.words}; spec: {target}")

@@ -21,7 +21,7 @@ from slmrank.cli.options import (
     device_option,
     dry_run_option,
     json_option,
-    read_bundle,
+    open_spec,
     set_option,
 )
 from slmrank.cli.sweep import announce, refuse_failed, show_points
@@ -71,7 +71,8 @@ def demo_command(
     """
     started = time.monotonic()
     path = spec or shipped("build/demo.yaml")
-    bundle, store = read_bundle(path, overrides, None), ArtifactStore(artifacts)
+    opened = open_spec(path, overrides, None, artifacts)
+    bundle, store = opened.bundle, opened.store
     quality = plan_quality(bundle, served=True)
     if dry_run:
         show_plan([bundle.repository, *quality.steps], store, as_json=as_json)

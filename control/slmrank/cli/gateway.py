@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.listening import gateway_extra, listen
-from slmrank.cli.options import PathType, client_tls
+from slmrank.cli.options import POSITIVE, PathType, client_tls
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
 from slmrank.errors import SpecError
@@ -26,7 +26,9 @@ from slmrank.errors import SpecError
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free port"
 )
-@click.option("--timeout", "timeout_s", type=float, default=10.0, show_default=True, help="seconds")
+@click.option(
+    "--timeout", "timeout_s", type=POSITIVE, default=10.0, show_default=True, help="seconds"
+)
 @click.option(
     "--hedge",
     "hedge_s",
@@ -40,7 +42,7 @@ from slmrank.errors import SpecError
     help="file of bearer tokens that are let in, one a line; without it: everybody",
 )
 @click.option("--max-documents", type=click.IntRange(1), default=1000, show_default=True)
-@click.option("--max-request-mb", type=float, default=8.0, show_default=True)
+@click.option("--max-request-mb", type=POSITIVE, default=8.0, show_default=True)
 @click.option("--max-in-flight", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--tls-certificate", type=PathType, help="PEM; serve HTTPS")
 @click.option("--tls-key", type=PathType, help="PEM")

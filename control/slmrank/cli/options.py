@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
 from slmrank.repository.generate import check_repository
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import extending, load_spec, read_override
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)
@@ -52,6 +54,21 @@ target_option = click.option(
 )
 
 
+class _Positive(click.FloatRange):
+    """A finite number above zero: `inf` and `nan` are floats, and no load and no time."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = _Positive(min=0, min_open=True)
+
+
 def sizes_from(least: int) -> Callable[[click.Context, click.Parameter, str | None], list[int]]:
     """Reads an option such as 36,56: numbers of `least` or more, each once; none if not given."""
 
@@ -69,11 +86,19 @@ def sizes_from(least: int) -> Callable[[click.Context, click.Parameter, str | No
 
 @dataclass(frozen=True)
 class Opened:
-    """What a command line names: the spec's file, its bundle, and the artifact store."""
+    """What a command line names: the spec's file, what --set and --target change of it, its bundle,
+    and the artifact store."""
 
     path: Path
+    overrides: tuple[str, ...]
     bundle: Bundle
     store: ArtifactStore
+
+    def overlay(self, target: Path, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
+        """The text of a spec at `target` that extends this one, as it was asked for, by changes."""
+        base = os.path.relpath(self.path.resolve(), target.parent.resolve())
+        asked = [read_override(one) for one in self.overrides]
+        return extending(base, told, *asked, *changes)
 
     def run(self, step: Step, **options: Any) -> Artifact:
         """Make a step, with its progress on stderr. Of the processes of a launcher the first one
@@ -110,10 +135,12 @@ def client_tls(prefix: str) -> Callable[[Decorated], Any]:
     return decorate
 
 
-def read_bundle(path: Path, overrides: tuple[str, ...], target: str | None) -> Bundle:
-    """The bundle of a spec with the overrides of a command line."""
-    more = (f"engine.target={target}",) if target else ()
-    return Bundle(load_spec(path, (*overrides, *more)))
+def open_spec(
+    path: Path, overrides: tuple[str, ...], target: str | None, artifacts: Path
+) -> Opened:
+    """A spec as a command line asks for it."""
+    changes = (*overrides, *((f"engine.target={target}",) if target else ()))
+    return Opened(path, changes, Bundle(load_spec(path, changes)), ArtifactStore(artifacts))
 
 
 def spec_options(function: Decorated) -> Any:
@@ -131,8 +158,7 @@ def spec_options(function: Decorated) -> Any:
             # `control evaluate SPEC --set NAME` names a set: a change of the spec holds a `=`.
             more["on"] = [*more["on"], *(one for one in overrides if "=" not in one)]
             overrides = tuple(one for one in overrides if "=" in one)
-        bundle = read_bundle(spec, overrides, target)
-        return function(opened=Opened(spec, bundle, ArtifactStore(artifacts)), **more)
+        return function(opened=open_spec(spec, overrides, target, artifacts), **more)
 
     return command
 
@@ -150,8 +176,7 @@ def source_options(function: Decorated) -> Any:
         source: Path, overrides: tuple[str, ...], target: str | None, artifacts: Path, **more: Any
     ) -> Any:
         if not source.is_dir():
-            bundle = read_bundle(source, overrides, target)
-            return function(source=Opened(source, bundle, ArtifactStore(artifacts)), **more)
+            return function(source=open_spec(source, overrides, target, artifacts), **more)
         if target is not None or overrides:
             raise click.UsageError("--target and --set are for a spec; a repository is as it is")
         check_repository(source)

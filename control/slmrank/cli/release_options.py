@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
-from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.artifacts import Artifact
 from slmrank.cli.options import (
     Decorated,
-    Opened,
     PathType,
     artifacts_option,
-    read_bundle,
+    open_spec,
     set_option,
     target_option,
 )
@@ -103,8 +102,8 @@ def open_sources(
     """The release of a spec; its repository is made when missing."""
     if source.is_dir() or is_release(source):
         raise click.UsageError(f"{source} is a release; its files are those of a spec: give that")
-    bundle = read_bundle(source, overrides, target)
-    opened = Opened(source, bundle, ArtifactStore(artifacts))
+    opened = open_spec(source, overrides, target, artifacts)
+    bundle = opened.bundle
     repository = opened.run(bundle.repository)
     engine = opened.store.find(bundle.engine.kind, bundle.engine.key)
     if engine is None:

@@ -45,7 +45,7 @@ from slmrank.triton.status import Status
 )
 @click.option("--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL")
 @click.option("--deferrable", is_flag=True, help="wait for all others, be refused before them")
-@click.option("--top", type=int, default=0, help="show only the best N; 0: all")
+@click.option("--top", type=click.IntRange(0), default=0, help="show only the best N; 0: all")
 @click.option(
     "--timeout",
     "timeout_s",

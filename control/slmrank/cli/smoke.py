@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import PathType, client_tls, json_option
+from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import TOLERANCE, compare_known
 from slmrank.client.replicas import Tls
@@ -30,7 +30,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
     help="largest |p - known p|",
 )
 @click.option(
-    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="seconds, in all"
+    "--timeout", "timeout_s", type=POSITIVE, default=30.0, show_default=True, help="seconds, in all"
 )
 @client_tls("tls")
 @json_option

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from slmrank.artifacts import write_atomic
@@ -11,7 +9,7 @@ from slmrank.cli.display import StepDisplay, print_json, print_table
 from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
 from slmrank.errors import SweepError
 from slmrank.load.record import FOLDER
-from slmrank.load.tune import Candidate, Settings, default_axes, descend, overlay, winner
+from slmrank.load.tune import Candidate, Settings, default_axes, descend, winner
 from slmrank.machine.facts import usable_cores
 from slmrank.pipeline.measure import measure_settings
 
@@ -73,8 +71,10 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
         "before": f"{_figure(found[0])} with {_words(start)}",
         "tried": len(found),
     }
-    base = os.path.relpath(opened.path.resolve(), path.parent.resolve())
-    write_atomic(path, overlay(base, best.settings, evidence))
+    told = ["Written by `control tune`; use it like any other spec."]
+    told += [f"{name}: {value}" for name, value in evidence.items()]
+    changes = {"repository": dict(sorted(best.settings.items()))}
+    write_atomic(path, opened.overlay(path, told, changes))
     if as_json:
         tried = [{"settings": one.settings, "items_per_s": one.items_per_s} for one in found]
         print_json({"best": best.settings, "tried": tried, "overlay": str(path)})

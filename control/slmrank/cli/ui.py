@@ -10,7 +10,7 @@ import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.listening import gateway_extra, listen
-from slmrank.cli.options import Opened, PathType, artifacts_option, read_bundle, set_option
+from slmrank.cli.options import PathType, artifacts_option, open_spec, set_option
 from slmrank.client.aio import AsyncRankClient
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
@@ -76,10 +76,9 @@ def ui_command(
     with gateway_extra():
         from slmrank.gateway.app import Limits, make_app
         from slmrank.gateway.ui import Shelf, Side
-    store = ArtifactStore(artifacts)
     given = [*[() for _ in specs[:-1]], overrides]
     opened = [
-        Opened(path, read_bundle(path, changes, None), store)
+        open_spec(path, changes, None, artifacts)
         for path, changes in zip(specs, given, strict=True)
     ]
     repositories = [one.run(one.bundle.repository) for one in opened]
@@ -106,7 +105,7 @@ def ui_command(
             jobs=jobs,
             index=Bm25(jobs),
             examples=_examples(labelled),
-            plots=_plots(store, repositories[0]),
+            plots=_plots(opened[0].store, repositories[0]),
         )
         listen(
             make_app(sides[0].client, Limits(), shelf),

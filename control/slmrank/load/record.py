@@ -20,6 +20,8 @@ RECORD = "slmrank-sweep"
 FOLDER = "sweeps"
 Record = dict[str, Any]
 CELL = ("items", "tokens", "query_tokens")
+_POINT = (*CELL, "load", "stable")
+_RATE = (*CELL, "limit_ms", "percentile")
 
 
 def record_path(root: Path, identity: Mapping[str, str]) -> Path:
@@ -75,8 +77,12 @@ def read_record(path: Path) -> Record:
     """Raises SweepError when the file is no record."""
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] != RECORD or not isinstance(record["points"], list):
+        if record["kind"] != RECORD or not isinstance(record["served"], dict):
             raise ValueError("another kind of file")
+        for part, keys in (("points", _POINT), ("slo", _RATE)):
+            lacking = next((key for one in record[part] for key in keys if key not in one), None)
+            if lacking is not None:
+                raise ValueError(f"one of its {part} has no {lacking}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(
             f"{path} is no sweep record: {error}", "`control sweep` prints where it wrote one"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 Settings = dict[str, int]
 
@@ -70,15 +69,3 @@ def default_axes(cores: int, given: Settings) -> dict[str, list[int]]:
         "max_batch_size": [1, 8, 32],
     }
     return {name: values for name, values in axes.items() if name in given}
-
-
-def overlay(base: str, best: Settings, evidence: Mapping[str, Any]) -> str:
-    """The text of a spec overlay with the winner; the evidence stands in comments."""
-    lines = [
-        "# Written by `control tune`; use it like any other spec.",
-        *(f"# {name}: {value}" for name, value in evidence.items()),
-        f"extends: {base}",
-        "repository:",
-        *(f"  {name}: {value}" for name, value in sorted(best.items())),
-    ]
-    return "\n".join(lines) + "\n"

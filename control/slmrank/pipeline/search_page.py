@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from slmrank.compress.search import Uneven
 from slmrank.html_page import Table
 from slmrank.pipeline.compress_search import Found, Search, Tried
@@ -87,15 +85,11 @@ def draw_search(found: Found, max_loss: float) -> bytes:
     return plain_plot(draw)
 
 
-def winning_spec(base: str, search: Search, best: Tried) -> str:
-    """The text of a spec that extends `base` by the winner; its evidence stands in comments."""
-    budget = {"budget_tokens": best.choice.budget_tokens}
-    changes = search.changes(best.choice, best.steps)
-    spec = yaml.safe_dump({"extends": base, "summarize": budget, **changes}, sort_keys=False)
+def winning_lines(search: Search, best: Tried) -> list[str]:
+    """The evidence of the winner, for the comments of its spec."""
     loss = best.loss
-    lines = [
-        "# Written by `control compress-search`; use it like any other spec.",
-        f"# {best.choice.words}: {1 / best.seconds:.3g} items/s in process",
-        f"# NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
+    return [
+        "Written by `control compress-search`; use it like any other spec.",
+        f"{best.choice.words}: {1 / best.seconds:.3g} items/s in process",
+        f"NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
     ]
-    return "\n".join(lines) + "\n" + spec

@@ -138,7 +138,7 @@ class PruneSpec(Section):
     calibration_prompts: int = Field(192, ge=4, description="training prompts for calibration")
     damping: float = Field(0.01, gt=0, description="ridge on the Hessian, share of its mean diag")
     neurons_per_round: int = Field(16, ge=1, description="neurons dropped between two updates")
-    seed: int = Field(0, description="seed of the calibration sample")
+    seed: int = Field(0, ge=0, description="seed of the calibration sample")
 
     @field_validator("intermediate_size")
     @classmethod

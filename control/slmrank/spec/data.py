@@ -21,7 +21,7 @@ class OnetData(Section):
 
     source: Literal["onet"]
     table: Path | None = Field(None, description="Task_DWA.csv; unset: out of the PyPI package")
-    seed: int = Field(0, description="seed of postings, queries, splits and candidates")
+    seed: int = Field(0, ge=0, description="seed of postings, queries, splits and candidates")
     postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
     queries_per_occupation: int = Field(3, ge=1, le=50, description="queries per occupation")
     candidates: CandidateSpec = Field(default_factory=CandidateSpec)
@@ -49,7 +49,7 @@ class OnetDatabaseData(Section):
     held_back: Path | None = Field(
         None, description="file with occupation codes, one a line: they alone are the test split"
     )
-    seed: int = Field(0, description="seed of postings, queries, splits and candidates")
+    seed: int = Field(0, ge=0, description="seed of postings, queries, splits and candidates")
     postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
     queries_per_occupation: int = Field(8, ge=1, le=200, description="queries per occupation")
     query_kinds: tuple[QueryKind, ...] = Field(
@@ -79,7 +79,7 @@ class OwnData(Section):
     pairs: Path = Field(
         description="query, job_id, grade 0..4 or target 0..1, optional split, kind, group"
     )
-    seed: int = Field(0, description="seed of the split for queries that name none")
+    seed: int = Field(0, ge=0, description="seed of the split for queries that name none")
     test_share: float = Field(0.2, gt=0, lt=0.8, description="share of queries only tested")
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
 

@@ -160,7 +160,12 @@ class EngineSpec(Section):
         if not isinstance(values, dict):
             return values
         given = dict(values)
-        other = dict(given.pop("other", {}))
+        other = given.pop("other", {})
+        unknown = sorted(set(other) - set(OTHER_SECTIONS)) if isinstance(other, dict) else [other]
+        if unknown:
+            known = ", ".join(OTHER_SECTIONS) or "nothing"
+            raise ValueError(f"engine.other holds {unknown[0]!r}; registered: {known}")
+        other = dict(other)
         other |= {name: given.pop(name) for name in OTHER_SECTIONS if name in given}
         parsed = {name: _read_section(name, one) for name, one in other.items()}
         return {**given, "other": parsed} if parsed else given

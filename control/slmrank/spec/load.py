@@ -50,7 +50,7 @@ class SweepSpec(Section):
     trials: int = Field(6, ge=3, description="windows tried before a point counts as unstable")
     stability_percent: float = Field(15, gt=0, description="allowed spread of three windows (-s)")
     requests: int = Field(24, ge=2, description="distinct requests in the input pool of a point")
-    seed: int = Field(0, description="seed of the pool and of the arrivals")
+    seed: int = Field(0, ge=0, description="seed of the pool and of the arrivals")
     slo: SloSpec = Field(default_factory=SloSpec)
 
     @model_validator(mode="after")
@@ -107,4 +107,4 @@ class SimulateSpec(Section):
     attainment: float = Field(
         0.99, ge=0.5, le=1, description="share of requests that must meet the objective"
     )
-    seed: int = Field(0, description="seed of load and arrivals")
+    seed: int = Field(0, ge=0, description="seed of load and arrivals")

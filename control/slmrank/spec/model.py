@@ -38,7 +38,7 @@ class BaseSpec(Section):
     @field_validator("preset", mode="before")
     @classmethod
     def _supported(cls, value: Any) -> Any:
-        if value in NOT_YET:
+        if isinstance(value, str) and value in NOT_YET:
             raise ValueError(f"base.preset {value} is not supported: {NOT_YET[value]}")
         return value
 

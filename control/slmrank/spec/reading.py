@@ -63,14 +63,27 @@ def change_spec(spec: BundleSpec, *changes: Mapping[str, Any]) -> BundleSpec:
     """The spec with other values, by section, all at once. Raises SpecError if they do not fit."""
     values = spec.model_dump(exclude_unset=True)
     for one in changes:
-        values = _merged(values, dict(one))
+        values = _merged(values, one)
     return parse_spec(values, Path(), "spec")
+
+
+class _OnceEachLoader(yaml.SafeLoader):
+    """YAML in which a key may stand once: of two, PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice} stands here twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
     """The mapping of a spec file with what it extends, and the folder of its paths."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _OnceEachLoader)
     except OSError as error:
         raise SpecError(
             f"cannot read spec {path}: {error.strerror}", "the shipped one is build/demo.yaml"
@@ -78,7 +91,7 @@ def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}", "check the indentation") from error
+        raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
     base = loaded.pop("extends", None)
@@ -93,15 +106,17 @@ def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
 NULL_SAYS_NONE = ("finetune",)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merged(
+    below: Mapping[str, Any], above: Mapping[str, Any], *, keep_null: bool = False
+) -> dict[str, Any]:
     """`below` with the keys of `above`, section by section; null removes a key, or says none where
-    the default is another."""
+    the default is another. With `keep_null` it stays: both are changes of something else."""
     merged = dict(below)
     for key, value in above.items():
-        if value is None and key not in NULL_SAYS_NONE:
+        if value is None and key not in NULL_SAYS_NONE and not keep_null:
             merged.pop(key, None)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
+            merged[key] = _merged(merged[key], value, keep_null=keep_null)
         else:
             merged[key] = value
     return merged
@@ -126,6 +141,16 @@ def read_override(text: str) -> dict[str, Any]:
     ):
         value = str(Path(value).expanduser().absolute())
     return nested(dotted.strip(), value)
+
+
+def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
+    """The text of an overlay that extends the spec `base` by changes, the later ones last, with
+    comments above them."""
+    values: dict[str, Any] = {}
+    for one in changes:
+        values = _merged(values, one, keep_null=True)
+    body = yaml.safe_dump({"extends": base, **values}, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in told) + body
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class TrainSpec(Section):
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
     warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
-    seed: int = Field(0, description="seed of batches")
+    seed: int = Field(0, ge=0, description="seed of batches")
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
     dev_every: int | None = Field(
         None,
@@ -161,4 +161,4 @@ class EvaluateSpec(Section):
         "float32", description="precision of the reference scorer"
     )
     bootstrap: int = Field(2000, ge=100, description="resamples over queries for the intervals")
-    seed: int = Field(0, description="seed of sample and bootstrap")
+    seed: int = Field(0, ge=0, description="seed of sample and bootstrap")
