@@ -50,6 +50,7 @@ def test_the_value_is_named() -> None:
         ({"engine": {"other": 3}}, "engine.other holds 3"),
         ({"base": {"preset": ["x"]}}, "base.preset"),
         ({"evaluate": {"seed": -1}}, "got -1"),
+        ({"finetune": {"shard": True, "tokens_at_once": 99}}, "leave tokens_at_once out"),
     ],
 )
 def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) -> None:

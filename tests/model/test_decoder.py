@@ -46,6 +46,15 @@ def test_shared_prefix_equals_scoring_alone(
     assert alone.std() > 0.01
 
 
+def test_mixed_precision_ends_before_the_label_head(make_checkpoint: Callable[..., Any]) -> None:
+    ranker = load_model(make_checkpoint("llama"))
+    rows = pad_rows([ids(9) for _ in range(12)], ranker.placement)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = score_items(ranker, rows, rows, torch.arange(12))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_the_reference_is_the_label_logit_difference(make_checkpoint: Callable[..., Any]) -> None:
     checkpoint = make_checkpoint("llama")
     prompt = ids(12)
@@ -71,7 +80,7 @@ def test_a_querys_items_in_several_passes_score_as_alone(
     items = tuple(ids(length) for length in (9, 30, 3, 17, 2, 25))
     query = query_with_items(encoder, "night nurse", items)
     monkeypatch.setattr(batch_tensors, "BATCH_TOKENS", 40)
-    found = batch_tensors.query_logits(load_model(checkpoint), query)
+    found = batch_tensors.query_logits(load_model(checkpoint), query, mixed=False)
     alone = ReferenceScorer(checkpoint).logits(query.prompts())
     assert np.abs(found - alone).max() < 1e-4
     assert alone.std() > 0.01

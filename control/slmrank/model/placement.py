@@ -46,6 +46,13 @@ class Placement:
             return contextlib.nullcontext()
         return torch.autocast(kind, dtype=torch.bfloat16)
 
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """Products in the type of their inputs, inside of `mixed_precision` too."""
+        kind = self.device.partition(":")[0]
+        if kind == "meta":
+            return contextlib.nullcontext()
+        return torch.autocast(kind, enabled=False)
+
     def tensor(self, values: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
         """Values as a tensor on this device."""
         return torch.as_tensor(values, dtype=dtype).to(self.device)
@@ -78,5 +85,5 @@ def choose_placement(device: str = "auto", dtype: Precision = "float32") -> Plac
                 f"device {device} is not there: torch sees {torch.cuda.device_count()} NVIDIA GPUs",
                 "use --device cpu, or install torch for CUDA on a machine with a GPU",
             )
-        return Placement(device=f"cuda:{number or 0}", dtype=dtype)
-    return Placement(dtype=dtype if has_bfloat16("cpu") else "float32")
+        device = f"cuda:{number or 0}"
+    return Placement(device=device, dtype=dtype if has_bfloat16(kind) else "float32")

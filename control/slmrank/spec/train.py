@@ -88,6 +88,16 @@ class TrainSpec(Section):
         None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
     )
 
+    @model_validator(mode="after")
+    def _whole_steps(self) -> TrainSpec:
+        if self.shard and self.tokens_at_once is not None:
+            raise ValueError(
+                "tokens_at_once splits a step into as many passes as its queries need, and with "
+                "shard: true all processes must take equally many; lower tokens_per_step, and "
+                "leave tokens_at_once out"
+            )
+        return self
+
     @field_validator("steps")
     @classmethod
     def _steps_or_adapter(cls, value: int, info: ValidationInfo) -> int:

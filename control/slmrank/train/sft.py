@@ -134,7 +134,7 @@ def _run(
     identity = hash_value({"spec": spec.settings(), "inputs": dict(inputs), "processes": processes})
     state = resume_state(identity, network, optimizer, work, ranker.placement.device)
     launched.wait_for_everyone()
-    model = scorer if split else launched.prepare_model(scorer)
+    model = scorer if split else launched.prepare_model(scorer, device_placement=False)
     resumed_at, tokens, started = state.done, 0, time.monotonic()
     network.train()
     for step in range(state.done, spec.steps):

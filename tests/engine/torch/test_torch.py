@@ -16,6 +16,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 from slmrank.engine.targets.torch import TorchTarget
 from slmrank.engine.torch.runtime import TorchEngine, batches, make_batch
 from slmrank.errors import EngineError, ParityError, SpecError
+from slmrank.model import placement
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
@@ -84,6 +85,20 @@ def test_bfloat16_keeps_the_order(make_checkpoint: Any, tmp_path: Path) -> None:
     loose = {"max_mean_abs_dp": 0.02, "max_abs_dp": 0.1, "min_pair_order": 0.95}
     figures = build("torch", make_checkpoint(FAMILIES[0]), tmp_path, loose)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.02
+
+
+def test_where_bfloat16_is_emulated_its_weights_are_used_in_float32(
+    make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = {"max_mean_abs_dp": 0.02, "max_abs_dp": 0.1, "min_pair_order": 0.95}
+    build("torch", make_checkpoint(FAMILIES[0]), tmp_path, loose)
+    asked = [(one.prefix, one.items) for one in queries()]
+    found = {}
+    for fast in (True, False):
+        monkeypatch.setattr(placement, "has_bfloat16", lambda kind, fast=fast: fast)
+        found[fast] = np.concatenate(TorchEngine(tmp_path, device="cpu").logits_of(asked))
+    assert not np.array_equal(found[True], found[False])
+    assert found[True] == pytest.approx(found[False], abs=0.1)
 
 
 def test_the_gate_and_what_is_no_engine(make_checkpoint: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from slmrank.errors import EngineError
+from slmrank.machine.facts import usable_cores
 from slmrank.model.placement import Placement, choose_placement
 from slmrank.tokens import Ids
 
@@ -78,12 +79,16 @@ class TorchEngine:
     def __init__(self, path: Path, threads: int = 0, device: str | None = None) -> None:
         try:
             self.info = TorchInfo.model_validate_json((path / ENGINE_FILE).read_text("utf-8"))
-            self._placement = choose_placement(device or self.info.device)
-            self._weights = load_file(path / WEIGHTS_FILE, device=self._placement.device)
+            self._placement = choose_placement(device or self.info.device, self.info.dtype)
+            loaded = load_file(path / WEIGHTS_FILE, device=self._placement.device)
         except (OSError, ValidationError) as error:
             raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
-        if threads:
-            torch.set_num_threads(threads)
+        # Where nothing multiplies bfloat16, the same weights in float32 are several times faster.
+        narrow, wide = torch.bfloat16, self._placement.torch_dtype
+        self._weights: dict[str, Any] = {
+            name: one.to(wide) if one.dtype == narrow else one for name, one in loaded.items()
+        }
+        torch.set_num_threads(threads or usable_cores())
 
     def logits(self, prefix: Ids, items: Sequence[Ids]) -> Floats:
         """Log-odds of "yes" [N] for items after one prefix; NaN for an item without ids."""
@@ -114,7 +119,7 @@ class TorchEngine:
             for one in (torch.cos, torch.sin)
         ]
         for number in range(info.layers):
-            own = {name: weights.get(f"{number}.{name}") for name in LAYER}
+            own: dict[str, Any] = {one: weights.get(f"{number}.{one}") for one in LAYER}
             normed = self._norm(hidden, own["input_norm"])
             query, key, value = self._heads(functional.linear(normed, own["qkv"], own["qkv_bias"]))
             if own["q_norm"] is not None:
