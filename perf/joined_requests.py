@@ -1,8 +1,12 @@
 """Two source trees' CPU engines on one checkpoint, the same prompts, alternating: items per second
-of one long request, of a request with one item, and of 16 such requests that the batcher joined.
+of one long request, of a request with one item, and of 16 such requests that the batcher joined;
+then, over gRPC, of 16 callers that each send one item at a time.
 
     git worktree add ../before COMMIT
-    python perf/joined_requests.py build/demo.yaml --before ../before --out joined_requests.json
+    python perf/joined_requests.py build/demo.yaml --before ../before \\
+      --before-python ../before/.venv/bin/python --out joined_requests.json
+
+A server loads the slmrank of its interpreter's environment: the other tree needs one of its own.
 
 Scores are compared first. Each tree builds its own engine and runs in a process of its own; every
 repetition has queries that neither has seen, so that no prefix comes from a cache.
@@ -10,6 +14,7 @@ repetition has queries that neither has seen, so that no prefix comes from a cac
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import statistics
@@ -44,12 +49,34 @@ for line in sys.stdin:
 """
 
 
-class Tree:
-    """The engine of one source tree, in its own process."""
+SERVER = """
+import inspect, sys
+from pathlib import Path
+from slmrank.serving.server import ANY_PORTS, Server
+told = {"measured": True} if "measured" in inspect.signature(Server).parameters else {}
+with Server(Path(sys.argv[1]), ANY_PORTS, **told) as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+CALLERS, TURN_S = 16, 8.0
 
-    def __init__(self, root: Path, spec: Path, changes: list[str], artifacts: Path) -> None:
+
+class Tree:
+    """What one source tree makes of a spec, in a process of its own: `verb` makes it, and `child`
+    runs it and says a line when it is ready."""
+
+    def __init__(
+        self,
+        root: Path,
+        python: str,
+        spec: Path,
+        changes: list[str],
+        artifacts: Path,
+        verb: str = "build",
+        child: str = CHILD,
+    ) -> None:
         self.environment = {**os.environ, "PYTHONPATH": str(root / "control")}
-        command = [sys.executable, "-m", "slmrank.cli.main", "build", str(spec), "--json"]
+        command = [python, "-m", "slmrank.cli.main", verb, str(spec), "--json"]
         command += [f"--set={one}" for one in changes] + ["--artifacts", str(artifacts)]
         done = subprocess.run(
             command,
@@ -61,14 +88,15 @@ class Tree:
         )
         folder = json.loads(done.stdout)["path"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, folder],
+            [python, "-c", child, folder],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "ready"
+        self.told = self.process.stdout.readline().strip()
+        assert self.told
 
     def ask(self, asked: list[Any]) -> tuple[float, np.ndarray]:
         assert self.process.stdin is not None
@@ -79,9 +107,39 @@ class Tree:
         return seconds, 1 / (1 + np.exp(-np.array(logits)))
 
 
+async def call(url: str, asked: list[tuple[str, str]], seconds: float) -> tuple[float, list[float]]:
+    """Requests a second of CALLERS that take the next of `asked` when theirs is answered, and the
+    scores. Both trees' servers have these tensors; their clients ask for more."""
+    from tritonclient.grpc import InferInput
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    def tensor(name: str, value: str) -> Any:
+        made = InferInput(name, [1, 1], "BYTES")
+        made.set_data_from_numpy(np.array([[value.encode()]], dtype=np.object_))
+        return made
+
+    scores: dict[int, float] = {}
+    waiting = iter(enumerate(asked))
+    started = time.perf_counter()
+    async with InferenceServerClient(url) as client:
+
+        async def caller() -> None:
+            for number, (query, text) in waiting:
+                values = {"query": query, "job_id": "", "job_text": text}
+                sent = [tensor(name, value) for name, value in values.items()]
+                reply = await client.infer("rank", sent)
+                scores[number] = float(reply.as_numpy("score").item())
+                if time.perf_counter() - started > seconds:
+                    return
+
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return len(scores) / (time.perf_counter() - started), [scores[key] for key in sorted(scores)]
+
+
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--before", type=click.Path(path_type=Path), required=True)
+@click.option("--before-python", default=sys.executable, help="with that tree's slmrank")
 @click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"))
 @click.option("--set", "changes", multiple=True)
 @click.option("--pairs", default=9, show_default=True, help="alternating pairs of runs")
@@ -89,6 +147,7 @@ class Tree:
 def main(
     spec: Path,
     before: Path,
+    before_python: str,
     artifacts: Path,
     changes: tuple[str, ...],
     pairs: int,
@@ -118,8 +177,8 @@ def main(
         query = " ".join(rng.choice(queries, 2))
         return [int(one) for one in encoder.prefix(query)], [item() for _ in range(items)]
 
-    ours = Tree(HERE, spec, list(changes), artifacts)
-    theirs = Tree(before, spec, list(changes), artifacts)
+    trees = {"ours": (HERE, sys.executable), "theirs": (before, before_python)}
+    ours, theirs = (Tree(*one, spec, list(changes), artifacts) for one in trees.values())
     host = {"cores": usable_cores(), "features": sorted(cpu_features() or ())}
     figures: dict[str, Any] = {"host": host, "pairs": pairs, "shapes": {}}
     for name, (count, items) in SHAPES.items():
@@ -142,6 +201,38 @@ def main(
             "items_per_s": round(statistics.median(rates), 1),
         }
         click.echo(f"{name}: {json.dumps(figures['shapes'][name])}")
+    for tree in (ours, theirs):
+        tree.process.terminate()
+    servers = {
+        name: Tree(*one, spec, list(changes), artifacts, "repo", SERVER)
+        for name, one in trees.items()
+    }
+
+    def asked(count: int) -> list[tuple[str, str]]:
+        return [
+            (" ".join(rng.choice(queries, 2)), " ".join(str(rng.choice(texts)).split()[:32]))
+            for _ in range(count)
+        ]
+
+    few = asked(64)
+    alike = {name: asyncio.run(call(one.told, few, 60))[1] for name, one in servers.items()}
+    ratios, rates = [], []
+    for number in range(pairs):
+        many = asked(2000)
+        order = sorted(servers, reverse=number % 2 == 0)
+        turn = {name: asyncio.run(call(servers[name].told, many, TURN_S))[0] for name in order}
+        ratios.append(turn["ours"] / turn["theirs"])
+        rates.append(turn["ours"])
+    for tree in servers.values():
+        tree.process.terminate()
+    figures["served"] = {
+        "callers": CALLERS,
+        "mean_abs_dp": round(float(np.abs(np.subtract(*alike.values())).mean()), 4),
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "items_per_s": round(statistics.median(rates), 1),
+    }
+    click.echo(f"16 callers x 1 item, served: {json.dumps(figures['served'])}")
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n")
 

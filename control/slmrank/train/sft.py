@@ -50,7 +50,8 @@ class Scorer(nn.Module):
         self._ranker = ranker
 
     def forward(self, prefixes: Padded, items: Padded, prefix_of: Tensor) -> Tensor:
-        with self._ranker.placement.mixed_precision():
+        placement = self._ranker.placement
+        with placement.mixed_precision(), placement.trained_attention():
             return score_items(self._ranker, prefixes, items, prefix_of).float()
 
 
