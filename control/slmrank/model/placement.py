@@ -48,8 +48,9 @@ class Placement:
         return torch.autocast(kind, dtype=torch.bfloat16)
 
     def trained_attention(self) -> AbstractContextManager[Any]:
-        """The kernel of attention whose backward pass is quick: the fused one of a CPU takes
-        25 % of a step for 1 % of its multiplications."""
+        """The attention whose backward pass is quick: behind the fused kernel of a CPU it takes a
+        quarter of a step for a hundredth of its products. A step takes 1.14 [1.10, 1.46] times as
+        long with that one in bfloat16 and 1.04 [0.70, 1.38] in float32."""
         if self.device != "cpu":
             return contextlib.nullcontext()
         kernel: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
