@@ -40,6 +40,13 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as on a processor without bfloat16: for what is compared with the float32 reference
+    to the last digits."""
+    monkeypatch.setattr("slmrank.model.placement.has_bfloat16", lambda kind: False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small byte-level BPE `tokenizer.json` in which ' Yes' and ' No' are one

@@ -88,6 +88,7 @@ def test_settings_decide_the_model_that_they_train_and_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_float32")
 def test_the_reward_is_what_the_reference_scorer_says(tiny: TinyBundle) -> None:
     folder = run(tiny.bundle.finetuned, tiny.store).path / CHECKPOINT_FOLDER
     job = Job(job_id="a", title="welder", description="Welds beams and paints walls. " * 20)

@@ -22,6 +22,7 @@ SPEC = {"method": "ranker", "budget_tokens": 12, "learn_jobs": 6}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_float32")
 def test_an_effect_is_what_the_reference_scorer_says(tiny: Any) -> None:
     folder = run(tiny.bundle.finetuned, tiny.store).path / CHECKPOINT_FOLDER
     job = Job(job_id="a", description="Welds beams, paints walls.")

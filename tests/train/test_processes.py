@@ -124,6 +124,7 @@ def test_a_broken_run_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_float32")
 def test_a_step_in_parts_is_the_step_at_once(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:

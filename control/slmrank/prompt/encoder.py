@@ -69,6 +69,11 @@ class PromptEncoder:
             )
 
     @property
+    def head_ids(self) -> Ids:
+        """Ids that every prompt begins with: the wording before the query."""
+        return self._head
+
+    @property
     def fixed_ids(self) -> Ids:
         """Ids of the template's own wording: before the query, after it, and the closing question,
         end to end."""

@@ -83,7 +83,7 @@ class _OnceEachLoader(yaml.SafeLoader):
 def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
     """The mapping of a spec file with what it extends, and the folder of its paths."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _OnceEachLoader)
+        loaded = _OnceEachLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise SpecError(
             f"cannot read spec {path}: {error.strerror}", "the shipped one is build/demo.yaml"

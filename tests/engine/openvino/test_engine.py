@@ -13,7 +13,7 @@ import openvino as ov
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad
+from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad, unshared
 from slmrank.engine.parity import Parity, measure_parity, require_parity
 from slmrank.errors import EngineError, ParityError
 from slmrank.evaluate.metrics import Listing
@@ -105,6 +105,51 @@ def test_queries_together_equal_queries_alone(engine: OpenVinoEngine) -> None:
     for (prefix, items), logits in zip(many, engine.logits_of(many), strict=True):
         np.testing.assert_allclose(logits, engine.logits(prefix, items), atol=1e-4)
     assert len(engine._prefixes) == 32
+
+
+@pytest.mark.slow
+def test_the_instruction_is_computed_once_and_few_items_take_the_query_along(
+    make_checkpoint: Callable[..., Any], engine: OpenVinoEngine
+) -> None:
+    """Behind the shipped wording, and beside prompts that begin in another way."""
+    checkpoint = make_checkpoint("llama")
+    head, reference = checkpoint.encoder().head_ids, ReferenceScorer(checkpoint)
+    asked = []
+    for number, one in enumerate(queries(5, 6)):
+        start = one.prefix if number == 3 else np.concatenate([head, one.prefix])
+        asked.append((start, one.items[: number + 1]))
+    asked.append((head, asked[4][1][:2]))
+    engine._prefixes.clear()
+    for (prefix, items), found in zip(asked, engine.logits_of(asked), strict=True):
+        expected = reference.logits([np.concatenate([prefix, item]) for item in items])
+        assert np.abs(found - expected).max() < 1e-3
+        assert np.abs(engine.logits(prefix, items) - found).max() < 1e-4
+    # The first query has one item; the last has nothing behind the instruction.
+    kept = {prefix.tobytes() for prefix, _ in asked[1:]}
+    assert set(engine._prefixes) >= {head.tobytes(), asked[4][0].tobytes(), asked[3][0].tobytes()}
+    assert asked[0][0].tobytes() not in engine._prefixes
+    assert set(engine._prefixes) <= kept
+
+
+@given(
+    head=st.lists(st.integers(1, 3), max_size=3),
+    rest=st.lists(st.integers(1, 3), max_size=5),
+    sizes=st.lists(st.integers(0, 4), max_size=6),
+    other=st.booleans(),
+)
+def test_prompts_stay_the_same_and_get_no_longer_than_a_pass_of_their_query(
+    head: list[int], rest: list[int], sizes: list[int], other: bool
+) -> None:
+    first = np.array(head, dtype=np.int32)
+    prefix = np.array([*(9 if other else one for one in head), *rest], dtype=np.int32)
+    items = [np.full(size, 7, dtype=np.int32) for size in sizes]
+    placed, longer = unshared(first, prefix, items)
+    for before, after in zip(items, longer, strict=True):
+        whole = np.concatenate([placed, after]) if len(after) else after
+        assert whole.tolist() == ([*prefix, *before] if len(before) else [])
+    full = sum(1 for size in sizes if size)
+    if len(placed) < len(prefix):
+        assert (full - 1) * len(rest) <= len(prefix)
 
 
 @pytest.mark.slow

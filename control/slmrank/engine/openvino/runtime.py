@@ -1,5 +1,6 @@
-"""Score items with an OpenVINO engine: each query's prefix once, then items against its keys and
-values, bucketed by length so that padding stays small. Queries that come together share passes.
+"""Score items with an OpenVINO engine: each query once, behind the instruction that all prompts
+begin with, then items against its keys and values, bucketed by length so that padding stays small.
+Queries that come together share passes; a query with few items needs none of its own.
 
 Needs only openvino and numpy; this is what runs inside the server.
 """
@@ -20,7 +21,7 @@ from slmrank.errors import EngineError, MissingDependencyError
 from slmrank.machine.facts import usable_cores
 from slmrank.tokens import Ids
 
-ENGINE_FILE = "engine.json"
+ENGINE_FILE, HEAD_FILE = "engine.json", "head.npz"
 LENGTH_STEP = 8
 CACHED_PREFIXES = 32
 PREFIXES_AT_ONCE = 16
@@ -64,14 +65,16 @@ class OpenVinoEngine:
             "ENABLE_HYPER_THREADING": True,
             "INFERENCE_PRECISION_HINT": "f32" if self.info.precision == "float32" else "bf16",
         }
-        items_settings = dict(settings)
         if self.info.precision == "int8-weights":
-            items_settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 64
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 64
         try:
             self._prefix = core.compile_model(path / "prefix.xml", "CPU", settings)
-            self._items = core.compile_model(path / "items.xml", "CPU", items_settings)
-        except RuntimeError as error:
+            self._items = core.compile_model(path / "items.xml", "CPU", settings)
+            with np.load(path / HEAD_FILE) as head:
+                self._head, self._head_past = head["ids"], head["past"]
+        except (RuntimeError, OSError, KeyError) as error:
             raise EngineError(f"cannot load the engine at {path}: {error}", "rebuild it") from error
+        self._no_past = no_past(self._prefix)
         self._prefixes: OrderedDict[bytes, Floats] = OrderedDict()
 
     def logits(self, prefix: Ids, items: Sequence[Ids]) -> Floats:
@@ -79,8 +82,9 @@ class OpenVinoEngine:
         return self.logits_of([(prefix, items)])[0]
 
     def logits_of(self, asked: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[Floats]:
-        """The same for several prefixes with their items: 16 queries of one item each take two
-        passes, not 32."""
+        """The same for several prefixes with their items: 16 queries of one item each take one
+        pass, not 32."""
+        asked = [unshared(self._head, prefix, items) for prefix, items in asked]
         found = [np.full(len(items), np.nan, dtype=np.float32) for _, items in asked]
         present = [
             (query, place)
@@ -115,13 +119,14 @@ class OpenVinoEngine:
         listings. What is not in it is computed in one pass."""
         wanted = {prefix.tobytes(): prefix for prefix in prefixes}
         missing = [prefix for key, prefix in wanted.items() if key not in self._prefixes]
-        for start in range(0, len(missing), PREFIXES_AT_ONCE):
-            chosen = missing[start : start + PREFIXES_AT_ONCE]
-            ids, lengths = pad(chosen, step=1)
-            made = self._prefix(ids)[0]
-            for row, prefix in enumerate(chosen):
-                # A copy: what OpenVINO returns is its own memory, and holds the padding.
-                self._prefixes[prefix.tobytes()] = made[row, :, :, :, : lengths[row]].copy()
+        behind = [prefix for prefix in missing if begins(prefix, self._head)]
+        others = [prefix for prefix in missing if not begins(prefix, self._head)]
+        for past, size, group in (
+            (self._head_past, len(self._head), behind),
+            (self._no_past, 0, others),
+        ):
+            for start in range(0, len(group), PREFIXES_AT_ONCE):
+                self._compute(past, size, group[start : start + PREFIXES_AT_ONCE])
         for key in wanted:
             self._prefixes.move_to_end(key)
         found = {key: self._prefixes[key] for key in wanted}
@@ -129,10 +134,56 @@ class OpenVinoEngine:
             self._prefixes.popitem(last=False)
         return found
 
+    def _compute(self, past: Floats, size: int, prefixes: Sequence[Ids]) -> None:
+        """Put the keys and values of prefixes whose first `size` ids have `past` into the cache."""
+        rest = [prefix[size:] for prefix in prefixes if len(prefix) > size]
+        made: Floats = past[:, :, :, :, :0]
+        if rest:
+            made = self._prefix(prefix_inputs(pad(rest, step=1)[0], past))[0]
+        rows = iter(made)
+        for prefix in prefixes:
+            parts = [past[0]]
+            if len(prefix) > size:
+                parts.append(next(rows)[:, :, :, : len(prefix) - size])
+            # A copy: what OpenVINO returns is its own memory, and holds the padding.
+            self._prefixes[prefix.tobytes()] = np.concatenate(parts, axis=3)
+
 
 def open_engine(path: Path, threads: int) -> OpenVinoEngine:
     """What the stage `ranker` opens."""
     return OpenVinoEngine(path, threads)
+
+
+def begins(prefix: Ids, head: Ids) -> bool:
+    return len(prefix) >= len(head) and np.array_equal(prefix[: len(head)], head)
+
+
+def unshared(head: Ids, prefix: Ids, items: Sequence[Ids]) -> tuple[Ids, Sequence[Ids]]:
+    """A query with so few items that its own pass has more tokens than they have together if each
+    takes the query's along: as the head with longer items, and one pass less. That is one item, and
+    two under the shipped wording. It depends on the request alone, not on what else comes."""
+    rest = prefix[len(head) :]
+    repeats = sum(1 for item in items if len(item)) - 1
+    if not len(head) or repeats * len(rest) > len(prefix) or not begins(prefix, head):
+        return prefix, items
+    return head, [np.concatenate([rest, item]) if len(item) else item for item in items]
+
+
+def no_past(compiled: Any) -> Floats:
+    """The keys and values [1, L, 2, K, 0, D] of no token."""
+    past = next(one for one in compiled.inputs if "past" in one.get_names()).get_partial_shape()
+    sizes = [one.get_length() if one.is_static else 0 for one in past]
+    return np.zeros([1, *sizes[1:]], dtype=np.float32)
+
+
+def prefix_inputs(ids: npt.NDArray[Any], past: Floats) -> dict[str, Any]:
+    """The inputs of the prefix graph for rows of ids [Q, S] that all follow `past`."""
+    return {
+        "ids": ids.astype(np.int64),
+        "past": past,
+        "prefix_lengths": np.array([past.shape[4]], dtype=np.int64),
+        "prefix_of": np.zeros(len(ids), dtype=np.int64),
+    }
 
 
 def buckets(lengths: Sequence[int], limit: int) -> list[list[int]]:
