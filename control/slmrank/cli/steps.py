@@ -21,8 +21,15 @@ from slmrank.pipeline.steps import Step
 
 
 def _verb(
-    name: str, text: str, choose: Callable[[Bundle], Step], example: str = ""
+    name: str,
+    text: str,
+    choose: Callable[[Bundle], Step],
+    example: str = "",
+    *,
+    alone: bool = True,
 ) -> click.Command:
+    """`example`: options of an example; `alone`: the shipped spec without them is one too."""
+
     @spec_options
     @force_option
     @device_option
@@ -35,8 +42,9 @@ def _verb(
             return
         show_artifact(opened.run(step, force=force, device=device), as_json=as_json)
 
-    more = f"\n  control {name} build/demo.yaml {example}" if example else ""
-    help_text = f"{text}\n\n\b\nExample:\n  control {name} build/demo.yaml{more}"
+    given = [*([""] if alone else []), *([f" {example}"] if example else [])]
+    lines = "".join(f"\n  control {name} build/demo.yaml{one}" for one in given)
+    help_text = f"{text}\n\n\b\nExample:{lines}"
     return click.command(name, help=help_text)(command)
 
 
@@ -61,6 +69,7 @@ trim_command = _verb(
     "that use only kept tokens score exactly as before; the figures say how many do.",
     lambda bundle: bundle.trimmed,
     "--set trim.tokens=16384",
+    alone=False,
 )
 
 finetune_command = _verb(
