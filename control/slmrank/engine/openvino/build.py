@@ -27,11 +27,12 @@ def write_openvino(building: Building, precision: str) -> None:
     building.report("trace")
     items_graph = export_items(building.checkpoint)
     head = building.checkpoint.encoder().head_ids
-    np.savez(folder / HEAD_FILE, ids=head, past=past_of(compiled_prefix(items_graph), head))
+    compiled = compiled_prefix(items_graph)
+    np.savez(folder / HEAD_FILE, ids=head, past=past_of(compiled, head))
     if precision == "int8":
         building.report("calibrate INT8")
         calibration = building.calibration(spec.calibration_prompts)
-        items_graph = quantize(items_graph, calibration, spec.smooth_quant_alpha)
+        items_graph = quantize(items_graph, compiled, calibration, spec.smooth_quant_alpha)
     elif precision == "int8-weights":
         items_graph = quantize_weights(items_graph)
     half = precision != "float32"

@@ -137,7 +137,7 @@ def quantize_weights(items_graph: Any) -> Any:
         return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
-def quantize(items_graph: Any, queries: Sequence[EncodedQuery], alpha: float) -> Any:
+def quantize(items_graph: Any, compiled: Any, queries: Sequence[EncodedQuery], alpha: float) -> Any:
     """INT8 weights and activations with SmoothQuant, calibrated on item passes alone.
 
     The down projections stay in bfloat16: their inputs have outliers that cost more accuracy
@@ -147,7 +147,7 @@ def quantize(items_graph: Any, queries: Sequence[EncodedQuery], alpha: float) ->
     """
     import nncf
 
-    inputs = list(calibration_inputs(items_graph, queries))
+    inputs = list(calibration_inputs(compiled, queries))
     nncf.set_log_level(logging.ERROR)
     # NNCF draws its progress on stdout, which belongs to results.
     with quiet():
@@ -166,9 +166,8 @@ def quantize(items_graph: Any, queries: Sequence[EncodedQuery], alpha: float) ->
         )
 
 
-def calibration_inputs(items_graph: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
+def calibration_inputs(compiled: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
     """Inputs of the items graph for real queries and items, without padding rows."""
-    compiled = compiled_prefix(items_graph)
     for query in queries:
         past = past_of(compiled, query.prefix)
         for item in query.items:
