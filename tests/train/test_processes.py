@@ -26,7 +26,10 @@ from slmrank.model.checkpoint import open_checkpoint
 from slmrank.model.reference import load_model
 from slmrank.spec.train import TrainSpec
 from tests.train.test_sft import QUERIES, train
-checkpoint, spec, folder, stop = sys.argv[1:]
+checkpoint, spec, folder, stop, products = sys.argv[1:]
+if products == "float32":
+    from slmrank.model import placement
+    placement.has_bfloat16 = lambda kind: False
 def progress(step, *_):
     if step == int(stop):
         raise KeyboardInterrupt
@@ -43,7 +46,13 @@ torch.save({name: value for name, value in ranker.network.state_dict().items()},
 
 
 def launch(
-    checkpoint: Any, spec: TrainSpec, folder: Path, stop: int = -1, *, processes: int = 2
+    checkpoint: Any,
+    spec: TrainSpec,
+    folder: Path,
+    stop: int = -1,
+    *,
+    processes: int = 2,
+    products: str = "",
 ) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     (folder / "body.py").write_text(BODY)
@@ -51,7 +60,7 @@ def launch(
     command += [f"--nproc-per-node={processes}", str(folder / "body.py")]
     given = json.dumps(spec.model_dump(mode="json"))
     return subprocess.run(
-        [*command, str(checkpoint.path), given, str(folder), str(stop)],
+        [*command, str(checkpoint.path), given, str(folder), str(stop), products],
         capture_output=True,
         text=True,
         timeout=240,
@@ -76,12 +85,14 @@ SPEC = settings(steps=8, queries_per_step=1, list_loss="ranknet", items_per_quer
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_are_one_with_the_doubled_batch(
     make_checkpoint: Callable[..., Any], tmp_path: Path, shard: bool
 ) -> None:
     checkpoint = make_checkpoint()
-    done = launch(checkpoint, SPEC.model_copy(update={"shard": shard}), tmp_path / "two")
+    spec = SPEC.model_copy(update={"shard": shard})
+    done = launch(checkpoint, spec, tmp_path / "two", products="float32")
     assert done.returncode == 0, done.stderr[-2000:]
     whole = load_model(checkpoint)
     expected = fit(whole, settings(**{**SPEC.model_dump(), "queries_per_step": 2}), tmp_path)

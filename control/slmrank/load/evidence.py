@@ -32,12 +32,16 @@ def require_ready(url: str, model: str = "rank") -> None:
         with triton.InferenceServerClient(url) as client:
             ready = client.is_model_ready(model, client_timeout=TIMEOUT_S)
     except (triton.InferenceServerException, grpc.RpcError) as error:
-        raise SweepError(
-            f"no Triton answers at {url}: {str(error).splitlines()[0]}",
-            "start one with `control serve`, or correct --url (host:port of gRPC)",
-        ) from error
+        raise _no_answer(url, error) from error
     if not ready:
         raise SweepError(f"the model {model!r} at {url} is not ready", "look at the server's log")
+
+
+def _no_answer(url: str, error: Exception) -> SweepError:
+    return SweepError(
+        f"no Triton answers at {url}: {str(error).splitlines()[0]}",
+        "start one with `control serve`, or correct --url (host:port of gRPC)",
+    )
 
 
 def read_counts(url: str) -> dict[str, dict[str, int]]:
@@ -47,7 +51,7 @@ def read_counts(url: str) -> dict[str, dict[str, int]]:
         with triton.InferenceServerClient(url) as client:
             told = client.get_inference_statistics(as_json=True, client_timeout=TIMEOUT_S)
     except (triton.InferenceServerException, grpc.RpcError) as error:
-        raise SweepError(f"{url} gives no statistics: {error}", "is the server up?") from error
+        raise _no_answer(url, error) from error
     counts: dict[str, dict[str, int]] = {}
     for model in told.get("model_stats", []):
         stats = model.get("inference_stats", {})
