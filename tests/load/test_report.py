@@ -33,6 +33,7 @@ def point(items: int, tokens: int, level: float, kind: str = "concurrency", **ch
         "stable": True,
         "verdict": "ok",
         "items_per_s": rate,
+        "requests": 150,
         "requests_per_s": rate / items,
         "mean_ms": 20.0 * level,
         "p50_ms": 18.0 * level,

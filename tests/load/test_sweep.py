@@ -22,7 +22,13 @@ from slmrank.errors import MissingDependencyError, SweepError
 from slmrank.load.binary import PerfAnalyzer, find_perf_analyzer
 from slmrank.load.evidence import joined_requests, require_ready
 from slmrank.load.perf_analyzer import EMPTY, Measuring, command_line, run_point
-from slmrank.load.perf_result import due_requests, kept_share, merged_requests, read_result
+from slmrank.load.perf_result import (
+    due_requests,
+    kept_share,
+    merged_requests,
+    percentile_cell,
+    read_result,
+)
 from slmrank.load.points import (
     Load,
     Point,
@@ -261,6 +267,22 @@ def sent(times_ms: list[float], borders_ms: list[int]) -> dict[str, Any]:
             {"requests": requests, "window_boundaries": [border * 10**6 for border in borders_ms]}
         ]
     }
+
+
+def test_a_late_request_has_waited_since_it_was_due() -> None:
+    """The tool was held up for 25 ms: what it sent late is not counted as quickly answered."""
+    schedule = [10_000] * 8
+    given = sent([0, 10, 45, 45, 45, 50, 60], [0, 100])
+    latencies, _, _ = merged_requests(given, schedule)
+    assert latencies.round(2).tolist() == [0, 0, 25, 15, 5, 0, 0]
+    assert merged_requests(given)[0].max() < 0.01
+
+
+def test_a_percentile_has_a_request_beyond_it() -> None:
+    figures = {"requests": 20, "p50_ms": 7.2, "p95_ms": 9.6, "p99_ms": 9.9}
+    assert [percentile_cell(figures, one) for one in (50, 95, 99)] == ["7", "10", "-"]
+    assert percentile_cell(figures | {"requests": 19}, 95) == "-"
+    assert percentile_cell(figures | {"requests": 100}, 99) == "10"
 
 
 def test_a_schedule_that_was_not_kept_gives_no_number(tmp_path: Path) -> None:

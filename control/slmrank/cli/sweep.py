@@ -10,6 +10,7 @@ from slmrank.artifacts import Artifact
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
 from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
 from slmrank.errors import SweepError
+from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
 from slmrank.load.run import estimate_s
 from slmrank.load.session import Session
@@ -140,7 +141,7 @@ def show_points(points: list[Artifact]) -> None:
         tokens = point["tokens"] or f"~{figures['mean_item_tokens']:.0f}"
         cell = [str(point["items"]), str(tokens), f"{load['level']:g}{sign}"]
         if not figures["stable"]:
-            rows.append([*cell, *["-"] * 8, figures["verdict"]])
+            rows.append([*cell, *["-"] * 9, figures["verdict"]])
             reason = str(figures.get("reason", "")).partition("\n")[0]
             notes.append(f"{cell[0]} items, {cell[1]} tokens, load {cell[2]}: {reason}")
             continue
@@ -151,10 +152,11 @@ def show_points(points: list[Artifact]) -> None:
         ]
         queue = f"{stage['ranker']['queue'] / 1000:.1f}" if "ranker" in stage else "-"
         rates = [f"{figures['items_per_s']:.1f}", f"{figures['requests_per_s']:.2f}"]
-        waits = [f"{figures[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
-        rows.append([*cell, *rates, *waits, *times, queue, figures["verdict"]])
-    columns = ["items", "tokens", "load", "items/s", "req/s", "p50 ms", "p95 ms", "p99 ms"]
-    columns += ["prepare ms", "ranker ms", "queue ms", "verdict"]
+        waits = [percentile_cell(figures, percentile) for percentile in (50, 95, 99)]
+        count = str(figures["requests"])
+        rows.append([*cell, *rates, count, *waits, *times, queue, figures["verdict"]])
+    columns = ["items", "tokens", "load", "items/s", "req/s", "requests", "p50 ms", "p95 ms"]
+    columns += ["p99 ms", "prepare ms", "ranker ms", "queue ms", "verdict"]
     version = points[0].manifest["versions"]["perf_analyzer"] if points else ""
     print_table(f"sweep with perf_analyzer ({version})", columns, rows)
     for note in notes:

@@ -12,6 +12,7 @@ from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
 from slmrank.load.evidence import machine_line
 from slmrank.load.figures import cell_name, cell_of, draw, title_of
+from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import Record
 
 PAGE, SUMMARY = "report.html", "report.md"
@@ -53,16 +54,15 @@ def point_table(record: Record) -> Table:
         name = [cell_name(cell_of(point)), f"{load['level']:g}{sign}"]
         if not point["stable"]:
             told = point["verdict"] + (f": {point['reason'][:80]}" if point.get("reason") else "")
-            rows.append([*name, "-", "-", "-", "-", "-", told])
+            rows.append([*name, *["-"] * 6, told])
             continue
         joined = point.get("requests_per_execution", {}).get("ranker")
         rows.append(
             [
                 *name,
                 f"{point['items_per_s']:.1f}",
-                f"{point['p50_ms']:.0f}",
-                f"{point['p95_ms']:.0f}",
-                f"{point['p99_ms']:.0f}",
+                str(point["requests"]),
+                *(percentile_cell(point, percentile) for percentile in (50, 95, 99)),
                 f"{joined:.1f}" if joined else "-",
                 point["verdict"],
             ]
@@ -71,6 +71,7 @@ def point_table(record: Record) -> Table:
         "request",
         "load",
         "items/s",
+        "requests",
         "p50 ms",
         "p95 ms",
         "p99 ms",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +33,10 @@ FINAL: tuple[Verdict, ...] = ("ok", "disagrees", "late", "overload", "refused")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One point's result; latencies in milliseconds over the merged stable windows. `achieved`:
-    share of the asked rate that was really sent, 1 in a closed loop. `backlog`: requests that were
-    due in the windows of an open loop, less those answered in them."""
+    """One point's result; latencies in milliseconds over the merged stable windows, in an open loop
+    from when a request was due. `achieved`: share of the asked rate that was really sent, 1 in a
+    closed loop. `backlog`: requests that were due in the windows of an open loop, less those
+    answered in them."""
 
     window_ms: int
     requests: int
@@ -65,6 +67,14 @@ class Measured:
         return "ok" if self.trusted else "disagrees"
 
 
+def percentile_cell(figures: Mapping[str, Any], percentile: int) -> str:
+    """A latency for a table, in ms; "-" where so few requests ended that none is expected beyond
+    it: it would be the slowest request under another name."""
+    if figures["requests"] < 100 / (100 - percentile):
+        return "-"
+    return f"{figures[f'p{percentile}_ms']:.0f}"
+
+
 def read_result(
     folder: Path, point: Point, window_ms: int, schedule: list[int] | None = None
 ) -> Measured:
@@ -74,7 +84,7 @@ def read_result(
     Raises SweepError when a file or the row is missing, or no request ended in the windows.
     """
     export = _read_json(folder / EXPORT_FILE)
-    latencies, begin, end = merged_requests(export)
+    latencies, begin, end = merged_requests(export, schedule)
     if not len(latencies):
         raise SweepError(
             f"no request of {point.name} ended inside a window",
@@ -110,35 +120,51 @@ def kept_share(export: dict[str, Any], schedule: list[int]) -> float:
     sent = sorted(request["timestamp"] for request in export["experiments"][0]["requests"])
     if len(sent) < 2:
         return 1.0
-    # The tool waits one gap before its first request, and starts over at the end of the list.
-    gaps = [schedule[index % len(schedule)] for index in range(1, len(sent))]
-    return float(sum(gaps) * 1000 / (sent[-1] - sent[0]))
+    wanted = _due_times(sent[0], schedule, len(sent))[-1] - sent[0]
+    return float(wanted / (sent[-1] - sent[0]))
 
 
 def due_requests(export: dict[str, Any], schedule: list[int], begin: int, end: int) -> int:
     """Requests that the schedule wants between two times in ns. The export cannot tell: it lacks
     every request that was not answered."""
     started = min(request["timestamp"] for request in export["experiments"][0]["requests"])
-    rounds = math.ceil((end - started) / (sum(schedule) * 1000)) + 1
-    gaps = np.tile(np.array(schedule, dtype=np.int64) * 1000, rounds)[1:]
-    due = started + np.concatenate([[0], np.cumsum(gaps)])
+    count = (math.ceil((end - started) / (sum(schedule) * 1000)) + 1) * len(schedule)
+    due = _due_times(started, schedule, count)
     return int(((due >= begin) & (due <= end)).sum())
 
 
-def merged_requests(export: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int, int]:
+def merged_requests(
+    export: dict[str, Any], schedule: list[int] | None = None
+) -> tuple[np.ndarray[Any, Any], int, int]:
     """Latencies in ms of the requests that ended inside the last three windows, and the windows'
-    begin and end in ns. The export holds all windows; the tool reports the merged last three."""
+    begin and end in ns. The export holds all windows; the tool reports the merged last three.
+
+    With the `schedule` of an open loop a latency begins when the request was due, where the tool
+    sent it later than that (coordinated omission); requests are answered or stand at the end, so
+    that the n-th that was sent is the n-th of the schedule.
+    """
     experiment = export["experiments"][0]
     borders = experiment["window_boundaries"]
     if len(borders) < 2:
         return np.zeros(0), 0, 0
     begin, end = borders[max(len(borders) - 1 - MERGED_WINDOWS, 0)], borders[-1]
+    requests = sorted(experiment["requests"], key=lambda request: request["timestamp"])
+    since = np.array([request["timestamp"] for request in requests], dtype=np.int64)
+    if schedule and requests:
+        since = np.minimum(since, _due_times(int(since[0]), schedule, len(requests)))
     latencies = [
-        (request["response_timestamps"][-1] - request["timestamp"]) / 1e6
-        for request in experiment["requests"]
+        (request["response_timestamps"][-1] - start) / 1e6
+        for request, start in zip(requests, since.tolist(), strict=True)
         if request["response_timestamps"] and begin <= request["response_timestamps"][-1] <= end
     ]
     return np.array(latencies), begin, end
+
+
+def _due_times(started: int, schedule: list[int], count: int) -> np.ndarray[Any, Any]:
+    """When `count` requests are due, in ns: the tool waits one gap before its first, which counts
+    as on time, and starts over at the end of the list."""
+    gaps = np.resize(np.array(schedule, dtype=np.int64) * 1000, count + 1)[1:count]
+    return started + np.concatenate([[0], np.cumsum(gaps)])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
