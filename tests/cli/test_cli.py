@@ -94,6 +94,11 @@ def test_errors_as_json(control: Control, tmp_path: Path) -> None:
     assert done.returncode == body["code"] == 2
     assert "cannot read spec" in body["message"]
     assert body["hint"]
+    for wrong, kind in ((["sweep", "--bad"], "NoSuchOption"), (["score"], "UsageError")):
+        done = control(*wrong, "--json")
+        body = json.loads(done.stdout)["error"]
+        assert (done.returncode, body["code"], body["kind"]) == (2, 2, kind)
+        assert body["hint"] == f"see `control {wrong[0]} --help`"
 
 
 def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:

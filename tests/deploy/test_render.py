@@ -326,7 +326,8 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     (tmp_path / "base/mine.yaml").write_text("kind: Ingress\n")
     done = control("deploy", "render", "--check", "--out", tmp_path, "--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout.split('\n{"schema')[0])["stale"] == [
+    assert "3 of " in done.stderr, "stdout is one document"
+    assert json.loads(done.stdout)["stale"] == [
         [str(tmp_path / "base/deployment.yaml"), "changed"],
         [str(tmp_path / "base/service-grpc.yaml"), "missing"],
         [str(tmp_path / "base/old.yaml"), "unexpected"],

@@ -305,6 +305,4 @@ def delete_command(
             click.echo(f"{'deleted' if yes else 'would delete'} {one}")
         click.echo(f"{len(removed)} objects; claims and namespace stay")
     if removed and not yes:
-        if as_json:
-            raise click.exceptions.Exit(Refused.exit_code)
         raise Refused("nothing was deleted", "repeat it with --yes")

@@ -142,6 +142,9 @@ def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
 def print_json(value: dict[str, Any]) -> None:
     """A result for scripts on stdout."""
     click.echo(json_text(value))
+    context = click.get_current_context(silent=True)
+    if context is not None and context.obj is not None:
+        context.obj["result"] = True
 
 
 def json_text(value: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from typing import Any
 
 import click
 
@@ -91,14 +90,12 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="control")
 @click.option("--debug", is_flag=True, help="show the traceback of an error")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(debug: bool) -> None:
     """Fine-tune, prune, summarise, build, serve and measure a small-language-model ranker.
 
     Every verb takes a bundle spec (YAML) and makes what it needs first; what did not change is
     found, not redone. Start with: control demo
     """
-    ctx.obj = {"debug": debug}
 
 
 def main() -> None:
@@ -107,17 +104,23 @@ def main() -> None:
     # beside one busy process (9.9 s against 5.7 s); alone there was no difference beyond noise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
+    told: dict[str, bool] = {}
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False, obj=told)
     except ControlError as error:
         if debug:
             traceback.print_exc()
-        report_error(error, as_json="--json" in sys.argv[1:])
+        report_error(error, as_json=_wants_json(told))
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if _wants_json(told):
+            context = getattr(error, "ctx", None)
+            verb = context.command_path if context else "control"
+            _print_error(error, error.exit_code, error.format_message(), f"see `{verb} --help`")
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing half-made was kept", err=True)
@@ -130,21 +133,30 @@ def main() -> None:
             traceback.print_exc()
         name = f" ({error.filename})" if error.filename else ""
         known = ControlError(f"{error.strerror or error}{name}", "check disk space and permissions")
-        report_error(known, as_json="--json" in sys.argv[1:])
+        report_error(known, as_json=_wants_json(told))
         sys.exit(known.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _wants_json(told: dict[str, bool]) -> bool:
+    """Whether an error is an object on stdout: where a result stands there already it would be a
+    second document, and goes to stderr as text."""
+    return "--json" in sys.argv[1:] and not told.get("result")
 
 
 def report_error(error: ControlError, *, as_json: bool) -> None:
     """One error to stderr, or with --json as an object to stdout."""
     if as_json:
-        body: dict[str, Any] = {"code": error.exit_code, "kind": type(error).__name__}
-        body |= {"message": error.message, "hint": error.hint}
-        click.echo(json.dumps({"schema": 1, "error": body}))
+        _print_error(error, error.exit_code, error.message, error.hint)
         return
     click.echo(click.style("Error: ", fg="red", bold=True, reset=True) + error.message, err=True)
     if error.hint:
         click.echo(f"Fix: {error.hint}", err=True)
+
+
+def _print_error(error: Exception, code: int, message: str, hint: str) -> None:
+    body = {"code": code, "kind": type(error).__name__, "message": message, "hint": hint}
+    click.echo(json.dumps({"schema": 1, "error": body}))
 
 
 if __name__ == "__main__":
