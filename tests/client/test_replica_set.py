@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from slmrank.client import replicas as module
+from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Replicas, Tls, parse_url, tls_arguments
-from slmrank.errors import InvalidRequest, Unreachable
+from slmrank.errors import DeadlineExceeded, InvalidRequest, Unreachable
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,23 @@ def test_a_name_that_is_none_is_told() -> None:
 
     with pytest.raises(Unreachable, match="resolves to no address"):
         asyncio.run(ask())
+
+
+def test_a_name_server_that_hangs_is_no_longer_than_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask() -> float:
+        async def getaddrinfo(*_: Any, **__: Any) -> Any:
+            await asyncio.sleep(30)
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        started = time.monotonic()
+        async with AsyncRankClient("ranker:8001", timeout_s=0.2) as client:
+            with pytest.raises(DeadlineExceeded, match="resolved in time"):
+                await client.score("nurse", ["a"])
+        return time.monotonic() - started
+
+    assert asyncio.run(ask()) < 5
 
 
 def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:

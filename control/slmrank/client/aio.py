@@ -210,7 +210,7 @@ class AsyncRankClient:
     async def _hedged(self, ask: Ask, deadline: float, failed: list[str]) -> Any:
         """One call, and a second one where the first takes long. Addresses that could not be
         reached are added to `failed`."""
-        first = await self._replicas.pick(failed)
+        first = await self._replicas.pick(failed, deadline)
         if self.hedge_s is None:
             return await self._ask(ask, first, deadline, failed)
         tasks = {asyncio.ensure_future(self._ask(ask, first, deadline, failed))}
@@ -218,7 +218,7 @@ class AsyncRankClient:
             done, _ = await asyncio.wait(tasks, timeout=self.hedge_s)
             if not done:
                 first.rest()
-                other = await self._replicas.pick([*failed, first.address])
+                other = await self._replicas.pick([*failed, first.address], deadline)
                 if other is not first:  # a lone server that is slow needs no second request
                     tasks.add(asyncio.ensure_future(self._ask(ask, other, deadline, failed)))
             while True:

@@ -7,6 +7,7 @@ calls for: so there is a channel for each address here.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmrank.errors import InvalidRequest, Unreachable
+from slmrank.errors import DeadlineExceeded, InvalidRequest, Unreachable
 
 RESOLVE_EVERY_S = 5.0
 REST_S = 2.0  # how long a replica that did not answer is passed over, where there are others
@@ -67,13 +68,22 @@ class Replicas:
         self._places = parse_url(self.url)
         self._secured = tls_arguments(self.tls)
 
-    async def pick(self, avoid: Collection[str] = ()) -> Replica:
+    async def pick(self, avoid: Collection[str] = (), deadline: float = math.inf) -> Replica:
         """The next replica in turn: one that is not in `avoid` and does not rest, while there is
-        one. Raises Unreachable when no name of the url resolves."""
+        one. Raises Unreachable when no name of the url resolves, DeadlineExceeded when none did
+        until `deadline` (of time.monotonic)."""
         if time.monotonic() - self._resolved_at > RESOLVE_EVERY_S and self._resolving is None:
             self._resolving = asyncio.ensure_future(self._resolve())
         if not self._known and self._resolving is not None:
-            await asyncio.shield(self._resolving)
+            left = max(deadline - time.monotonic(), 0.0) if deadline < math.inf else None
+            # The lookup goes on: a later call may find its result.
+            done, _ = await asyncio.wait([self._resolving], timeout=left)
+            if not done:
+                raise DeadlineExceeded(
+                    f"no name of {self.url} was resolved in time",
+                    "check the name server, or give an address",
+                )
+            done.pop().result()
         if not self._known:
             raise Unreachable(
                 f"{self.url} resolves to no address", "check the name, or start the server"
