@@ -27,6 +27,7 @@ from slmrank.deploy.release import unset_image
 from slmrank.deploy.yaml_text import to_yaml
 from slmrank.engine.trtllm.compile import PlannedEngine
 from slmrank.engine.trtllm.plan import BuildPlan
+from slmrank.hashing import hash_value
 from slmrank.spec.deploy import DeploySpec
 
 DEADLINE_S = 7200
@@ -38,7 +39,7 @@ def write_engine_job(
 ) -> Path:
     """Write the Job of a planned engine into the folder of artifacts; returns the file."""
     job = engine_job(planned.plan, planned.tag, bundle, deploy, engines)
-    path = artifacts / FOLDER / f"engine-build-{planned.tag}.yaml"
+    path = artifacts / FOLDER / f"{job['metadata']['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, to_yaml(job))
     return path
@@ -48,7 +49,11 @@ def engine_job(
     plan: BuildPlan, tag: str, bundle: str, deploy: DeploySpec, engines: str
 ) -> dict[str, Any]:
     """A `batch/v1` Job. The planned engine lies under its tag on the claim of bundles; `engines` is
-    where the claim of engines is mounted."""
+    where the claim of engines is mounted.
+
+    A Job cannot be changed: its name holds a hash of its pod, so that another image, or another
+    claim for the engines, is another Job.
+    """
     labels = {
         NAME: MANAGER,
         INSTANCE: bundle,
@@ -91,7 +96,8 @@ def engine_job(
         "slmrank.io/tensorrt-llm": plan.trtllm,
         "slmrank.io/container": plan.container,
     }
-    metadata = {"name": f"engine-build-{tag}", "namespace": deploy.namespace}
+    name = f"engine-build-{tag}-{hash_value(pod)[:6]}"
+    metadata = {"name": name, "namespace": deploy.namespace}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

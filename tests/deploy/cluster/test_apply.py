@@ -409,7 +409,7 @@ def test_the_engine_is_built_before_the_deployment_changes(bench: Bench, server:
     first = gpu()
     bench.apply(first)
     names = [one["metadata"]["name"] for one in server.all("Job")]
-    assert f"engine-build-{first.engine.tag}" in names
+    assert any(name.startswith(f"engine-build-{first.engine.tag}-") for name in names)
     paths = [path for method, path in mutations(server) if method == "PATCH"]
     job = next(n for n, path in enumerate(paths) if "engine-build" in path)
     assert job < next(n for n, path in enumerate(paths) if "/deployments/" in path)
@@ -550,10 +550,28 @@ def test_a_job_that_is_deleted_is_not_waited_for(bench: Bench, server: ApiServer
 
 def test_an_engine_that_served_is_not_built_again(bench: Bench, server: ApiServer) -> None:
     bench.apply(gpu())
-    server._remove(("batch/v1", "Job", "slmrank", f"engine-build-{gpu().engine.tag}"))
+    (built,) = [name for name in _jobs(server) if "engine-build" in name]
+    server._remove(("batch/v1", "Job", "slmrank", built))
     server.run_job = lambda job: ("engine-build" not in job["metadata"]["name"], "no GPU is free")
     bench.apply(gpu(latency_ms=700.0))
-    assert not any("engine-build" in one["metadata"]["name"] for one in server.all("Job"))
+    assert not any("engine-build" in name for name in _jobs(server))
+
+
+def test_another_claim_for_engines_gets_a_job_of_its_own(bench: Bench, server: ApiServer) -> None:
+    """A Job cannot be changed, and one that is complete had been taken for this one."""
+    first = gpu()
+    bench.apply(first)
+    before = [name for name in _jobs(server) if "engine-build" in name]
+    storage = first.deploy.storage.model_copy(update={"engines_claim": "engines-fast"})
+    deploy = first.deploy.model_copy(update={"storage": storage})
+    bench.apply(first.model_copy(update={"deploy": deploy}))
+    after = [name for name in _jobs(server) if "engine-build" in name]
+    assert len(before) == 1
+    assert len(set(after) - set(before)) == 1
+
+
+def _jobs(server: ApiServer) -> list[str]:
+    return [str(one["metadata"]["name"]) for one in server.all("Job")]
 
 
 def test_a_fault_in_the_middle_is_rolled_back(

@@ -326,10 +326,13 @@ def _serves(records: Sequence[Record], release: Release) -> bool:
 
 
 def _built(given: Object, records: Sequence[Record], release: Release) -> bool:
-    """Whether an object is the Job of an engine that served before: it needs a GPU only to find
-    that there is nothing to do."""
+    """Whether an object is the Job of an engine that served before, from the same claim: it needs a
+    GPU only to find that there is nothing to do."""
+    claim = release.deploy.storage.engines_claim
     served = any(
-        one.state in ("deployed", "rolled-back") and one.engine == release.engine.tag
+        one.state in ("deployed", "rolled-back")
+        and one.engine == release.engine.tag
+        and (one.release_values or release).deploy.storage.engines_claim == claim
         for one in records
     )
     return given["kind"] == "Job" and served
