@@ -504,6 +504,18 @@ def test_an_unstable_point_is_measured_again(
     assert [task.point.items for task in session.pending] == [2]
 
 
+def test_another_rate_leaves_closed_loops_measured(
+    tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
+) -> None:
+    session = replace(session_of(tiny, 1), store=ArtifactStore(tmp_path))
+    for task in session.tasks:
+        key = session.subject.key("point", task.settings, task.given)
+        with session.store.create("point", key, {}) as draft:
+            draft.figures["verdict"] = "ok"
+    more = replace(session, spec=session.spec.model_copy(update={"rates": [3.0]}))
+    assert [task.point.load.kind for task in more.pending] == ["rate"]
+
+
 def _no_server() -> Any:
     raise AssertionError("nothing is pending, no server is needed")
 

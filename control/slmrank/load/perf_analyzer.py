@@ -69,11 +69,11 @@ class Measuring:
         spec = self.spec.model_copy(update={"window_ms": 2 * self.spec.window_ms})
         return Measuring(spec=spec, min_requests=2 * self.min_requests)
 
-    def settings(self) -> dict[str, Any]:
-        """What decides a measurement, for its key."""
+    def settings(self, *, closed_loop: bool = False) -> dict[str, Any]:
+        """What decides a measurement, for its key; a closed loop counts no requests."""
         names = ("window_ms", "trials", "stability_percent")
         own = {name: getattr(self.spec, name) for name in names}
-        return {**own, "min_requests": self.min_requests}
+        return {**own, "min_requests": 0 if closed_loop else self.min_requests}
 
 
 @dataclass(frozen=True, kw_only=True)

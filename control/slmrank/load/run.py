@@ -84,7 +84,8 @@ class Task:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**self.measuring.settings(), "point": asdict(self.point)}
+        closed = self.point.load.kind == "concurrency"
+        return {**self.measuring.settings(closed_loop=closed), "point": asdict(self.point)}
 
 
 @dataclass(kw_only=True)

@@ -59,14 +59,16 @@ class Session:
         """The points of the spec's grid. Raises SweepError for one that cannot be measured."""
         loads = [Load(kind="concurrency", level=level) for level in self.spec.concurrency]
         loads += [Load(kind="rate", level=rate) for rate in self.spec.rates]
-        requests = self.spec.slo.requests if self.spec.rates else 0
-        return self._tasks(loads, Measuring(spec=self.spec, min_requests=requests))
+        return self._tasks(loads, self._measuring)
 
     @cached_property
     def cells(self) -> list[Task]:
         """One task for each kind of request, whose load the search for a rate chooses."""
-        measuring = Measuring(spec=self.spec, min_requests=self.spec.slo.requests)
-        return self._tasks([Load(kind="concurrency", level=1)], measuring)
+        return self._tasks([Load(kind="concurrency", level=1)], self._measuring)
+
+    @property
+    def _measuring(self) -> Measuring:
+        return Measuring(spec=self.spec, min_requests=self.spec.slo.requests)
 
     @property
     def pending(self) -> list[Task]:
