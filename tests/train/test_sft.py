@@ -17,7 +17,7 @@ from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.losses import bernoulli_kl
-from slmrank.train.sft import train
+from slmrank.train.sft import Scorer, score_dev, train
 
 
 def query(seed: int, items: int = 6) -> EncodedQuery:
@@ -62,6 +62,20 @@ def fit(
 def stop_at_six(step: int, _total: int, _loss: float) -> None:
     if step == 6:
         raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_long_items_of_a_dev_query_are_scored_in_several_passes(
+    make_checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 items of 1,024 tokens at once had a pass of 16,384, whatever the steps were held to."""
+    ranker = load_model(make_checkpoint())
+    scorer, passes = Scorer(ranker), []
+    scorer.register_forward_hook(lambda *given: passes.append(len(given[1][1].sizes)))
+    whole = score_dev(scorer, ranker.placement, QUERIES)
+    monkeypatch.setattr("slmrank.model.batch_tensors.BATCH_TOKENS", 50)
+    assert score_dev(scorer, ranker.placement, QUERIES) == whole
+    assert passes == [6] * 3 + [2] * 9
 
 
 def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:

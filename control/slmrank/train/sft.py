@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
-from slmrank.model.batch_tensors import batch_tensors
+from slmrank.model.batch_tensors import batch_tensors, token_batches
 from slmrank.model.decoder import LoadedRanker, Padded, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
@@ -191,15 +191,17 @@ def _run(
 def score_dev(
     model: nn.Module, placement: Placement, queries: Sequence[EncodedQuery]
 ) -> dict[str, float]:
-    """NDCG@10 and AUC (grade 4 against 0) of the model as it stands."""
+    """NDCG@10 and AUC (grade 4 against 0) of the model as it stands; long items in several
+    passes."""
     model.eval()
-    listings = [
-        Listing(
-            scores=model(*batch_tensors([query], placement)).double().cpu().numpy(),
-            grades=np.array(query.grades, dtype=float),
-        )
-        for query in queries
-    ]
+    listings = []
+    for query in queries:
+        sizes = [len(item) for item in query.items]
+        scores = np.zeros(len(sizes))
+        for chosen in token_batches(sorted(range(len(sizes)), key=sizes.__getitem__), sizes):
+            logits = model(*batch_tensors([query.pick(chosen)], placement))
+            scores[chosen] = logits.double().cpu().numpy()
+        listings.append(Listing(scores=scores, grades=np.array(query.grades, dtype=float)))
     model.train()
     return {
         "dev_ndcg10": round(mean_ndcg(listings), 4),
