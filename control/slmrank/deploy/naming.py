@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from slmrank.data.parts import url_below
-from slmrank.deploy.release import Release
+from slmrank.deploy.release import Place, Release
 from slmrank.engine.trtllm.compile import compiled_path
 from slmrank.hashing import hash_value
 
@@ -79,6 +79,11 @@ def pods_matching(release: Release) -> str:
 def service_host(release: Release) -> str:
     """The name that clients in the cluster call, and that a certificate must have."""
     return f"{release.object_name}.{release.deploy.namespace}.svc"
+
+
+def follower_name(place: Place) -> str:
+    """Deployment and NetworkPolicy of the followers of changed jobs."""
+    return f"{place.object_name}-{WATCH}"
 
 
 def repository_url(release: Release) -> str | None:

@@ -12,6 +12,7 @@ from slmrank.deploy.naming import (
     TMP,
     WATCH,
     Object,
+    follower_name,
     labelled,
     labels,
     repository_path,
@@ -89,7 +90,7 @@ def _selector(release: Release) -> dict[str, str]:
 
 
 def _labelled(release: Release, api_version: str, kind: str, spec: Object) -> Object:
-    name = f"{release.object_name}-{WATCH}"
+    name = follower_name(release.place)
     return labelled(release, api_version, kind, name, component=WATCH, spec=spec)
 
 

@@ -502,7 +502,8 @@ class ApiServer:
             self._roll(self.objects[key])
 
     def _roll(self, deployment: Object) -> None:
-        metadata, spec = deployment["metadata"], deployment["spec"]
+        metadata = deployment["metadata"]
+        spec = {"strategy": {}, "progressDeadlineSeconds": 600, **deployment["spec"]}
         state = deployment.setdefault("_state", {"progressed": self.now, "generation": 0})
         new = self._set_for(deployment, state)
         sets = self._sets(deployment)

@@ -276,6 +276,39 @@ def test_status_tells_of_pods_that_cannot_be_created(bench: Bench, server: ApiSe
     assert [one.state for one in status.troubles] == ["no pod can be created"]
 
 
+def test_status_tells_of_a_build_whose_pods_cannot_be_created(
+    bench: Bench, server: ApiServer
+) -> None:
+    """An engine belongs to all tracks, so that its Job carries none."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "slmrank"}}
+    bench.deployer.cluster.apply(namespace)
+    server.refuse_pods = QUOTA
+    (job,) = [one for one in render(gpu()) if one["kind"] == "Job"]
+    bench.deployer.cluster.apply(job)
+    server.advance(1)
+    (trouble,) = read_status(bench.deployer.cluster, gpu().place).troubles
+    assert trouble.name == f"Job {job['metadata']['name']}"
+
+
+def test_status_tells_of_followers_that_do_not_run(bench: Bench, server: ApiServer) -> None:
+    followed = cpu(store_ports=[6379], deploy={"watch": {"source": "redis-stream"}})
+    bench.apply(followed)
+    assert read_status(bench.deployer.cluster, followed.place).healthy
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting"}
+    crashing = {
+        "phase": "Running",
+        "containerStatuses": [{"name": "watch", "restartCount": 9, "state": {"waiting": waiting}}],
+    }
+    server.fate = lambda pod: Fate(ready_after_s=None, status=crashing)
+    for pod in server.all("Pod"):
+        if "-watch-" in pod["metadata"]["name"]:
+            server._remove(("v1", "Pod", "slmrank", pod["metadata"]["name"]))
+    server.advance(1)
+    status = read_status(bench.deployer.cluster, followed.place)
+    assert not status.healthy
+    assert any("-watch-" in one.name for one in status.troubles)
+
+
 def test_an_autoscaler_without_metrics_is_advice_and_no_failure(
     bench: Bench, server: ApiServer
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,17 @@ from slmrank.deploy.cluster.explain import (
 from slmrank.deploy.cluster.plan import job_states
 from slmrank.deploy.cluster.records import list_records
 from slmrank.deploy.cluster.rollout import judge
-from slmrank.deploy.naming import COMPONENT, ENGINE, INSTANCE, MANAGED_BY, MANAGER, TRACK
+from slmrank.deploy.naming import (
+    COMPONENT,
+    ENGINE,
+    INSTANCE,
+    MANAGED_BY,
+    MANAGER,
+    TRACK,
+    WATCH,
+    Object,
+    follower_name,
+)
 from slmrank.deploy.release import Place
 
 
@@ -88,7 +99,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
     events = cluster.list("v1", "Event", namespace)
     scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", namespace, object_name)
     troubles = explain_deployment(deployment) + explain_pods(pods, events)
-    troubles += _job_troubles(cluster, place)
+    troubles += _follower_troubles(cluster, place, events) + _job_troubles(cluster, place)
     counts = deployment.get("status") or {}
     return Status(
         found=True,
@@ -130,12 +141,25 @@ def _share(cluster: Cluster, place: Place) -> int:
         return 0  # a reader who may not see routes sees the rest
 
 
+def _follower_troubles(cluster: Cluster, place: Place, events: Sequence[Object]) -> list[Trouble]:
+    """What keeps the followers of changed jobs: the servers go on, with jobs as they were."""
+    name = follower_name(place)
+    deployment = cluster.get("apps/v1", "Deployment", place.namespace, name)
+    if deployment is None:
+        return []
+    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track, COMPONENT: WATCH}
+    pods = cluster.list("v1", "Pod", place.namespace, labels)
+    return explain_deployment(deployment) + explain_pods(pods, events)
+
+
 def _job_troubles(cluster: Cluster, place: Place) -> list[Trouble]:
-    """What keeps Jobs of the bundle that have not ended, such as the engine's build."""
-    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track}
+    """What keeps Jobs of the bundle that have not ended, such as the engine's build, which belongs
+    to all tracks."""
+    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle}
     found: list[Trouble] = []
     for job in cluster.list("batch/v1", "Job", place.namespace, labels):
-        if not job_states(job) & {"Complete", "Failed"}:
+        track = (job["metadata"].get("labels") or {}).get(TRACK, place.track)
+        if track == place.track and not job_states(job) & {"Complete", "Failed"}:
             name = job["metadata"]["name"]
             pods = cluster.list("v1", "Pod", place.namespace, {"job-name": name})
             found += explain_job(name, pods, cluster.list("v1", "Event", place.namespace))
