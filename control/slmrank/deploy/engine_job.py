@@ -31,6 +31,7 @@ from slmrank.hashing import hash_value
 from slmrank.spec.deploy import DeploySpec
 
 DEADLINE_S = 7200
+KEPT_S = 7 * 24 * 3600  # its log; nothing else removes it
 FOLDER = "jobs"
 
 
@@ -105,6 +106,7 @@ def engine_job(
         "spec": {
             "backoffLimit": 1,
             "activeDeadlineSeconds": DEADLINE_S,
+            "ttlSecondsAfterFinished": KEPT_S,
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
