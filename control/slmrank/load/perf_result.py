@@ -164,7 +164,8 @@ def _due_times(started: int, schedule: list[int], count: int) -> np.ndarray[Any,
     """When `count` requests are due, in ns: the tool waits one gap before its first, which counts
     as on time, and starts over at the end of the list."""
     gaps = np.resize(np.array(schedule, dtype=np.int64) * 1000, count + 1)[1:count]
-    return started + np.concatenate([[0], np.cumsum(gaps)])
+    due: np.ndarray[Any, Any] = started + np.concatenate([[0], np.cumsum(gaps)])
+    return due
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
