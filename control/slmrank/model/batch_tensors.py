@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +35,20 @@ def query_logits(
     """Log-odds of "yes" [N] of one query's items, on the host; in several passes where the items
     are long. Without `mixed`, products are in the type of the weights."""
     placement = ranker.placement
-    prefixes = pad_rows([query.prefix], placement)
+    with placement.mixed_precision() if mixed else nullcontext():
+        return score_in_passes(query, placement, partial(score_items, ranker))
+
+
+def score_in_passes(
+    query: EncodedQuery, placement: Placement, score: Callable[[Padded, Padded, Tensor], Tensor]
+) -> npt.NDArray[np.float64]:
+    """What `score` says of one query's items [N], on the host; items are padded to the longest of
+    their pass, and a pass has at most BATCH_TOKENS of them."""
     sizes = [len(item) for item in query.items]
     found = np.zeros(len(sizes))
-    for batch in token_batches(sorted(range(len(sizes)), key=sizes.__getitem__), sizes):
-        items = pad_rows([query.items[index] for index in batch], placement)
-        with placement.mixed_precision() if mixed else nullcontext():
-            logits = score_items(ranker, prefixes, items, placement.tensor([0] * len(batch)))
-        found[batch] = logits.double().cpu().numpy()
+    for chosen in token_batches(sorted(range(len(sizes)), key=sizes.__getitem__), sizes):
+        scores = score(*batch_tensors([query.pick(chosen)], placement))
+        found[chosen] = scores.double().cpu().numpy()
     return found
 
 

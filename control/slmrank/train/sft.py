@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
 from slmrank.hashing import hash_value
-from slmrank.model.batch_tensors import batch_tensors, token_batches
+from slmrank.model.batch_tensors import batch_tensors, score_in_passes
 from slmrank.model.decoder import LoadedRanker, Padded, score_items
 from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
@@ -194,14 +194,13 @@ def score_dev(
     """NDCG@10 and AUC (grade 4 against 0) of the model as it stands; long items in several
     passes."""
     model.eval()
-    listings = []
-    for query in queries:
-        sizes = [len(item) for item in query.items]
-        scores = np.zeros(len(sizes))
-        for chosen in token_batches(sorted(range(len(sizes)), key=sizes.__getitem__), sizes):
-            logits = model(*batch_tensors([query.pick(chosen)], placement))
-            scores[chosen] = logits.double().cpu().numpy()
-        listings.append(Listing(scores=scores, grades=np.array(query.grades, dtype=float)))
+    listings = [
+        Listing(
+            scores=score_in_passes(query, placement, model),
+            grades=np.array(query.grades, dtype=float),
+        )
+        for query in queries
+    ]
     model.train()
     return {
         "dev_ndcg10": round(mean_ndcg(listings), 4),

@@ -83,19 +83,9 @@ def read_status(cluster: Cluster, place: Place) -> Status:
             advice=[],
             records=history,
         )
-    labels = {
-        MANAGED_BY: MANAGER,
-        INSTANCE: place.bundle,
-        TRACK: place.track,
-        COMPONENT: "serve",
-    }
-    standing = judge(deployment, cluster.list("apps/v1", "ReplicaSet", namespace, labels))
-    pods = [
-        # Evicted pods stay until they are collected; others have taken their place.
-        pod
-        for pod in cluster.list("v1", "Pod", namespace, labels)
-        if (pod.get("status") or {}).get("phase") != "Failed"
-    ]
+    sets = cluster.list("apps/v1", "ReplicaSet", namespace, _labels(place, "serve"))
+    standing = judge(deployment, sets)
+    pods = _pods(cluster, place, "serve")
     events = cluster.list("v1", "Event", namespace)
     scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", namespace, object_name)
     troubles = explain_deployment(deployment) + explain_pods(pods, events)
@@ -141,15 +131,28 @@ def _share(cluster: Cluster, place: Place) -> int:
         return 0  # a reader who may not see routes sees the rest
 
 
+def _labels(place: Place, component: str) -> dict[str, str]:
+    own = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track}
+    return {**own, COMPONENT: component}
+
+
+def _pods(cluster: Cluster, place: Place, component: str) -> list[Object]:
+    """The pods of a component. Evicted ones stay until they are collected; others have taken their
+    place."""
+    return [
+        pod
+        for pod in cluster.list("v1", "Pod", place.namespace, _labels(place, component))
+        if (pod.get("status") or {}).get("phase") != "Failed"
+    ]
+
+
 def _follower_troubles(cluster: Cluster, place: Place, events: Sequence[Object]) -> list[Trouble]:
     """What keeps the followers of changed jobs: the servers go on, with jobs as they were."""
     name = follower_name(place)
     deployment = cluster.get("apps/v1", "Deployment", place.namespace, name)
     if deployment is None:
         return []
-    labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track, COMPONENT: WATCH}
-    pods = cluster.list("v1", "Pod", place.namespace, labels)
-    return explain_deployment(deployment) + explain_pods(pods, events)
+    return explain_deployment(deployment) + explain_pods(_pods(cluster, place, WATCH), events)
 
 
 def _job_troubles(cluster: Cluster, place: Place) -> list[Trouble]:
