@@ -56,7 +56,8 @@ class TrainSpec(Section):
     dev_every: int | None = Field(
         None,
         ge=1,
-        description="steps between evaluations on dev; the best one is kept; unset: none",
+        description="steps between evaluations on dev, and one at the end; the last that is within "
+        "noise of the best is kept; unset: none",
     )
     dev_queries: int = Field(64, ge=1, description="dev queries of such an evaluation")
     logger: Literal["none", "tensorboard", "mlflow", "wandb"] = Field(

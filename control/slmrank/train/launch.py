@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slmrank.errors import MissingDependencyError, SpecError
 from slmrank.model.placement import Placement
 from slmrank.spec.train import TrainSpec
+
+T = TypeVar("T")
 
 
 def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
@@ -42,6 +44,15 @@ def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
     if logger is not None:
         launched.init_trackers("slmrank", config=_flat(spec.settings()))
     return launched
+
+
+def of_main_process(found: T) -> T:
+    """What process 0 found, in every process. The last bits of two may differ, and processes that
+    decide differently wait for each other for ever."""
+    from accelerate.utils import broadcast_object_list
+
+    first: T = broadcast_object_list([found])[0]
+    return first
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str | float | int | bool]:

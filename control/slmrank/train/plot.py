@@ -30,17 +30,16 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
     above.set_ylabel("loss (nats)")
     above.legend(frameon=False)
     above.set_title(title)
-    scored = [record for record in log if "dev_ndcg10" in record]
-    at = [record["step"] for record in scored]
     for name, label, color in (
         ("dev_auc", "AUC 4 v 0", "#ee6677"),
         ("dev_ndcg10", "NDCG@10", "#228833"),
     ):
-        below.plot(at, [record[name] for record in scored], "o-", color=color, label=label)
+        scored = [(record["step"], record[name]) for record in log if name in record]
+        if scored:
+            below.plot(*zip(*scored, strict=True), "o-", color=color, label=label)
+            below.legend(frameon=False)
     below.set_ylabel("on dev")
     below.set_xlabel("step")
-    if scored:
-        below.legend(frameon=False)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from slmrank.errors import DataError
-from slmrank.evaluate.metrics import Listing, auc_top_against_zero, mean_ndcg
+from slmrank.evaluate.metrics import Listing, auc_top_against_zero, ndcg_at_10
 from slmrank.hashing import hash_value
 from slmrank.model.batch_tensors import batch_tensors, score_in_passes
 from slmrank.model.decoder import LoadedRanker, Padded, score_items
@@ -31,7 +31,7 @@ from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
-from slmrank.train.launch import start_processes
+from slmrank.train.launch import of_main_process, start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
 from slmrank.train.sharding import local, shard_rest, sharded_copy
 from slmrank.train.state import put_values, resume_state, save_state, trained_values
@@ -81,9 +81,10 @@ def train(
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
     the same settings and `inputs` (digests of student, data and teacher). The embedding and the
     label head, often one, stay frozen: 21 % of the parameters of the 135M model, and the labels'
-    rows keep their meaning. With `dev_every`, the weights of the best evaluation on `dev` are what
-    is returned. Raises DataError when there is nothing to train on or the loss is lost, SpecError
-    for a launcher's configuration of another kind.
+    rows keep their meaning. With `dev_every`, what is returned are the weights of the last
+    evaluation on `dev` that is not worse than the best one by more than noise. Raises DataError
+    when there is nothing to train on or the loss is lost, SpecError for a launcher's configuration
+    of another kind.
     """
     torch.manual_seed(spec.seed)
     network, adapter = ranker.network, None
@@ -154,10 +155,12 @@ def _run(
         tokens += sum(tokens_of(one) for one in batches[step])
         record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
         state.log.append(record)
-        if spec.dev_every and dev and (step + 1) % spec.dev_every == 0:
-            record |= score_dev(model, ranker.placement, dev[: spec.dev_queries])
-            if state.improved():
-                state.best = trained_values(network)
+        if spec.dev_every and dev and (step + 1 == spec.steps or not (step + 1) % spec.dev_every):
+            scored = score_dev(model, ranker.placement, dev[: spec.dev_queries])
+            figures, by_query = of_main_process(scored)
+            record |= figures
+            if state.keeps(by_query):
+                state.best, state.kept_step = trained_values(network), step + 1
         launched.log({key: value for key, value in record.items() if key != "step"}, step + 1)
         progress(step + 1, spec.steps, loss)
         if (step + 1) % spec.checkpoint_every == 0 and step + 1 < spec.steps:
@@ -182,6 +185,7 @@ def _run(
         "tokens_this_run": tokens,
         "seconds_this_run": round(time.monotonic() - started, 1),
         "resumed_at": resumed_at,
+        "kept_step": state.kept_step or state.done,
         "loss": [record["loss"] for record in state.log],
         "log": state.log,
     }
@@ -190,9 +194,9 @@ def _run(
 @torch.no_grad()
 def score_dev(
     model: nn.Module, placement: Placement, queries: Sequence[EncodedQuery]
-) -> dict[str, float]:
-    """NDCG@10 and AUC (grade 4 against 0) of the model as it stands; long items in several
-    passes."""
+) -> tuple[dict[str, float], list[float]]:
+    """NDCG@10 and AUC (grade 4 against 0) of the model as it stands, where dev can tell them, and
+    the NDCG@10 of every query that has a relevant item; long items in several passes."""
     model.eval()
     listings = [
         Listing(
@@ -202,10 +206,12 @@ def score_dev(
         for query in queries
     ]
     model.train()
-    return {
-        "dev_ndcg10": round(mean_ndcg(listings), 4),
-        "dev_auc": round(auc_top_against_zero(listings), 4),
-    }
+    by_query = [value for one in listings if not math.isnan(value := ndcg_at_10(one))]
+    figures = {"dev_auc": auc_top_against_zero(listings)}
+    if by_query:
+        figures["dev_ndcg10"] = float(np.mean(by_query))
+    known = {name: round(value, 4) for name, value in figures.items() if not math.isnan(value)}
+    return known, by_query
 
 
 def _step(
