@@ -156,10 +156,34 @@ def test_a_job_id_twice_and_no_job_are_refused(tmp_path: Path) -> None:
         read_own_set(jsonl(tmp_path, pairs(), []), tmp_path / "made")
 
 
+def test_spellings_of_a_query_stand_in_one_split(tmp_path: Path) -> None:
+    """A prompt joins white space: two of them would be one prompt, trained on and tested."""
+    spelled = [str.upper, str.title, lambda text: text.replace(" ", "  ") + " "]
+    given = [{**one, "query": spell(one["query"])} for spell in spelled for one in pairs()]
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    found = {
+        split: {" ".join(pair.query.split()).lower() for pair in of}
+        for split, of in made.pairs.items()
+    }
+    assert all(found.values())
+    assert not found["train"] & (found["test"] | found["dev"])
+    named = [
+        {"query": query, "job_id": "j1", "grade": 1, "split": split}
+        for query, split in (("a  b", "train"), ("a b ", "test"))
+    ]
+    with pytest.raises(DataError, match="in split 'test' and 'train'"):
+        read_own_set(jsonl(tmp_path, named), tmp_path / "made")
+
+
 def test_a_job_is_judged_once_for_a_query(tmp_path: Path) -> None:
     given = pairs()
     given.insert(6, given[2])
-    read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    given += given[40:50]
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    judged = [(pair.query, pair.job_id) for of in made.pairs.values() for pair in of]
+    assert len(judged) == len(set(judged)) == 120
+    figures = write_own_set(jsonl(tmp_path, given), tmp_path / "made", lambda *_: None)
+    assert figures["repeated"] == 11
     given.insert(7, {**given[2], "grade": 1})
     with pytest.raises(
         DataError, match=r"pairs\.jsonl judges job 'j1' in two ways for query 'query 1'"

@@ -35,3 +35,13 @@ def test_titles_first_then_words_and_only_jobs_that_training_shows() -> None:
     assert len(own) == len(set(own)) <= FOUND + DRAWN
     assert pairs == unlabelled_pairs(JOBS, JUDGED, 11, seed=1, known=KNOWN)
     assert pairs != unlabelled_pairs(JOBS, JUDGED, 11, seed=2, known=KNOWN)
+
+
+def test_no_spelling_of_a_held_back_query_and_nothing_too_long() -> None:
+    pairs = unlabelled_pairs(
+        JOBS, JUDGED, 20, seed=1, known=["WELDER  6 "], usable=lambda query: "ship" not in query
+    )
+    queries = {pair.query for pair in pairs}
+    assert "welder 6" not in queries
+    assert queries
+    assert not [query for query in queries if "ship" in query]

@@ -102,6 +102,8 @@ def test_effects_are_distilled_into_what_tokens_say() -> None:
     weights = distil(effects, table, encode)
     of = dict(zip(VOCABULARY, weights.tolist(), strict=False))
     assert min(of["weld"], of["paint"]) > max(of["dental"], of["insurance"], of["team"]) + 0.5
+    with pytest.raises(DataError, match="no phrase that the ranker could judge"):
+        distil([], table, encode)
 
 
 def test_broken_weights_are_refused(tmp_path: Path) -> None:

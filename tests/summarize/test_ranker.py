@@ -47,6 +47,11 @@ def test_an_effect_is_what_the_reference_scorer_says(tiny: Any) -> None:
     for one in found:
         good = (added("welder", one.phrase) + added("painter", one.phrase)) / 2
         assert one.effect == pytest.approx(good - added("nurse", one.phrase), abs=1e-4)
+    wide = "\u711a\u63a5\uff0c\u5237\u6f06\u3002"  # Chinese, with the signs that end its clauses
+    found, _ = measure_effects(
+        [job.model_copy(update={"description": wide})], pairs, folder, 5, "cpu", lambda *_: None
+    )
+    assert [one.phrase for one in found] == ["\u711a\u63a5", "\u5237\u6f06"]
 
 
 def test_jobs_without_queries_of_both_kinds_are_refused(tiny: Any) -> None:

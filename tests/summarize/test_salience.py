@@ -93,6 +93,29 @@ def test_sentences_lose_bullets_and_headings() -> None:
     assert sentences_of(text) == ["Weld steel beams.", "Bake fresh bread.", "Drive big trucks."]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "10,000 employees work here.",
+        "24/7 phone support given.",
+        "401k plan with match.",
+        "80% travel is needed.",
+        "3D artist for games.",
+        "5 years of experience.",
+    ],
+)
+def test_numbers_at_the_start_are_no_bullets(sentence: str) -> None:
+    marks = ["", "- ", "12. ", "3) ", "\u2022 1) "]
+    assert sentences_of("\n".join(mark + sentence for mark in marks)) == [sentence] * len(marks)
+
+
+def test_a_heading_before_text_without_spaces_is_not_all_that_is_left() -> None:
+    duties = "\u8d1f\u8d23\u533b\u9662\u75c5\u4eba\u7684\u62a4\u7406\uff0c" * 12
+    own = Job(job_id="a", description="\u5c97\u4f4d\u804c\u8d23\uff1a\n" + duties)
+    for method in (Salience(weights={}, unseen=1.0), Salience(weights={"\u62a4": 2.0}, unseen=1.0)):
+        assert 18 <= summarize(own, method, 20, characters).tokens <= 20
+
+
 def test_text_without_spaces_is_summarised() -> None:
     sentence = "\u6211\u4eec\u62db\u8058\u62a4\u58eb\u7167\u987e\u75c5\u4eba\u3002"
     own = Job(job_id="a", description=sentence * 30)

@@ -12,6 +12,7 @@ from slmrank.data.labelled import JOBS_FILE, write_pairs
 from slmrank.data.pair_columns import PairColumns
 from slmrank.data.parquet import read_parquet
 from slmrank.data.records import SPLITS, Job, Pair, Record, Split, read_jsonl, write_jsonl
+from slmrank.data.words import same_query
 from slmrank.errors import DataError
 from slmrank.spec.data import OwnData
 
@@ -24,9 +25,10 @@ def write_own_set(
 ) -> dict[str, Any]:
     """Check a user's jobs and pairs and write them as a labelled set; returns its figures.
 
-    Pairs without a split are dealt by a hash of their query or, where pairs name groups, of what
-    hangs together by them, so that no query and no group stands on both sides; with `only_tested`
-    they are all tested. `progress` hears the number of records so far and what they are.
+    Pairs without a split are dealt by a hash of their query, however it is spelled, or, where pairs
+    name groups, of what hangs together by them, so that no query and no group stands on both sides;
+    with `only_tested` they are all tested. A judgment that is given again counts once. `progress`
+    hears the number of records so far and what they are.
 
     Raises DataError for a broken record, a pair whose job is missing, or a query in two splits.
     """
@@ -45,10 +47,10 @@ def write_own_set(
             )
         dealt: Split = "test" if only_tested else _deal(together(pair.query), spec)
         split = pair.split or dealt
-        if place.setdefault(pair.query, split) != split:
+        prompted = " ".join(pair.query.split())  # the words that a prompt holds
+        if place.setdefault(prompted, split) != split:
             raise DataError(
-                f"{spec.pairs}: query {pair.query!r} is in split {split!r} and "
-                f"{place[pair.query]!r}",
+                f"{spec.pairs}: query {pair.query!r} is in split {split!r} and {place[prompted]!r}",
                 "keep all pairs of a query in one split",
             )
         pairs[split].append(pair)
@@ -60,6 +62,7 @@ def write_own_set(
                 "keep one of the judgments, or their mean as `target`",
             )
     _check_groups(pairs, spec.pairs)
+    repeated = sum(members.drop_repeated() for members in pairs.values())
     needed: tuple[Split, ...] = ("test",) if only_tested else ("train", "test")
     for split in needed:
         if not len(pairs[split]):
@@ -67,7 +70,7 @@ def write_own_set(
                 f"{spec.pairs} leaves no pairs for {split!r}",
                 "give more queries, or set the pairs' split field",
             )
-    return {"jobs": len(known), **write_pairs(target, pairs.items())}
+    return {"jobs": len(known), "repeated": repeated, **write_pairs(target, pairs.items())}
 
 
 def _records(
@@ -105,10 +108,15 @@ def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
 
     for pair in pairs:
         if pair.group is not None:
-            query, group = root(f"q{pair.query}"), root(f"g{pair.group}")
+            query, group = root(f"q{same_query(pair.query)}"), root(f"g{pair.group}")
             # The smaller name leads, so that the order of the records decides nothing.
             parent[max(query, group)] = min(query, group)
-    return lambda query: root(f"q{query}")[1:] if f"q{query}" in parent else query
+
+    def together(query: str) -> str:
+        name = same_query(query)
+        return root(f"q{name}")[1:] if f"q{name}" in parent else name
+
+    return together
 
 
 def _check_groups(pairs: dict[Split, PairColumns], path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from slmrank.data.records import MAX_GRADE, Pair, Split
 
@@ -54,13 +55,33 @@ class PairColumns(Sequence[Pair]):
         """A pair that says of its query and its job another thing than an earlier one."""
         if not len(self):
             return None
+        both, order = self._sorted()
+        grade, target = np.frombuffer(self._grade, np.int8), np.frombuffer(self._target)
+        says = np.where(np.isnan(target), grade / MAX_GRADE, target)[order]
+        other = (np.diff(both) == 0) & (np.diff(says) != 0)
+        return self._at(int(order[1:][other].min())) if other.any() else None
+
+    def drop_repeated(self) -> int:
+        """Keep the first of the pairs that have one query and one job; returns how many went."""
+        if not len(self):
+            return 0
+        both, order = self._sorted()
+        kept = np.ones(len(self), dtype=bool)
+        kept[order[1:][np.diff(both) == 0]] = False
+        if not kept.all():
+            for name, column in vars(self).items():
+                if isinstance(column, array):
+                    rest = np.array(column)[kept]
+                    setattr(self, name, array(column.typecode, rest.tobytes()))
+        return int((~kept).sum())
+
+    def _sorted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
+        """Query and job of every pair as one number, sorted, and the places that they come from;
+        of equal ones the first comes first."""
         queries, jobs = np.frombuffer(self._query, np.int32), np.frombuffer(self._job, np.int32)
         both = queries.astype(np.int64) << 32 | jobs
         order = np.argsort(both, kind="stable")
-        grade, target = np.frombuffer(self._grade, np.int8), np.frombuffer(self._target)
-        says = np.where(np.isnan(target), grade / MAX_GRADE, target)[order]
-        other = (np.diff(both[order]) == 0) & (np.diff(says) != 0)
-        return self._at(int(order[1:][other].min())) if other.any() else None
+        return both[order], order
 
     @overload
     def __getitem__(self, place: int) -> Pair: ...

@@ -8,11 +8,11 @@ arXiv 2510.22101 and 2502.14305).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job, Pair
-from slmrank.data.words import STOP_WORDS
+from slmrank.data.words import STOP_WORDS, same_query
 
 FOUND, DRAWN = 4, 4  # jobs of a query: BM25's best, and any
 KIND = "unlabelled"
@@ -20,22 +20,29 @@ RUN = 3  # most words of a query out of a description
 
 
 def unlabelled_pairs(
-    jobs: Mapping[str, Job], judged: Sequence[Pair], queries: int, seed: int, *, known: set[str]
+    jobs: Mapping[str, Job],
+    judged: Sequence[Pair],
+    queries: int,
+    seed: int,
+    *,
+    known: Iterable[str],
+    usable: Callable[[str], bool] = lambda _: True,
 ) -> list[Pair]:
-    """Pairs of at most so many queries, over the jobs of `judged`. None of the `known` queries, in
-    lower case, is among them, those of dev and test included: what is held back stays so. Their
-    grade says nothing."""
+    """Pairs of at most so many `usable` queries, over the jobs of `judged`. None of the `known`
+    queries is among them, however it is spelled, those of dev and test included: what is held back
+    stays so. Their grade says nothing."""
     shown = {job_id: jobs[job_id] for job_id in sorted({pair.job_id for pair in judged})}
-    asked = set(known)
+    asked = {same_query(query) for query in known}
     rng = random.Random(seed)
     index = Bm25(shown)
     pairs: list[Pair] = []
     for query in _queries(list(shown.values()), rng):
         if queries <= 0:
             break
-        if query in asked:
+        name = same_query(query)
+        if name in asked or not usable(query):
             continue
-        asked.add(query)
+        asked.add(name)
         queries -= 1
         found = [*index.top(query, FOUND), *rng.sample(list(shown), min(DRAWN, len(shown)))]
         pairs += [

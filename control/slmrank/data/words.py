@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 _WORD = re.compile(r"[^\W_]+")
@@ -18,9 +19,19 @@ def words_of(text: str) -> list[str]:
     return [part for word in _WORD.findall(text.lower()) for part in _parts(word)]
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether any of it is in a script that is written without spaces between words."""
+    return _UNSPACED.search(text) is not None
+
+
+def same_query(query: str) -> str:
+    """What spellings of one query have in common: their words in one case and one form."""
+    return " ".join(unicodedata.normalize("NFKC", query).split()).casefold()
+
+
 @lru_cache(maxsize=65_536)
 def _parts(word: str) -> tuple[str, ...]:
-    if not _UNSPACED.search(word):
+    if not is_unspaced(word):
         return (_stem(word),)
     return tuple(word[start : start + 2] for start in range(max(len(word) - 1, 1)))
 

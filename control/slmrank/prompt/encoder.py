@@ -117,6 +117,15 @@ class PromptEncoder:
             )
         return np.concatenate([self._head, ids, self._tail])
 
+    def takes(self, query: str) -> bool:
+        """Whether a query is short enough; a word out of a text may be an address, or a paragraph
+        in a script without spaces."""
+        try:
+            self.prefix(query)
+        except InvalidQuery:
+            return False
+        return True
+
     def body(self, text: str) -> Ids:
         """Ids of a job text, whole but for the white space around it; this is what the summary
         store keeps."""

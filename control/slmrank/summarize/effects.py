@@ -31,7 +31,9 @@ MAX_PHRASES = 32
 MAX_TOKENS = 24
 SEED = 0
 Embeddings = npt.NDArray[np.float32]
-_CLAUSE_END = re.compile(r"[,;:()\n\u2022]|\.\s|\s(?:and|or)\s")
+_CLAUSE_END = re.compile(
+    r"[,;:()\n\u2022\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]|\.\s|\s(?:and|or)\s"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weig
 
     A phrase of n words that are no stop words has the features sum(words) / sqrt(n), a word the
     mean of its tokens' embeddings, whitened along the directions of most variance. Linear
-    throughout, so that a token's weight is all that is kept.
+    throughout, so that a token's weight is all that is kept. Raises DataError without a phrase.
     """
     centred = table - table.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(centred, rowvar=False))
@@ -106,6 +106,11 @@ def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weig
             summed = sum(reduced[ids].mean(axis=0) for ids in encode(words))
             features.append(summed / np.sqrt(len(words)))
             targets.append(np.clip(one.effect, -MAX_EFFECT, MAX_EFFECT))
+    if not features:
+        raise DataError(
+            "the descriptions hold no phrase that the ranker could judge",
+            "use summarize.method salience",
+        )
     x, y = np.array(features), np.array(targets)
     middle, mean = x.mean(axis=0), y.mean()
     gram = (x - middle).T @ (x - middle) + RIDGE * np.eye(x.shape[1])

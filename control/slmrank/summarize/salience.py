@@ -130,7 +130,8 @@ def chosen_sentences(
     jobs: Sequence[Job], salience: Salience, budget: int, encode: Encode
 ) -> list[str]:
     """Of each job, the sentences of the description that cover most in `budget` tokens, in their
-    order; the start of the longest one where none fits."""
+    order. Where these take less than half of it, the start of the longest one follows: a posting
+    may be one paragraph."""
     pieces = [sentences_of(job.description) for job in jobs]
     sizes = (len(ids) for ids in encode([one for sentences in pieces for one in sentences]))
     texts, left = [], []
@@ -146,10 +147,10 @@ def chosen_sentences(
             chosen_ones.pop()
             texts[place] = " ".join(chosen_ones)
             size = len(encode([texts[place]])[0])
-    return [
-        text or max(sentences, key=len, default="")
-        for text, sentences in zip(texts, pieces, strict=True)
-    ]
+        longest = max(pieces[place], key=len, default="")
+        if 2 * size < budget and longest not in chosen_ones:
+            texts[place] = f"{texts[place]} {longest}".strip()
+    return texts
 
 
 def _cover(words: list[set[str]], costs: list[int], salience: Salience, budget: int) -> list[int]:

@@ -6,18 +6,18 @@ import re
 from collections.abc import Callable, Sequence
 
 from slmrank.data.records import Job
-from slmrank.data.words import words_of
+from slmrank.data.words import is_unspaced, words_of
 from slmrank.summarize.summarizer import Encode, Summary
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-_BULLET = re.compile(r"^[\s\-*\u2022\u00b7\d.)]*(?=\w)")
+_BULLET = re.compile(r"^(?:[\s\-*\u2022\u00b7]+|\d{1,3}[.)\u3001]\s+|\d{1,3}\u3001)*(?=\w)")
 MIN_WORDS = 3
 
 
 def sentences_of(text: str) -> list[str]:
     """Sentences and list entries of a description, without bullets, in order."""
     pieces = (_BULLET.sub("", piece).strip() for piece in _SENTENCE_END.split(text))
-    kept = (piece for piece in pieces if not piece.endswith(":"))
+    kept = (piece for piece in pieces if not piece.endswith((":", "\uff1a")))
     return [piece for piece in kept if len(words_of(piece)) >= MIN_WORDS]
 
 
@@ -51,19 +51,28 @@ def within_budget(
 
 
 def cut_words(text: str, budget: int, encode: Encode) -> str:
-    """The first words of a text, as many as `budget` tokens hold."""
+    """The first words of a text, as many as `budget` tokens hold, and of the next one the first
+    characters where it is in a script without spaces or above the budget alone."""
+
+    def fits(text: str) -> bool:
+        return len(encode([text])[0]) <= budget
+
+    def most(count: int, first: Callable[[int], str]) -> str:
+        low, high = 0, count
+        while low < high:
+            middle = (low + high + 1) // 2
+            if fits(first(middle)):
+                low = middle
+            else:
+                high = middle - 1
+        return first(low)
+
     words = text.split()
-    joint = " "
-    most = min(len(words), budget)  # no word is less than one token
-    if words and len(encode(words[:1])[0]) > budget:
-        # One word above the budget: a script without spaces. Cut by characters.
-        words = list(words[0])
-        joint, most = "", len(words)
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(encode([joint.join(words[:middle])])[0]) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return joint.join(words[:low])
+    # No word is less than one token.
+    kept = most(min(len(words), budget), lambda count: " ".join(words[:count]))
+    after = words[len(kept.split()) :][:1]
+    if after and (is_unspaced(after[0]) or not fits(after[0])):
+        begun = f"{kept} {after[0]}".strip()
+        whole = len(kept)
+        kept = most(len(begun) - whole, lambda count: begun[: whole + count].rstrip())
+    return kept

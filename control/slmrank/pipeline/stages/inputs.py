@@ -43,10 +43,12 @@ def split_queries(
     decides, with so many queries among them that nobody judged."""
     labelled = read_labelled(making.inputs["data"].path)
     pairs = list(labelled.pairs[split])
-    if unlabelled:
-        known = {pair.query.lower() for one in SPLITS for pair in labelled.pairs[one]}
-        pairs += unlabelled_pairs(labelled.jobs, pairs, unlabelled, seed, known=known)
     encoder = checkpoint.encoder(full_tokens)
+    if unlabelled:
+        known = {pair.query for one in SPLITS for pair in labelled.pairs[one]}
+        pairs += unlabelled_pairs(
+            labelled.jobs, pairs, unlabelled, seed, known=known, usable=encoder.takes
+        )
     if full_tokens is not None:
         queries = encode_pairs(pairs, encoder, FullTextItems(encoder, labelled.jobs))
     else:
