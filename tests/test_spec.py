@@ -51,6 +51,9 @@ def test_the_value_is_named() -> None:
         ({"base": {"preset": ["x"]}}, "base.preset"),
         ({"evaluate": {"seed": -1}}, "got -1"),
         ({"finetune": {"shard": True, "tokens_at_once": 99}}, "leave tokens_at_once out"),
+        ({"finetune": {"adapter": "a", "lora": {"rank": 2}}}, "lora beside it does nothing"),
+        ({"finetune": {"patience": 2}}, "set dev_every"),
+        ({"prune": {"layers": 2}}, "prune.intermediate_size"),
     ],
 )
 def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) -> None:
@@ -58,7 +61,7 @@ def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) ->
 
 
 def test_a_width_that_is_no_multiple_of_64_names_its_neighbours() -> None:
-    message = broken({"prune": {"intermediate_size": 1000}}).message
+    message = broken({"prune": {"intermediate_size": 1000, "layers": 2}}).message
     assert "1000" in message
     assert "960 or 1024" in message
 

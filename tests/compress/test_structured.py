@@ -103,6 +103,15 @@ def test_a_recorded_pruning_gives_the_same_model(
     assert all(np.array_equal(a, b) for a, b in zip(again.neurons, record.neurons, strict=True))
     errors = figures["mean_relative_error"]
     assert errors["recorded"] == pytest.approx(errors["osscar"], abs=1e-4)
+    _, again = prune_model(
+        load_model(checkpoint),
+        [],
+        spec(damping=0.5),
+        lambda *_: None,
+        tokenizer_hash="t",
+        recorded=read,
+    )
+    assert again.damping == read.damping != 0.5  # what was used, and not what the spec says
 
 
 def test_states_in_a_file_give_the_same_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,16 @@ def test_calibration_error_by_hand() -> None:
     lists = [listing([0.3, 0.9], [1, 0])]
     assert ece_interval(lists, resamples(1, 100, 0)).value == pytest.approx((0.05 + 0.9) / 2)
     assert reliability(lists) == [(0.3, 0.25, 1), (0.9, 0.0, 1)]
+    # A judged p of 0.62 is no 0.5, which is its grade's.
+    judged = Listing(
+        scores=np.full(8, 0.62),
+        grades=np.full(8, 2.0),
+        targets=np.full(8, 0.62),
+        job_ids=tuple("abcdefgh"),
+    )
+    assert ece_interval([judged], resamples(1, 10, 0)).value == pytest.approx(0, abs=1e-12)
+    [moved] = align([judged], [replace(judged, job_ids=tuple("hgfedcba"))])
+    assert moved.wanted.tolist() == judged.wanted.tolist()
     rng = np.random.default_rng(3)
     p = rng.random(20_000)
     honest = listing(list(p), list(4 * (rng.random(20_000) < p)))

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from slmrank.cli.evaluate import queries_of
+from slmrank.data.labelled import read_labelled
+from slmrank.evaluate.metrics import Listing
+from slmrank.evaluate.table import ScoredRow
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.quality import plan_quality
-from slmrank.pipeline.score_step import score_step
+from slmrank.pipeline.quality import asked_in_training, plan_quality
+from slmrank.pipeline.score_step import OWN, score_step
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import load_spec
 
@@ -72,6 +77,21 @@ def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
     page = Path(answer["page"]).read_text()
     for text in ("pruned + recovered", "pilot wanted", "nurse 0", "<svg", "headline (1)"):
         assert text in page
+
+
+@pytest.mark.slow
+def test_queries_of_a_set_that_were_trained_on_are_counted(tiny: TinyBundle, spec: Path) -> None:
+    """A set that is cut with another seed is tested on what was trained."""
+    bundle = Bundle(load_spec(spec))
+    data = run(bundle.data, tiny.store)
+    trained = [pair.query for pair in read_labelled(data.path).pairs["train"]]
+    asked = [f" {trained[0].upper()}  ", trained[0], trained[-1], "never asked"]
+    listings = [Listing(scores=np.ones(1), grades=np.ones(1), query=one) for one in asked]
+    rows = [ScoredRow(name="a", text="b", listings=listings)]
+    distinct = len({trained[0].lower(), trained[-1].lower()})
+    assert asked_in_training(bundle, tiny.store, rows) == distinct
+    assert f"{distinct} of its queries were TRAINED ON" in queries_of("trades", "test", distinct)
+    assert queries_of(OWN, "dev") == "dev queries"
 
 
 @pytest.mark.long

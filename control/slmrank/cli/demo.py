@@ -204,7 +204,7 @@ def _show(
         f"{parity['mean_abs_dp']:.4f}, largest {parity['max_abs_dp']:.3f}, "
         f"{parity['pair_order']:.1%} of pairs ordered alike\n"
     )
-    show_quality(rows, few)
+    show_quality(rows, few, "unseen queries")
     for one in report["ranked"]:
         print_table(
             f"top {SHOWN_JOBS} for: {one['query']}",

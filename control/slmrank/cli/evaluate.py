@@ -20,6 +20,7 @@ from slmrank.evaluate.table import QualityRow
 from slmrank.pipeline.quality import (
     NAMES,
     REFERENCE,
+    asked_in_training,
     measure_quality,
     plan_quality,
     quality_tables,
@@ -74,25 +75,26 @@ def evaluate_command(
         jobs = JobFile(opened.store.path(data.kind, data.key) / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        title = f"Ranking quality of {opened.bundle.spec.name} on {_set_name(name)}"
+        trained_on = 0 if name == OWN else asked_in_training(opened.bundle, opened.store, scored)
+        asked = queries_of(name, opened.bundle.spec.evaluate.split, trained_on)
+        title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
         write_atomic(page, quality_page(title, rows, scored, jobs))
         results[name] = {
             "rows": [row.as_dict() for row in rows],
             "full_text": [row.as_dict() for row in few],
             "page": str(page),
+            "queries_trained_on": trained_on,
         }
         if not as_json:
-            show_quality(rows, few, name)
+            show_quality(rows, few, asked)
             click.echo(f"page: {page}")
     if as_json:
         print_json(results[on[0] if on else OWN] if len(results) == 1 else {"sets": results})
 
 
-def show_quality(rows: list[QualityRow], few: list[QualityRow], on: str = OWN) -> None:
-    """The quality tables on stdout."""
-    title = f"quality on {rows[0].queries} unseen queries, {rows[0].pairs} pairs"
-    if on != OWN:
-        title = f"quality on {on}: {rows[0].queries} queries, {rows[0].pairs} pairs"
+def show_quality(rows: list[QualityRow], few: list[QualityRow], asked: str) -> None:
+    """The quality tables on stdout; `asked` says of whose queries."""
+    title = f"quality on {asked}: {rows[0].queries} queries, {rows[0].pairs} pairs"
     compared = f"(delta and |dp| against '{NAMES[REFERENCE]}')"
     print_table(f"{title} {compared}", QUALITY_COLUMNS, quality_cells(rows))
     if rows[0].kinds:
@@ -106,5 +108,10 @@ def show_quality(rows: list[QualityRow], few: list[QualityRow], on: str = OWN) -
         )
 
 
-def _set_name(name: str) -> str:
-    return "its own unseen queries" if name == OWN else name
+def queries_of(name: str, split: str, trained_on: int = 0) -> str:
+    """What a table's queries are, in words: dev chose the checkpoint, and is not unseen."""
+    if name == OWN:
+        return "unseen queries" if split == "test" else f"{split} queries"
+    if trained_on:
+        return f"{name} ({trained_on} of its queries were TRAINED ON)"
+    return name

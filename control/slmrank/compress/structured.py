@@ -89,7 +89,7 @@ def prune_model(
         tokenizer_hash=tokenizer_hash,
         layers_before=network.config.num_hidden_layers,
         intermediate_size_before=network.config.intermediate_size,
-        damping=spec.damping,
+        damping=recorded.damping if recorded else spec.damping,
         layers=tuple(layers),
         neurons=tuple(kept),
         kv_heads=tuple(heads) if heads else None,

@@ -22,13 +22,21 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One query's items: scores and grades, both [N], and whose they are."""
+    """One query's items: scores and grades, both [N], and whose they are. `targets` are the p that
+    were judged, where these are more exact than grade / 4."""
 
     scores: Vector
     grades: Vector
+    targets: Vector | None = None
     query: str = ""
     job_ids: tuple[str, ...] = ()
     kind: str = ""
+
+    @property
+    def wanted(self) -> Vector:
+        """The p that each item should have, [N]."""
+        found: Vector = self.grades / MAX_GRADE if self.targets is None else self.targets
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +135,7 @@ def order_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> 
 
 
 def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
-    """(mean p, mean grade / 4, pairs) of every tenth of [0, 1] that holds a pair."""
+    """(mean p, mean judged p, pairs) of every tenth of [0, 1] that holds a pair."""
     points = []
     for summed_p, summed_target, count in _tenths(listings).sum(axis=0):
         if count:
@@ -136,8 +144,8 @@ def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
 
 
 def ece_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
-    """Expected calibration error of p against grade / 4 over ten bins (Guo et al., ICML 2017), with
-    its interval. Scores must be probabilities."""
+    """Expected calibration error of p against what was judged, a target or grade / 4, over ten bins
+    (Guo et al., ICML 2017), with its interval. Scores must be probabilities."""
     cells = _tenths(listings)
 
     def error(summed: Vector) -> Vector:
@@ -149,11 +157,11 @@ def ece_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> In
 
 
 def _tenths(listings: Sequence[Listing]) -> Vector:
-    """Sums of p and of grade / 4, and the number of pairs, by query and tenth: [N, 10, 3]."""
+    """Sums of p and of judged p, and the number of pairs, by query and tenth: [N, 10, 3]."""
     cells = np.zeros((len(listings), 10, 3))
     for place, one in enumerate(listings):
         tenth = np.clip((one.scores * 10).astype(int), 0, 9)
-        values = np.stack([one.scores, one.grades / MAX_GRADE, np.ones(len(tenth))], axis=1)
+        values = np.stack([one.scores, one.wanted, np.ones(len(tenth))], axis=1)
         np.add.at(cells[place], tenth, values)
     return cells
 
@@ -206,6 +214,7 @@ def align(listings: Sequence[Listing], reference: Sequence[Listing]) -> list[Lis
                 found,
                 scores=found.scores[order],
                 grades=found.grades[order],
+                targets=found.wanted[order],
                 job_ids=wanted.job_ids,
             )
         )

@@ -86,7 +86,7 @@ def quality_page(
     note = (
         f"{rows[0].queries} queries, {rows[0].pairs} pairs. Intervals: 95 %, bootstrap over "
         "queries; differences on the same resamples. order: share of pairs of different grade in "
-        "the right order. ECE: p against grade / 4, ten bins."
+        "the right order. ECE: p against the judged p (a target, or grade / 4), ten bins."
     )
     parts = [f'<p class="note">{escape(note)}</p>']
     cells = quality_cells(rows, intervals=True)
@@ -99,7 +99,7 @@ def quality_page(
         for one in scored
         if one.probabilistic
     ]
-    parts.append("<h2>Reliability: mean grade / 4 by mean p</h2>" + _reliability_plot(curves))
+    parts.append("<h2>Reliability: mean judged p by mean p</h2>" + _reliability_plot(curves))
     worst = scored[-1]
     parts.append(f"<h2>The worst {WORST} queries of: {escape(worst.name)}</h2>")
     parts += [html_table(one) for one in worst_tables(worst.listings, jobs)]

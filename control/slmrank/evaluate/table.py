@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
     Interval,
@@ -94,6 +95,9 @@ def read_scores(path: Path) -> list[Listing]:
         Listing(
             scores=np.array([record["score"] for record in group], dtype=float),
             grades=np.array([record["grade"] for record in group], dtype=float),
+            targets=np.array(
+                [record.get("target", record["grade"] / MAX_GRADE) for record in group]
+            ),
             query=query,
             job_ids=tuple(record["job_id"] for record in group),
             kind=group[0].get("kind") or "",

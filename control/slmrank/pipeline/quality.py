@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.data.labelled import read_labelled
+from slmrank.data.words import same_query
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import OWN, Row, Text, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Step, Watcher, find_current, run
 
 NAMES: dict[Row, str] = {
     "bm25": "BM25",
@@ -87,6 +90,17 @@ def measure_quality(
         [scored(row, text, step) for (row, text), step in plan.rows.items()],
         [scored(row, text, step) for (row, text), step in plan.few_rows.items()],
     )
+
+
+def asked_in_training(bundle: Bundle, store: ArtifactStore, rows: Sequence[ScoredRow]) -> int:
+    """How many queries of an evaluation set the bundle's own training pairs hold, however they are
+    spelled: a set of another seed may be cut across them."""
+    data = find_current(bundle.data, store)
+    if data is None:
+        return 0
+    asked = {same_query(listing.query) for listing in rows[0].listings}
+    trained = (same_query(pair.query) for pair in read_labelled(data.path).pairs["train"])
+    return len(asked.intersection(trained))
 
 
 def quality_tables(

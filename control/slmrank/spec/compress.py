@@ -104,10 +104,11 @@ class PruneSpec(Section):
     """Structured pruning: whole layers go, then OSSCAR chooses among the MLP neurons and, where
     asked for, the heads of the others."""
 
+    # No defaults: what is two thirds of one model is all of another.
     intermediate_size: int = Field(
-        1024, ge=64, description="MLP neurons kept per layer; a multiple of 64"
+        ge=64, description="MLP neurons kept per layer; a multiple of 64"
     )
-    layers: int = Field(24, ge=1, description="layers kept")
+    layers: int = Field(ge=1, description="layers kept")
     kv_heads: int | None = Field(
         None,
         ge=1,

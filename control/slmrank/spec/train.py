@@ -90,6 +90,19 @@ class TrainSpec(Section):
     )
 
     @model_validator(mode="after")
+    def _without_effect(self) -> TrainSpec:
+        if self.adapter is not None and self.lora is not None:
+            raise ValueError(
+                "an adapter has its own rank and alpha: lora beside it does nothing; leave one out"
+            )
+        if self.patience is not None and self.dev_every is None:
+            raise ValueError(
+                "patience counts evaluations on dev, and there are none; set dev_every, or leave "
+                "patience out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_steps(self) -> TrainSpec:
         if self.shard and self.tokens_at_once is not None:
             raise ValueError(

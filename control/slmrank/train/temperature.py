@@ -58,7 +58,11 @@ def calibrate(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str
 
     def error(scale: float) -> float:
         listings = [
-            Listing(scores=probability(logits / scale), grades=4.0 * np.array(query.targets))
+            Listing(
+                scores=probability(logits / scale),
+                grades=np.array(query.grades, dtype=float),
+                targets=np.array(query.targets),
+            )
             for logits, query in zip(scored, queries, strict=True)
         ]
         return round(ece_interval(listings, resamples(len(listings), 1, 0)).value, 4)

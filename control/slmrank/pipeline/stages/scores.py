@@ -72,6 +72,8 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
                 "grade": pair.grade,
             }
             record["score"] = scores[pair.query, pair.job_id]
+            if pair.target is not None:
+                record["target"] = pair.target
             if pair.kind is not None:
                 record["kind"] = pair.kind
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
