@@ -27,6 +27,7 @@ from slmrank.client.client import RankClient
 from slmrank.client.request import build_inputs
 from slmrank.errors import ServerError, Unreachable
 from slmrank.load.record import read_record, record_path, write_record
+from slmrank.load.run import Subject
 from slmrank.pipeline.steps import in_order
 from slmrank.repository.generate import read_identity
 from slmrank.serving.server import ANY_PORTS, Server
@@ -313,12 +314,13 @@ def test_a_full_disk_for_a_point(small_disk: Path) -> None:
 )
 def test_a_full_disk_for_a_record(tiny_repository: Path, small_disk: Path) -> None:
     store, identity = ArtifactStore(small_disk), read_identity(tiny_repository)
-    write_record(store, identity)
+    subject = Subject(identity=identity, versions={}, tool="")
+    write_record(store, subject)
     path = record_path(store.root, identity)
     before = path.read_bytes()
     filler = fill(small_disk, 0)
     with pytest.raises(OSError, match="No space left"):
-        write_record(store, identity)
+        write_record(store, subject)
     assert path.read_bytes() == before
     assert read_record(path)["points"] == []
     assert [one.name for one in path.parent.iterdir()] == [path.name]

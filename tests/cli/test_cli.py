@@ -107,6 +107,10 @@ def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
     assert [row["kind"] for row in plan][-1] == "repository"
     assert {row["state"] for row in plan} == {"to be made"}
     assert not (tmp_path / "a").exists()
+    forced = ("data", tiny.spec, "--artifacts", tiny.artifacts, "--dry-run", "--json")
+    for more, state in (((), "cached"), (("--force",), "to be made")):
+        [row] = json.loads(control(*forced, *more).stdout)["plan"]
+        assert row["state"] == state
 
 
 @pytest.mark.long

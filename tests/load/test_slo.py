@@ -16,7 +16,7 @@ from slmrank.artifacts import ArtifactStore
 from slmrank.cli.options import open_spec
 from slmrank.errors import SweepError
 from slmrank.load.binary import PerfAnalyzer
-from slmrank.load.capacity import plan_capacity
+from slmrank.load.capacity import plan_capacity, slowest_cell
 from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, Point, PointInput
 from slmrank.load.record import read_record
@@ -128,6 +128,25 @@ def test_values_without_sense_are_refused() -> None:
         plan_capacity(-1, 1, ScalingSpec())
     with pytest.raises(SweepError, match="items/s per instance nan must be above 0"):
         plan_capacity(1, float("nan"), ScalingSpec())
+
+
+def test_the_slowest_kind_counts_and_one_that_never_meets_it_is_no_plan() -> None:
+    cell = {"items": 8, "tokens": 32, "limit_ms": 500, "percentile": 95}
+    slow = {**cell, "items": 64, "items_per_s_range": [30.0, 33.0]}
+    cells = [{**cell, "items_per_s_range": [40.0, 44.0]}, slow]
+    assert slowest_cell({"slo": cells}, "r", {}) == slow
+    never = {**slow, "items": 128, "items_per_s_range": None}
+    with pytest.raises(SweepError, match="128 items meet p95 <= 500 ms at no rate") as caught:
+        slowest_cell({"slo": [*cells, never]}, "r", {})
+    assert "--items" in caught.value.hint
+    assert slowest_cell({"slo": [*cells, never]}, "r", {"items": 64}) == slow
+    # Of another objective it says nothing.
+    assert slowest_cell({"slo": [*cells, {**never, "limit_ms": 50}]}, "r", {}) == slow
+
+
+def test_a_99th_percentile_needs_as_many_requests_above_it() -> None:
+    assert SloSpec().needed_requests == 80
+    assert SloSpec(percentile=99).needed_requests == 400
 
 
 def candidate(settings: dict[str, int], rate: float | None, spread: float = 1.0) -> Candidate:

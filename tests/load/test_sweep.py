@@ -39,6 +39,7 @@ from slmrank.load.points import (
     make_input,
     plan_points,
 )
+from slmrank.load.record import gather_record, record_path
 from slmrank.load.run import Bench, Running, Subject, estimate_s, find_point, run_sweep
 from slmrank.load.session import Session
 from slmrank.pipeline.bundle import Bundle
@@ -482,6 +483,41 @@ def test_a_sweep_of_a_running_server(control: Control, tiny: TinyBundle, tiny_se
 def session_of(tiny: TinyBundle, *items: int) -> Session:
     spec = change_spec(tiny.bundle.spec, {"sweep": {"items": list(items)}})
     return open_bundle_session(Bundle(spec), tiny.store)
+
+
+def test_another_server_or_machine_is_another_measurement(
+    tiny: TinyBundle, tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slmrank.load import session
+
+    monkeypatch.setattr(session, "_identity_of", lambda url, identity: identity)
+    store = ArtifactStore(tmp_path)
+
+    def opened(url: str | None = None) -> Session:
+        made = open_bundle_session(tiny.bundle, tiny.store, url=url)
+        return replace(made, store=store)
+
+    first = opened()
+    for task in first.tasks:
+        subject = first.subject
+        lineage = {
+            "settings": task.settings,
+            "inputs": subject.inputs(task.given),
+            "versions": {**subject.versions, "perf_analyzer": "v"},
+            "host": {},
+        }
+        key = subject.key("point", task.settings, task.given)
+        with store.create("point", key, lineage) as draft:
+            draft.figures.update({"verdict": "ok", "stable": True})
+    assert not opened().pending
+    for other in (opened("a:8001"), opened("b:8001")):
+        assert other.pending == other.tasks
+        assert gather_record(store, other.subject)["points"] == []
+    assert len(gather_record(store, first.subject)["points"]) == len(first.tasks)
+    monkeypatch.setattr(session, "what_computes", lambda: {"processor": "another"})
+    assert opened().pending
+    paths = {record_path(tmp_path, {}, url) for url in (None, "a:8001", "b:8001")}
+    assert len(paths) == 3
 
 
 def test_a_session_says_what_is_left(

@@ -11,7 +11,7 @@ import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import MissingDependencyError
 from slmrank.pipeline import steps
-from slmrank.pipeline.steps import Making, Step, in_order, run
+from slmrank.pipeline.steps import Making, Step, in_order, pending, run
 
 CALLS: list[str] = []
 
@@ -66,6 +66,35 @@ def test_a_finished_target_does_not_need_its_inputs(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "middle")
     run(chain(), store)
     assert len(CALLS) == 3
+
+
+def test_nothing_behind_a_current_input_is_made_again(tmp_path: Path) -> None:
+    """Cleaning an old input is no reason to train anew what was made from it."""
+    store = ArtifactStore(tmp_path)
+    before = run(chain(), store)
+    shutil.rmtree(tmp_path / "first")
+    step = chain()
+    last = replace(step, settings={"new": 1}, inputs={"middle": step.inputs["middle"]})
+    assert [one.kind for one in pending(last, store)] == ["last"]
+    CALLS.clear()
+    run(last, store)
+    assert CALLS == ["last"]
+    assert pending(step, store) == []
+    assert [one.kind for one in pending(step, store, force=True)] == ["first", "last"]
+    assert run(step, store).digest == before.digest
+
+
+def test_what_an_input_that_was_made_again_makes_stale_is_made_too(tmp_path: Path) -> None:
+    """`middle` is current as long as `first` is missing, and is not any more once that is made."""
+    store, contents = ArtifactStore(tmp_path), iter(["once", "again"])
+    step = chain(lambda: next(contents))
+    run(step, store)
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(tmp_path / "last")
+    CALLS.clear()
+    run(step, store)
+    assert CALLS == ["first", "middle", "last"]
+    assert pending(step, store) == []
 
 
 def test_a_later_process_takes_part_by_force_and_waits_for_nothing_that_is_made(

@@ -94,7 +94,7 @@ def build_command(
         return
     opened = open_spec(source, overrides, target, artifacts)
     if dry_run:
-        show_plan([opened.bundle.engine], opened.store, as_json=as_json)
+        show_plan([opened.bundle.engine], opened.store, as_json=as_json, force=force)
         return
     artifact = opened.run(opened.bundle.engine, force=force, device=device)
     if not opened.bundle.target.compiled_elsewhere:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.pipeline.steps import Step, find_current, in_order
+from slmrank.pipeline.steps import Step, in_order, pending
 
 PLAIN_PAUSE_S = 15.0
 
@@ -72,7 +72,7 @@ class StepDisplay:
     def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None:
         self.close()
         label = f"{step.kind} {artifact.key[:8]}"
-        if f"{step.kind}/{artifact.key}" not in self._shown:
+        if not cached or f"{step.kind}/{artifact.key}" not in self._shown:
             self._shown.add(f"{step.kind}/{artifact.key}")
             self.timings.append((step.title, artifact.seconds, cached))
             how = "cached" if cached else f"made in {artifact.seconds:.1f} s"
@@ -88,15 +88,25 @@ class StepDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_plan(steps: Iterable[Step], store: ArtifactStore, *, as_json: bool) -> None:
+def show_plan(
+    steps: Iterable[Step], store: ArtifactStore, *, as_json: bool, force: bool = False
+) -> None:
     """What running these steps would do."""
-    needed = {f"{step.kind}/{step.key}": step for last in steps for step in in_order(last)}
+    lasts = list(steps)
+    needed = {f"{step.kind}/{step.key}": step for last in lasts for step in in_order(last)}
+    made = {one.key for last in lasts for one in pending(last, store, force=force)}
+
+    def state_of(step: Step) -> str:
+        if step.key in made:
+            return "to be made"
+        return "cached" if store.find(step.kind, step.key) else "not needed"
+
     rows = [
         {
             "step": step.title,
             "kind": step.kind,
             "key": step.key,
-            "state": "cached" if find_current(step, store) else "to be made",
+            "state": state_of(step),
             "path": str(store.path(step.kind, step.key)),
             "settings": dict(step.settings),
         }

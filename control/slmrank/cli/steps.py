@@ -38,7 +38,7 @@ def _verb(
     def command(opened: Opened, force: bool, device: str, dry_run: bool, as_json: bool) -> None:
         step = choose(opened.bundle)
         if dry_run:
-            show_plan([step], opened.store, as_json=as_json)
+            show_plan([step], opened.store, as_json=as_json, force=force)
             return
         show_artifact(opened.run(step, force=force, device=device), as_json=as_json)
 

@@ -70,7 +70,7 @@ def summarize_command(
         if isinstance(source, Path):
             raise click.UsageError("a repository has its summaries; give --jobs and --out")
         if dry_run:
-            show_plan([source.bundle.summaries], source.store, as_json=as_json)
+            show_plan([source.bundle.summaries], source.store, as_json=as_json, force=force)
             return
         made = source.run(source.bundle.summaries, force=force, device=device)
         show_artifact(made, as_json=as_json)
@@ -84,7 +84,7 @@ def summarize_command(
         kit = kit_of_repository(source)
     else:
         if dry_run:
-            show_plan([source.bundle.summarizer], source.store, as_json=as_json)
+            show_plan([source.bundle.summarizer], source.store, as_json=as_json, force=force)
             return
         source.run(source.bundle.summarizer, force=force, device=device)
         kit = kit_of_bundle(source.bundle, source.store)

@@ -57,7 +57,7 @@ def train_summarizer_command(
     spec = change_spec(opened.bundle.spec, {"summarize": {"method": METHOD}})
     bundle = Bundle(spec)
     if dry_run:
-        show_plan([bundle.summarizer], opened.store, as_json=as_json)
+        show_plan([bundle.summarizer], opened.store, as_json=as_json, force=force)
         return
     require_trl()  # better now than after the ranker was trained
     made = opened.run(bundle.summarizer, force=force, device=device)

@@ -85,19 +85,27 @@ def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[s
     """The cell with the lowest rate among those whose values are the `wanted` ones: which kind of
     request comes is not ours to choose. Its lower end of the measured spread is what counts.
 
-    Raises SweepError when there is none.
+    Raises SweepError when there is none, and for a kind of request that meets the same objective at
+    no rate: no number of replicas helps it.
     """
     cells = [
-        cell
-        for cell in record["slo"]
-        if cell["items_per_s_range"] and all(cell[key] == value for key, value in wanted.items())
+        cell for cell in record["slo"] if all(cell[key] == value for key, value in wanted.items())
     ]
-    if not cells:
+    held = [cell for cell in cells if cell["items_per_s_range"]]
+    if not held:
         asked = ", ".join(f"{key} {value}" for key, value in wanted.items()) or "any objective"
         raise SweepError(
             f"{name} holds no rate for {asked}", "run `control slo` with that objective first"
         )
-    slowest: dict[str, Any] = min(cells, key=lambda cell: cell["items_per_s_range"][0])
+    slowest: dict[str, Any] = min(held, key=lambda cell: cell["items_per_s_range"][0])
+    for cell in cells:
+        same = all(cell[key] == slowest[key] for key in ("limit_ms", "percentile"))
+        if same and not cell["items_per_s_range"]:
+            raise SweepError(
+                f"{name}: requests of {cell['items']} items meet p{cell['percentile']:g} <= "
+                f"{cell['limit_ms']:g} ms at no rate",
+                "raise the objective, or leave them out: give --items and --tokens of the others",
+            )
     return slowest
 
 

@@ -127,6 +127,13 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def what_computes() -> dict[str, str]:
+    """Of the machine's facts those that decide a rate: an artifact folder may be carried on."""
+    facts = host_facts()
+    gpus = ", ".join(gpu["name"] for gpu in facts["gpus"])
+    return {"processor": facts["processor"], "cores": str(facts["cores"]), "gpus": gpus}
+
+
 def load_average() -> list[float]:
     """What else the machine did over 1, 5 and 15 minutes; asked at every point."""
     return [round(one, 2) for one in os.getloadavg()]

@@ -12,7 +12,7 @@ from typing import Any
 from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
 from slmrank.errors import SweepError
 from slmrank.hashing import hash_value
-from slmrank.load.run import DRIFT_REPEAT, identity_key
+from slmrank.load.run import DRIFT_REPEAT, Subject, identity_key
 from slmrank.load.run import KIND as POINT
 from slmrank.load.slo import KIND as SLO
 
@@ -24,27 +24,34 @@ _POINT = (*CELL, "load", "stable")
 _RATE = (*CELL, "limit_ms", "percentile")
 
 
-def record_path(root: Path, identity: Mapping[str, str]) -> Path:
-    """Where the record of a served configuration is kept."""
+def record_path(root: Path, identity: Mapping[str, str], url: str | None = None) -> Path:
+    """Where the record of a served configuration is kept: on servers of our own, or on a given
+    one."""
     name = identity.get("bundle", "server")
-    return root / FOLDER / f"{name}-{hash_value(dict(identity))[:8]}.json"
+    named = dict(identity) if url is None else {**identity, "server": url}
+    return root / FOLDER / f"{name}-{hash_value(named)[:8]}.json"
 
 
-def write_record(store: ArtifactStore, identity: Mapping[str, str]) -> Path:
-    """Gather what the store holds of a served configuration and write it; returns the file."""
-    path = record_path(store.root, identity)
+def write_record(store: ArtifactStore, subject: Subject) -> Path:
+    """Gather what the store holds of a subject and write it; returns the file."""
+    path = record_path(store.root, subject.identity, subject.versions.get("server"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(gather_record(store, identity), indent=1) + "\n")
+    write_atomic(path, json.dumps(gather_record(store, subject), indent=1) + "\n")
     return path
 
 
-def gather_record(store: ArtifactStore, identity: Mapping[str, str]) -> Record:
-    """The newest measurement of every cell and load, without confirmation runs."""
-    served = identity_key(identity)
+def gather_record(store: ArtifactStore, subject: Subject) -> Record:
+    """The newest measurement of every cell and load, without confirmation runs; of this subject,
+    on this machine or this server, alone."""
+    served, identity = identity_key(subject.identity), subject.identity
 
     def measured(kind: str) -> list[Artifact]:
-        found = store.all(kind)
-        return [one for one in found if one.manifest["inputs"]["served"] == served]
+        return [
+            one
+            for one in store.all(kind)
+            if one.manifest["inputs"]["served"] == served
+            and subject.versions.items() <= one.manifest.get("versions", {}).items()
+        ]
 
     points: dict[str, Artifact] = {}
     repeats: dict[str, Artifact] = {}

@@ -54,7 +54,8 @@ OpenServer = Callable[[], AbstractContextManager[Running]]
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What is measured, by what: the server's description of itself, the versions of what runs it
-    (another runtime is another measurement), and the tool."""
+    (another runtime, another machine, or another server where one is given, is another
+    measurement), and the tool."""
 
     identity: Mapping[str, str]
     versions: Mapping[str, str]

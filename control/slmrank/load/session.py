@@ -18,7 +18,7 @@ from slmrank.client.client import RankClient
 from slmrank.data.records import LabelledSet
 from slmrank.errors import SweepError
 from slmrank.load.binary import find_perf_analyzer
-from slmrank.load.evidence import require_ready
+from slmrank.load.evidence import require_ready, what_computes
 from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, PointInput, Pool, make_input, plan_points
 from slmrank.load.record import write_record
@@ -68,7 +68,7 @@ class Session:
 
     @property
     def _measuring(self) -> Measuring:
-        return Measuring(spec=self.spec, min_requests=self.spec.slo.requests)
+        return Measuring(spec=self.spec, min_requests=self.spec.slo.needed_requests)
 
     @property
     def pending(self) -> list[Task]:
@@ -78,7 +78,7 @@ class Session:
     def sweep(self, progress: Progress) -> tuple[list[Artifact], Path]:
         """Measure every point; returns them in order, and the record's file."""
         points = run_sweep(self.tasks, self.store, self.subject, self.server, progress)
-        return points, write_record(self.store, self.subject.identity)
+        return points, write_record(self.store, self.subject)
 
     def slo(self, report: Callable[[str], None]) -> tuple[list[Artifact], Path]:
         """Search the rate at the objective of every cell; returns what was found, and the
@@ -90,7 +90,7 @@ class Session:
             with open_bench(self.store, self.subject, self.server) as bench:
                 bench.warm_up(self.cells[0])
                 found = [find_slo(bench, task, slo, report) for task in self.cells]
-        return found, write_record(self.store, self.subject.identity)
+        return found, write_record(self.store, self.subject)
 
     def _tasks(self, loads: Sequence[Load], measuring: Measuring) -> list[Task]:
         stored = self.spec.texts == "store"
@@ -133,10 +133,12 @@ def open_session(
     SweepError when a running server serves another tokenizer or template.
     """
     identity = read_identity(repository)
-    versions = {name: installed_version(name) or "none" for name in runtime}
     if url is not None:
-        identity = _identity_of(url, identity)
-        versions = {}
+        # Another server of the same engine is another measurement.
+        identity, versions = _identity_of(url, identity), {"server": url}
+    else:
+        versions = {name: installed_version(name) or "none" for name in runtime}
+        versions |= what_computes()
     for setting, what in NOT_MEASURED.items():
         if setting in identity:
             raise SweepError(

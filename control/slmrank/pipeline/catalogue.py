@@ -108,7 +108,7 @@ def summarize_catalogue(kit: Kit, source: str, target: str, **how: Any) -> dict[
     """Summaries of the jobs of `source` (Parquet; path or url) below `target`; `how` as `run_parts`
     takes it. Raises DataError with file and row for what is no job."""
     make_worker = partial(SummaryWorker, kit, source)
-    return run_parts(make_worker, plan_parts(Place(source)), target, **how)
+    return run_parts(make_worker, plan_parts(Place(source)), source, target, **how)
 
 
 def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[tuple[str, Ids]]]]:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from slmrank.data.parts import Part, Place, done_parts, drop_part, mark_done
@@ -39,16 +40,18 @@ def output_of(target: str, identity: dict[str, Any]) -> Place:
 def run_parts(
     make_worker: Callable[[], PartWorker],
     parts: Sequence[Part],
+    source: str,
     target: str,
     *,
     on: str = LOCAL,
     workers: int = 1,
     told: Told = lambda _done, _total: None,
 ) -> dict[str, Any]:
-    """Do the parts that are not done; returns figures.
+    """Do the parts of a table that are not done; returns figures.
 
     `on`: `local`, one process; `ray`, actors on a Ray of this machine; or `ray://HOST:PORT`.
-    `make_worker` runs in each of them. Raises what a worker raises; what was finished stays.
+    `make_worker` runs in each of them. Raises what a worker raises; what was finished stays. Raises
+    DataError where the output of another table stands: its parts would be dropped.
     """
     own = make_worker()
     out = output_of(target, own.identity)
@@ -58,11 +61,18 @@ def run_parts(
     total = sum(part.rows for part in parts)
     new = sum(part.rows for part in left)
     names = [part.name for part in parts]
-    manifest = {"identity": own.identity, "rows": total, "parts": names}
+    url = source if "://" in source else str(Path(source).resolve())
+    manifest = {"identity": own.identity, "source": url, "rows": total, "parts": names}
     text = json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
     # What is no longer asked for, as the jobs of a file that was deleted, must not be read.
     before = out.read(MANIFEST)
-    for name in set((_parsed(before) or {}).get("parts", ())) - set(names):
+    known = _parsed(before) or {}
+    if known.get("source", url) != url:
+        raise DataError(
+            f"{out.url} holds the output of {known['source']}, whose place {url}'s would take",
+            "give another --out, or delete that folder",
+        )
+    for name in set(known.get("parts", ())) - set(names):
         drop_part(out, name)
     whole = not left and before == text
     if not whole:

@@ -109,4 +109,4 @@ def score_catalogue(
         run(step, store)
     spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
     parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
-    return run_parts(partial(ScoreWorker, spec, root, queries), parts, target, **how)
+    return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)

@@ -114,6 +114,22 @@ def in_order(step: Step) -> list[Step]:
     return list(ordered.values())
 
 
+def pending(step: Step, store: ArtifactStore, *, force: bool = False) -> list[Step]:
+    """What a run has to make, inputs first: the step where it is missing, made of other inputs, or
+    forced, and likewise what it is made from. What stands behind something current may have been
+    cleaned away, and is not made again."""
+    ordered: dict[str, Step] = {}
+
+    def visit(current: Step, again: bool) -> None:
+        if again or find_current(current, store) is None:
+            for before in current.inputs.values():
+                visit(before, again=False)
+            ordered.setdefault(f"{current.kind}/{current.key}", current)
+
+    visit(step, force)
+    return list(ordered.values())
+
+
 def run(
     step: Step,
     store: ArtifactStore,
@@ -126,18 +142,19 @@ def run(
     watching = watcher or Silent()
     if not is_first():
         return _follow(step, store, force, device)
-    found = None if force else find_current(step, store)
-    if found is not None:
-        # What it was made from may have been cleaned away; that is no reason to make it again.
-        for before in in_order(step)[:-1]:
-            earlier = store.find(before.kind, before.key)
-            if earlier is not None:
-                watching.finished(before, earlier, cached=True)
-        watching.finished(step, found, cached=True)
-        return found
-    for before in in_order(step)[:-1]:
-        _ensure(before, store, watching, force=False, device=device)
-    return _ensure(step, store, watching, force=force, device=device)
+    missing = pending(step, store, force=force)
+    to_make = {(one.kind, one.key) for one in missing}
+    for before in in_order(step):
+        earlier = store.find(before.kind, before.key)
+        if earlier is not None and (before.kind, before.key) not in to_make:
+            watching.finished(before, earlier, cached=True)
+    # What was made again may have other content, and make stale what was current.
+    while missing:
+        if missing[0] is step:
+            return _ensure(step, store, watching, force=force, device=device)
+        _ensure(missing[0], store, watching, force=False, device=device)
+        missing = pending(step, store, force=force)
+    return store.read(step.kind, step.key)
 
 
 def find_current(step: Step, store: ArtifactStore) -> Artifact | None:
@@ -175,21 +192,21 @@ def _ensure(
 def _follow(step: Step, store: ArtifactStore, force: bool, device: str) -> Artifact:
     """What a process that is not the first does: take part in what is made together, wait for the
     rest. The launcher ends it when the first one fails."""
-    found = find_current(step, store)
-    if found is not None and not (force and step.together):
-        return found  # its inputs may have been cleaned away, and the first one does not wait
-    for before in in_order(step):
-        again = force and before is step
-        if before.together and (again or find_current(before, store) is None):
-            inputs = _inputs(before, store)
+    again = force and step.together
+    while missing := pending(step, store, force=again):
+        [one, *after] = missing
+        if one.together:
+            inputs = _inputs(one, store)
             with tempfile.TemporaryDirectory() as scratch:
-                work = store.work(before.kind, before.key)
-                draft = Draft(path=Path(scratch), work=work, lineage={"settings": before.settings})
-                before.make(
+                work = store.work(one.kind, one.key)
+                draft = Draft(path=Path(scratch), work=work, lineage={"settings": one.settings})
+                one.make(
                     Making(draft=draft, inputs=inputs, watcher=Silent(), store=store, device=device)
                 )
-        while find_current(before, store) is None:
+        while find_current(one, store) is None:
             time.sleep(POLL_S)
+        if not after:
+            break
     return store.read(step.kind, step.key)
 
 
