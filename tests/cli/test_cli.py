@@ -113,6 +113,24 @@ def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
         assert row["state"] == state
 
 
+def test_a_result_never_takes_the_place_of_its_own_spec(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    """Tuning a tuned spec would leave a file that extends itself; what it extends, a circle."""
+    tuned = tmp_path / "a" / "sweeps" / "tiny-tuned.yaml"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text(f"extends: {tiny.spec}\nrepository: {{threads: 1}}\n")
+    above = tmp_path / "above.yaml"
+    above.write_text(f"extends: {tuned}\n")
+    for spec in (tuned, above):
+        done = control("tune", spec, "--artifacts", tmp_path / "a", "--dry-run")
+        assert "would be written to" in error_of(done, 2)
+    copied = tmp_path / "copied.yaml"
+    copied.write_text(tuned.read_text())
+    done = control("tune", copied, "--artifacts", tmp_path / "a", "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 def test_a_second_run_is_cached(control: Control, tiny: TinyBundle, tiny_repository: Path) -> None:
     started = time.monotonic()

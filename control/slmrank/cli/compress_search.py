@@ -80,6 +80,9 @@ def compress_search_command(
         click.echo(line, err=True)
 
     bundle, store = opened.bundle, opened.store
+    name = f"search-{bundle.spec.name}-{named}"
+    target = (out or store.root / "reports") / f"{name}.yaml"
+    opened.refuse_own_file(target)
     if dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
         show_plan([bundle.finetuned], store, as_json=as_json)
@@ -117,7 +120,6 @@ def compress_search_command(
             f"recovered in {rounds} rounds, the last with {search.steps} steps"
         )
         return
-    name = f"search-{bundle.spec.name}-{named}"
     show_page(
         opened,
         name,
@@ -132,7 +134,6 @@ def compress_search_command(
     if found.best is None:
         report(f"nothing that was tried loses at most {max_loss}: more --steps, or milder values")
         raise SystemExit(1)
-    target = (out or store.root / "reports") / f"{name}.yaml"
     choice = found.best.choice
     changes = search.changes(choice, found.best.steps)
     budget = {"summarize": {"budget_tokens": choice.budget_tokens}}

@@ -15,11 +15,12 @@ import click
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import StepDisplay
 from slmrank.client.replicas import Tls
+from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
 from slmrank.repository.generate import check_repository
-from slmrank.spec.reading import extending, load_spec, read_override
+from slmrank.spec.reading import extending, load_spec, read_chain, read_override
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)
@@ -93,6 +94,15 @@ class Opened:
     overrides: tuple[str, ...]
     bundle: Bundle
     store: ArtifactStore
+
+    def refuse_own_file(self, target: Path) -> None:
+        """Raises SpecError where a spec written to `target` would take the place of one that it
+        extends; to be asked before what it is written for takes hours."""
+        if target.resolve() in read_chain(self.path):
+            raise SpecError(
+                f"the result would be written to {target}, which {self.path} is or extends",
+                "copy that file elsewhere, and give the copy",
+            )
 
     def overlay(self, target: Path, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
         """The text of a spec at `target` that extends this one, as it was asked for, by changes."""

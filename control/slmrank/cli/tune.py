@@ -41,6 +41,8 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     given = bundle.spec.repository.settings()
     start: Settings = {name: int(given[name]) for name in EXPOSED}
     axes = _axes(chosen) or default_axes(usable_cores(), start)
+    path = store.root / FOLDER / f"{bundle.spec.name}-tuned.yaml"
+    opened.refuse_own_file(path)
     if dry_run:
         plan = {name: [start[name], *values] for name, values in axes.items()}
         if as_json:
@@ -61,7 +63,6 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     best = winner(found)
     if best.items_per_s is None:
         raise SweepError("no setting meets the objective at any rate", "raise sweep.slo.latency_ms")
-    path = store.root / FOLDER / f"{bundle.spec.name}-tuned.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     slo = bundle.spec.sweep.slo
     objective = f"p{slo.percentile} <= {slo.latency_ms:g} ms"

@@ -103,6 +103,16 @@ def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
     return _merged(below, loaded), folder
 
 
+def read_chain(path: Path) -> list[Path]:
+    """A spec file and those that it extends, resolved. The file is one that was read."""
+    files = [path.resolve()]
+    while True:
+        loaded = _OnceEachLoader(files[-1].read_text(encoding="utf-8")).get_single_data()
+        if loaded.get("extends") is None:
+            return files
+        files.append((files[-1].parent / str(loaded["extends"])).resolve())
+
+
 NULL_SAYS_NONE = ("finetune",)
 
 

@@ -370,6 +370,22 @@ def test_an_image_that_never_starts_is_rolled_back_within_the_deadline(
     assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == CPU_IMAGE
 
 
+def test_what_a_failed_release_added_goes_with_it(bench: Bench, server: ApiServer) -> None:
+    """A follower of the failed release would go on writing, or keep the status unhealthy."""
+    good = cpu(store_ports=[6379])
+    bench.apply(good)
+    before = {(one["kind"], one["metadata"]["name"]) for one in server.objects.values()}
+    bad(server, NEVER, "222222222222")
+    with pytest.raises(RolledBack):
+        bench.apply(second(store_ports=[6379], deploy={"watch": {"source": "redis-stream"}}))
+    server.advance(60)
+    after = {(one["kind"], one["metadata"]["name"]) for one in server.objects.values()}
+    assert {kind for kind, _ in after - before} <= {"ConfigMap", "ReplicaSet", "Event"}
+    assert not [name for _, name in after if "-watch" in name]
+    assert read_status(bench.deployer.cluster, good.place).healthy
+    assert any("removed, as revision 1 has none" in line for line in bench.lines)
+
+
 def test_an_engine_with_wrong_answers_never_gets_ready_and_is_rolled_back(
     bench: Bench, server: ApiServer
 ) -> None:

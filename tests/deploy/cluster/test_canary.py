@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from slmrank.deploy.cluster.api import ApiError
 from slmrank.deploy.cluster.canary import Canary, read_share
 from slmrank.deploy.cluster.records import list_records
 from slmrank.deploy.cluster.status import read_status
@@ -199,6 +200,29 @@ def test_abort_sends_the_calls_back_before_it_removes(
     assert weights(server) == {"slmrank-demo": 100}
     assert bench.serving() == {"0123456789ab"}
     with pytest.raises(Refused, match="no canary of demo serves"):
+        canary.abort(cpu().place)
+
+
+@pytest.mark.slow
+def test_an_end_that_stops_half_way_is_no_refusal(
+    bench: Bench, server: ApiServer, canary: Canary
+) -> None:
+    """Exit code 1 says that nothing has changed: the route has, and so has the stable release."""
+    bench.apply(cpu())
+    canary.start(second(), 10)
+    server.fail("DELETE", "/horizontalpodautoscalers/", 503, "away", count=99)
+    with pytest.raises(DeployFailed, match=r"revision 2 is promoted, but the canary is not"):
+        canary.promote(cpu().place, content)
+    assert weights(server) == {"slmrank-demo": 100}
+    # Nothing is left to be changed before the removal, which fails: that is a plain error.
+    with pytest.raises(ApiError, match="away"):
+        canary.abort(cpu().place)
+    server.faults.clear()
+    canary.abort(cpu().place)
+    assert objects_of(server, "canary") == set()
+    canary.start(cpu(), 10)
+    server.fail("DELETE", "/horizontalpodautoscalers/", 503, "away", count=99)
+    with pytest.raises(DeployFailed, match=r"the stable release gets all calls, but the canary"):
         canary.abort(cpu().place)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.ownership import owned_objects, prune
+from slmrank.deploy.cluster.ownership import owned_objects, prune, remove_additions
 from slmrank.deploy.cluster.plan import Planned, check_release, plan_objects
 from slmrank.deploy.cluster.records import (
     Record,
@@ -287,6 +287,13 @@ class Deployer:
             # Taken back by force: the manager that is in the way is ours, of a moment ago.
             self.cluster.apply(given, force=True)
         self.waiter.rollout(place.namespace, place.object_name, target.release, stale)
+        try:
+            removed = remove_additions(self.cluster, place, target.objects)
+        except ApiError as error:
+            self.report(f"what the other release added was not removed: {error.message}")
+            return
+        if removed:
+            self.report(f"removed, as revision {target.revision} has none: {', '.join(removed)}")
 
     def _timed_out(self, place: Place) -> str | None:
         live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)

@@ -82,7 +82,7 @@ class Canary:
             verdict = judge(release) if judge is not None else "not looked at"
             self.deployer.report(f"the canary's calls: {verdict}")
         done = self.deployer.apply(promoted)
-        removed = self._end(release, canary)
+        removed = self._end(release, canary, f"revision {done['revision']} is promoted")
         return {**done, "verdict": verdict, "removed": removed}
 
     def abort(self, place: Place) -> list[str]:
@@ -92,17 +92,30 @@ class Canary:
         """
         canary = replace(place, track="canary")
         _, release = self._recorded(canary, good_only=False)
-        return self._end(release, canary)
+        return self._end(release, canary, None)
 
-    def _end(self, release: Release, canary: Place) -> list[str]:
-        self._send(release, 0)
-        # Its pods go on for their preStop time: until then clients have heard of it.
-        return self.deployer.delete(canary)
+    def _end(self, release: Release, canary: Place, done: str | None) -> list[str]:
+        """Raises DeployFailed where it ends half-way: what is `done` before, or the route."""
+        try:
+            if self._send(release, 0) and done is None:
+                done = "the stable release gets all calls"
+            # Its pods go on for their preStop time: until then clients have heard of it.
+            return self.deployer.delete(canary)
+        except DeployFailed:
+            raise
+        except ControlError as error:
+            if done is None:
+                raise
+            raise DeployFailed(
+                f"{done}, but the canary is not removed: {error.message}",
+                "repeat the command, or `control deploy abort`",
+            ) from error
 
-    def _send(self, release: Release, percent: int) -> None:
+    def _send(self, release: Release, percent: int) -> bool:
+        """Set the share; returns whether it was another."""
         cluster = self.deployer.cluster
         if percent == 0 and read_share(cluster, release.place) == 0:
-            return
+            return False
         route = grpc_route(release, percent)
         try:
             cluster.apply(route, force=self.deployer.force_conflicts)
@@ -113,6 +126,7 @@ class Canary:
                 error.hint,
             ) from error
         self.deployer.report(f"the canary gets {percent} % of the calls through the Gateway")
+        return True
 
     def _recorded(self, canary: Place, *, good_only: bool = True) -> tuple[Record, Release]:
         """The newest record of a canary and its release."""

@@ -53,16 +53,48 @@ def prune(
     for record in list(newest.values())[:KEPT]:
         named.add(record.name)
         needed |= {identity(one)[1:] for one in record.objects if one["kind"] == "ConfigMap"}
-    removed = []
-    for given in owned_objects(cluster, place):
-        component = given["metadata"]["labels"].get(COMPONENT)
-        name = given["metadata"]["name"]
-        # What is applied beside the release, or made by a controller such as KEDA's, is not of it.
-        apart = component in ("smoke", "engine-build", "rerank", ROUTE)
-        if apart or given["metadata"].get("ownerReferences") or identity(given)[1:] in needed:
-            continue
-        if component == "release" and name in named:
-            continue
+    return _remove(
+        cluster,
+        [
+            given
+            for given in _of_releases(cluster, place)
+            if identity(given)[1:] not in needed
+            and not (_component(given) == "release" and given["metadata"]["name"] in named)
+        ],
+    )
+
+
+def remove_additions(cluster: Cluster, place: Place, contents: Sequence[Object]) -> list[str]:
+    """Remove what runs and is not in the contents, which are those of a release that was put back;
+    returns what. Records and ConfigMaps of the other one stay for a look at it."""
+    needed = {identity(given)[1:] for given in contents}
+    return _remove(
+        cluster,
+        [
+            given
+            for given in _of_releases(cluster, place)
+            if given["kind"] != "ConfigMap" and identity(given)[1:] not in needed
+        ],
+    )
+
+
+def _of_releases(cluster: Cluster, place: Place) -> list[Object]:
+    """Objects that releases brought: not what is applied beside them, or made by a controller such
+    as KEDA's."""
+    return [
+        given
+        for given in owned_objects(cluster, place)
+        if _component(given) not in ("smoke", "engine-build", "rerank", ROUTE)
+        and not given["metadata"].get("ownerReferences")
+    ]
+
+
+def _component(given: Object) -> str | None:
+    found: str | None = given["metadata"]["labels"].get(COMPONENT)
+    return found
+
+
+def _remove(cluster: Cluster, objects: Sequence[Object]) -> list[str]:
+    for given in objects:
         cluster.delete(given)
-        removed.append(f"{given['kind']} {name}")
-    return removed
+    return [f"{given['kind']} {given['metadata']['name']}" for given in objects]
