@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.client.client import RankClient
-from slmrank.client.request import build_inputs
+from slmrank.client.request import build_inputs, rows_of
 from slmrank.errors import ServerError, Unreachable
 from slmrank.load.record import read_record, record_path, write_record
 from slmrank.load.run import Subject
@@ -497,7 +497,7 @@ def test_clients_that_go_away(tiny_server: Server) -> None:
         channel = grpc.insecure_channel(tiny_server.url)
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name="rank")
-        for tensor in build_inputs("nurse shift", jobs):
+        for tensor in build_inputs("nurse shift", rows_of(jobs)):
             request.inputs.append(tensor._get_tensor())
             request.raw_input_contents.append(tensor._get_content())
         call = stub.ModelInfer.future(request)

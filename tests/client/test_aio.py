@@ -19,7 +19,7 @@ from slmrank.client.answer import Answer
 from slmrank.client.asked import Asked, ItemText
 from slmrank.client.client import RankClient
 from slmrank.client.replicas import Replica
-from slmrank.client.request import build_inputs, explain, split
+from slmrank.client.request import build_inputs, explain, rows_of, split
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -209,6 +209,64 @@ def test_a_slow_part_is_asked_once_more_and_the_first_answer_counts() -> None:
     assert asyncio.run(seconds([0.2, 0.0], [full()]))[1] == 2
 
 
+def late() -> InferenceServerException:
+    return InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
+
+
+def test_a_replica_that_misses_deadlines_is_passed_over() -> None:
+    """Hung, or on a machine that lost power: it gives no other sign, and took half of all calls."""
+
+    async def missed() -> int:
+        good, hung = Answering([]), Answering([late() for _ in range(99)])
+        client = asking(good, max_items=9, replicas=2)
+        client._replicas._known["127.0.0.1:2"] = Replica("127.0.0.1:2", hung)
+        count = 0
+        for _ in range(40):
+            try:
+                await client.score("q", ["7"])
+            except DeadlineExceeded:
+                count += 1
+        return count
+
+    assert asyncio.run(missed()) == 1
+
+
+def test_a_lower_limit_is_learnt_after_one_refusal() -> None:
+    async def ask() -> None:
+        server = Answering([InferenceServerException("InvalidRequest: too many jobs. Fix: less")])
+        client = asking(server, max_items=9)
+        with pytest.raises(InvalidRequest):
+            await client.score("q", ["7"])
+        assert client._identity is None
+        await client.score("q", ["7"])
+
+    asyncio.run(ask())
+
+
+def test_who_asks_how_a_server_is_does_not_hold_scoring() -> None:
+    async def calls() -> int:
+        server = Answering([], [0.3])
+        client = asking(server, max_items=9)
+        asked = asyncio.ensure_future(client.describe())
+        await asyncio.sleep(0.01)
+        started = time.monotonic()
+        await asyncio.gather(*(client.score("q", ["7"]) for _ in range(20)))
+        assert time.monotonic() - started < 0.25
+        await asked
+        return server.calls
+
+    assert asyncio.run(calls()) == 21
+
+
+def test_a_jobs_fields_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    dump = Job.model_dump
+    monkeypatch.setattr(Job, "model_dump", lambda job, **how: encoded.append(1) or dump(job, **how))
+    jobs = [Job(job_id=str(number), description="x") for number in range(30)]
+    asyncio.run(asking(Answering([]), max_items=7).score("q", jobs))
+    assert len(encoded) == len(jobs)
+
+
 def test_a_bounded_number_of_parts_is_in_flight() -> None:
     server = Answering([], [0.01] * 30)
     client = asking(server, max_items=2, parts_in_flight=3)
@@ -258,10 +316,11 @@ def test_parts_hold_no_more_text_than_a_server_takes(sizes: list[int], limit: in
         ItemText(text="x" * size) if size % 2 else Job(job_id="a", description="é" * (size // 2))
         for size in sizes
     ]
-    parts = list(split(jobs, limit))
-    assert [job for _, part in parts for job in part] == jobs
-    for start, part in parts:
-        assert jobs[start : start + len(part)] == part
+    parts = list(split(rows_of(jobs), limit))
+    assert [row for _, part in parts for row in part] == rows_of(jobs)
+    for start, rows in parts:
+        part = jobs[start : start + len(rows)]
+        assert rows_of(part) == rows
         texts = [len(one.text) for one in part if isinstance(one, ItemText)]
         fields = [2 * len(one.description) for one in part if isinstance(one, Job)]
         assert len(part) <= limit
@@ -324,8 +383,9 @@ def test_the_blocking_client_gives_the_same_from_many_threads() -> None:
 
 def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:
     with pytest.raises(InvalidRequest, match="query is not valid Unicode at position 1"):
-        build_inputs("a\ud800", ["job-1"])
+        build_inputs("a\ud800", rows_of(["job-1"]))
     # A job with one fails alone, by the server's word.
     half = ItemText(job_id="half", text="a\ud83d")
-    texts = deserialize_bytes_tensor(build_inputs("a", ["job-1", half])[2]._raw_content)
+    inputs = build_inputs("a", rows_of(["job-1", half]))
+    texts = deserialize_bytes_tensor(inputs[2]._raw_content)
     assert texts.tolist() == [b"", b"a\xed\xa0\xbd"]

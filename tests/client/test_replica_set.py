@@ -82,6 +82,31 @@ def test_a_name_that_moves_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second == {"10.0.0.2:8001", "10.0.0.3:8001"} == kept
 
 
+def test_a_name_that_fails_keeps_its_addresses_beside_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing: list[str] = []
+
+    async def asked() -> set[str]:
+        async def getaddrinfo(host: str, port: int, **_: Any) -> Any:
+            if host in failing:
+                raise socket.gaierror("try again")
+            return [(socket.AF_INET, None, None, "", (f"10.0.0.{ord(host) - 96}", port))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(module, "RESOLVE_EVERY_S", 0.0)
+        replicas = Replicas("a:8001,b:8001")
+        await replicas.pick()
+        failing.append("b")
+        await replicas.pick()
+        await asyncio.sleep(0.01)
+        found = {(await replicas.pick()).address for _ in range(6)}
+        await replicas.close()
+        return found
+
+    assert asyncio.run(asked()) == {"10.0.0.1:8001", "10.0.0.2:8001"}
+
+
 def test_a_name_that_is_none_is_told() -> None:
     async def ask() -> None:
         await Replicas("no-such-host.invalid:8001").pick()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from slmrank.serving.admission import (
     open_admission,
     open_meter,
 )
+from slmrank.serving.pass_cost import PassCost
 
 MILLISECOND = Pace(seconds_per_token=0.001)
 
@@ -177,7 +180,7 @@ def test_the_page_carries_the_pace_between_processes(tmp_path: Path) -> None:
         assert seen.pace().instances == 2
 
 
-@pytest.mark.parametrize("ticket", [math.nan, math.inf, 1e18, -5.0])
+@pytest.mark.parametrize("ticket", [math.nan, math.inf, 1e18, -5.0, 1.0])
 def test_a_ticket_that_somebody_made_up_changes_nothing(tmp_path: Path, ticket: float) -> None:
     board = Board(tmp_path / "page")
     meter = PaceMeter(board, 0, Requests)
@@ -189,6 +192,82 @@ def test_a_ticket_that_somebody_made_up_changes_nothing(tmp_path: Path, ticket: 
     with meter.passing([request(ticket, 400)]):
         assert (board.rows == before).all()
     assert (board.rows == before).all()
+
+
+def test_a_request_that_others_overtook_sets_nothing_back(tmp_path: Path) -> None:
+    board = Board(tmp_path / "page")
+    meter, now = PaceMeter(board, 0, Requests), time.monotonic()
+    with meter.passing([request(now, 4)]):
+        pass
+    with meter.passing([request(now - 5, 4)]):
+        assert board.pace().started == now
+    assert board.pace().finished == now
+
+
+def test_a_large_listing_is_taken_among_small_requests() -> None:
+    """60 tokens a hundred times a second, 25,000 once a second, at half of what the ranker can: by
+    one slope through zero 34 of 74 were refused, with words of three seconds."""
+    rng, cost, limit_s = random.Random(1), PassCost(), 0.5
+    arrivals = [(at / 100 + rng.random() / 100, 60) for at in range(6000)]
+    arrivals += [(at + rng.random(), 25_000) for at in range(60)]
+    line, refused, worst_s = Line(limit_s, 64), Counter[int](), 0.0
+    waiting: list[tuple[float, int]] = []
+    working: list[tuple[float, int]] = []
+    started = finished = ends = 0.0
+
+    def work(until: float) -> None:
+        nonlocal waiting, working, started, finished, ends, worst_s
+        while True:
+            if working:
+                if ends > until:
+                    return
+                tokens = sum(one for _, one in working)
+                cost.learn(tokens, 0.005 + tokens * 1e-6)
+                worst_s = max(worst_s, *(ends - at for at, _ in working))
+                finished, working = started, []
+            if not waiting:
+                return
+            working, waiting = waiting, []
+            started = working[-1][0]
+            tokens = sum(one for _, one in working)
+            ends = max(ends, working[0][0]) + (0.005 + tokens * 1e-6) * rng.uniform(0.9, 1.2)
+
+    for at, tokens in sorted(arrivals):
+        now = 1.0 + at
+        work(now)
+        pace = Pace(
+            started=started,
+            finished=finished,
+            finished_at=ends if finished == started else 0.0,
+            fixed_s=cost.slack * cost.fixed_s,
+            seconds_per_token=cost.slack * cost.seconds_per_token,
+        )
+        try:
+            line.take(now, tokens, pace)
+        except Overloaded:
+            refused[tokens] += 1
+            continue
+        waiting.append((now, tokens))
+        work(now)
+    assert refused[25_000] <= 3
+    assert refused[60] <= 60
+    assert worst_s < limit_s
+
+
+def test_a_pass_costs_a_fixed_part_and_a_part_for_each_token() -> None:
+    cost = PassCost()
+    cost.learn(100, 0.011)
+    assert cost.seconds_per_token == pytest.approx(0.00011)  # one size says nothing of another
+    assert cost.slack == pytest.approx(2.5)
+    for tokens in (100, 900, 300, 5000) * 20:
+        cost.learn(tokens, 0.01 + tokens * 1e-5)
+    assert cost.fixed_s == pytest.approx(0.01, rel=0.02)
+    assert cost.seconds_per_token == pytest.approx(1e-5, rel=0.02)
+    assert cost.slack < 1.05
+    for tokens in (100, 900, 300, 5000) * 60:  # a slower machine is learnt
+        cost.learn(tokens, 0.02 + tokens * 2e-5)
+    assert cost.fixed_s == pytest.approx(0.02, rel=0.05)
+    assert cost.seconds_per_token == pytest.approx(2e-5, rel=0.05)
 
 
 def test_a_failed_pass_is_a_finished_one(tmp_path: Path) -> None:
@@ -228,6 +307,19 @@ def test_requests_without_a_break_are_refused_until_none_waits(
     clock.now += 0.01
     with door.entered():
         pass
+
+
+def test_a_steady_stream_that_leaves_it_idle_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gap is long, and four fifths of the time nothing is done."""
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(admission.time, "monotonic", lambda: clock.now)
+    door = Admission(Line(None, 64), Board(tmp_path / "page"), 1.0)
+    for _ in range(2000):
+        with door.entered():
+            clock.now += 0.0003
+        clock.now += 0.0012
 
 
 def test_stages_open_what_their_parameters_ask_for(

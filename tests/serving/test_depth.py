@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
-from slmrank.serving.depth import DepthController, first_items, not_ranked
+from slmrank.serving.depth import Depth, DepthController, first_items, not_ranked
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.spec.repository import DepthSpec
@@ -66,6 +67,47 @@ def test_a_queue_that_is_offered_too_much_settles_at_the_target(offered: float) 
     assert delays.mean() == pytest.approx(SPEC.target_ms / 1000, rel=0.25)
     assert shares.mean() == pytest.approx(1 / offered, rel=0.1)
     assert delays.max() < 5 * SPEC.target_ms / 1000
+
+
+class Backend:
+    """A stand-in for Triton's Python module, whose requests are dicts of arrays."""
+
+    class MetricFamily:
+        COUNTER, GAUGE = "counter", "gauge"
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def Metric(self, labels: dict[str, str]) -> Any:
+            return SimpleNamespace(set=lambda _: None, increment=lambda _: None)
+
+    Tensor = staticmethod(lambda name, values: (name, values))
+
+    @staticmethod
+    def get_input_tensor_by_name(request: dict[str, Any], name: str) -> Any:
+        return SimpleNamespace(as_numpy=lambda: np.array(request[name]))
+
+
+def prepared(ticket: float, status: int = 0) -> dict[str, Any]:
+    return {"prepared_at": [[ticket]], "prepared_status": [[status] * 40]}
+
+
+@pytest.mark.parametrize("made_up", [0.0, -math.inf, math.nan, 1e18, "overtaken"])
+def test_what_says_nothing_of_the_queue_moves_nothing(made_up: Any) -> None:
+    """A caller of the stage itself may send any number; and what can wait is overtaken by design.
+    One in twenty of either held everybody at a seventh of the jobs."""
+    depth = Depth(SPEC, Backend)
+    depth.begin([prepared(time.monotonic())])
+    for _ in range(20):
+        ticket = time.monotonic() - 5 if made_up == "overtaken" else made_up
+        depth.begin([prepared(ticket)])
+        assert depth.begin([prepared(time.monotonic())]) == [40]
+
+
+def test_a_status_that_is_none_fails_nobody_else() -> None:
+    depth = Depth(SPEC, Backend)
+    odd = prepared(time.monotonic(), status=99)
+    [count] = depth.begin([odd])
+    assert depth.answer(odd, count, np.zeros(40, np.int32))
 
 
 def test_what_is_behind_the_depth_has_no_ids_and_says_so() -> None:

@@ -21,7 +21,7 @@ import yaml
 from slmrank.artifacts import ArtifactStore
 from slmrank.client.asked import ItemText
 from slmrank.client.client import RankClient
-from slmrank.client.request import build_inputs
+from slmrank.client.request import build_inputs, rows_of
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import Job
 from slmrank.errors import (
@@ -346,7 +346,7 @@ def flood(url: str, requests: int) -> list[tuple[float, str]]:
     jobs = [
         ItemText(text=f"Job: nurse {number} works with care day and night") for number in range(900)
     ]
-    inputs = build_inputs("nurse shift", jobs)
+    inputs = build_inputs("nurse shift", rows_of(jobs))
     ended: list[tuple[float, str]] = []
 
     def ask() -> None:

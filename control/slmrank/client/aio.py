@@ -25,9 +25,9 @@ from tritonclient.utils import InferenceServerException
 from slmrank.client.answer import Answer, join_answers, read_reply
 from slmrank.client.asked import Asked
 from slmrank.client.replicas import Replica, Replicas, Tls
-from slmrank.client.request import build_inputs, explain, output_tensors, split
+from slmrank.client.request import Row, build_inputs, explain, output_tensors, rows_of, split
 from slmrank.client.tracing import call_span
-from slmrank.errors import Overloaded, ScoreError, Unreachable
+from slmrank.errors import DeadlineExceeded, InvalidRequest, Overloaded, ScoreError, Unreachable
 from slmrank.triton.config import DEFERRABLE, ENSEMBLE
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -102,8 +102,8 @@ class AsyncRankClient:
         Raises Unreachable or DeadlineExceeded when the server does not answer, ServerFault when it
         has no `rank`.
         """
-        self._identity = None
-        return dict(await self._described(self._deadline(timeout_s)))
+        self._identity = await self._asked_identity(self._deadline(timeout_s))
+        return dict(self._identity)
 
     async def score(
         self,
@@ -122,13 +122,14 @@ class AsyncRankClient:
         """
         deadline = self._deadline(timeout_s)
         limit = int((await self._described(deadline)).get("max_items", "1000"))
-        parts = list(split(jobs, limit))
+        rows = rows_of(jobs)
+        parts = list(split(rows, limit))
         with call_span(self.url, len(jobs)) as span:
             how: dict[str, Any] = {"headers": {**self._headers, **span.headers} or None}
             if deferrable:
                 how["priority"] = DEFERRABLE
             if len(parts) == 1:  # the usual case needs no tasks
-                answer = await self._score_part(query, jobs, 0, deadline, how)
+                answer = await self._score_part(query, rows, 0, deadline, how)
             else:
                 answer = await self._score_parts(query, parts, deadline, how)
             span.answered(answer)
@@ -137,13 +138,13 @@ class AsyncRankClient:
     async def _score_parts(
         self,
         query: str,
-        parts: Iterable[tuple[int, Sequence[Asked]]],
+        parts: Iterable[tuple[int, Sequence[Row]]],
         deadline: float,
         how: Mapping[str, Any],
     ) -> Answer:
         free = asyncio.Semaphore(self.parts_in_flight)
 
-        async def bounded(start: int, part: Sequence[Asked]) -> Answer:
+        async def bounded(start: int, part: Sequence[Row]) -> Answer:
             async with free:
                 return await self._score_part(query, part, start, deadline, how, of_many=True)
 
@@ -156,7 +157,7 @@ class AsyncRankClient:
     async def _score_part(
         self,
         query: str,
-        jobs: Sequence[Asked],
+        rows: Sequence[Row],
         start: int,
         deadline: float,
         how: Mapping[str, Any],
@@ -164,26 +165,28 @@ class AsyncRankClient:
         of_many: bool = False,
     ) -> Answer:
         started = time.monotonic()
-        inputs, outputs = build_inputs(query, jobs), output_tensors()
+        inputs, outputs = build_inputs(query, rows), output_tensors()
 
         async def ask(client: Any, left: float) -> Any:
             return await client.infer(ENSEMBLE, inputs, outputs=outputs, client_timeout=left, **how)
 
         # The parts of one listing are each other's overload: they wait for each other.
         reply = await self._call(ask, deadline, patient=of_many)
-        return read_reply(reply, jobs, start, time.monotonic() - started)
+        return read_reply(reply, (row.job_id for row in rows), start, time.monotonic() - started)
 
     async def _described(self, deadline: float) -> dict[str, str]:
         if self._identity is None:
-
-            async def ask(client: Any, left: float) -> Any:
-                return await client.get_model_config(
-                    ENSEMBLE, client_timeout=left, headers=self._headers or None
-                )
-
-            parameters = (await self._call(ask, deadline)).config.parameters.items()
-            self._identity = {key: value.string_value for key, value in parameters}
+            self._identity = await self._asked_identity(deadline)
         return self._identity
+
+    async def _asked_identity(self, deadline: float) -> dict[str, str]:
+        async def ask(client: Any, left: float) -> Any:
+            return await client.get_model_config(
+                ENSEMBLE, client_timeout=left, headers=self._headers or None
+            )
+
+        parameters = (await self._call(ask, deadline)).config.parameters.items()
+        return {key: value.string_value for key, value in parameters}
 
     def _deadline(self, timeout_s: float | None) -> float:
         return time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
@@ -196,8 +199,8 @@ class AsyncRankClient:
                 return await self._hedged(ask, deadline, failed)
             except ScoreError as error:
                 failure = error
-            if isinstance(failure, Unreachable):
-                self._identity = None  # what comes back may be another release
+            if isinstance(failure, Unreachable | InvalidRequest):
+                self._identity = None  # what comes back, or took over, may be another release
             wait = min(pause, LARGEST_PAUSE_S) * random.uniform(0.5, 1.0)
             again = isinstance(failure, Unreachable) or (
                 isinstance(failure, Overloaded) and (self.retry_overload or patient)
@@ -235,8 +238,8 @@ class AsyncRankClient:
             return await ask(replica.client, max(deadline - time.monotonic(), 0.001))
         except InferenceServerException as error:
             failure = explain(error, replica.address)
-            if isinstance(failure, Unreachable):
-                replica.rest()
+            if isinstance(failure, Unreachable | DeadlineExceeded):
+                replica.rest()  # also one that hangs, which gives no other sign
                 failed.append(replica.address)
             raise failure from error
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slmrank.client.asked import Asked, id_of
 from slmrank.triton.config import PREPARE_US, RANKER_US, SCORE, SERVED, STATUS
 from slmrank.triton.status import Status
 
@@ -82,13 +81,13 @@ def join_answers(answers: Sequence[Answer]) -> Answer:
     )
 
 
-def read_reply(reply: Any, jobs: Sequence[Asked], start: int, total_s: float) -> Answer:
-    """The answer to one call that took `total_s`, the first of whose `jobs` has place `start`."""
+def read_reply(reply: Any, job_ids: Iterable[str], start: int, total_s: float) -> Answer:
+    """The answer to one call that took `total_s`, the first of whose jobs has place `start`."""
     scores, statuses = reply.as_numpy(SCORE.name)[0], reply.as_numpy(STATUS.name)[0]
     items = [
-        ItemScore(index=place, job_id=id_of(job), score=score, status=Status(status))
-        for place, (job, score, status) in enumerate(
-            zip(jobs, scores.tolist(), statuses.tolist(), strict=True), start
+        ItemScore(index=place, job_id=job_id, score=score, status=Status(status))
+        for place, (job_id, score, status) in enumerate(
+            zip(job_ids, scores.tolist(), statuses.tolist(), strict=True), start
         )
     ]
     prepare_s, ranker_s = (

@@ -59,6 +59,7 @@ class Replicas:
     url: str
     tls: Tls | None = None
     _known: dict[str, Replica] = field(default_factory=dict)
+    _last: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
     _retired: list[tuple[float, Replica]] = field(default_factory=list)
     _resolving: asyncio.Task[None] | None = None
     _resolved_at: float = -RESOLVE_EVERY_S
@@ -108,8 +109,9 @@ class Replicas:
         """Look all names up; those that cannot be keep what they had."""
         try:
             found: dict[str, str] = {}
-            for host, port in self._places:
-                found |= await _addresses(host, port)
+            for place in self._places:
+                self._last[place] = await _addresses(*place) or self._last.get(place, {})
+                found |= self._last[place]
             if found:
                 self._take(found)
             self._resolved_at = time.monotonic()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient import grpc as triton
 
-from slmrank.client.asked import Asked, ItemText, id_of
-from slmrank.data.records import Job
+from slmrank.client.asked import Asked, ItemText
 from slmrank.errors import (
     DeadlineExceeded,
     InvalidQuery,
@@ -66,7 +66,30 @@ def explain(error: Any, url: str) -> ScoreError:
     return (kind or ServerFault)(message, fix or "see the server's log")
 
 
-def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A job as it is sent: encoded once, to be counted and to be sent."""
+
+    job_id: str
+    fields: bytes = b""
+    text: bytes = b""
+
+
+def rows_of(jobs: Iterable[Asked]) -> list[Row]:
+    """The jobs as rows, in order."""
+    return [_row(job) for job in jobs]
+
+
+def _row(job: Asked) -> Row:
+    if isinstance(job, str):
+        return Row(job)
+    if isinstance(job, ItemText):
+        return Row(job.job_id, text=_encoded(job.text))
+    fields = json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
+    return Row(job.job_id, fields=_encoded(fields))
+
+
+def build_inputs(query: str, rows: Sequence[Row]) -> list[Any]:
     """The request tensors of one call: query [1, 1], job_id [1, N] and, where any is given, job and
     job_text [1, N].
 
@@ -79,15 +102,15 @@ def build_inputs(query: str, jobs: Sequence[Asked]) -> list[Any]:
         raise InvalidRequest(
             f"query is not valid Unicode at position {error.start}", "read it as UTF-8"
         ) from error
-    columns = {"query": [query], "job_id": [id_of(job) for job in jobs]}
-    if any(isinstance(job, Job) for job in jobs):
-        columns["job"] = [_fields(job) if isinstance(job, Job) else "" for job in jobs]
-    if any(isinstance(job, ItemText) for job in jobs):
-        columns["job_text"] = [job.text if isinstance(job, ItemText) else "" for job in jobs]
+    columns = {"query": [_encoded(query)], "job_id": [_encoded(row.job_id) for row in rows]}
+    if any(row.fields for row in rows):
+        columns["job"] = [row.fields for row in rows]
+    if any(row.text for row in rows):
+        columns["job_text"] = [row.text for row in rows]
     inputs = []
     for name, values in columns.items():
         tensor = triton.InferInput(name, [1, len(values)], "BYTES")
-        tensor.set_data_from_numpy(np.array([[_encoded(one) for one in values]], dtype=np.object_))
+        tensor.set_data_from_numpy(np.array([values], dtype=np.object_))
         inputs.append(tensor)
     return inputs
 
@@ -97,36 +120,22 @@ def output_tensors() -> list[Any]:
     return [triton.InferRequestedOutput(tensor.name) for tensor in ANSWERED]
 
 
-def split(jobs: Sequence[Asked], limit: int) -> Iterator[tuple[int, Sequence[Asked]]]:
+def split(rows: Sequence[Row], limit: int) -> Iterator[tuple[int, Sequence[Row]]]:
     """Parts of at most `limit` jobs and of as much text as a server takes at a time, each with the
     place of its first job. A job that is too much alone is sent alone, for the server to refuse."""
     start, text, fields = 0, 0, 0
-    for place, job in enumerate(jobs):
-        own_text, own_fields = _sizes(job)
+    for place, row in enumerate(rows):
+        own_text, own_fields = len(row.text) + len(row.fields), counted_fields(row.fields)
         if place > start and (
             place - start == limit
             or text + own_text > MAX_REQUEST_TEXT_BYTES
             or fields + own_fields > MAX_REQUEST_FIELDS_BYTES
         ):
-            yield start, jobs[start:place]
+            yield start, rows[start:place]
             start, text, fields = place, 0, 0
         text, fields = text + own_text, fields + own_fields
-    if jobs:
-        yield start, jobs[start:]
-
-
-def _sizes(job: Asked) -> tuple[int, int]:
-    """Bytes of text and, of these, of fields that a server counts."""
-    if isinstance(job, str):
-        return 0, 0
-    if isinstance(job, ItemText):
-        return len(_encoded(job.text)), 0
-    fields = _encoded(_fields(job))
-    return len(fields), counted_fields(fields)
-
-
-def _fields(job: Job) -> str:
-    return json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
+    if rows:
+        yield start, rows[start:]
 
 
 def _encoded(text: str) -> bytes:

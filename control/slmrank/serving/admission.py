@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from slmrank.errors import Overloaded
+from slmrank.serving.pass_cost import PassCost
 from slmrank.triton.config import ADMISSION, PREPARED_AT
 
 SWITCH = "SLMRANK_ADMISSION"  # `off`: only counted, for a server whose rate is measured
@@ -32,25 +33,28 @@ SHARED = Path("/dev/shm")
 # An idle `ranker` has what comes at once; what it did not see for so long does not come.
 LOST_S = 0.1
 FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
-# `prepare` is idle between two requests when nothing waits for it.
-IDLE_S, LEAST_PATIENCE_S = 0.002, 1.0
+# `prepare` is idle between two requests when nothing waits for it: all of a gap but what Triton
+# takes to hand the next one over. So much of it in all is a break.
+HAND_OVER_S, IDLE_S, LEAST_PATIENCE_S = 0.0005, 0.002, 1.0
 _INSTANCES, _FIELDS = 64, 8
-_STARTED, _FINISHED, _FINISHED_AT, _MEAN, _DEVIATION = range(5)
-# Smoothing of the pace and of its mean deviation, and how much of that is added, as TCP's
-# retransmission timer does (RFC 6298).
-_ALPHA, _BETA, _DEVIATIONS = 1 / 8, 1 / 4, 3.0
+_STARTED, _FINISHED, _FINISHED_AT, _FIXED, _PER_TOKEN = range(5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How `ranker` works: the last ticket that it started and finished and when, and a cautious
-    number of seconds a token (0.0: not known yet), over so many instances."""
+    """How `ranker` works: the last ticket that it started and finished and when, and cautious
+    numbers of seconds a pass and a token (both 0.0: not known yet), over so many instances."""
 
     started: float = 0.0
     finished: float = 0.0
     finished_at: float = 0.0
+    fixed_s: float = 0.0
     seconds_per_token: float = 0.0
     instances: int = 1
+
+    @property
+    def known(self) -> bool:
+        return self.fixed_s + self.seconds_per_token > 0
 
 
 class Line:
@@ -71,7 +75,7 @@ class Line:
         waiting = sum(ticket > pace.started for ticket, _ in self._taken)
         if waiting >= self._max_waiting:
             raise _overloaded(f"{waiting} requests are waiting, the limit is {self._max_waiting}")
-        if self._limit_s is None or not self._taken or not pace.seconds_per_token:
+        if self._limit_s is None or not self._taken or not pace.known:
             return
         wait_s = self._predict(now, tokens, pace)
         if wait_s > self._limit_s:
@@ -95,9 +99,10 @@ class Line:
         """Seconds from the first of those that are joined with this one to their answer."""
         before = sum(tokens for _, tokens in self._taken)
         working_s = now - max(self._taken[0][0], pace.finished_at)
-        left_s = max(before * pace.seconds_per_token / pace.instances - working_s, 0.0)
+        work_s = pace.fixed_s + before * pace.seconds_per_token / pace.instances
+        left_s = max(work_s - working_s, 0.0)
         joined = next((ticket for ticket, _ in self._taken if ticket > pace.started), now)
-        return now - joined + left_s + tokens * pace.seconds_per_token
+        return now - joined + left_s + pace.fixed_s + tokens * pace.seconds_per_token
 
 
 def _overloaded(what: str) -> Overloaded:
@@ -120,30 +125,26 @@ class Board:
         self.rows = np.frombuffer(page, dtype=np.float64).reshape(_INSTANCES, _FIELDS)
 
     def pace(self) -> Pace:
-        """Of all instances together; the slowest one's seconds a token."""
+        """Of all instances together; the slowest one's seconds."""
         seen = self.rows[self.rows[:, _STARTED] > 0]
         if not len(seen):
             return Pace()
-        cautious = seen[:, _MEAN] + _DEVIATIONS * seen[:, _DEVIATION]
         return Pace(
             started=float(seen[:, _STARTED].max()),
             finished=float(seen[:, _FINISHED].max()),
             finished_at=float(seen[:, _FINISHED_AT].max()),
-            seconds_per_token=float(cautious.max()),
+            fixed_s=float(seen[:, _FIXED].max()),
+            seconds_per_token=float(seen[:, _PER_TOKEN].max()),
             instances=len(seen),
         )
 
     def start(self, instance: int, ticket: float) -> None:
         self.rows[instance, _STARTED] = ticket
 
-    def finish(self, instance: int, ticket: float, now: float, seconds_per_token: float) -> None:
+    def finish(self, instance: int, ticket: float, now: float, cost: PassCost) -> None:
         row = self.rows[instance]
-        if row[_MEAN] == 0.0:
-            row[_MEAN], row[_DEVIATION] = seconds_per_token, seconds_per_token / 2
-        else:
-            error = seconds_per_token - row[_MEAN]
-            row[_DEVIATION] += _BETA * (abs(error) - row[_DEVIATION])
-            row[_MEAN] += _ALPHA * error
+        row[_FIXED] = cost.slack * cost.fixed_s
+        row[_PER_TOKEN] = cost.slack * cost.seconds_per_token
         row[_FINISHED_AT], row[_FINISHED] = now, ticket
 
 
@@ -153,7 +154,7 @@ class Admission:
 
     def __init__(self, line: Line, board: Board, patience_s: float) -> None:
         self._line, self._board, self._patience_s = line, board, patience_s
-        self._busy_since = self._left = 0.0
+        self._busy_since = self._left = self._idle_s = 0.0
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -161,8 +162,9 @@ class Admission:
         when it would be refused at any length, and when requests came without a break for so long
         that what waits here is old: then all are refused until none waits."""
         now = time.monotonic()
-        if now - self._left > IDLE_S:
-            self._busy_since = now
+        self._idle_s += max(0.0, now - self._left - HAND_OVER_S)
+        if self._idle_s > IDLE_S:
+            self._busy_since, self._idle_s = now, 0.0
         try:
             if now - self._busy_since > self._patience_s:
                 raise _overloaded("requests come faster than they can be read")
@@ -199,14 +201,16 @@ class PaceMeter:
 
     def __init__(self, board: Board, instance: int, backend: Any) -> None:
         self._board, self._instance, self._backend = board, instance, backend
+        self._cost, self._last = PassCost(), 0.0
 
     @contextlib.contextmanager
     def passing(self, requests: Sequence[Any]) -> Iterator[None]:
         """Around the execution of some requests, which are answered together."""
         started = time.monotonic()
         tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
-        # Whoever calls the stage itself may send any number.
-        ticket = max((one for one in tickets if 0 < one <= started), default=0.0)
+        # Whoever calls the stage itself may send any number; a request that was overtaken by
+        # others of higher priority says nothing new either.
+        ticket = max((one for one in tickets if self._last < one <= started), default=0.0)
         tokens = sum(
             self._tensor(one, "item_ids").size + self._tensor(one, "prefix_ids").size
             for one in requests
@@ -214,12 +218,14 @@ class PaceMeter:
         if not ticket:  # nothing that `prepare` took
             yield
             return
+        self._last = ticket
         self._board.start(self._instance, ticket)
         try:
             yield
         finally:
             now = time.monotonic()
-            self._board.finish(self._instance, ticket, now, (now - started) / max(tokens, 1))
+            self._cost.learn(max(tokens, 1), now - started)
+            self._board.finish(self._instance, ticket, now, self._cost)
 
     def _tensor(self, request: Any, name: str) -> Any:
         return self._backend.get_input_tensor_by_name(request, name).as_numpy()

@@ -71,6 +71,7 @@ class Depth:
 
     def __init__(self, spec: DepthSpec, backend: Any) -> None:
         self._controller = DepthController(spec)
+        self._last = 0.0  # the newest ticket that was started
         self._backend = backend
         self._items = ItemCounters(backend)
         self._family = backend.MetricFamily(
@@ -83,8 +84,13 @@ class Depth:
     def begin(self, requests: Sequence[Any]) -> list[int | None]:
         """The depth of each of these requests, which are started now, all together."""
         now = time.monotonic()
-        oldest = min(float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests)
-        self._share.set(self._controller.update(max(0.0, now - oldest), now))
+        tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
+        # Those of before were made up, or overtaken by requests of higher priority: neither says
+        # how long the queue is.
+        waiting = [one for one in tickets if self._last < one <= now]
+        if waiting:
+            self._last = max(waiting)
+            self._share.set(self._controller.update(now - min(waiting), now))
         statuses = (self._tensor(one, PREPARED_STATUS.name) for one in requests)
         return [self._controller.depth(status.shape[-1]) for status in statuses]
 

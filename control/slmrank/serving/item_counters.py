@@ -36,5 +36,6 @@ class ItemCounters:
         """Count the jobs of one request: statuses [N] and lengths [N] of what is scored."""
         values, counts = np.unique(status, return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            self._items[Status(value)].increment(count)
+            if value in self._items:  # whoever calls a stage itself may send any number
+                self._items[value].increment(count)
         self._tokens.increment(int(lengths.sum()))

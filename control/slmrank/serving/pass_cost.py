@@ -1,0 +1,48 @@
+"""What a pass of `ranker` costs: a fixed part and a part for each token, learnt from passes.
+
+Least squares over the recent ones, each newer one weighing more. One slope through zero, which a
+small request's fixed cost makes steep, refused large listings at half load.
+"""
+
+from __future__ import annotations
+
+KEPT = 0.98  # weight of all passes before beside a new one: some 50 count
+# Smoothing of the relative error, and how much of it is added, as TCP's retransmission timer does
+# (RFC 6298); half of the first prediction is doubted.
+_BETA, _DEVIATIONS, _FIRST_ERROR = 1 / 4, 3.0, 0.5
+_LEAST_SPREAD = 1e-3  # of the tokens: below, the passes are of one size and say nothing of another
+
+
+class PassCost:
+    """seconds = fixed_s + tokens x seconds_per_token, and how far off that has been."""
+
+    def __init__(self) -> None:
+        self.fixed_s = self.seconds_per_token = 0.0
+        self._error = _FIRST_ERROR
+        self._passes = self._tokens = self._squares = self._seconds = self._products = 0.0
+
+    @property
+    def slack(self) -> float:
+        """What a prediction is multiplied by to be cautious."""
+        return 1.0 + _DEVIATIONS * self._error
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A pass of so many tokens, at least 1, took so long."""
+        if self._passes:
+            predicted = self.fixed_s + tokens * self.seconds_per_token
+            error = abs(seconds - predicted) / max(predicted, seconds, 1e-9)
+            self._error += _BETA * (error - self._error)
+        self._passes = KEPT * self._passes + 1
+        self._tokens = KEPT * self._tokens + tokens
+        self._squares = KEPT * self._squares + tokens * tokens
+        self._seconds = KEPT * self._seconds + seconds
+        self._products = KEPT * self._products + tokens * seconds
+        spread = self._passes * self._squares - self._tokens**2
+        if spread > _LEAST_SPREAD * self._passes * self._squares:
+            slope = (self._passes * self._products - self._tokens * self._seconds) / spread
+        else:
+            slope = self._seconds / self._tokens
+        self.seconds_per_token = max(slope, 0.0)
+        self.fixed_s = max(
+            (self._seconds - self.seconds_per_token * self._tokens) / self._passes, 0.0
+        )
