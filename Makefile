@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/control demo
 
-# Hours. Needs the text files of an O*NET database release in build/onet-database.
+# Hours. Needs the text files of the O*NET database 27.0 (onetcenter.org) in build/onet-database.
 train: $(STAMP)
 	$(BIN)/control export build/train.yaml --out build/ranker
 

@@ -18,6 +18,7 @@ from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
 from slmrank.client.asked import Asked, ItemText
 from slmrank.errors import DataError
+from slmrank.pipeline.steps import run
 
 from tests.conftest import Control, TinyBundle
 
@@ -107,6 +108,12 @@ def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
     assert [row["kind"] for row in plan][-1] == "repository"
     assert {row["state"] for row in plan} == {"to be made"}
     assert not (tmp_path / "a").exists()
+    for verb in ("export", "mine"):
+        options = ("--artifacts", tmp_path / "a", "--out", tmp_path / "out", "--dry-run")
+        done = control(verb, tiny.spec, *options)
+        assert "fine-tuning" in done.stdout, done.stderr
+        assert not list(tmp_path.iterdir())
+    run(tiny.bundle.data, tiny.store)
     forced = ("data", tiny.spec, "--artifacts", tiny.artifacts, "--dry-run", "--json")
     for more, state in (((), "cached"), (("--force",), "to be made")):
         [row] = json.loads(control(*forced, *more).stdout)["plan"]

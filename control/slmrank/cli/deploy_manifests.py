@@ -57,7 +57,10 @@ def render_command(
             for path, why in stale:
                 click.echo(f"{why:<10} {path}")
         if stale:
-            raise Refused(f"{len(stale)} of {total} files are stale", "control deploy render")
+            again = "control deploy render"
+            if source is not None:
+                again += f" {source} --out {folder or ROOT / 'base'}"
+            raise Refused(f"{len(stale)} of {total} files are stale", again)
         if not as_json:
             click.echo(f"{total} files in {', '.join(map(str, folders))}: all as rendered")
         return

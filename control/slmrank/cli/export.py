@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.display import StepDisplay, print_json, show_plan
 from slmrank.cli.options import (
     Opened,
     PathType,
     device_option,
+    dry_run_option,
     json_option,
     spec_options,
 )
@@ -23,8 +24,9 @@ from slmrank.pipeline.steps import run
 @spec_options
 @click.option("--out", type=PathType, required=True, help="folder to write `full` and `pruned` to")
 @device_option
+@dry_run_option
 @json_option
-def export_command(opened: Opened, out: Path, device: str, as_json: bool) -> None:
+def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_json: bool) -> None:
     """Train what SPEC says, measure it on every set of evaluate.sets, and write the adapters with
     the record of the pruning, log, plot and model card: some ten MB that rebuild the rankers.
 
@@ -35,11 +37,17 @@ def export_command(opened: Opened, out: Path, device: str, as_json: bool) -> Non
       control export build/train.yaml --out my-ranker
     """
     bundle, store = opened.bundle, opened.store
+    plans = {
+        name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
+    }
+    if dry_run:
+        steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
+        show_plan(steps, store, as_json=as_json)
+        return
     with StepDisplay() as display:
         run(bundle.final, store, display, device=device)
         quality = {}
-        for name in bundle.spec.evaluate.sets:
-            plan = plan_quality(bundle, served=False, on=name)
+        for name, plan in plans.items():
             scored = measure_quality(bundle, plan, store, display, device=device)
             quality[name] = quality_tables(bundle, *scored)[0]
     written = export_rankers(bundle, store, out, quality)

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json
-from slmrank.cli.options import Opened, PathType, device_option, json_option, spec_options
+from slmrank.cli.display import StepDisplay, print_json, show_plan
+from slmrank.cli.options import (
+    Opened,
+    PathType,
+    device_option,
+    dry_run_option,
+    json_option,
+    spec_options,
+)
 from slmrank.cli.section_options import section_options
 from slmrank.data.mining import Mining
 from slmrank.pipeline.mine import mine
@@ -19,6 +26,7 @@ from slmrank.pipeline.mine import mine
 @click.option("--queries", type=click.IntRange(1), help="a sample of the training queries")
 @section_options(Mining)
 @device_option
+@dry_run_option
 @json_option
 def mine_command(
     opened: Opened,
@@ -26,6 +34,7 @@ def mine_command(
     queries: int | None,
     given: Mining,
     device: str,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Find what the fine-tuned ranker of SPEC wrongly likes among the jobs that BM25 retrieves, and
@@ -36,6 +45,10 @@ def mine_command(
       control mine mine.yaml --out mined --queries 2000
       control finetune mine.yaml --set data.jobs=mined/jobs.jsonl --set data.pairs=mined/pairs.jsonl
     """
+    if dry_run:
+        steps = [opened.bundle.finetuned, opened.bundle.summaries]
+        show_plan(steps, opened.store, as_json=as_json)
+        return
     with StepDisplay() as display:
         found = mine(
             opened.bundle, opened.store, out, given, display, queries=queries, device=device

@@ -36,7 +36,11 @@ def folder_hashes(path: Path) -> Mapping[str, str]:
     """The hash of every file below a folder, by its path there. Raises DataError when there is no
     folder."""
     if not path.is_dir():
-        raise DataError(f"{path} is no folder", "check the path")
+        raise DataError(
+            f"{path} is no folder",
+            "check the path; data.source onet-database wants the text files of a release of the "
+            "O*NET database (onetcenter.org/database.html; the rankers in the box: 27.0)",
+        )
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): hash_file(file) for file in files}
 

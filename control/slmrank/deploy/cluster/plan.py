@@ -53,7 +53,8 @@ def check_release(release: Release, objects: Sequence[Object], version: str) -> 
         kind = "gpu" if release.on_gpu else "cpu"
         raise Refused(
             f"deploy.image is not set: {release.image} stands for an image that nobody built yet",
-            f"build build/{kind}.Dockerfile, push it, and set deploy.image to NAME@sha256:...",
+            f"build build/{kind}.Dockerfile (k8s/README.md: with what for which target), push it, "
+            "and set deploy.image to NAME@sha256:...",
         )
     found = as_version(version)
     if found < OLDEST:
