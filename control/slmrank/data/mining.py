@@ -20,17 +20,12 @@ RELEVANT = 3  # grades from here on are what a mistake is compared with
 class Mining(Section):
     """How mistakes are chosen."""
 
-    retrieve: int = Field(
-        50, ge=1, description="unjudged jobs that BM25 puts before the ranker, per query"
-    )
+    retrieve: int = Field(50, ge=1)
+    """unjudged jobs that BM25 puts before the ranker, per query"""
     keep: int = Field(4, ge=1, description="mistakes kept per query, the worst ones")
     least_p: float = Field(0.2, ge=0, le=1, description="p from which a job is a mistake")
-    margin: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="how far its p must stay below the best judged job's: closer ones may be right",
-    )
+    margin: float = Field(0.1, ge=0, le=1)
+    """how far its p must stay below the best judged job's: closer ones may be right"""
 
 
 def minable(labelled: LabelledSet) -> set[str]:

@@ -30,10 +30,8 @@ class BundleSpec(Section):
     prompt: PromptSpec = Field(default_factory=PromptSpec)
     trim: TrimSpec | None = None
     summarize: SummarizeSpec = Field(default_factory=SummarizeSpec)
-    finetune: FinetuneSpec | None = Field(
-        default_factory=FinetuneSpec,
-        description="fine-tuning; with base.preset only where this section is given",
-    )
+    finetune: FinetuneSpec | None = Field(default_factory=FinetuneSpec)
+    """fine-tuning; with base.preset only where this section is given"""
     prune: PruneSpec | None = None
     recover: RecoverSpec | None = None
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)

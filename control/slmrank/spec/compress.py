@@ -14,13 +14,11 @@ class GenerativeSpec(Section):
     """Training of method `generative`: supervised on the summaries of method `ranker`, then by
     reinforcement against the frozen ranker."""
 
-    source_tokens: int = Field(
-        256, ge=16, le=8192, description="tokens of a description that the model reads"
-    )
+    source_tokens: int = Field(256, ge=16, le=8192)
+    """tokens of a description that the model reads"""
     tokens: int = Field(48, ge=8, le=2048, description="longest summary in training")
-    new_words: bool = Field(
-        True, description="false: words of a summary that the posting does not have are struck out"
-    )
+    new_words: bool = True
+    """false: words of a summary that the posting does not have are struck out"""
     rank: int = Field(16, ge=1, description="rank of the LoRA adapter")
     jobs: int = Field(400, ge=4, description="training jobs, drawn among those with queries")
     held_out: int = Field(24, ge=2, description="further jobs on which the reward is measured")
@@ -35,11 +33,9 @@ class GenerativeSpec(Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     steps_per_generation: int = Field(2, ge=1, description="passes over what was sampled once")
     temperature: float = Field(1.0, gt=0)
-    loss: Literal["dr_grpo", "luspo"] = Field(
-        "luspo",
-        description="how tokens are summed, neither of which favours short answers as the plain "
-        "GRPO loss does: the reward pays for shortness already",
-    )
+    loss: Literal["dr_grpo", "luspo"] = "luspo"
+    """how tokens are summed, neither of which favours short answers as the plain GRPO loss does:
+    the reward pays for shortness already"""
     length_weight: float = Field(0.4, ge=0, description="w of the length term (the paper's: 0.4)")
     seed: int = 0
 
@@ -64,40 +60,27 @@ class GenerativeSpec(Section):
 class SummarizeSpec(Section):
     """Query-independent summaries of job descriptions, and the store that keeps them."""
 
-    method: str = Field(
-        "salience",
-        description="summarizer: `salience` (sentences that cover rare words), `ranker` (phrases "
-        "that move a trained ranker's p), `generative` (a language model trained against it), "
-        "`lead` (the first words), `stopwords` (the first words that are no stop words), or the "
-        "name of a registered one",
-    )
+    method: str = "salience"
+    """summarizer: `salience` (sentences that cover rare words), `ranker` (phrases that move a
+    trained ranker's p), `generative` (a language model trained against it), `lead` (the first
+    words), `stopwords` (the first words that are no stop words), or the name of a registered
+    one"""
     budget_tokens: int = Field(56, ge=8, le=2048, description="longest summary of a description")
-    learn_jobs: int = Field(
-        150, ge=1, description="jobs on which method `ranker` measures what phrases do to p"
-    )
-    max_cut_share: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="share of jobs whose title, place and summary may exceed "
-        "prompt.max_item_tokens, and are cut; above: refused",
-    )
-    fitted: Path | None = Field(
-        None,
-        description="folder of an earlier summarizer artifact, used instead of fitting one: its "
-        "summaries stay as they are when the catalogue changes",
-    )
-    store: str = Field(
-        "lmdb:",
-        description="where servers read summaries: `lmdb:` inside the bundle, or "
-        "`redis://HOST:PORT/DB`, which `control publish` fills",
-    )
-    generative: GenerativeSpec | None = Field(
-        None, description="of method `generative`; unset: its defaults"
-    )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of a summarizer that was registered elsewhere"
-    )
+    learn_jobs: int = Field(150, ge=1)
+    """jobs on which method `ranker` measures what phrases do to p"""
+    max_cut_share: float = Field(0.02, ge=0, le=1)
+    """share of jobs whose title, place and summary may exceed prompt.max_item_tokens, and are
+    cut; above: refused"""
+    fitted: Path | None = None
+    """folder of an earlier summarizer artifact, used instead of fitting one: its summaries stay
+    as they are when the catalogue changes"""
+    store: str = "lmdb:"
+    """where servers read summaries: `lmdb:` inside the bundle, or `redis://HOST:PORT/DB`, which
+    `control publish` fills"""
+    generative: GenerativeSpec | None = None
+    """of method `generative`; unset: its defaults"""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """settings of a summarizer that was registered elsewhere"""
 
 
 class PruneSpec(Section):
@@ -105,37 +88,22 @@ class PruneSpec(Section):
     asked for, the heads of the others."""
 
     # No defaults: what is two thirds of one model is all of another.
-    intermediate_size: int = Field(
-        ge=64, description="MLP neurons kept per layer; a multiple of 64"
-    )
+    intermediate_size: int = Field(ge=64)
+    """MLP neurons kept per layer; a multiple of 64"""
     layers: int = Field(ge=1, description="layers kept")
-    kv_heads: int | None = Field(
-        None,
-        ge=1,
-        description="key/value heads kept per layer, each with the query heads that read it; "
-        "unset: all",
-    )
-    select: Literal["last", "importance"] = Field(
-        "last",
-        description="layers that go: the last ones, or those without which the ranker's own p "
-        "moves least",
-    )
+    kv_heads: int | None = Field(None, ge=1)
+    """key/value heads kept per layer, each with the query heads that read it; unset: all"""
+    select: Literal["last", "importance"] = "last"
+    """layers that go: the last ones, or those without which the ranker's own p moves least"""
     importance_prompts: int = Field(64, ge=1, description="training prompts for that measurement")
-    stages: int = Field(
-        1,
-        ge=1,
-        le=16,
-        description="prune in so many equal parts, each followed by its share of recover.steps; "
-        "1: all at once, then all steps",
-    )
-    recorded: Path | None = Field(
-        None,
-        description="pruning.json of an earlier pruning of the same model: its layers, neurons and "
-        "calibration prompts are used; only the closed-form refit runs",
-    )
-    method: Literal["osscar", "magnitude", "magnitude_refit"] = Field(
-        "osscar", description="selection and refit; the others are baselines"
-    )
+    stages: int = Field(1, ge=1, le=16)
+    """prune in so many equal parts, each followed by its share of recover.steps; 1: all at once,
+    then all steps"""
+    recorded: Path | None = None
+    """pruning.json of an earlier pruning of the same model: its layers, neurons and calibration
+    prompts are used; only the closed-form refit runs"""
+    method: Literal["osscar", "magnitude", "magnitude_refit"] = "osscar"
+    """selection and refit; the others are baselines"""
     calibration_prompts: int = Field(192, ge=4, description="training prompts for calibration")
     damping: float = Field(0.01, gt=0, description="ridge on the Hessian, share of its mean diag")
     neurons_per_round: int = Field(16, ge=1, description="neurons dropped between two updates")

@@ -27,9 +27,8 @@ class OnetData(Section):
     candidates: CandidateSpec = Field(default_factory=CandidateSpec)
     test_share: float = Field(0.2, gt=0, lt=0.8, description="share of occupations only tested")
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
-    occupations: int | None = Field(
-        None, ge=20, description="use only this many occupations, spread evenly; unset: all"
-    )
+    occupations: int | None = Field(None, ge=20)
+    """use only this many occupations, spread evenly; unset: all"""
 
 
 QueryKind = Literal["title", "short", "tool", "vacancy", "duty", "title_duty"]
@@ -46,28 +45,19 @@ class OnetDatabaseData(Section):
 
     source: Literal["onet-database"]
     folder: Path = Field(description="folder of the release's text files, plain or gzip")
-    held_back: Path | None = Field(
-        None, description="file with occupation codes, one a line: they alone are the test split"
-    )
+    held_back: Path | None = None
+    """file with occupation codes, one a line: they alone are the test split"""
     seed: int = Field(0, ge=0, description="seed of postings, queries, splits and candidates")
     postings_per_occupation: int = Field(2, ge=1, le=50, description="postings per occupation")
     queries_per_occupation: int = Field(8, ge=1, le=200, description="queries per occupation")
-    query_kinds: tuple[QueryKind, ...] = Field(
-        QUERY_KINDS,
-        min_length=1,
-        description="kinds of queries; one named twice comes twice as often",
-    )
-    entry_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="share of training and dev postings in the form of a taxonomy's entry: "
-        "official title, description, tasks",
-    )
+    query_kinds: tuple[QueryKind, ...] = Field(QUERY_KINDS, min_length=1)
+    """kinds of queries; one named twice comes twice as often"""
+    entry_share: float = Field(0.25, ge=0, le=1)
+    """share of training and dev postings in the form of a taxonomy's entry: official title,
+    description, tasks"""
     candidates: CandidateSpec = Field(default_factory=CandidateSpec)
-    test_share: float = Field(
-        0.2, gt=0, lt=0.8, description="share of occupations only tested, without held_back"
-    )
+    test_share: float = Field(0.2, gt=0, lt=0.8)
+    """share of occupations only tested, without held_back"""
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
 
 
@@ -76,9 +66,8 @@ class OwnData(Section):
 
     source: str
     jobs: Path = Field(description="job_id, title, company, location, description")
-    pairs: Path = Field(
-        description="query, job_id, grade 0..4 or target 0..1, optional split, kind, group"
-    )
+    pairs: Path
+    """query, job_id, grade 0..4 or target 0..1, optional split, kind, group"""
     seed: int = Field(0, ge=0, description="seed of the split for queries that name none")
     test_share: float = Field(0.2, gt=0, lt=0.8, description="share of queries only tested")
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")

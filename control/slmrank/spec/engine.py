@@ -20,23 +20,17 @@ class ParitySpec(Section):
     pairs: int = Field(128, ge=8, description="pairs compared")
     max_mean_abs_dp: float = Field(0.02, gt=0, description="largest mean |p_engine - p_reference|")
     max_abs_dp: float = Field(0.35, gt=0, description="largest single |p_engine - p_reference|")
-    min_pair_order: float = Field(
-        0.97,
-        gt=0.5,
-        le=1,
-        description="least share of same-query pairs, apart by over 0.05 in p, ordered alike",
-    )
+    min_pair_order: float = Field(0.97, gt=0.5, le=1)
+    """least share of same-query pairs, apart by over 0.05 in p, ordered alike"""
 
 
 class OpenVinoSpec(Section):
     """OpenVINO on CPUs."""
 
-    precision: Literal["auto", "float32", "bfloat16", "int8-weights", "int8"] = Field(
-        "auto",
-        description="int8: weights and activations by NNCF SmoothQuant, item passes only; "
-        "int8-weights: weights, activations quantised at run time; auto: int8 where the processor "
-        "that builds has products of it (VNNI, AMX), else float32, which is faster there",
-    )
+    precision: Literal["auto", "float32", "bfloat16", "int8-weights", "int8"] = "auto"
+    """int8: weights and activations by NNCF SmoothQuant, item passes only; int8-weights:
+    weights, activations quantised at run time; auto: int8 where the processor that builds has
+    products of it (VNNI, AMX), else float32, which is faster there"""
     calibration_prompts: int = Field(96, ge=8, description="items seen by INT8 calibration")
     smooth_quant_alpha: float = Field(0.65, ge=0, le=1, description="SmoothQuant strength")
     max_batch_items: int = Field(32, ge=1, le=512, description="items in one engine call")
@@ -45,70 +39,49 @@ class OpenVinoSpec(Section):
 class TorchSpec(Section):
     """PyTorch, on an NVIDIA GPU where the server has one, else on the CPU."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the server runs it; auto: a GPU that torch sees, else the CPU"
-    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the server runs it; auto: a GPU that torch sees, else the CPU"""
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="type of the weights")
-    max_batch_tokens: int = Field(
-        16384, ge=64, description="tokens of queries and items in one pass"
-    )
+    max_batch_tokens: int = Field(16384, ge=64)
+    """tokens of queries and items in one pass"""
 
 
 class TrtllmSpec(Section):
     """TensorRT-LLM, for the targets trtllm-engine and trtllm-llmapi."""
 
     dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="type of the weights")
-    quantization: Literal["none", "fp8", "int8-sq"] = Field(
-        "none",
-        description="fp8: weights and activations, Ada or Hopper and newer; int8-sq: SmoothQuant "
-        "W8A8; both calibrated by nvidia-modelopt; trtllm-engine only",
-    )
+    quantization: Literal["none", "fp8", "int8-sq"] = "none"
+    """fp8: weights and activations, Ada or Hopper and newer; int8-sq: SmoothQuant W8A8; both
+    calibrated by nvidia-modelopt; trtllm-engine only"""
     calibration_prompts: int = Field(64, ge=8, description="prompts seen by the calibration")
     version: str = Field("1.2.1", description="TensorRT-LLM version")
-    container: str = Field(
-        "26.07", pattern=r"^\d\d\.\d\d$", description="tag of NVIDIA's tritonserver container"
-    )
-    container_digest: str | None = Field(
-        None,
-        pattern=r"^sha256:[0-9a-f]{64}$",
-        description="digest of that container; unset: the tag, which can move",
-    )
-    gpu: str = Field(
-        "NVIDIA-H200",
-        description="GPU product that the engine is built for, as in the node label "
-        "nvidia.com/gpu.product; an engine runs on no other",
-    )
-    max_batch_size: int = Field(
-        256, ge=1, le=4096, description="prompts that the engine schedules together"
-    )
-    max_num_tokens: int = Field(
-        16384, ge=64, description="packed prompt tokens in one iteration: the prefill limit"
-    )
-    tokens_per_block: Literal[16, 32, 64, 128] = Field(
-        32, description="KV-cache block; a shared prefix is reused in whole blocks"
-    )
-    gemm_plugin: Literal["auto", "fp8", "disable"] = Field(
-        "auto", description="GEMM plugin; fp8 goes with quantization fp8"
-    )
-    multiple_profiles: bool = Field(
-        True, description="several optimisation profiles: slower build, better kernels"
-    )
+    container: str = Field("26.07", pattern="^\\d\\d\\.\\d\\d$")
+    """tag of NVIDIA's tritonserver container"""
+    container_digest: str | None = Field(None, pattern="^sha256:[0-9a-f]{64}$")
+    """digest of that container; unset: the tag, which can move"""
+    gpu: str = "NVIDIA-H200"
+    """GPU product that the engine is built for, as in the node label nvidia.com/gpu.product; an
+    engine runs on no other"""
+    max_batch_size: int = Field(256, ge=1, le=4096)
+    """prompts that the engine schedules together"""
+    max_num_tokens: int = Field(16384, ge=64)
+    """packed prompt tokens in one iteration: the prefill limit"""
+    tokens_per_block: Literal[16, 32, 64, 128] = 32
+    """KV-cache block; a shared prefix is reused in whole blocks"""
+    gemm_plugin: Literal["auto", "fp8", "disable"] = "auto"
+    """GEMM plugin; fp8 goes with quantization fp8"""
+    multiple_profiles: bool = True
+    """several optimisation profiles: slower build, better kernels"""
     logits_dtype: Literal["float32", "float16"] = Field("float32", description="type of logits")
     kv_cache_reuse: bool = Field(True, description="reuse the blocks of a shared query prefix")
-    kv_cache_fraction: float = Field(
-        0.25, gt=0, lt=1, description="share of free GPU memory for the KV cache"
-    )
-    engines: str = Field(
-        "/engines",
-        pattern=r"^/",
-        description="directory of engines where the server runs; the repository points into it",
-    )
-    ranker_instances: int = Field(
-        2, ge=1, le=64, description="fan-out processes of trtllm-engine; each takes one batch"
-    )
-    max_in_flight: int = Field(
-        256, ge=1, description="prompts that one fan-out process keeps in the engine"
-    )
+    kv_cache_fraction: float = Field(0.25, gt=0, lt=1)
+    """share of free GPU memory for the KV cache"""
+    engines: str = Field("/engines", pattern="^/")
+    """directory of engines where the server runs; the repository points into it"""
+    ranker_instances: int = Field(2, ge=1, le=64)
+    """fan-out processes of trtllm-engine; each takes one batch"""
+    max_in_flight: int = Field(256, ge=1)
+    """prompts that one fan-out process keeps in the engine"""
 
     @model_validator(mode="after")
     def _together(self) -> TrtllmSpec:
@@ -149,9 +122,8 @@ class EngineSpec(Section):
     openvino: OpenVinoSpec = Field(default_factory=OpenVinoSpec)
     torch: TorchSpec = Field(default_factory=TorchSpec)
     trtllm: TrtllmSpec = Field(default_factory=TrtllmSpec)
-    other: dict[str, SerializeAsAny[Section]] = Field(
-        default_factory=dict, description="sub-sections of targets that were registered elsewhere"
-    )
+    other: dict[str, SerializeAsAny[Section]] = Field(default_factory=dict)
+    """sub-sections of targets that were registered elsewhere"""
 
     @model_validator(mode="before")
     @classmethod

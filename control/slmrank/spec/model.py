@@ -21,19 +21,13 @@ NOT_YET = {
 class BaseSpec(Section):
     """The model to start from."""
 
-    source: str = Field(
-        PACKAGED_MODEL,
-        description="`smollm2-135m-instruct`, or a local Llama/Qwen2/Qwen3 checkpoint directory",
-    )
-    preset: Preset = Field(
-        "plain",
-        description="a public reranker's exact template and answers, for its own weights; without "
-        "a finetune section the model is served as it is. plain: the prompt section's wording",
-    )
-    instruction: str = Field(
-        "Given a web search query, retrieve relevant passages that answer the query",
-        description="what qwen3-reranker is asked to do; its card's default",
-    )
+    source: str = PACKAGED_MODEL
+    """`smollm2-135m-instruct`, or a local Llama/Qwen2/Qwen3 checkpoint directory"""
+    preset: Preset = "plain"
+    """a public reranker's exact template and answers, for its own weights; without a finetune
+    section the model is served as it is. plain: the prompt section's wording"""
+    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    """what qwen3-reranker is asked to do; its card's default"""
 
     @field_validator("preset", mode="before")
     @classmethod
@@ -46,25 +40,19 @@ class BaseSpec(Section):
 class PromptSpec(Section):
     """The fixed wording; query and job text are tokenised apart from it."""
 
-    prefix: str = Field(
-        "Does the job match the search?\nSearch: {query}\n", description="must hold {query}"
-    )
-    closing: str = Field(
-        "\nMatch:", description="what follows the job's text in every item, never truncated"
-    )
+    prefix: str = "Does the job match the search?\nSearch: {query}\n"
+    """must hold {query}"""
+    closing: str = "\nMatch:"
+    """what follows the job's text in every item, never truncated"""
     yes: str = Field(" Yes", description="answer whose token means relevant; one token")
     no: str = Field(" No", description="answer whose token means not relevant; one token")
-    joined: bool = Field(
-        True,
-        description="line ends after the query become ids together with it, as when the whole "
-        "prompt is tokenised at once",
-    )
-    max_item_tokens: int = Field(
-        128, ge=8, le=8192, description="longest item incl. closing question; longer text is cut"
-    )
-    max_query_tokens: int = Field(
-        96, ge=4, le=4096, description="longest query; a longer one is refused"
-    )
+    joined: bool = True
+    """line ends after the query become ids together with it, as when the whole prompt is
+    tokenised at once"""
+    max_item_tokens: int = Field(128, ge=8, le=8192)
+    """longest item incl. closing question; longer text is cut"""
+    max_query_tokens: int = Field(96, ge=4, le=4096)
+    """longest query; a longer one is refused"""
 
     @field_validator("prefix")
     @classmethod
@@ -77,12 +65,9 @@ class PromptSpec(Section):
 class TrimSpec(Section):
     """Vocabulary trimming of the base model: embedding, head and tokenizer together."""
 
-    tokens: int = Field(
-        16384,
-        ge=512,
-        description="vocabulary rows kept, a multiple of 64: what jobs and training queries use, "
-        "then the tokenizer's own most frequent",
-    )
+    tokens: int = Field(16384, ge=512)
+    """vocabulary rows kept, a multiple of 64: what jobs and training queries use, then the
+    tokenizer's own most frequent"""
 
     @field_validator("tokens")
     @classmethod

@@ -12,15 +12,12 @@ MEMORY = "memory:"
 class CacheSpec(Section):
     """Scores of pairs that were asked for a moment ago."""
 
-    place: str = Field(
-        MEMORY,
-        description="`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` "
-        "beside it, for all servers",
-    )
+    place: str = MEMORY
+    """`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` beside it, for
+    all servers"""
     ttl_s: float = Field(900.0, gt=0, description="longest life of a score, in seconds")
-    jitter: float = Field(
-        0.2, ge=0, lt=1, description="share by which lives are shorter, at random"
-    )
+    jitter: float = Field(0.2, ge=0, lt=1)
+    """share by which lives are shorter, at random"""
     memory_mb: int = Field(64, ge=0, description="memory of each process for it")
 
 
@@ -42,28 +39,19 @@ class RepositorySpec(Section):
 
     max_batch_size: int = Field(32, ge=1, description="requests joined in one execution")
     max_queue_delay_us: int = Field(500, ge=0, description="wait for requests to join")
-    max_queue_size: int = Field(
-        64, ge=1, description="requests that wait for the engine; above: refused at once"
-    )
-    queue_timeout_us: int | None = Field(
-        None,
-        ge=1,
-        description="longest time to an answer that is predicted when a request comes and others "
-        "are before it; above: refused at once; unset: sweep.slo.latency_ms, the objective",
-    )
-    deferrable_queue_size: int | None = Field(
-        None,
-        ge=1,
-        description="waiting requests that callers marked as deferrable: they are answered after "
-        "all others and refused above this number. Nothing is predicted then: requests are refused "
-        "by a full queue of a stage, and when they waited for the time above; unset: all are alike",
-    )
+    max_queue_size: int = Field(64, ge=1)
+    """requests that wait for the engine; above: refused at once"""
+    queue_timeout_us: int | None = Field(None, ge=1)
+    """longest time to an answer that is predicted when a request comes and others are before it;
+    above: refused at once; unset: sweep.slo.latency_ms, the objective"""
+    deferrable_queue_size: int | None = Field(None, ge=1)
+    """waiting requests that callers marked as deferrable: they are answered after all others and
+    refused above this number. Nothing is predicted then: requests are refused by a full queue
+    of a stage, and when they waited for the time above; unset: all are alike"""
     cache: CacheSpec | None = Field(None, description="unset: every pair is scored, every time")
-    depth: DepthSpec | None = Field(
-        None, description="ranking depth follows the load; unset: all jobs are ranked"
-    )
+    depth: DepthSpec | None = None
+    """ranking depth follows the load; unset: all jobs are ranked"""
     max_items: int = Field(1000, ge=1, description="jobs per request; above: refused")
     threads: int = Field(0, ge=0, description="threads of the CPU engine; 0: all cores")
-    instances: int = Field(
-        1, ge=1, le=64, description="processes of the CPU engine, each with its own threads"
-    )
+    instances: int = Field(1, ge=1, le=64)
+    """processes of the CPU engine, each with its own threads"""

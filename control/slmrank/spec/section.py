@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Unknown keys are errors; values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def settings(self) -> dict[str, Any]:
         """The section as plain JSON values: part of an artifact's key."""

@@ -21,73 +21,48 @@ class LoraSpec(Section):
 class TrainSpec(Section):
     """One training run: KL to the soft target on the two label logits."""
 
-    adapter: Path | None = Field(
-        None, description="adapter folder (peft's format) to start from; further steps train it"
-    )
+    adapter: Path | None = None
+    """adapter folder (peft's format) to start from; further steps train it"""
     steps: int = Field(64, ge=0, description="optimizer steps; 0 only merges the adapter")
     lora: LoraSpec | None = Field(None, description="train an adapter; unset: all weights")
-    list_loss: Literal["ranknet", "listnet"] | None = Field(
-        None, description="loss on the order inside a query, added to the KL"
-    )
+    list_loss: Literal["ranknet", "listnet"] | None = None
+    """loss on the order inside a query, added to the KL"""
     list_weight: float = Field(0.5, gt=0, description="weight of list_loss")
     queries_per_step: int = Field(4, ge=1, description="queries in a step of each process")
-    tokens_per_step: int | None = Field(
-        None,
-        ge=16,
-        description="instead of queries_per_step: as many queries as have this many tokens",
-    )
-    tokens_at_once: int | None = Field(
-        None,
-        ge=16,
-        description="tokens of one forward pass; a larger step is summed over several, and a "
-        "query's jobs stay together",
-    )
+    tokens_per_step: int | None = Field(None, ge=16)
+    """instead of queries_per_step: as many queries as have this many tokens"""
+    tokens_at_once: int | None = Field(None, ge=16)
+    """tokens of one forward pass; a larger step is summed over several, and a query's jobs stay
+    together"""
     items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
-    shard: bool = Field(
-        False,
-        description="split weights, gradients and optimizer state among the processes (FSDP2) "
-        "instead of copying them (DDP): for models that a GPU cannot train alone",
-    )
+    shard: bool = False
+    """split weights, gradients and optimizer state among the processes (FSDP2) instead of
+    copying them (DDP): for models that a GPU cannot train alone"""
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
     warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     seed: int = Field(0, ge=0, description="seed of batches")
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
-    dev_every: int | None = Field(
-        None,
-        ge=1,
-        description="steps between evaluations on dev, and one at the end; the last that is within "
-        "noise of the best is kept; unset: none",
-    )
+    dev_every: int | None = Field(None, ge=1)
+    """steps between evaluations on dev, and one at the end; the last that is within noise of the
+    best is kept; unset: none"""
     dev_queries: int = Field(64, ge=1, description="dev queries of such an evaluation")
-    logger: Literal["none", "tensorboard", "mlflow", "wandb"] = Field(
-        "none", description="where losses also go while it trains; the package must be installed"
-    )
-    calibration_queries: int | None = Field(
-        None,
-        ge=1,
-        description="dev queries on which one temperature is fitted after training, so that p "
-        "means what it says; unset: none, or the one of the adapter",
-    )
-    text: Literal["summary", "full"] = Field(
-        "summary",
-        description="what is read of a job: its summary, as servers do, or its whole description",
-    )
-    teacher_text: Literal["summary", "full"] = Field(
-        "summary",
-        description="what the teacher reads of it: full texts teach what summaries leave out, if "
-        "the teacher was trained on them",
-    )
+    logger: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """where losses also go while it trains; the package must be installed"""
+    calibration_queries: int | None = Field(None, ge=1)
+    """dev queries on which one temperature is fitted after training, so that p means what it
+    says; unset: none, or the one of the adapter"""
+    text: Literal["summary", "full"] = "summary"
+    """what is read of a job: its summary, as servers do, or its whole description"""
+    teacher_text: Literal["summary", "full"] = "summary"
+    """what the teacher reads of it: full texts teach what summaries leave out, if the teacher
+    was trained on them"""
     text_tokens: int = Field(1024, ge=64, description="tokens of an item that is a full text")
-    unlabelled_queries: int = Field(
-        0,
-        ge=0,
-        description="further queries, made of the training jobs' own words, with jobs that nobody "
-        "judged: the teacher alone says their p",
-    )
-    patience: int | None = Field(
-        None, ge=1, description="evaluations without a better NDCG@10 after which training stops"
-    )
+    unlabelled_queries: int = Field(0, ge=0)
+    """further queries, made of the training jobs' own words, with jobs that nobody judged: the
+    teacher alone says their p"""
+    patience: int | None = Field(None, ge=1)
+    """evaluations without a better NDCG@10 after which training stops"""
 
     @model_validator(mode="after")
     def _without_effect(self) -> TrainSpec:
@@ -137,9 +112,8 @@ class TrainSpec(Section):
 class FinetuneSpec(TrainSpec):
     """Fine-tuning of the base model."""
 
-    teacher: Path | None = Field(
-        None, description="ranker checkpoint to distil from: its p is the target; unset: grade / 4"
-    )
+    teacher: Path | None = None
+    """ranker checkpoint to distil from: its p is the target; unset: grade / 4"""
 
     @model_validator(mode="after")
     def _who_says(self) -> FinetuneSpec:
@@ -150,9 +124,8 @@ class FinetuneSpec(TrainSpec):
 class RecoverSpec(TrainSpec):
     """Distillation into the pruned model."""
 
-    teacher: Literal["finetuned", "labels"] = Field(
-        "finetuned", description="target: the unpruned fine-tuned model's p, or the grades"
-    )
+    teacher: Literal["finetuned", "labels"] = "finetuned"
+    """target: the unpruned fine-tuned model's p, or the grades"""
 
     @model_validator(mode="after")
     def _who_says(self) -> RecoverSpec:
@@ -163,26 +136,20 @@ class RecoverSpec(TrainSpec):
 class EvaluateSpec(Section):
     """Quality on held-out queries."""
 
-    sets: dict[str, DataSpec] = Field(
-        default_factory=dict,
-        description="other sets to evaluate on, by name, each with a source as in `data`: "
-        "`control evaluate SPEC --set NAME`",
-    )
-    dense_baseline: bool = Field(
-        False, description="also a row of all-MiniLM-L6-v2, the bi-encoder that a ranker must beat"
-    )
+    sets: dict[str, DataSpec] = Field(default_factory=dict)
+    """other sets to evaluate on, by name, each with a source as in `data`: `control evaluate
+    SPEC --set NAME`"""
+    dense_baseline: bool = False
+    """also a row of all-MiniLM-L6-v2, the bi-encoder that a ranker must beat"""
 
     split: Literal["dev", "test"] = Field("test", description="which pairs")
     queries: int | None = Field(None, ge=1, description="sample of queries; unset: all")
-    set_queries: int | None = Field(
-        None, ge=1, description="sample of queries of each named set; unset: all"
-    )
-    full_text_queries: int = Field(
-        0, ge=0, description="queries also scored on full texts; 0: none (it is slow on a CPU)"
-    )
+    set_queries: int | None = Field(None, ge=1)
+    """sample of queries of each named set; unset: all"""
+    full_text_queries: int = Field(0, ge=0)
+    """queries also scored on full texts; 0: none (it is slow on a CPU)"""
     full_text_tokens: int = Field(1024, ge=64, description="item limit of the full-text rows")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the reference scorer"
-    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of the reference scorer"""
     bootstrap: int = Field(2000, ge=100, description="resamples over queries for the intervals")
     seed: int = Field(0, ge=0, description="seed of sample and bootstrap")
