@@ -20,6 +20,9 @@ The number is the exit code of the command line. `hint` is the remedy, one sente
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class ControlError(Exception):
     """Base of all errors above: a message that names value and rule, and a remedy."""
@@ -106,6 +109,17 @@ class SweepError(ControlError):
 
 class MissingDependencyError(ControlError):
     exit_code = 11
+
+
+@contextlib.contextmanager
+def needs(what: str, extra: str) -> Iterator[None]:
+    """Around an import: raises MissingDependencyError, `what` and why, where it fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{what}: {error}", f"pip install 'slmrank[{extra}]'"
+        ) from error
 
 
 class DeployError(ControlError):

@@ -6,17 +6,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import needs
 
 
 def headless_pyplot() -> Any:
     """matplotlib's pyplot without a display. Raises MissingDependencyError when it is missing."""
-    try:
+    with needs("plots need matplotlib", "report"):
         import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"plots need matplotlib: {error}", "pip install 'slmrank[report]'"
-        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

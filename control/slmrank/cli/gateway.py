@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.listening import gateway_extra, listen
+from slmrank.cli.listening import GATEWAY, listen
 from slmrank.cli.options import POSITIVE, PathType, client_tls
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
-from slmrank.errors import SpecError
+from slmrank.errors import SpecError, needs
 
 
 @click.command("gateway")
@@ -72,7 +72,7 @@ def gateway_command(
       curl localhost:8080/v1/rerank -H 'content-type: application/json' \\
         -d '{"query": "night nurse", "documents": ["Care for patients.", {"id": "29-1141.00-1"}]}'
     """
-    with gateway_extra():
+    with needs(*GATEWAY):
         from slmrank.gateway.app import Limits, make_app
     if (tls_certificate is None) != (tls_key is None):
         raise click.UsageError("--tls-certificate and --tls-key belong together")

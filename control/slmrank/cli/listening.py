@@ -6,33 +6,24 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from slmrank.errors import MissingDependencyError, ServerError
+from slmrank.errors import ServerError, needs
 from slmrank.serving.ports import claim_port
 
 GRACE_S = 10
 
 
-@contextlib.contextmanager
-def gateway_extra() -> Iterator[None]:
-    """Imports of what the extra `gateway` brings."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the gateway needs {error.name}, which is not installed",
-            "pip install 'slmrank[gateway]'",
-        ) from error
+GATEWAY = ("the gateway needs its own packages", "gateway")  # of `needs`
 
 
 def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **options: Any) -> None:
     """Serve `app` at (address, port; 0: a free one), print `said` of `address:port`, and end on
     SIGTERM or Ctrl-C when running requests are answered. `options` are uvicorn's."""
-    with gateway_extra():
+    with needs(*GATEWAY):
         import uvicorn
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, **options)
     # It listens before it says so: whoever reads the line can connect.

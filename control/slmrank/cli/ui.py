@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.cli.listening import gateway_extra, listen
+from slmrank.cli.listening import GATEWAY, listen
 from slmrank.cli.options import PathType, artifacts_option, open_spec, set_option
 from slmrank.client.aio import AsyncRankClient
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import MissingDependencyError, needs
 from slmrank.load.figures import draw
 from slmrank.load.record import read_record, record_path
 from slmrank.repository.generate import read_identity
@@ -73,7 +73,7 @@ def ui_command(
         raise click.UsageError(f"{len(specs)} specs given, the page shows one or two")
     if urls and len(urls) != len(specs):
         raise click.UsageError(f"{len(urls)} --url for {len(specs)} specs: give one for each")
-    with gateway_extra():
+    with needs(*GATEWAY):
         from slmrank.gateway.app import Limits, make_app
         from slmrank.gateway.ui import Shelf, Side
     given = [*[() for _ in specs[:-1]], overrides]

@@ -12,7 +12,7 @@ import click
 
 from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, source_options
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import needs
 from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
 from slmrank.store.sources import Reading, open_source
 
@@ -100,7 +100,7 @@ def _line(counts: Followed, lag: int | None) -> str:
 
 def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
     """Serve what the follower does as metrics; returns what updates them."""
-    try:
+    with needs("--metrics-port needs prometheus-client", "redis"):
         from prometheus_client import (
             CollectorRegistry,
             Counter,
@@ -108,10 +108,6 @@ def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
             Histogram,
             start_http_server,
         )
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--metrics-port needs prometheus-client: {error}", "pip install 'slmrank[redis]'"
-        ) from error
     registry = CollectorRegistry()
     changes = Counter("slmrank_watch_changes", "Messages, by result", ["result"], registry=registry)
     failures = Counter("slmrank_watch_failures", "Failed calls of the store", registry=registry)

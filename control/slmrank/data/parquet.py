@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slmrank.data.records import Record, checked
-from slmrank.errors import DataError, MissingDependencyError
+from slmrank.errors import DataError, needs
 
 BATCH_ROWS = 8192
 
@@ -31,12 +31,8 @@ def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
 
     Raises DataError that names file, row and field, MissingDependencyError without pyarrow.
     """
-    try:
+    with needs("Parquet files need pyarrow", "parquet"):
         from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Parquet files need pyarrow, which is not installed", "pip install 'slmrank[parquet]'"
-        ) from error
     for file in parquet_files(path):
         number = 0
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.data.records import Record, checked
-from slmrank.errors import DataError, MissingDependencyError
+from slmrank.errors import DataError, needs
 
 PART_ROWS = 1000
 BATCH_ROWS = 256
@@ -47,12 +47,8 @@ class Place:
     """A folder or file by path or url (`s3://bucket/jobs`), through `pyarrow.fs`."""
 
     def __init__(self, url: str) -> None:
-        try:
+        with needs("a catalogue in parts needs pyarrow", "parquet"):
             from pyarrow import fs
-        except ImportError as error:
-            raise MissingDependencyError(
-                "a catalogue in parts needs pyarrow", "pip install 'slmrank[parquet]'"
-            ) from error
         self.url = url
         self._fs: Any
         self._kinds = fs

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmrank.data.parts import Part, Place, done_parts, drop_part, mark_done
-from slmrank.errors import DataError, MissingDependencyError
+from slmrank.errors import DataError, needs
 from slmrank.hashing import hash_value
 
 # Readers of Parquet folders (pyarrow, Spark) leave out what begins with `_`.
@@ -135,13 +135,9 @@ def _on_ray(
     workers: int,
 ) -> Iterator[int]:
     """Rows of each part, as they are finished by actors; Ray starts an actor that died again."""
-    try:
+    with needs(f"--on {address} needs ray", "ray"):
         import ray
         from ray.util import ActorPool
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--on {address} needs ray: {error}", "pip install 'slmrank[ray]'"
-        ) from error
 
     class Actor:
         """What makes the worker travels with the class, so that it can be made again anywhere."""

@@ -55,7 +55,7 @@ class TrtllmSpec(Section):
     calibrated by nvidia-modelopt; trtllm-engine only"""
     calibration_prompts: int = Field(64, ge=8, description="prompts seen by the calibration")
     version: str = Field("1.2.1", description="TensorRT-LLM version")
-    container: str = Field("26.07", pattern="^\\d\\d\\.\\d\\d$")
+    container: str = Field("26.07", pattern=r"^\d\d\.\d\d$")
     """tag of NVIDIA's tritonserver container"""
     container_digest: str | None = Field(None, pattern="^sha256:[0-9a-f]{64}$")
     """digest of that container; unset: the tag, which can move"""

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slmrank.errors import MissingDependencyError, SpecError, StoreUnavailable
+from slmrank.errors import SpecError, StoreUnavailable, needs
 from slmrank.store.changes import REJECTED_SUFFIX, Delivery, order_of
 from slmrank.validation import first_fault
 
@@ -100,12 +100,8 @@ class TopicSource:
     ended = False
 
     def __init__(self, topic: KafkaTopic) -> None:
-        try:
+        with needs("a topic of Kafka needs confluent-kafka", "kafka"):
             import confluent_kafka
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"a topic of Kafka needs confluent-kafka: {error}", "pip install 'slmrank[kafka]'"
-            ) from error
         self._kafka, self.topic = confluent_kafka, topic
         given = read_properties(os.environ.get(PROPERTIES))
         own = {"log_level": "3", **given, "bootstrap.servers": topic.brokers}

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slmrank.errors import MissingDependencyError, SpecError, StoreUnavailable
+from slmrank.errors import SpecError, StoreUnavailable, needs
 from slmrank.hashing import hash_value
 from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 from slmrank.validation import first_fault
@@ -77,15 +77,10 @@ _IN_URL = ("scheme", "host", "port", "db")
 
 def connect(address: RedisAddress, *, timeout_s: float) -> Any:
     """A client; nothing is sent yet. Raises MissingDependencyError without the package."""
-    try:
+    with needs(f"the store {address.place} needs the package redis", "redis"):
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the store {address.place} needs the package redis: {error}",
-            "pip install 'slmrank[redis]'",
-        ) from error
     tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": os.environ.get(STORE_AUTHORITY)}
     return redis.Redis(
         host=address.host,

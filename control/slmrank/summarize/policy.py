@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.faithfulness import FrozenRanker
 from slmrank.summarize.generative import POLICY_FOLDER, request_of
@@ -64,13 +64,9 @@ def train_policy(fitting: Fitting) -> Path:
 
 def require_trl() -> None:
     """Raises MissingDependencyError without trl and datasets."""
-    try:
+    with needs("training a summarizer needs trl", "rl"):
         import datasets  # noqa: F401
         import trl  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"training a summarizer needs trl: {error}", "pip install 'slmrank[rl]'"
-        ) from error
 
 
 def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], target: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from slmrank.deploy.check.finding import Finding, Located, mapping, sequence
 from slmrank.deploy.check.sources import Loader
-from slmrank.errors import DeployError, MissingDependencyError
+from slmrank.errors import DeployError, needs
 from slmrank.shipped import shipped
 
 OLDEST = "1.29"
@@ -71,12 +71,8 @@ def as_version(text: str) -> tuple[int, ...]:
 
 @cache
 def _validator() -> Any:
-    try:
+    with needs("checking manifests needs kubernetes-validate", "k8s"):
         import kubernetes_validate
-    except ImportError as error:
-        raise MissingDependencyError(
-            "checking manifests needs kubernetes-validate", "pip install 'slmrank[k8s]'"
-        ) from error
     return kubernetes_validate
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from slmrank.deploy.naming import MANAGER, Object
-from slmrank.errors import DeployError, MissingDependencyError
+from slmrank.errors import DeployError, needs
 
 REQUEST_TIMEOUT_S = (5.0, 30.0)
 RETRIES = 4
@@ -221,14 +221,10 @@ def connect(
 
     Raises DeployError when there is none, MissingDependencyError without the client.
     """
-    try:
+    with needs("talking to a cluster needs the package kubernetes", "k8s"):
         import urllib3
         from kubernetes import client, config
         from kubernetes.dynamic import DynamicClient
-    except ImportError as error:
-        raise MissingDependencyError(
-            "talking to a cluster needs the package kubernetes", "pip install 'slmrank[k8s]'"
-        ) from error
     configuration = client.Configuration()
     given = os.environ.get("KUBECONFIG")
     default = Path.home() / ".kube" / "config"

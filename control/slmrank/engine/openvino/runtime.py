@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.errors import EngineError, MissingDependencyError
+from slmrank.errors import EngineError, needs
 from slmrank.machine.facts import usable_cores
 from slmrank.tokens import Ids
 
@@ -51,12 +51,8 @@ class OpenVinoEngine:
     """A loaded engine. Not thread-safe: one per server instance."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        try:
+        with needs("openvino does not import", "local"):
             import openvino as ov
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"openvino does not import: {error}", "pip install 'slmrank[local]'"
-            ) from error
         self.info = read_engine_info(path)
         core = ov.Core()
         settings: dict[str, Any] = {

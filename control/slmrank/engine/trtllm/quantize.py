@@ -26,7 +26,7 @@ from slmrank.engine.trtllm.checkpoint import (
 from slmrank.engine.trtllm.compatibility import MODELOPT
 from slmrank.engine.trtllm.layout import HEAD, plan_tensors, trtllm_config
 from slmrank.engine.trtllm.plan import QUANT_ALGORITHMS
-from slmrank.errors import EngineError, MissingDependencyError
+from slmrank.errors import EngineError, needs
 from slmrank.model.checkpoint import Checkpoint, read_config
 from slmrank.model.quiet import quiet
 from slmrank.model.reference import load_model
@@ -79,14 +79,9 @@ def _export(
 ) -> None:
     import torch
 
-    try:
+    with needs(f"quantization {quantization} needs nvidia-modelopt {MODELOPT}", "quantize"):
         import modelopt.torch.quantization as mtq
         from modelopt.torch.export import export_tensorrt_llm_checkpoint
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"quantization {quantization} needs nvidia-modelopt {MODELOPT}: {error}",
-            "pip install 'slmrank[quantize]'",
-        ) from error
     model: Any = load_model(checkpoint).network.to(getattr(torch, dtype))
     recipe = mtq.FP8_DEFAULT_CFG if quantization == "fp8" else mtq.INT8_SMOOTHQUANT_CFG
 
