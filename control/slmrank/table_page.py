@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
     """Write NAME.png, NAME.json, NAME.md and last NAME.html into `folder`; returns the last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.png").write_bytes(page.plot)
-    write_atomic(folder / f"{name}.json", json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(figures, default=asdict, indent=1, ensure_ascii=False)
+    write_atomic(folder / f"{name}.json", text + "\n")
     write_atomic(folder / f"{name}.md", _markdown(name, page))
     target = folder / f"{name}.html"
     write_atomic(target, _html(name, page))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from slmrank.deploy.release import Release
@@ -53,6 +54,6 @@ def gpu(product: str = "NVIDIA-H200", tag: str = "ba9876543210", **changes: Any)
         "needs_gpu": True,
         "gpu_product": product,
         "bytes": 750_000_000,
-        "plan": plan(gpu=product).as_dict(),
+        "plan": asdict(plan(gpu=product)),
     }
     return cpu(engine=engine, deploy=deploy, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_other_files_are_no_manifest(text: str, tmp_path: Path) -> None:
 def built(folder: Path, tag: str = TAG, **changes: Any) -> Path:
     store = ArtifactStore(folder)
     lineage = {
-        "settings": {**plan().as_dict(), **changes},
+        "settings": {**asdict(plan()), **changes},
         "inputs": {},
         "code": "",
         "versions": {},
@@ -106,7 +107,7 @@ def built(folder: Path, tag: str = TAG, **changes: Any) -> Path:
 
 
 def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
-    expected = Expected(files={}, tag=TAG, plan=plan().as_dict())
+    expected = Expected(files={}, tag=TAG, plan=asdict(plan()))
     verify_engine(built(tmp_path / "good"), expected)
     cases: list[tuple[Path, type[ControlError], str]] = [
         (tmp_path / "none" / COMPILED / TAG, RepositoryError, "is not there"),
@@ -124,7 +125,7 @@ def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
 def test_an_image_with_another_tensorrt_llm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = Expected(files={}, tag=TAG, plan=plan().as_dict())
+    expected = Expected(files={}, tag=TAG, plan=asdict(plan()))
     monkeypatch.setattr("slmrank.repository.verify.installed_version", lambda name: "1.1.0")
     with pytest.raises(
         RepositoryError, match=r"built for TensorRT-LLM 1\.2\.1, this image has 1\.1\.0"

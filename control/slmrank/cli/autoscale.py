@@ -84,7 +84,7 @@ def simulate_command(
         "service_ms": situation.service_s * 1000,
         "queue": situation.queue,
         "queue_timeout_s": situation.queue_timeout_s,
-        "policies": [result.as_dict() for result in results],
+        "policies": results,
         "floor_by_formula": plan.as_dict(),
     }
     found = None

@@ -139,7 +139,7 @@ def _show(
             "kind": "engine",
             "tag": planned.tag,
             "planned": str(planned.path),
-            "plan": planned.plan.as_dict(),
+            "plan": planned.plan,
             "command": planned.plan.command(
                 planned.checkpoint, compiled_path("/engines", planned.tag)
             ),

@@ -127,7 +127,7 @@ def compress_search_command(
         notes,
         search_table(found, max_loss),
         draw_search(found, max_loss),
-        [one.as_dict() for one in found.tried],
+        found.tried,
         out=out,
         as_json=as_json,
     )

@@ -113,7 +113,7 @@ def compress_table_command(
         [note],
         compress_table(rows),
         draw_compress_table(rows),
-        [row.as_dict() for row in rows],
+        rows,
         out=out,
         as_json=as_json,
     )

@@ -151,8 +151,8 @@ def _report(
         },
         "checkpoint": served.key,
         "engine": {"key": engine.key, "parity": engine.figures["parity"]},
-        "quality": [row.as_dict() for row in rows],
-        "full_text": [row.as_dict() for row in few],
+        "quality": rows,
+        "full_text": few,
         "sweep": [{**one.manifest["settings"]["point"], **one.figures} for one in points],
     }
 

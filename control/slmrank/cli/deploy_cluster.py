@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def status_command(
     place = open_place(source, track)
     status = read_status(deployer_of(kubeconfig, context).cluster, place)
     if as_json:
-        print_json(status.as_dict())
+        print_json(asdict(status))
     else:
         _show_status(status, place)
     if not status.healthy:

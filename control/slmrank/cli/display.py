@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import click
@@ -158,7 +159,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def json_text(value: dict[str, Any]) -> str:
-    """JSON with the schema version. NaN, which JSON lacks, becomes null."""
+    """JSON with the schema version. Dataclasses are mappings, and NaN, which JSON lacks, null."""
     clean = _without_nan({"schema": 1, **value})
     return json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -170,6 +171,8 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _without_nan(asdict(value))
     return value
 
 

@@ -53,7 +53,7 @@ def doctor_command(
     }
     ready = not any(wrong[name] for name in judged)
     if as_json:
-        shown = [finding.as_dict() for finding in findings]
+        shown = findings
         print_json({"judged": list(judged), "ready": ready, "wrong": wrong, "findings": shown})
     else:
         for name in TARGETS.names():

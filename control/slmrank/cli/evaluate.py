@@ -80,8 +80,8 @@ def evaluate_command(
         title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
         write_atomic(page, quality_page(title, rows, scored, jobs))
         results[name] = {
-            "rows": [row.as_dict() for row in rows],
-            "full_text": [row.as_dict() for row in few],
+            "rows": rows,
+            "full_text": few,
             "page": str(page),
             "queries_trained_on": trained_on,
         }

@@ -80,7 +80,7 @@ def ladder_command(
         NOTES,
         ladder_table(rows),
         draw_ladder(rows),
-        [row.as_dict() for row in rows],
+        rows,
         out=out,
         as_json=as_json,
     )

@@ -31,12 +31,12 @@ def show_page(
     notes: Sequence[str],
     table: Table,
     plot: bytes,
-    rows: list[dict[str, Any]],
+    rows: Sequence[Any],
     *,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the page NAME of a table, and print the table, or its `rows` as JSON."""
+    """Write the page NAME of a table, and print the table, or as JSON its `rows` (dataclasses)."""
     provenance = _provenance(opened)
     page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
     figures: dict[str, Any] = {"rows": rows, "provenance": provenance}

@@ -24,7 +24,7 @@ def status_command(opened: Opened, as_json: bool) -> None:
     """
     found = read_status([opened.bundle.repository], opened.store)
     if as_json:
-        print_json({"artifacts": [status.as_dict() for status in found]})
+        print_json({"artifacts": found})
         return
     rows = [
         [status.title, status.state, f"{status.kind} {status.key[:8]}", status.why, status.note]

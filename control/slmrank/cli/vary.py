@@ -90,7 +90,7 @@ def vary_command(
         [NOTE],
         vary_table(rows),
         draw_variants(rows),
-        [one.as_dict() for one in rows],
+        rows,
         out=out,
         as_json=as_json,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,6 @@ class QualityRow:
     order: Interval
     ece: Interval | None
     kinds: dict[str, dict[str, float]]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def quality_table(

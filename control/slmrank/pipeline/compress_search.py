@@ -9,7 +9,7 @@ an artifact: a search that was interrupted goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
@@ -55,9 +55,6 @@ class Tried:
     loss: Interval
     seconds: float
     in_engine: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

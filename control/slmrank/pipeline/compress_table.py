@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
@@ -55,9 +55,6 @@ class CompressRow:
     removed: float
     ms_per_job: float | None
     quality: QualityRow
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan_compress_table(

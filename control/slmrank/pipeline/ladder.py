@@ -9,7 +9,7 @@ interrupted ladder goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
@@ -74,9 +74,6 @@ class LadderRow:
     items_per_s: float | None
     p95_ms: float | None
     ratio: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan_ladder(bundle: Bundle) -> list[Rung]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from slmrank.artifacts import Artifact, ArtifactStore
@@ -24,9 +24,6 @@ class StepStatus:
     state: Literal["made", "stale", "missing"]
     why: str = ""
     note: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_status(steps: Iterable[Step], store: ArtifactStore) -> list[StepStatus]:

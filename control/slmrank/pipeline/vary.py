@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
@@ -44,9 +44,6 @@ class Varied:
     values: Values
     row: QualityRow
     pairs: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:

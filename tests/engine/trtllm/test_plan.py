@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ def test_a_build_is_checked_kept_by_tag_and_found_again(
     assert built.path == tmp_path / "compiled" / planned.tag
     manifest = json.loads((built.path / "manifest.json").read_text())
     assert manifest["versions"]["capability"] == "9.0"
-    assert manifest["settings"] == planned.plan.as_dict()
+    assert manifest["settings"] == asdict(planned.plan)
     assert manifest["inputs"] == {"checkpoint": planned.checkpoint_digest}
     assert set(manifest["files"]) == {"config.json", "rank0.engine"}
     config = json.loads((built.path / "config.json").read_text())

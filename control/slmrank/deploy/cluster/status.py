@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
@@ -50,9 +50,6 @@ class Status:
     troubles: list[Trouble]
     advice: list[Trouble]
     records: list[dict[str, Any]]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_status(cluster: Cluster, place: Place) -> Status:

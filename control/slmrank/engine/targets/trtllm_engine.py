@@ -7,6 +7,7 @@ GPU is, from the plan (`slmrank.engine.trtllm.compile`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class TrtllmEngineTarget(EngineTarget):
             "quantization": spec.quantization,
             "dtype": spec.dtype,
             **parity,
-            **emitted.as_dict(),
+            **asdict(emitted),
         }
 
     def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
@@ -126,7 +127,7 @@ class TrtllmEngineTarget(EngineTarget):
             tag=planned.tag,
             bytes=size,
             engines=spec.engine.trtllm.engines,
-            plan=planned.plan.as_dict(),
+            plan=asdict(planned.plan),
             gpu_product=planned.plan.gpu,
         )
 

@@ -7,7 +7,7 @@ oracle in the tests is NVIDIA's own exporter (nvidia-modelopt), bit for bit.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,6 @@ class Emitted:
     tensors: int
     parameters: int
     bytes: int
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def emit_checkpoint(

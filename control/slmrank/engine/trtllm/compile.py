@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def write_plan(path: Path, plan: BuildPlan, checkpoint_digest: str) -> str:
         "tag": tag,
         "checkpoint_digest": checkpoint_digest,
         "plan_hash": plan.hash,
-        "plan": plan.as_dict(),
+        "plan": asdict(plan),
         "command": plan.command(EMITTED_FOLDER, compiled_path("/engines", tag)),
     }
     write_atomic(path / PLAN_FILE, json.dumps(content, indent=2) + "\n")
@@ -114,7 +114,7 @@ def compile_engine(
         if found is not None:
             return found
         lineage = {
-            "settings": planned.plan.as_dict(),
+            "settings": asdict(planned.plan),
             "inputs": {"checkpoint": planned.checkpoint_digest},
             "code": planned.plan.hash,
             "versions": builder.facts,

@@ -93,9 +93,6 @@ class BuildPlan:
         TensorRT-LLM and TensorRT versions, the compute capability and the image."""
         return hash_value([checkpoint_digest, asdict(self)])[:TAG_LENGTH]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def check_spec(spec: TrtllmSpec) -> None:
     """What needs no model to be refused, before anything is trained for it.
