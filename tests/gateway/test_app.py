@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -276,3 +277,67 @@ def test_the_description_of_the_endpoint_names_every_route() -> None:
         "/health",
         "/health/live",
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "shown"),
+    [
+        ("/v1/score", b'{"query": "q\\ud800", "jobs": ["a\\ud800"]}', '"job_id":"a?"'),
+        (
+            "/v1/rerank",
+            b'{"query": "q", "documents": ["a\\ud800"], "return_documents": true}',
+            '"document":{"text":"a?"}',
+        ),
+        ("/rerank", b'{"query": "q", "texts": ["a\\ud800"], "return_text": true}', '"text":"a?"'),
+    ],
+)
+def test_half_a_surrogate_pair_is_given_back_as_a_mark(path: str, body: bytes, shown: str) -> None:
+    """It has no UTF-8 form: the whole answer was lost for it."""
+    headers = {"content-type": "application/json"}
+    reply = send(LengthRanker(), path, content=body, headers=headers)
+    assert reply.status_code == 200
+    assert shown in reply.text
+
+
+def test_nobody_works_for_a_caller_that_went_away() -> None:
+    ended: list[str] = []
+
+    class Slow(LengthRanker):
+        async def score(self, query: str, jobs: Sequence[Asked], **how: Any) -> Answer:
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+            return await super().score(query, jobs, **how)
+
+    app, sent = make_app(Slow(), Limits()), []
+    body = b'{"query": "q", "documents": ["a"]}'
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.01)
+        return left.pop(0) if left else {"type": "http.disconnect"}
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/rerank",
+        "raw_path": b"/v1/rerank",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("gateway", 80),
+        "scheme": "http",
+    }
+    started = time.monotonic()
+    asyncio.run(app(scope, receive, keep))
+    assert time.monotonic() - started < 4
+    assert ended == ["cancelled"]
+    counted = ask_app(app, "/metrics").text
+    assert 'slmrank_gateway_requests_total{route="/v1/rerank",status="499"} 1.0' in counted

@@ -7,13 +7,14 @@ an overload is heard by its callers and does not pile up here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
             )
         asked = [read(one, place) for place, one in enumerate(documents)]
         with continued(request.headers):
-            answer = await client.score(query, asked)
+            answer = await _unless_gone(request, client.score(query, asked))
         for status, count in Counter(item.status for item in answer).items():
             metrics.documents.labels(status.name.lower()).inc(count)
         response.headers["server-timing"] = server_timing(answer.parts)
@@ -229,6 +230,26 @@ def problem(
     return JSONResponse(
         content.model_dump(), status, headers, media_type="application/problem+json"
     )
+
+
+async def _unless_gone(request: Request, scoring: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer, for whose sake nobody works when the caller went away: one that gives up early
+    and asks again would have its load doubled."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    scored, left = asyncio.ensure_future(scoring), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({scored, left}, return_when=asyncio.FIRST_COMPLETED)
+        if scored.done() or left.exception() is not None:
+            return await scored
+    finally:
+        for task in (scored, left):
+            task.cancel()
+        await asyncio.gather(scored, left, return_exceptions=True)
+    raise HTTPException(499, "the caller went away before its answer")
 
 
 def _failed(request: Request, error: ScoreError) -> Response:

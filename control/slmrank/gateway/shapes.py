@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from slmrank.client.answer import Answer, ItemScore, Part, rank_order
 from slmrank.client.asked import Asked, read_asked
@@ -21,6 +21,8 @@ from slmrank.errors import InvalidRequest
 from slmrank.triton.status import Status
 
 Document = str | dict[str, Any]
+# What is given back of a request. Half a surrogate pair has no UTF-8 form.
+Echoed = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
 
 
 class RerankRequest(BaseModel):
@@ -79,7 +81,7 @@ class TextScore(BaseModel):
 
     index: int
     score: float
-    text: str | None = None
+    text: Echoed | None = None
 
 
 class ScoreRequest(BaseModel):
@@ -95,7 +97,7 @@ class ScoredItem(BaseModel):
     """One job in the order of the request; `score` is null where the status says why."""
 
     index: int
-    job_id: str
+    job_id: Echoed
     score: float | None
     status: int
     status_text: str
@@ -111,7 +113,7 @@ class ScoredPart(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    query: str
+    query: Echoed
     items: list[ScoredItem]
     parts: list[ScoredPart]
 
@@ -201,12 +203,11 @@ def server_timing(parts: Sequence[Part]) -> str:
 
 
 def _returned(document: Document) -> RerankDocument:
-    if isinstance(document, str):
-        return RerankDocument(text=document)
-    shown: Mapping[str, Any] = document
-    if "text" not in document:  # clients read a document's text
-        shown = {**document, "text": document.get("description") or json.dumps(document)}
-    return RerankDocument.model_validate(shown)
+    shown: Mapping[str, Any] = {"text": document} if isinstance(document, str) else document
+    if "text" not in shown:  # clients read a document's text
+        shown = {**shown, "text": shown.get("description") or json.dumps(shown)}
+    written = json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
+    return RerankDocument.model_validate_json(written)
 
 
 def _log_odds(p: float) -> float:
