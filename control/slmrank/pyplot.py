@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from slmrank.errors import needs
 
@@ -31,6 +31,24 @@ def plain_plot(draw: Callable[[Any], None]) -> bytes:
     image = png_of(figure)
     pyplot.close(figure)
     return image
+
+
+class Spread(Protocol):
+    """A value with its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def interval_bars(axes: Any, at: Sequence[Any], values: Sequence[Spread], **style: Any) -> None:
+    """Values over the places `at`, with their intervals as bars."""
+    below = [one.value - one.low for one in values]
+    above = [one.high - one.value for one in values]
+    axes.errorbar(at, [one.value for one in values], yerr=[below, above], capsize=3, **style)
 
 
 def png_of(figure: Any) -> bytes:

@@ -47,6 +47,9 @@ class Interval:
     low: float
     high: float
 
+    def __neg__(self) -> Interval:
+        return Interval(value=-self.value, low=-self.high, high=-self.low)
+
 
 Metric = Callable[[Sequence[Listing]], float]
 

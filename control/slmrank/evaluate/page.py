@@ -4,7 +4,7 @@ of the last row, each with its listing."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -30,6 +30,28 @@ QUALITY_COLUMNS = (
 )
 
 
+# A row's figures as text, by the name of their column.
+_FIGURES: Mapping[str, Callable[[QualityRow], str]] = {
+    "parameters": lambda row: f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+    "prompt tokens": lambda row: f"{row.prompt_tokens:.0f}" if row.prompt_tokens else "-",
+    "NDCG@10": lambda row: shown(row.ndcg10),
+    "delta": lambda row: shown(row.delta_ndcg10, signed=True),
+    "AUC 4 v 0": lambda row: shown(row.auc),
+    "order": lambda row: shown(row.order),
+    "|dp|": lambda row: f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+}
+
+
+def figures_of(row: QualityRow, columns: Iterable[str]) -> list[str]:
+    """The cells of these columns of a comparison."""
+    return [_FIGURES[name](row) for name in columns]
+
+
+def sizes_of(row: QualityRow) -> str:
+    """What a comparison was made on."""
+    return f"{row.queries} queries, {row.pairs} pairs"
+
+
 def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> list[list[str]]:
     """The cells of QUALITY_COLUMNS; `intervals` also of the last ones, for which a terminal has no
     room."""
@@ -41,15 +63,11 @@ def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> lis
         [
             row.name,
             row.text,
-            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
-            f"{row.prompt_tokens:.0f}" if row.prompt_tokens else "-",
-            shown(row.ndcg10),
-            shown(row.delta_ndcg10, signed=True),
-            shown(row.auc),
+            *figures_of(row, QUALITY_COLUMNS[2:7]),
             short(row.mrr),
             short(row.order),
             short(row.ece),
-            f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+            *figures_of(row, QUALITY_COLUMNS[10:]),
         ]
         for row in rows
     ]
@@ -84,7 +102,7 @@ def quality_page(
 ) -> str:
     """The page as HTML. `rows` are the figures of `scored`, in the same order."""
     note = (
-        f"{rows[0].queries} queries, {rows[0].pairs} pairs. Intervals: 95 %, bootstrap over "
+        f"{sizes_of(rows[0])}. Intervals: 95 %, bootstrap over "
         "queries; differences on the same resamples. order: share of pairs of different grade in "
         "the right order. ECE: p against the judged p (a target, or grade / 4), ten bins."
     )

@@ -198,8 +198,7 @@ class Search:
         base = read_scores(reference.path / SCORES_FILE)
         own = align(read_scores(artifact.path / SCORES_FILE), base)
         evaluate = self.bundle.spec.evaluate
-        gain = ndcg_difference(own, base, resamples(len(base), evaluate.bootstrap, evaluate.seed))
-        return Interval(value=-gain.value, low=-gain.high, high=-gain.low)
+        return -ndcg_difference(own, base, resamples(len(base), evaluate.bootstrap, evaluate.seed))
 
     def _item_tokens(self, budget: int) -> float:
         figures = self._score(replace(whole(self.axes), budget_tokens=budget), 0, in_engine=False)

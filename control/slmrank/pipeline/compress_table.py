@@ -8,14 +8,14 @@ from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
-from slmrank.evaluate.page import shown
+from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import plain_plot
+from slmrank.pyplot import interval_bars, plain_plot
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.registry import SUMMARIZERS
@@ -148,18 +148,12 @@ def compress_table(rows: Sequence[CompressRow]) -> Table:
             row.method,
             str(row.budget or "-"),
             f"{row.removed:.1%}" if row.budget else "-",
-            f"{row.quality.prompt_tokens:.0f}",
-            shown(row.quality.ndcg10),
-            shown(row.quality.delta_ndcg10, signed=True),
-            shown(row.quality.order),
-            shown(row.quality.auc),
-            f"{row.quality.mean_abs_dp:.3f}" if row.quality.mean_abs_dp is not None else "-",
+            *figures_of(row.quality, COLUMNS[3:-1]),
             f"{row.ms_per_job:.2f}" if row.ms_per_job is not None else "-",
         ]
         for row in rows
     ]
-    first = rows[0].quality
-    return f"{first.queries} queries, {first.pairs} pairs", COLUMNS, cells
+    return sizes_of(rows[0].quality), COLUMNS, cells
 
 
 def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
@@ -175,15 +169,8 @@ def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
             deltas = [
                 row.quality.delta_ndcg10 for row in own if row.quality.delta_ndcg10 is not None
             ]
-            below = [delta.value - delta.low for delta in deltas]
-            above = [delta.high - delta.value for delta in deltas]
-            axes.errorbar(
-                [100 * row.removed for row in own],
-                [delta.value for delta in deltas],
-                yerr=[below, above],
-                marker="o",
-                capsize=3,
-                label=method,
+            interval_bars(
+                axes, [100 * row.removed for row in own], deltas, marker="o", label=method
             )
         axes.set_xlabel("tokens of the descriptions removed (%)")
         axes.set_ylabel("NDCG@10 against full text")

@@ -11,14 +11,14 @@ import numpy as np
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.evaluate.metrics import Listing, align
-from slmrank.evaluate.page import shown
+from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import plain_plot
+from slmrank.pyplot import interval_bars, plain_plot
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
 
@@ -63,13 +63,9 @@ def measure_depth_table(
 
 def depth_table(rows: Sequence[QualityRow]) -> Table:
     """The rows as text."""
-    cells = [
-        [row.name, shown(row.ndcg10), shown(row.delta_ndcg10, signed=True), shown(row.order)]
-        for row in rows
-    ]
-    first = rows[0]
-    title = f"{first.queries} queries, {first.pairs} pairs"
-    return title, ("ranked", "NDCG@10", "delta", "order"), cells
+    columns = ("NDCG@10", "delta", "order")
+    cells = [[row.name, *figures_of(row, columns)] for row in rows]
+    return sizes_of(rows[0]), ("ranked", *columns), cells
 
 
 def draw_depth_table(rows: Sequence[QualityRow]) -> bytes:
@@ -77,16 +73,7 @@ def draw_depth_table(rows: Sequence[QualityRow]) -> bytes:
     values = [row.ndcg10 for row in rows]
 
     def draw(axes: Any) -> None:
-        axes.errorbar(
-            [100 * share for share in SHARES],
-            [one.value for one in values],
-            yerr=[
-                [one.value - one.low for one in values],
-                [one.high - one.value for one in values],
-            ],
-            marker="o",
-            capsize=3,
-        )
+        interval_bars(axes, [100 * share for share in SHARES], values, marker="o")
         axes.set_xlabel("jobs of a listing that are ranked, in BM25's order (%)")
         axes.set_ylabel("NDCG@10")
 

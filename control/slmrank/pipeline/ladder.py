@@ -14,7 +14,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.errors import SpecError
-from slmrank.evaluate.page import shown
+from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
@@ -234,19 +234,14 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             row.name,
             f"{row.parameters / 1e6:.1f}M",
             f"{row.bytes / 1e6:.0f}",
-            f"{row.quality.prompt_tokens:.0f}",
-            shown(row.quality.ndcg10),
-            shown(row.quality.delta_ndcg10, signed=True),
-            shown(row.quality.order),
-            shown(row.quality.auc),
+            *figures_of(row.quality, COLUMNS[3:8]),
             f"{row.items_per_s:.3g}" if row.items_per_s else "-",
             f"{row.p95_ms:.0f}" if row.p95_ms else "-",
             f"{row.ratio:.1f}" if row.ratio else "-",
         ]
         for row in rows
     ]
-    first = rows[0].quality
-    return f"{first.queries} queries, {first.pairs} pairs", COLUMNS, cells
+    return sizes_of(rows[0].quality), COLUMNS, cells
 
 
 def draw_ladder(rows: Sequence[LadderRow]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from slmrank.compress.search import Uneven
 from slmrank.html_page import Table
 from slmrank.pipeline.compress_search import Found, Search, Tried
-from slmrank.pyplot import plain_plot
+from slmrank.pyplot import interval_bars, plain_plot
 
 COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
 NOTES = (
@@ -68,15 +68,9 @@ def draw_search(found: Found, max_loss: float) -> bytes:
         )
         for last, color in ((False, "#4477aa"), (True, "#ee6677")):
             those = [one for one in found.tried if one.in_engine is last]
-            values = [one.loss.value for one in those]
-            spread = [
-                [one.loss.value - one.loss.low for one in those],
-                [one.loss.high - one.loss.value for one in those],
-            ]
+            losses = [one.loss for one in those]
             label = "in the engine" if last else "while recovered"
-            axes.errorbar(
-                rates(those), values, yerr=spread, fmt="o", color=color, capsize=3, label=label
-            )
+            interval_bars(axes, rates(those), losses, fmt="o", color=color, label=label)
         axes.axhline(max_loss, color="#999999", linewidth=0.8, linestyle="--")
         axes.set_xlabel("items/s, one stream in process")
         axes.set_ylabel("NDCG@10 lost")

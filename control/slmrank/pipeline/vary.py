@@ -14,14 +14,14 @@ from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
-from slmrank.evaluate.page import shown
+from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, quality_table
 from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import NAMES, REFERENCE, scored_row
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import plain_plot
+from slmrank.pyplot import interval_bars, plain_plot
 from slmrank.spec.reading import change_spec, nested, read_override
 
 Values = dict[str, Any]  # by dotted key
@@ -120,7 +120,7 @@ def words_of_values(values: Values) -> str:
 def vary_table(rows: Sequence[Varied]) -> Table:
     """The rows as text."""
     keys = list(rows[-1].values)
-    columns = (*keys, "parameters", "pairs seen", "NDCG@10", "delta", "AUC 4 v 0", "order", "|dp|")
+    figures = ("NDCG@10", "delta", "AUC 4 v 0", "order", "|dp|")
     cells = []
     for one in rows:
         row = one.row
@@ -130,17 +130,12 @@ def vary_table(rows: Sequence[Varied]) -> Table:
         cells.append(
             [
                 *named,
-                f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+                *figures_of(row, ["parameters"]),
                 str(one.pairs) if one.pairs else "-",
-                shown(row.ndcg10),
-                shown(row.delta_ndcg10, signed=True),
-                shown(row.auc),
-                shown(row.order),
-                f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
+                *figures_of(row, figures),
             ]
         )
-    first = rows[0].row
-    return f"{first.queries} queries, {first.pairs} pairs", columns, cells
+    return sizes_of(rows[0].row), (*keys, "parameters", "pairs seen", *figures), cells
 
 
 def draw_variants(rows: Sequence[Varied]) -> bytes:
@@ -158,21 +153,12 @@ def draw_variants(rows: Sequence[Varied]) -> bytes:
 
     def draw(axes: Any) -> None:
         for name, line in lines.items():
-            losses = [one.row.delta_ndcg10 for one in line if one.row.delta_ndcg10 is not None]
-            axes.errorbar(
-                [
-                    one.values[key] if numbers else places.index(str(one.values[key]))
-                    for one in line
-                ],
-                [-loss.value for loss in losses],
-                yerr=[
-                    [loss.high - loss.value for loss in losses],
-                    [loss.value - loss.low for loss in losses],
-                ],
-                marker="o",
-                capsize=3,
-                label=name or None,
-            )
+            deltas = [one.row.delta_ndcg10 for one in line if one.row.delta_ndcg10 is not None]
+            losses = [-delta for delta in deltas]
+            at = [
+                one.values[key] if numbers else places.index(str(one.values[key])) for one in line
+            ]
+            interval_bars(axes, at, losses, marker="o", label=name or None)
         if not numbers:
             axes.set_xticks(range(len(places)), places)
         elif max(sizes) > WIDE * min(sizes):
