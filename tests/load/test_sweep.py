@@ -510,6 +510,7 @@ def test_another_server_or_machine_is_another_measurement(
         with store.create("point", key, lineage) as draft:
             draft.figures.update({"verdict": "ok", "stable": True})
     assert not opened().pending
+    assert replace(opened(), again=True).pending == first.tasks  # behind one address, say
     for other in (opened("a:8001"), opened("b:8001")):
         assert other.pending == other.tasks
         assert gather_record(store, other.subject)["points"] == []

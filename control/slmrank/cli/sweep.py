@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from slmrank.artifacts import Artifact
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
-from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
+from slmrank.cli.options import Opened, dry_run_option, force_option, json_option, spec_options
 from slmrank.errors import SweepError
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
@@ -27,10 +28,16 @@ _metrics_option = click.option(
 @spec_options
 @_url_option
 @_metrics_option
+@force_option
 @dry_run_option
 @json_option
 def sweep_command(
-    opened: Opened, url: str | None, metrics_url: str | None, dry_run: bool, as_json: bool
+    opened: Opened,
+    url: str | None,
+    metrics_url: str | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Drive the repository of SPEC with the real perf_analyzer: one process per point, over items
     per request x tokens per item x query tokens x load (section sweep). Points that are done are
@@ -49,6 +56,7 @@ def sweep_command(
     session = _session(opened, url, metrics_url, dry_run=dry_run, as_json=as_json)
     if session is None:
         return
+    session = replace(session, again=force)
     if dry_run:
         _show_tasks(session, as_json=as_json)
         return
@@ -70,10 +78,16 @@ def sweep_command(
 @spec_options
 @_url_option
 @_metrics_option
+@force_option
 @dry_run_option
 @json_option
 def slo_command(
-    opened: Opened, url: str | None, metrics_url: str | None, dry_run: bool, as_json: bool
+    opened: Opened,
+    url: str | None,
+    metrics_url: str | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Find the highest rate of Poisson arrivals at which a latency percentile stays under the
     objective (sweep.slo of SPEC), for each kind of request: items x tokens x query tokens.
@@ -87,6 +101,7 @@ def slo_command(
     session = _session(opened, url, metrics_url, dry_run=dry_run, as_json=as_json)
     if session is None:
         return
+    session = replace(session, again=force)
     if dry_run:
         slo = session.spec.slo
         cells = [task.point.cell for task in session.cells]

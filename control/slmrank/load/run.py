@@ -91,12 +91,14 @@ class Task:
 
 @dataclass(kw_only=True)
 class Bench:
-    """A running server and the tool, ready to measure; points go into the store."""
+    """A running server and the tool, ready to measure; points go into the store. `again`: also what
+    was measured before."""
 
     store: ArtifactStore
     subject: Subject
     analyzer: PerfAnalyzer
     running: Running
+    again: bool = False
     host: dict[str, Any] = field(default_factory=host_facts)
 
     def warm_up(self, task: Task) -> None:
@@ -117,7 +119,7 @@ class Bench:
         key = self.subject.key(KIND, task.settings, task.given)
         with self.store.lock(KIND, key):
             found = find_point(self.store, self.subject, task)
-            if found is None or again:
+            if found is None or again or self.again:
                 self._measure(task, key)
                 found = self.store.read(KIND, key)
         return found
@@ -161,12 +163,14 @@ class Bench:
 
 
 @contextlib.contextmanager
-def open_bench(store: ArtifactStore, subject: Subject, server: OpenServer) -> Any:
+def open_bench(
+    store: ArtifactStore, subject: Subject, server: OpenServer, *, again: bool = False
+) -> Any:
     """A bench over a server that is opened for it."""
     with tempfile.TemporaryDirectory(prefix="slmrank-sweep-") as work, server() as running:
         require_ready(running.url)
         analyzer = find_perf_analyzer(Path(work))
-        yield Bench(store=store, subject=subject, analyzer=analyzer, running=running)
+        yield Bench(store=store, subject=subject, analyzer=analyzer, running=running, again=again)
 
 
 def find_point(store: ArtifactStore, subject: Subject, task: Task) -> Artifact | None:
@@ -186,15 +190,18 @@ def run_sweep(
     subject: Subject,
     server: OpenServer,
     progress: Progress,
+    *,
+    again: bool = False,
 ) -> list[Artifact]:
-    """Measure what is pending (the server is started only then); returns all points in order.
+    """Measure what is pending, or all `again` (the server is started only then); returns all points
+    in order.
 
     The first closed-loop point is measured again at the end, as a drift check. Raises SweepError
     when the server does not answer; what was measured stays.
     """
-    pending = pending_tasks(tasks, store, subject)
+    pending = list(tasks) if again else pending_tasks(tasks, store, subject)
     if pending:
-        with open_bench(store, subject, server) as bench:
+        with open_bench(store, subject, server, again=again) as bench:
             bench.warm_up(pending[0])
             for number, task in enumerate(pending, start=1):
                 progress(number, len(pending), task.point.name)
@@ -203,8 +210,8 @@ def run_sweep(
             closed = [task for task in pending if task.point.load.kind == "concurrency"]
             if len(pending) > 1 and closed:
                 progress(len(pending), len(pending), "drift check: the first point again")
-                again = replace(closed[0], point=replace(closed[0].point, repeat=DRIFT_REPEAT))
-                bench.measure(again, again=True)
+                first = replace(closed[0], point=replace(closed[0].point, repeat=DRIFT_REPEAT))
+                bench.measure(first, again=True)
     keys = [subject.key(KIND, task.settings, task.given) for task in tasks]
     found = [store.find(KIND, key) for key in keys]
     return [artifact for artifact in found if artifact is not None]

@@ -46,13 +46,14 @@ from slmrank.triton.config import PREPARE
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """`subject` is what is measured, `server` how to get at it, `pool` what requests are drawn
-    from."""
+    from. `again`: what was measured before counts as not measured."""
 
     spec: SweepSpec
     subject: Subject
     pool: Pool
     store: ArtifactStore
     server: OpenServer
+    again: bool = False
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -73,11 +74,15 @@ class Session:
     @property
     def pending(self) -> list[Task]:
         """The points that have no final result yet."""
+        if self.again:
+            return self.tasks
         return pending_tasks(self.tasks, self.store, self.subject)
 
     def sweep(self, progress: Progress) -> tuple[list[Artifact], Path]:
         """Measure every point; returns them in order, and the record's file."""
-        points = run_sweep(self.tasks, self.store, self.subject, self.server, progress)
+        points = run_sweep(
+            self.tasks, self.store, self.subject, self.server, progress, again=self.again
+        )
         return points, write_record(self.store, self.subject)
 
     def slo(self, report: Callable[[str], None]) -> tuple[list[Artifact], Path]:
@@ -86,8 +91,8 @@ class Session:
         slo = self.spec.slo
         known = [known_slo(self.store, self.subject, task, slo) for task in self.cells]
         found = [artifact for artifact in known if artifact is not None]
-        if len(found) < len(self.cells):
-            with open_bench(self.store, self.subject, self.server) as bench:
+        if self.again or len(found) < len(self.cells):
+            with open_bench(self.store, self.subject, self.server, again=self.again) as bench:
                 bench.warm_up(self.cells[0])
                 found = [find_slo(bench, task, slo, report) for task in self.cells]
         return found, write_record(self.store, self.subject)
