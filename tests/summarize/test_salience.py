@@ -109,6 +109,14 @@ def test_numbers_at_the_start_are_no_bullets(sentence: str) -> None:
     assert sentences_of("\n".join(mark + sentence for mark in marks)) == [sentence] * len(marks)
 
 
+def test_list_marks_without_a_space_go_too() -> None:
+    text = (
+        "1.Weld steel beams.\n2)Bake fresh bread.\n3\u3001 Drive big trucks.\n4.5 tons are lifted."
+    )
+    kept = ["Weld steel beams.", "Bake fresh bread.", "Drive big trucks.", "4.5 tons are lifted."]
+    assert sentences_of(text) == kept
+
+
 def test_a_heading_before_text_without_spaces_is_not_all_that_is_left() -> None:
     duties = "\u8d1f\u8d23\u533b\u9662\u75c5\u4eba\u7684\u62a4\u7406\uff0c" * 12
     own = Job(job_id="a", description="\u5c97\u4f4d\u804c\u8d23\uff1a\n" + duties)
