@@ -56,7 +56,7 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     made = [
         line.split("made in")[0].strip() for line in none.stderr.splitlines() if "made in" in line
     ]
-    assert made in ([], ["recovered", "engine", "scores: engine"])
+    assert made in ([], ["recovery", "engine", "scores: engine"])
     assert "nothing that was tried loses at most -1" in none.stderr
     assert not list((tmp_path / "none").glob("*.yaml"))
 

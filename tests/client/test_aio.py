@@ -231,6 +231,16 @@ def test_a_replica_that_misses_deadlines_is_passed_over() -> None:
     assert asyncio.run(missed()) == 1
 
 
+def test_a_caller_in_a_hurry_takes_no_replica_from_the_others() -> None:
+    async def resting() -> int:
+        client = asking(Answering([late()]), max_items=9, replicas=2)
+        with pytest.raises(DeadlineExceeded):
+            await client.score("q", ["7"], timeout_s=0.02)
+        return sum(one.resting_until > 0 for one in client._replicas._known.values())
+
+    assert asyncio.run(resting()) == 0
+
+
 def test_a_lower_limit_is_learnt_after_one_refusal() -> None:
     async def ask() -> None:
         server = Answering([InferenceServerException("InvalidRequest: too many jobs. Fix: less")])

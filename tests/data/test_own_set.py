@@ -173,6 +173,9 @@ def test_spellings_of_a_query_stand_in_one_split(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="in split 'test' and 'train'"):
         read_own_set(jsonl(tmp_path, named), tmp_path / "made")
+    apart = [*pairs(), {"query": "query  1", "job_id": "j1", "grade": 0}]
+    with pytest.raises(DataError, match="judges job 'j1' in two ways for query 'query 1'"):
+        read_own_set(jsonl(tmp_path, apart), tmp_path / "made")
 
 
 def test_a_job_is_judged_once_for_a_query(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from slmrank.client.answer import Answer, ItemScore, Part
-from slmrank.client.asked import Asked, id_of
+from slmrank.client.asked import Asked
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -25,6 +25,10 @@ from slmrank.gateway.app import Limits, make_app
 from slmrank.triton.status import Status
 
 SAID = {"bundle": "demo", "engine_key": "e1"}
+
+
+def id_of(job: Asked) -> str:
+    return job if isinstance(job, str) else job.job_id
 
 
 class LengthRanker:

@@ -136,9 +136,11 @@ def test_the_slowest_kind_counts_and_one_that_never_meets_it_is_no_plan() -> Non
     cells = [{**cell, "items_per_s_range": [40.0, 44.0]}, slow]
     assert slowest_cell({"slo": cells}, "r", {}) == slow
     never = {**slow, "items": 128, "items_per_s_range": None}
-    with pytest.raises(SweepError, match="128 items meet p95 <= 500 ms at no rate") as caught:
+    with pytest.raises(
+        SweepError, match="items 128, tokens 32 meet p95 <= 500 ms at no rate"
+    ) as caught:
         slowest_cell({"slo": [*cells, never]}, "r", {})
-    assert "--items" in caught.value.hint
+    assert "--force" in caught.value.hint
     assert slowest_cell({"slo": [*cells, never]}, "r", {"items": 64}) == slow
     # Of another objective it says nothing.
     assert slowest_cell({"slo": [*cells, {**never, "limit_ms": 50}]}, "r", {}) == slow

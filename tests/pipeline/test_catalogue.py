@@ -128,13 +128,13 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
         catalogue_entries(left["out"])
     assert go()["done"] == 0
     assert manifest.read_bytes() == whole
-    # Another table does not take the place of this one's output.
+    # Another table does not take the place of this one's output, nor of what a run left half-done.
+    manifest.unlink()
     write_jobs(tmp_path / "other", tiny, 1)
     with pytest.raises(DataError, match=r"holds the output of .*/in, whose place"):
         summarize_catalogue(
             kit_of_bundle(tiny.bundle, tiny.store), str(tmp_path / "other"), str(out)
         )
-    assert manifest.read_bytes() == whole
     assert [path.stem for path in manifest.parent.glob("*.parquet")] == ["a-000000000"]
 
 

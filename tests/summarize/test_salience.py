@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def test_sentences_lose_bullets_and_headings() -> None:
 def test_numbers_at_the_start_are_no_bullets(sentence: str) -> None:
     marks = ["", "- ", "12. ", "3) ", "\u2022 1) "]
     assert sentences_of("\n".join(mark + sentence for mark in marks)) == [sentence] * len(marks)
+
+
+def test_lines_of_signs_cost_nothing() -> None:
+    lines = ["-" * 5000, "* " * 3000 + "!", "1.  " * 2000 + "("]
+    started = time.monotonic()
+    assert sentences_of("\n".join(["Weld steel beams.", *lines])) == ["Weld steel beams."]
+    assert time.monotonic() - started < 2
 
 
 def test_list_marks_without_a_space_go_too() -> None:

@@ -57,9 +57,10 @@ def render_command(
             for path, why in stale:
                 click.echo(f"{why:<10} {path}")
         if stale:
-            again = "control deploy render"
-            if source is not None:
-                again += f" {source} --out {folder or ROOT / 'base'}"
+            named = ["control deploy render"]
+            named += [str(source)] if source is not None else []
+            named += [f"--out {folder}"] if folder is not None else []
+            again = " ".join(named) + (", with the same options" if source is not None else "")
             raise Refused(f"{len(stale)} of {total} files are stale", again)
         if not as_json:
             click.echo(f"{total} files in {', '.join(map(str, folders))}: all as rendered")

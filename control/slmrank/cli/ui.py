@@ -105,7 +105,7 @@ def ui_command(
             jobs=jobs,
             index=Bm25(jobs),
             examples=_examples(labelled),
-            plots=_plots(opened[0].store, repositories[0]),
+            plots=_plots(opened[0].store, repositories[0], urls[0] if urls else None),
         )
         listen(
             make_app(sides[0].client, Limits(), shelf),
@@ -120,9 +120,10 @@ def _examples(labelled: LabelledSet) -> list[str]:
     return list(islice(queries, EXAMPLES))
 
 
-def _plots(store: ArtifactStore, repository: Artifact) -> dict[str, bytes]:
-    """The plots of the last sweep of what is served; none without one, or without matplotlib."""
-    path = record_path(store.root, read_identity(repository.path))
+def _plots(store: ArtifactStore, repository: Artifact, url: str | None) -> dict[str, bytes]:
+    """The plots of the last sweep of what is served, here or at `url`; none without one, or without
+    matplotlib."""
+    path = record_path(store.root, read_identity(repository.path), url)
     if not path.is_file():
         return {}
     try:

@@ -33,6 +33,7 @@ from slmrank.triton.config import DEFERRABLE, ENSEMBLE
 DEFAULT_TIMEOUT_S = 30.0
 PARTS_IN_FLIGHT = 4
 FIRST_PAUSE_S = 0.05
+FAIR_S = 1.0  # who has not answered in so long may hang
 LARGEST_PAUSE_S = 2.0
 Ask = Callable[[Any, float], Awaitable[Any]]  # a tritonclient and the seconds that are left
 
@@ -234,12 +235,15 @@ class AsyncRankClient:
             await _end(tasks)
 
     async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
+        left = max(deadline - time.monotonic(), 0.001)
         try:
-            return await ask(replica.client, max(deadline - time.monotonic(), 0.001))
+            return await ask(replica.client, left)
         except InferenceServerException as error:
             failure = explain(error, replica.address)
-            if isinstance(failure, Unreachable | DeadlineExceeded):
-                replica.rest()  # also one that hangs, which gives no other sign
+            # One that hangs gives no other sign; a caller in a hurry says nothing of a replica.
+            hangs = isinstance(failure, DeadlineExceeded) and left >= FAIR_S
+            if isinstance(failure, Unreachable) or hangs:
+                replica.rest()
                 failed.append(replica.address)
             raise failure from error
 

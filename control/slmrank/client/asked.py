@@ -31,10 +31,6 @@ class ItemText:
 Asked = str | Job | ItemText
 
 
-def id_of(job: Asked) -> str:
-    return job if isinstance(job, str) else job.job_id
-
-
 def read_asked(value: Any, place: int) -> Asked:
     """What a JSON value asks for; a job that names no id is called `#place`.
 

@@ -47,10 +47,10 @@ def write_own_set(
             )
         dealt: Split = "test" if only_tested else _deal(together(pair.query), spec)
         split = pair.split or dealt
-        prompted = " ".join(pair.query.split())  # the words that a prompt holds
-        if place.setdefault(prompted, split) != split:
+        name = same_query(pair.query)
+        if place.setdefault(name, split) != split:
             raise DataError(
-                f"{spec.pairs}: query {pair.query!r} is in split {split!r} and {place[prompted]!r}",
+                f"{spec.pairs}: query {pair.query!r} is in split {split!r} and {place[name]!r}",
                 "keep all pairs of a query in one split",
             )
         pairs[split].append(pair)

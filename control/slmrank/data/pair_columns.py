@@ -40,7 +40,8 @@ class PairColumns(Sequence[Pair]):
         self._kind, self._group = array("i"), array("i")
 
     def append(self, pair: Pair) -> None:
-        self._query.append(self._queries.number(pair.query))
+        # Prompts join white space: what differs in it alone is one query.
+        self._query.append(self._queries.number(" ".join(pair.query.split())))
         self._job.append(self._job_ids.number(pair.job_id))
         self._grade.append(pair.grade)
         self._target.append(math.nan if pair.target is None else pair.target)

@@ -302,7 +302,9 @@ def _capacity(spec: BundleSpec, identity: Mapping[str, str], record: Path | None
     try:
         cell = slowest_cell(measured, str(record), wanted)
     except SweepError as error:
-        hint = f"{error.hint} (objective: sweep.slo of the spec); or set deploy.scaling.items_per_s"
+        hint = (
+            "raise sweep.slo, run `control slo` (--force: again), or set deploy.scaling.items_per_s"
+        )
         raise DeployError(error.message, hint) from error
     jobs = f"{cell['items']} jobs of {cell['tokens']} tokens"
     kind = jobs if cell["tokens"] else f"{cell['items']} stored jobs"

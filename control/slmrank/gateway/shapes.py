@@ -207,7 +207,7 @@ def _returned(document: Document) -> RerankDocument:
     if "text" not in shown:  # clients read a document's text
         shown = {**shown, "text": shown.get("description") or json.dumps(shown)}
     written = json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
-    return RerankDocument.model_validate_json(written)
+    return RerankDocument.model_validate(json.loads(written))
 
 
 def _log_odds(p: float) -> float:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slmrank.errors import SweepError
-from slmrank.load.record import Record
+from slmrank.load.record import CELL, Record
 from slmrank.spec.deploy import ScalingSpec
 
 FORMULAS = (
@@ -101,10 +101,11 @@ def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[s
     for cell in cells:
         same = all(cell[key] == slowest[key] for key in ("limit_ms", "percentile"))
         if same and not cell["items_per_s_range"]:
+            kind = ", ".join(f"{key} {cell[key]}" for key in CELL if cell.get(key) is not None)
             raise SweepError(
-                f"{name}: requests of {cell['items']} items meet p{cell['percentile']:g} <= "
+                f"{name}: requests of {kind} meet p{cell['percentile']:g} <= "
                 f"{cell['limit_ms']:g} ms at no rate",
-                "raise the objective, or leave them out: give --items and --tokens of the others",
+                "raise the objective, search it again (`control slo --force`), or leave them out",
             )
     return slowest
 

@@ -32,15 +32,11 @@ def file_hash(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
 
 
-def folder_hashes(path: Path) -> Mapping[str, str]:
-    """The hash of every file below a folder, by its path there. Raises DataError when there is no
-    folder."""
+def folder_hashes(path: Path, hint: str = "check the path") -> Mapping[str, str]:
+    """The hash of every file below a folder, by its path there. Raises DataError with the hint when
+    there is no folder."""
     if not path.is_dir():
-        raise DataError(
-            f"{path} is no folder",
-            "check the path; data.source onet-database wants the text files of a release of the "
-            "O*NET database (onetcenter.org/database.html; the rankers in the box: 27.0)",
-        )
+        raise DataError(f"{path} is no folder", hint)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): hash_file(file) for file in files}
 

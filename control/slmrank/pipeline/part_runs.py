@@ -18,7 +18,7 @@ from slmrank.errors import DataError, needs
 from slmrank.hashing import hash_value
 
 # Readers of Parquet folders (pyarrow, Spark) leave out what begins with `_`.
-MANIFEST = "_manifest.json"
+MANIFEST, SOURCE = "_manifest.json", "_source"
 LOCAL, RAY = "local", "ray"
 Told = Callable[[int, int], None]
 
@@ -61,18 +61,12 @@ def run_parts(
     total = sum(part.rows for part in parts)
     new = sum(part.rows for part in left)
     names = [part.name for part in parts]
-    url = source if "://" in source else str(Path(source).resolve())
-    manifest = {"identity": own.identity, "source": url, "rows": total, "parts": names}
+    _claim(out, source)
+    manifest = {"identity": own.identity, "rows": total, "parts": names}
     text = json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
     # What is no longer asked for, as the jobs of a file that was deleted, must not be read.
     before = out.read(MANIFEST)
-    known = _parsed(before) or {}
-    if known.get("source", url) != url:
-        raise DataError(
-            f"{out.url} holds the output of {known['source']}, whose place {url}'s would take",
-            "give another --out, or delete that folder",
-        )
-    for name in set(known.get("parts", ())) - set(names):
+    for name in set((_parsed(before) or {}).get("parts", ())) - set(names):
         drop_part(out, name)
     whole = not left and before == text
     if not whole:
@@ -98,6 +92,22 @@ def run_parts(
         "rows_per_s": round(new / seconds, 1) if new else None,
         "out": out.url,
     }
+
+
+def _claim(out: Place, source: str) -> None:
+    """Note whose output a folder holds, before there is any: a run may end half-way. Raises
+    DataError where it is another table's."""
+    url = source if "://" in source else str(Path(source).resolve())
+    known = (out.read(SOURCE) or b"").decode().strip()
+    if known not in ("", url):
+        raise DataError(
+            f"{out.url} holds the output of {known}, whose place that of {url} would take",
+            f"give another --out, or delete that folder; where it is the same table at another "
+            f"place, delete {SOURCE} in it",
+        )
+    if not known:
+        with out.write(SOURCE) as stream:
+            stream.write(f"{url}\n".encode())
 
 
 def _do(worker: PartWorker, part: Part, out: Place) -> int:

@@ -93,9 +93,12 @@ def measure_quality(
 
 
 def asked_in_training(bundle: Bundle, store: ArtifactStore, rows: Sequence[ScoredRow]) -> int:
-    """How many queries of an evaluation set the bundle's own training pairs hold, however they are
-    spelled: a set of another seed may be cut across them."""
-    data = find_current(bundle.data, store)
+    """How many queries of an evaluation set the pairs hold that the bundle trains on, however they
+    are spelled: a set of another seed may be cut across them."""
+    trains = any(
+        one is not None and one.steps for one in (bundle.spec.finetune, bundle.spec.recover)
+    )
+    data = find_current(bundle.data, store) if trains else None
     if data is None:
         return 0
     asked = {same_query(listing.query) for listing in rows[0].listings}

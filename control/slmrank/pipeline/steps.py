@@ -154,7 +154,10 @@ def run(
             return _ensure(step, store, watching, force=force, device=device)
         _ensure(missing[0], store, watching, force=False, device=device)
         missing = pending(step, store, force=force)
-    return store.read(step.kind, step.key)
+    found = store.read(step.kind, step.key)
+    if (step.kind, step.key) in to_make:  # what was made again before it is what it was
+        watching.finished(step, found, cached=True)
+    return found
 
 
 def find_current(step: Step, store: ArtifactStore) -> Artifact | None:
@@ -192,8 +195,7 @@ def _ensure(
 def _follow(step: Step, store: ArtifactStore, force: bool, device: str) -> Artifact:
     """What a process that is not the first does: take part in what is made together, wait for the
     rest. The launcher ends it when the first one fails."""
-    again = force and step.together
-    while missing := pending(step, store, force=again):
+    while missing := pending(step, store, force=force):
         [one, *after] = missing
         if one.together:
             inputs = _inputs(one, store)

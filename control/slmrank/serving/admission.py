@@ -34,8 +34,9 @@ SHARED = Path("/dev/shm")
 LOST_S = 0.1
 FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
 # `prepare` is idle between two requests when nothing waits for it: all of a gap but what Triton
-# takes to hand the next one over. So much of it in all is a break.
-HAND_OVER_S, IDLE_S, LEAST_PATIENCE_S = 0.0005, 0.002, 1.0
+# takes to hand the next one over. A break is a long gap, or a large part of the time in all: to
+# hand over megabytes takes a millisecond longer, and is none.
+HAND_OVER_S, IDLE_S, IDLE_SHARE, LEAST_PATIENCE_S = 0.0005, 0.01, 0.1, 1.0
 _INSTANCES, _FIELDS = 64, 8
 _STARTED, _FINISHED, _FINISHED_AT, _FIXED, _PER_TOKEN = range(5)
 
@@ -162,8 +163,10 @@ class Admission:
         when it would be refused at any length, and when requests came without a break for so long
         that what waits here is old: then all are refused until none waits."""
         now = time.monotonic()
-        self._idle_s += max(0.0, now - self._left - HAND_OVER_S)
-        if self._idle_s > IDLE_S:
+        gap_s = max(0.0, now - self._left - HAND_OVER_S)
+        self._idle_s += gap_s
+        many = self._idle_s > max(IDLE_S, IDLE_SHARE * (now - self._busy_since))
+        if gap_s > IDLE_S or many:
             self._busy_since, self._idle_s = now, 0.0
         try:
             if now - self._busy_since > self._patience_s:
@@ -208,9 +211,8 @@ class PaceMeter:
         """Around the execution of some requests, which are answered together."""
         started = time.monotonic()
         tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
-        # Whoever calls the stage itself may send any number; a request that was overtaken by
-        # others of higher priority says nothing new either.
-        ticket = max((one for one in tickets if self._last < one <= started), default=0.0)
+        # Whoever calls the stage itself may send any number.
+        ticket = max((one for one in tickets if 0 < one <= started), default=0.0)
         tokens = sum(
             self._tensor(one, "item_ids").size + self._tensor(one, "prefix_ids").size
             for one in requests
@@ -218,14 +220,18 @@ class PaceMeter:
         if not ticket:  # nothing that `prepare` took
             yield
             return
-        self._last = ticket
-        self._board.start(self._instance, ticket)
+        new = ticket > self._last
+        # What was overtaken by others of higher priority, or made up, sets nothing back and is
+        # nothing to learn from; the ranker is busy with it all the same.
+        self._last = ticket if new else math.nextafter(self._last, math.inf)
+        self._board.start(self._instance, self._last)
         try:
             yield
         finally:
             now = time.monotonic()
-            self._cost.learn(max(tokens, 1), now - started)
-            self._board.finish(self._instance, ticket, now, self._cost)
+            if new:
+                self._cost.learn(max(tokens, 1), now - started)
+            self._board.finish(self._instance, self._last, now, self._cost)
 
     def _tensor(self, request: Any, name: str) -> Any:
         return self._backend.get_input_tensor_by_name(request, name).as_numpy()

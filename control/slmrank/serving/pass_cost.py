@@ -1,7 +1,8 @@
 """What a pass of `ranker` costs: a fixed part and a part for each token, learnt from passes.
 
-Least squares over the recent ones, each newer one weighing more. One slope through zero, which a
-small request's fixed cost makes steep, refused large listings at half load.
+Least squares over the recent ones, each newer one weighing more; where these are of one size, the
+proportion of before. One slope through zero, which a small request's fixed cost makes steep,
+refused large listings at half load.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ class PassCost:
         spread = self._passes * self._squares - self._tokens**2
         if spread > _LEAST_SPREAD * self._passes * self._squares:
             slope = (self._passes * self._products - self._tokens * self._seconds) / spread
+            self.seconds_per_token = max(slope, 0.0)
+            fixed = self._seconds - self.seconds_per_token * self._tokens
+            self.fixed_s = max(fixed / self._passes, 0.0)
+            return
+        known = self._passes * self.fixed_s + self._tokens * self.seconds_per_token
+        if known:  # what large ones cost is kept, however rare they are, and follows the rest
+            self.fixed_s *= self._seconds / known
+            self.seconds_per_token *= self._seconds / known
         else:
-            slope = self._seconds / self._tokens
-        self.seconds_per_token = max(slope, 0.0)
-        self.fixed_s = max(
-            (self._seconds - self.seconds_per_token * self._tokens) / self._passes, 0.0
-        )
+            self.seconds_per_token = self._seconds / self._tokens

@@ -290,7 +290,10 @@ class Deployer:
         try:
             removed = remove_additions(self.cluster, place, target.objects)
         except ApiError as error:
-            self.report(f"what the other release added was not removed: {error.message}")
+            self.report(
+                f"not all that the other release added was removed: {error.message}. Fix: see "
+                "`control deploy status`, and repeat `control deploy rollback`"
+            )
             return
         if removed:
             self.report(f"removed, as revision {target.revision} has none: {', '.join(removed)}")
