@@ -56,7 +56,8 @@ def card_text(card: Card) -> str:
         LIMITS.strip(),
         "## Training",
         f"{figures.get('steps', 0)} steps, {figures.get('pairs', 0)} pairs, "
-        f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters.",
+        f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters; the weights after "
+        f"step {figures.get('kept_step', figures.get('steps', 0))} are kept.",
     ]
     if log:
         first, last = log[: len(log) // 20 + 1], log[-(len(log) // 20 + 1) :]
@@ -78,7 +79,7 @@ def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | 
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(adapter.iterdir()):
         if path.name != "README.md":
-            shutil.copy2(path, folder / path.name)
+            shutil.copyfile(path, folder / path.name)  # readable by all, as every file of a folder
     if record is not None:
         shutil.copy2(record, folder / RECORD_FILE)
     if card.log:
@@ -112,9 +113,11 @@ def export_rankers(
                 "set prune.stages: 1 to export it",
             )
         pruned = store.read("recovered", bundle.recovered.key)
+        labels = spec.recover.teacher == "labels"
         told = (
             f"A LoRA adapter for `{base}` with the adapter `full` merged and then pruned as "
-            f"`{RECORD_FILE}` says; trained with the unpruned ranker as its teacher."
+            f"`{RECORD_FILE}` says; trained "
+            + ("on the labels." if labels else "with the unpruned ranker as its teacher.")
         )
         sections.append(("pruned", pruned, spec.recover, told))
     written = []
