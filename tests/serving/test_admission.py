@@ -8,6 +8,8 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +106,48 @@ def test_what_never_came_holds_nobody() -> None:
     line.take(32.0, 10**6, dead)
 
 
+class Instance:
+    """One `ranker` that joins all that wait: `seconds` of the tokens of a pass, and `ended` hears
+    of every pass: what was joined as (arrival, tokens), when it began and ended."""
+
+    def __init__(
+        self,
+        seconds: Callable[[int], float],
+        ended: Callable[[list[tuple[float, int]], float, float], None],
+    ) -> None:
+        self._seconds, self._ended = seconds, ended
+        self._waiting: list[tuple[float, int]] = []
+        self._working: list[tuple[float, int]] = []
+        self._begins = self._ends = 0.0
+        self.seen = Pace()
+
+    def work(self, until: float) -> None:
+        while True:
+            if self._working:
+                if self._ends > until:
+                    return
+                self._ended(self._working, self._begins, self._ends)
+                self._working = []
+                self.seen = replace(self.seen, finished=self.seen.started, finished_at=self._ends)
+            if not self._waiting:
+                return
+            self._working, self._waiting = self._waiting, []
+            self._begins = max(self.seen.finished_at, self._working[0][0])
+            self._ends = self._begins + self._seconds(sum(one for _, one in self._working))
+            self.seen = replace(self.seen, started=self._working[-1][0])
+
+    def offer(self, line: Line, now: float, tokens: int, **cost: float) -> bool:
+        """Whether the line takes a request, with what a pass and a token cost; then it waits here
+        or is worked on."""
+        try:
+            line.take(now, tokens, replace(self.seen, **cost))
+        except Overloaded:
+            return False
+        self._waiting.append((now, tokens))
+        self.work(now)
+        return True
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 0.3), st.integers(1, 400)),
@@ -116,39 +160,17 @@ def test_with_a_steady_pace_every_answer_comes_in_time(arrivals: list[tuple[floa
     that of one that came to an idle server."""
     rate, limit = 0.001, 0.5
     line, now = Line(limit, 64), 1.0
-    waiting: list[tuple[float, int]] = []
-    working: list[tuple[float, int]] = []
-    started = finished = finished_at = ends = 0.0
 
-    def work(until: float) -> None:
-        nonlocal waiting, working, started, finished, finished_at, ends
-        while True:
-            if working:
-                if ends > until:
-                    return
-                alone = len(working) == 1 and working[0][1] * rate > limit
-                assert alone or all(ends - at <= limit + 1e-9 for at, _ in working)
-                finished, finished_at, working = started, ends, []
-            if not waiting:
-                return
-            working, waiting = waiting, []
-            begins = max(finished_at, working[0][0])
-            started = working[-1][0]
-            ends = begins + rate * sum(tokens for _, tokens in working)
+    def ended(joined: list[tuple[float, int]], _begins: float, ends: float) -> None:
+        alone = len(joined) == 1 and joined[0][1] * rate > limit
+        assert alone or all(ends - at <= limit + 1e-9 for at, _ in joined)
 
+    ranker = Instance(lambda tokens: rate * tokens, ended)
     for gap, tokens in arrivals:
         now += gap + 1e-6
-        work(now)
-        pace = Pace(
-            started=started, finished=finished, finished_at=finished_at, seconds_per_token=rate
-        )
-        try:
-            line.take(now, tokens, pace)
-        except Overloaded:
-            continue
-        waiting.append((now, tokens))
-        work(now)
-    work(math.inf)
+        ranker.work(now)
+        ranker.offer(line, now, tokens, seconds_per_token=rate)
+    ranker.work(math.inf)
 
 
 class Requests:
@@ -220,44 +242,23 @@ def test_a_large_listing_is_taken_among_small_requests() -> None:
     arrivals = [(at / 100 + rng.random() / 100, 60) for at in range(6000)]
     arrivals += [(at + rng.random(), 25_000) for at in range(60)]
     line, refused, worst_s = Line(limit_s, 64), Counter[int](), 0.0
-    waiting: list[tuple[float, int]] = []
-    working: list[tuple[float, int]] = []
-    started = finished = finished_at = begins = ends = 0.0
 
-    def work(until: float) -> None:
-        nonlocal waiting, working, started, finished, finished_at, begins, ends, worst_s
-        while True:
-            if working:
-                if ends > until:
-                    return
-                cost.learn(sum(one for _, one in working), ends - begins)
-                worst_s = max(worst_s, *(ends - at for at, _ in working))
-                finished, finished_at, working = started, ends, []
-            if not waiting:
-                return
-            working, waiting = waiting, []
-            started = working[-1][0]
-            tokens = sum(one for _, one in working)
-            begins = max(finished_at, working[0][0])
-            ends = begins + (0.005 + tokens * 1e-6) * rng.uniform(0.9, 1.2)
+    def ended(joined: list[tuple[float, int]], begins: float, ends: float) -> None:
+        nonlocal worst_s
+        cost.learn(sum(tokens for _, tokens in joined), ends - begins)
+        worst_s = max(worst_s, *(ends - at for at, _ in joined))
 
+    ranker = Instance(lambda tokens: (0.005 + tokens * 1e-6) * rng.uniform(0.9, 1.2), ended)
     for at, tokens in sorted(arrivals):
-        now = 1.0 + at
-        work(now)
-        pace = Pace(
-            started=started,
-            finished=finished,
-            finished_at=finished_at,
+        ranker.work(1.0 + at)
+        taken = ranker.offer(
+            line,
+            1.0 + at,
+            tokens,
             fixed_s=cost.slack * cost.fixed_s,
             seconds_per_token=cost.slack * cost.seconds_per_token,
         )
-        try:
-            line.take(now, tokens, pace)
-        except Overloaded:
-            refused[tokens] += 1
-            continue
-        waiting.append((now, tokens))
-        work(now)
+        refused[tokens] += not taken
     assert refused[25_000] <= 3
     assert refused[60] <= 60
     assert worst_s < limit_s

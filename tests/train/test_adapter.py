@@ -12,7 +12,7 @@ import torch
 from slmrank.errors import CheckpointError
 from slmrank.model.reference import ReferenceScorer, load_model
 from slmrank.spec.train import LoraSpec
-from slmrank.train.state import RunState
+from slmrank.train.state import STATE_FILE, RunState
 
 from tests.train.test_sft import QUERIES, fit, settings, stop_at_six
 
@@ -78,6 +78,20 @@ def test_an_interrupted_adapter_run_ends_like_an_undisturbed_one(
     assert fit(resumed, LORA, tmp_path / "b")["resumed_at"] == 4
     for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_run_goes_on_that_another_version_began(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its state does not say yet which step is kept."""
+    checkpoint = make_checkpoint()
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_model(checkpoint), LORA, tmp_path, stop_at_six)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    torch.save(
+        {key: state[key] for key in state if key not in ("top", "kept_step")}, tmp_path / STATE_FILE
+    )
+    assert fit(load_model(checkpoint), LORA, tmp_path)["resumed_at"] == 4
 
 
 def test_the_last_evaluation_within_noise_of_the_best_is_kept(

@@ -53,8 +53,7 @@ def doctor_command(
     }
     ready = not any(wrong[name] for name in judged)
     if as_json:
-        shown = findings
-        print_json({"judged": list(judged), "ready": ready, "wrong": wrong, "findings": shown})
+        print_json({"judged": list(judged), "ready": ready, "wrong": wrong, "findings": findings})
     else:
         for name in TARGETS.names():
             own = [finding for finding in findings if finding.target == name]

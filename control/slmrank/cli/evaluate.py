@@ -15,7 +15,7 @@ from slmrank.cli.options import (
 )
 from slmrank.data.job_file import JobFile
 from slmrank.data.labelled import JOBS_FILE
-from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page
+from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page, sizes_of
 from slmrank.evaluate.table import QualityRow
 from slmrank.pipeline.quality import (
     NAMES,
@@ -94,14 +94,14 @@ def evaluate_command(
 
 def show_quality(rows: list[QualityRow], few: list[QualityRow], asked: str) -> None:
     """The quality tables on stdout; `asked` says of whose queries."""
-    title = f"quality on {asked}: {rows[0].queries} queries, {rows[0].pairs} pairs"
+    title = f"quality on {asked}: {sizes_of(rows[0])}"
     compared = f"(delta and |dp| against '{NAMES[REFERENCE]}')"
     print_table(f"{title} {compared}", QUALITY_COLUMNS, quality_cells(rows))
     if rows[0].kinds:
         print_table(*kind_table(rows))
     if few:
         print_table(
-            f"full text against summaries, {few[0].queries} queries, {few[0].pairs} pairs "
+            f"full text against summaries, {sizes_of(few[0])} "
             "(the model was trained on summaries; delta and |dp| against the first row)",
             QUALITY_COLUMNS,
             quality_cells(few),

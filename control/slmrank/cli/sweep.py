@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,14 @@ import click
 
 from slmrank.artifacts import Artifact
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
-from slmrank.cli.options import Opened, dry_run_option, force_option, json_option, spec_options
+from slmrank.cli.options import (
+    Decorated,
+    Opened,
+    dry_run_option,
+    force_option,
+    json_option,
+    spec_options,
+)
 from slmrank.errors import SweepError
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
@@ -18,27 +26,41 @@ from slmrank.load.session import Session
 from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.steps import find_current
 
-_url_option = click.option("--url", help="measure this running server instead of starting one")
-_metrics_option = click.option(
-    "--metrics-url", help="metrics page of that server, as http://host:8002/metrics"
-)
+
+def _session_options(function: Decorated) -> Any:
+    """SPEC and its options, the server that is measured, --force, --dry-run and --json, given to
+    the command as `session`, `dry_run` and `as_json`. A dry run that lacks the repository shows
+    what makes it, and ends."""
+
+    @spec_options
+    @click.option("--url", help="measure this running server instead of starting one")
+    @click.option("--metrics-url", help="metrics page of that server, as http://host:8002/metrics")
+    @force_option
+    @dry_run_option
+    @json_option
+    @functools.wraps(function)
+    def command(
+        opened: Opened,
+        url: str | None,
+        metrics_url: str | None,
+        force: bool,
+        dry_run: bool,
+        as_json: bool,
+    ) -> None:
+        bundle, store = opened.bundle, opened.store
+        if dry_run and find_current(bundle.repository, store) is None:
+            show_plan([bundle.repository], store, as_json=as_json)
+            return
+        with StepDisplay() as display:
+            session = open_bundle_session(bundle, store, display, url=url, metrics_url=metrics_url)
+        function(session=replace(session, again=force), dry_run=dry_run, as_json=as_json)
+
+    return command
 
 
 @click.command("sweep")
-@spec_options
-@_url_option
-@_metrics_option
-@force_option
-@dry_run_option
-@json_option
-def sweep_command(
-    opened: Opened,
-    url: str | None,
-    metrics_url: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@_session_options
+def sweep_command(session: Session, dry_run: bool, as_json: bool) -> None:
     """Drive the repository of SPEC with the real perf_analyzer: one process per point, over items
     per request x tokens per item x query tokens x load (section sweep). Points that are done are
     skipped.
@@ -53,10 +75,6 @@ def sweep_command(
       control sweep build/demo.yaml --set sweep.items=[1,32] --set sweep.concurrency=[1,4]
       control sweep build/demo.yaml --set sweep.concurrency=[] --set sweep.rates=[4,8]
     """
-    session = _session(opened, url, metrics_url, dry_run=dry_run, as_json=as_json)
-    if session is None:
-        return
-    session = replace(session, again=force)
     if dry_run:
         _show_tasks(session, as_json=as_json)
         return
@@ -75,20 +93,8 @@ def sweep_command(
 
 
 @click.command("slo")
-@spec_options
-@_url_option
-@_metrics_option
-@force_option
-@dry_run_option
-@json_option
-def slo_command(
-    opened: Opened,
-    url: str | None,
-    metrics_url: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@_session_options
+def slo_command(session: Session, dry_run: bool, as_json: bool) -> None:
     """Find the highest rate of Poisson arrivals at which a latency percentile stays under the
     objective (sweep.slo of SPEC), for each kind of request: items x tokens x query tokens.
 
@@ -98,10 +104,6 @@ def slo_command(
     Example:
       control slo build/demo.yaml --set sweep.items=[8] --set sweep.slo.latency_ms=300
     """
-    session = _session(opened, url, metrics_url, dry_run=dry_run, as_json=as_json)
-    if session is None:
-        return
-    session = replace(session, again=force)
     if dry_run:
         slo = session.spec.slo
         cells = [task.point.cell for task in session.cells]
@@ -119,18 +121,6 @@ def slo_command(
     else:
         show_slo(cells_found)
         click.echo(f"record: {path}")
-
-
-def _session(
-    opened: Opened, url: str | None, metrics_url: str | None, *, dry_run: bool, as_json: bool
-) -> Session | None:
-    """The session; None when a dry run has already shown that the repository is missing."""
-    bundle = opened.bundle
-    if dry_run and find_current(bundle.repository, opened.store) is None:
-        show_plan([bundle.repository], opened.store, as_json=as_json)
-        return None
-    with StepDisplay() as display:
-        return open_bundle_session(bundle, opened.store, display, url=url, metrics_url=metrics_url)
 
 
 def announce(number: int, total: int, name: str) -> None:

@@ -45,9 +45,9 @@ def write_own_set(
                 f"{spec.pairs}: pair {number} names job {pair.job_id!r}, which {spec.jobs} lacks",
                 "add the job or remove the pair",
             )
-        dealt: Split = "test" if only_tested else _deal(together(pair.query), spec)
-        split = pair.split or dealt
         name = same_query(pair.query)
+        dealt: Split = "test" if only_tested else _deal(together(name), spec)
+        split = pair.split or dealt
         if place.setdefault(name, split) != split:
             raise DataError(
                 f"{spec.pairs}: query {pair.query!r} is in split {split!r} and {place[name]!r}",
@@ -95,8 +95,8 @@ def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
 
 
 def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
-    """Query -> the name of what hangs together with it: itself, or the first by name of the groups
-    that its pairs share with other queries' pairs (a union of sets)."""
+    """Query, as `same_query` names it -> the name of what hangs together with it: itself, or the
+    first by name of the groups that its pairs share with other queries' pairs (a union of sets)."""
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -111,12 +111,7 @@ def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
             query, group = root(f"q{same_query(pair.query)}"), root(f"g{pair.group}")
             # The smaller name leads, so that the order of the records decides nothing.
             parent[max(query, group)] = min(query, group)
-
-    def together(query: str) -> str:
-        name = same_query(query)
-        return root(f"q{name}")[1:] if f"q{name}" in parent else name
-
-    return together
+    return lambda name: root(f"q{name}")[1:] if f"q{name}" in parent else name
 
 
 def _check_groups(pairs: dict[Split, PairColumns], path: Path) -> None:

@@ -218,7 +218,6 @@ def problem(
     request: Request, status: int, title: str, detail: str, hint: str, **headers: str
 ) -> Response:
     """An error as problem JSON."""
-    detail = detail.encode("utf-8", "replace").decode()  # it may quote half a surrogate pair
     content = Problem(
         title=title,
         status=status,

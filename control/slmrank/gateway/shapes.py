@@ -124,9 +124,9 @@ class Problem(BaseModel):
     type: Literal["about:blank"] = "about:blank"
     title: str
     status: int
-    detail: str
+    detail: Echoed
     hint: str = ""
-    message: str
+    message: Echoed
     request_id: str
 
 

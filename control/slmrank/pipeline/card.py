@@ -13,7 +13,7 @@ import yaml
 from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
 from slmrank.compress.record import RECORD_FILE
 from slmrank.errors import ArtifactError
-from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells
+from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells, sizes_of
 from slmrank.evaluate.table import QualityRow
 from slmrank.model.checkpoint import ADAPTER_FOLDER
 from slmrank.pipeline.bundle import Bundle
@@ -68,7 +68,7 @@ def card_text(card: Card) -> str:
         )
     parts.append("```yaml\n" + yaml.safe_dump(dict(card.section), sort_keys=False) + "```")
     for name, rows in card.quality.items():
-        parts.append(f"## Quality on {name}: {rows[0].queries} queries, {rows[0].pairs} pairs")
+        parts.append(f"## Quality on {name}: {sizes_of(rows[0])}")
         parts.append(markdown_table(QUALITY_COLUMNS, quality_cells(rows)))
     return "\n\n".join(parts) + "\n"
 

@@ -102,8 +102,8 @@ def asked_in_training(bundle: Bundle, store: ArtifactStore, rows: Sequence[Score
     if data is None:
         return 0
     asked = {same_query(listing.query) for listing in rows[0].listings}
-    trained = (same_query(pair.query) for pair in read_labelled(data.path).pairs["train"])
-    return len(asked.intersection(trained))
+    trained = {pair.query for pair in read_labelled(data.path).pairs["train"]}
+    return len(asked.intersection(map(same_query, trained)))
 
 
 def quality_tables(

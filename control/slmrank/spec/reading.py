@@ -44,10 +44,12 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     file, whose folder its paths then belong to. Raises SpecError that names the key, the rule and,
     for an unknown key, the nearest known one.
     """
-    values, folder = _read(path, ())
+    *above, (last, values) = _files(path)
+    for _, own in reversed(above):
+        values = _merged(values, own)
     for text in overrides:
         values = _merged(values, read_override(text))
-    return parse_spec(values, folder, str(path))
+    return parse_spec(values, last.parent, str(path))
 
 
 def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:
@@ -80,8 +82,22 @@ class _OnceEachLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
-    """The mapping of a spec file with what it extends, and the folder of its paths."""
+def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A spec file and those that it extends, each with its own mapping."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        values = _read(path)
+        base = values.pop("extends", None)
+        if path.resolve() in [one.resolve() for one, _ in found]:
+            raise SpecError(f"{path} extends itself", "remove the key extends")
+        found.append((path, values))
+        if base is None:
+            return found
+        path = path.parent / str(base)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping of one file."""
     try:
         loaded = _OnceEachLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
@@ -94,23 +110,12 @@ def _read(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
         raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
-    base = loaded.pop("extends", None)
-    if base is None:
-        return loaded, path.parent
-    if str(path.resolve()) in seen:
-        raise SpecError(f"{path} extends itself", "remove the key extends")
-    below, folder = _read(path.parent / str(base), (*seen, str(path.resolve())))
-    return _merged(below, loaded), folder
+    return loaded
 
 
 def read_chain(path: Path) -> list[Path]:
-    """A spec file and those that it extends, resolved. The file is one that was read."""
-    files = [path.resolve()]
-    while True:
-        loaded = _OnceEachLoader(files[-1].read_text(encoding="utf-8")).get_single_data()
-        if loaded.get("extends") is None:
-            return files
-        files.append((files[-1].parent / str(loaded["extends"])).resolve())
+    """A spec file and those that it extends, resolved. Raises SpecError."""
+    return [one.resolve() for one, _ in _files(path)]
 
 
 NULL_SAYS_NONE = ("finetune",)

@@ -119,7 +119,8 @@ def resume_state(
     optimizer.load_state_dict(
         _each(kept["optimizer"], lambda place, value: like(value, trained[place]))
     )
-    known = {name: kept[name] for name in ("log", "top", "best", "kept_step")}
+    # A run may go on in another version than began it.
+    known = {name: kept[name] for name in ("log", "top", "best", "kept_step") if name in kept}
     return RunState(identity=identity, **known)
 
 
