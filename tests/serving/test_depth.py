@@ -41,6 +41,13 @@ def test_it_stays_between_the_floor_and_everything(
         assert depth in (jobs, SPEC.floor) or depth % SPEC.step == 0
 
 
+@given(st.lists(st.floats(0, SPEC.target_ms / 1000), max_size=60))
+def test_delays_within_the_target_cut_nothing(delays_s: list[float]) -> None:
+    controller = DepthController(SPEC)
+    for tick, delay_s in enumerate(delays_s):
+        assert controller.update(delay_s, tick / 100) == 1.0
+
+
 def test_down_is_fast_and_up_is_slow() -> None:
     controller = DepthController(SPEC)
     for tick in range(10):
@@ -92,15 +99,21 @@ def prepared(ticket: float, status: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("made_up", [0.0, -math.inf, math.nan, 1e18, "overtaken"])
-def test_what_says_nothing_of_the_queue_moves_nothing(made_up: Any) -> None:
+def test_what_says_nothing_of_the_queue_moves_nothing(
+    made_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A caller of the stage itself may send any number; and what can wait is overtaken by design.
     One in twenty of either held everybody at a seventh of the jobs."""
+    now = 100.0
+    monkeypatch.setattr("slmrank.serving.depth.time", SimpleNamespace(monotonic=lambda: now))
     depth = Depth(SPEC, Backend)
-    depth.begin([prepared(time.monotonic())])
+    depth.begin([prepared(now)])
     for _ in range(20):
-        ticket = time.monotonic() - 5 if made_up == "overtaken" else made_up
-        depth.begin([prepared(ticket)])
-        assert depth.begin([prepared(time.monotonic())]) == [40]
+        now += 0.01
+        depth.begin([prepared(now - 5 if made_up == "overtaken" else made_up)])
+        assert depth.begin([prepared(now)]) == [40]
+    now += 1
+    assert depth.begin([prepared(now - 0.9)])[0] < 40  # what does say something moves it
 
 
 def test_a_status_that_is_none_fails_nobody_else() -> None:

@@ -43,6 +43,8 @@ class DepthController:
         if error < 0:
             passed_s = min(passed_s, RECENT_S)  # one late request tells nothing of the time before
         step = spec.proportional * (error - self._error) + spec.integral_per_s * error * passed_s
+        if error >= 0:
+            step = max(0.0, step)  # 3 ms after none cut 8 jobs of 40, at a target of 50 ms
         self._error, self._at = error, now_s
         rise = min(step, spec.rise_per_s * passed_s)
         self.share = min(1.0, max(spec.least_share, self.share + rise))
