@@ -176,7 +176,11 @@ def test_lower_precision_builds_and_stays_near(
     figures = build("openvino", checkpoint, tmp_path, LOOSE, precision=precision)
     assert 0 < figures["parity"]["mean_abs_dp"] < 0.2
     assert capfd.readouterr().out == ""
-    assert kernels(tmp_path)["RoPE"] == 2 * checkpoint.geometry.layers
+    layers, run = checkpoint.geometry.layers, kernels(tmp_path)
+    assert run["RoPE"] == 2 * layers
+    assert run["Transpose"] <= 2 * layers  # values and what attention gives; keys stay
+    # Rounding is part of what comes before it, but for the few rows that the last layer asks for.
+    assert run["FakeQuantize"] <= 1
     rounded = [one for one in graph(tmp_path).get_ops() if one.get_type_name() == "FakeQuantize"]
     readers = {
         one.get_node().get_type_name() for fq in rounded for one in fq.output(0).get_target_inputs()

@@ -36,6 +36,7 @@ from slmrank.tokens import Ids
 
 PREFIX_GRAPH = "prefix.xml"
 ITEMS_GRAPH = "items.xml"
+NO_LIMIT = 1e30
 ItemInputs = dict[str, Any]
 
 
@@ -63,6 +64,7 @@ class _ItemsPass(nn.Module):
 def export_items(checkpoint: Checkpoint) -> Any:
     """The items graph, in float32."""
     ranker = load_model(checkpoint)
+    _fold_scale(ranker.network)
     head = label_row(ranker).detach().float()
     shape = checkpoint.geometry
     kept = (shape.layers, 2, shape.kv_heads)
@@ -84,6 +86,17 @@ def export_items(checkpoint: Checkpoint) -> Any:
         items_graph = _convert(_ItemsPass(ranker.network, head), example, shapes)
     _name(items_graph, "items", "logits")
     return items_graph
+
+
+def _fold_scale(network: Any) -> None:
+    """Put the scale of attention into the weights that make its queries. Where it stands beside
+    them, the plugin scales all keys instead and copies them transposed: 5 % of an INT8 pass."""
+    for layer in network.model.layers:
+        attention = layer.self_attn
+        queries = attention.q_norm if hasattr(attention, "q_norm") else attention.q_proj
+        for parameter in queries.parameters():
+            parameter.data = parameter.data * attention.scaling
+        attention.scaling = 1.0
 
 
 def prefix_of_items(items_graph: Any) -> Any:
@@ -151,7 +164,7 @@ def quantize(items_graph: Any, compiled: Any, queries: Sequence[EncodedQuery], a
     nncf.set_log_level(logging.ERROR)
     # NNCF draws its progress on stdout, which belongs to results.
     with quiet():
-        return nncf.quantize(
+        quantized = nncf.quantize(
             items_graph,
             nncf.Dataset(inputs),
             subset_size=len(inputs),
@@ -164,6 +177,30 @@ def quantize(items_graph: Any, compiled: Any, queries: Sequence[EncodedQuery], a
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
             ),
         )
+    _keep_apart(quantized)
+    return quantized
+
+
+def _keep_apart(quantized: Any) -> None:
+    """Clamps that change nothing, between operations that the plugin joins to its own loss.
+
+    It takes the scales of an output projection behind the addition of the residual, which then must
+    be divided by them: two more passes over all states. And it takes SmoothQuant's scales into the
+    norm, from where rounding to INT8 takes two kernels instead of one with those scales. Without
+    both an INT8 pass takes 10 % less time, and scores stay as they are.
+    """
+    for node in quantized.get_ordered_ops():
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        if kind == "MatMul" and "o_proj" in name:
+            readers = list(node.output(0).get_target_inputs())
+        elif kind == "Multiply" and "norm" in name and name.endswith("nncf_smooth_quant"):
+            readers = [node.input(0)]
+        else:
+            continue
+        apart = opset.clamp(readers[0].get_source_output(), -NO_LIMIT, NO_LIMIT)
+        for reader in readers:
+            reader.replace_source_output(apart.output(0))
+    quantized.validate_nodes_and_infer_types()
 
 
 def calibration_inputs(compiled: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
