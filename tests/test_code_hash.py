@@ -110,3 +110,10 @@ def test_comments_keep_every_key_and_code_changes_those_that_run_it(tmp_path: Pa
     osscar.write_text(osscar.read_text() + "\nEXTRA = 1\n")
     changed = {title for title, key in keys().items() if key != before[title]}
     assert changed == {"pruning", "recovery", "engine", "model repository"}
+    # Both stages are files called model.py, and bring what they import.
+    for path in (stage, package / "engine" / "fan_out.py", package / "serving" / "depth.py"):
+        before = keys()
+        path.write_text(path.read_text() + "\nEXTRA = 1\n")
+        assert {title for title, key in keys().items() if key != before[title]} == {
+            "model repository"
+        }, path

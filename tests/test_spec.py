@@ -54,6 +54,13 @@ def test_the_value_is_named() -> None:
         ({"finetune": {"adapter": "a", "lora": {"rank": 2}}}, "lora beside it does nothing"),
         ({"finetune": {"patience": 2}}, "set dev_every"),
         ({"prune": {"layers": 2}}, "prune.intermediate_size"),
+        ({"prompt": {"prefix": "{query} or {query}?"}}, "must hold {query} once"),
+        ({"prompt": {"closing": "\ud800"}}, "half of a character"),
+        ({"base": {"instruction": "Judge."}}, "base.instruction does nothing"),
+        (
+            {"base": {"preset": "qwen3-reranker", "instruction": "Judge {query}."}},
+            "cannot hold {query}",
+        ),
     ],
 )
 def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) -> None:

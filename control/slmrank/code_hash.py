@@ -27,20 +27,24 @@ _FILE_NAME = re.compile(r"[\w-]+\.(yaml|json|txt|csv)")
 
 def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
     """16 hex digits over the modules `roots`, everything of this package that they import, at the
-    top or inside functions, data files that these name, and the given source files; registries are
-    not followed."""
-    found: dict[str, str] = {path.name: source_hash(path) for path in files}
-    waiting = list(roots)
+    top or inside functions, data files that these name, and the given source files with what they
+    import; registries are not followed."""
+    # Two stages are both called model.py.
+    found = {"/".join(path.parts[-3:]): source_hash(path) for path in files}
+    waiting = [*roots, *(one for path in files for one in _own(path))]
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
         if name in found or path is None:
             continue
         found[name] = source_hash(path)
-        modules, named = _uses(path)
-        found |= {f"{name}:{file.name}": hash_file(file) for file in named}
-        waiting += [one for one in modules if not _left_out(one)]
+        found |= {f"{name}:{file.name}": hash_file(file) for file in _uses(path)[1]}
+        waiting += _own(path)
     return hash_value(found)[:16]
+
+
+def _own(path: Path) -> list[str]:
+    return [one for one in _uses(path)[0] if not _left_out(one)]
 
 
 @cache

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from slmrank.errors import SpecError
+from slmrank.hashing import hash_value
 
 VARIABLE = "SLMRANK_PLUGINS"
 
@@ -20,7 +21,7 @@ def load_plugins() -> None:
     """Load every named file once. Raises SpecError for one that is missing or fails."""
     for name in filter(None, os.environ.get(VARIABLE, "").split(":")):
         path = Path(name).resolve()
-        module_name = f"slmrank_plugin_{path.stem}"
+        module_name = f"slmrank_plugin_{path.stem}_{hash_value(str(path))[:8]}"
         if module_name in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(module_name, path)

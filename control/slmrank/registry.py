@@ -41,5 +41,8 @@ class Registry(Generic[Kind]):
     def _ready(self) -> None:
         if not self._loaded:
             self._loaded = True
+            # A plugin replaces a built-in one of its name, whichever is loaded first.
+            plugins = dict(self._known)
             self._load()
+            self._known |= plugins
             load_plugins()

@@ -97,3 +97,34 @@ def test_an_imported_copy_opens(make_model: Callable[..., Path], tmp_path: Path)
     import_directory(make_model("qwen2"), tmp_path)
     write_ranker(tmp_path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32)
     assert open_checkpoint(tmp_path).geometry.family == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: cut_weights(path), "model.safetensors"),
+        (lambda path: (path / "config.json").write_text("[]"), "is not JSON: it is no object"),
+        (lambda path: edit(path / "config.json", num_hidden_layers="two"), "config.json: .*two"),
+        (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json"),
+        (
+            lambda path: edit(path / "config.json", max_position_embeddings=100),
+            "longest prompt has .* tokens, the model has 100 positions",
+        ),
+    ],
+    ids=["cut", "list", "word", "tokenizer", "positions"],
+)
+def test_a_damaged_checkpoint_is_refused_when_it_comes_in(
+    damage: Callable[[Path], Any], told: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before it is trained for hours; three of these were a traceback."""
+    folder = make_model()
+    damage(folder)
+    with pytest.raises(CheckpointError, match=told):
+        import_directory(folder, tmp_path)
+        template = template_of(PromptSpec())
+        write_ranker(tmp_path, template, max_item_tokens=64, max_query_tokens=32)
+
+
+def cut_weights(path: Path) -> None:
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:-1000])

@@ -13,7 +13,7 @@ import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.deploy.naming import pod_manifest
 from slmrank.engine.trtllm.compile import COMPILED
-from slmrank.errors import ControlError, EngineError, RepositoryError
+from slmrank.errors import ControlError, RepositoryError
 from slmrank.repository.verify import Expected, read_expected, verify_engine, verify_repository
 
 from tests.conftest import Control
@@ -39,8 +39,6 @@ def test_a_whole_repository_passes(copied: Path, control: Control) -> None:
 
 
 def test_what_a_server_left_behind_is_no_damage(copied: Path) -> None:
-    (copied / "prepare/1/__pycache__").mkdir(exist_ok=True)
-    (copied / "prepare/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
     (copied / "prepare/1/store/lock.mdb").write_bytes(b"x")
     verify_repository(copied, read_expected(copied / "manifest.json"))
 
@@ -55,6 +53,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def compile_another(path: Path) -> None:
+    """Python runs it instead of the source, whatever that says, if its header asks for no check."""
+    folder = path / "ranker/1/__pycache__"
+    folder.mkdir()
+    (folder / "model.cpython-311.pyc").write_bytes(b"x")
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -67,8 +72,10 @@ def flip(path: Path) -> None:
             "ranker/2/model.py: no",
         ),
         (lambda path: shutil.rmtree(path / "ranker"), "and [0-9]+ more|missing"),
+        (compile_another, "model.cpython-311.pyc: not part of it"),
+        (lambda path: (path / "ranker/2").symlink_to(path / "ranker/1"), "ranker/2: not part"),
     ],
-    ids=["missing", "cut", "flipped", "model", "version", "folder"],
+    ids=["missing", "cut", "flipped", "model", "version", "folder", "compiled", "link"],
 )
 def test_any_damage_is_named(damage: Callable[[Path], Any], told: str, copied: Path) -> None:
     damage(copied)
@@ -116,7 +123,10 @@ def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
     ]
     half = built(tmp_path / "half")
     (half / "rank0.engine").write_bytes(b"e")
-    cases.append((half, EngineError, "not a whole engine"))
+    cases.append((half, RepositoryError, "rank0.engine: 1 bytes instead of 6"))
+    other = built(tmp_path / "other")
+    (other / "rank0.engine").write_bytes(b"enginf")
+    cases.append((other, RepositoryError, "rank0.engine: other content"))
     for path, kind, told in cases:
         with pytest.raises(kind, match=told):
             verify_engine(path, expected)

@@ -365,7 +365,7 @@ def test_stages_open_what_their_parameters_ask_for(
     value = json.dumps({"limit_s": 0.5, "max_waiting": 3})
     parameters = {"admission": {"string_value": value}}
     door, meter = open_admission(parameters), open_meter(parameters, "ranker_0_5", Requests)
-    assert os.listdir(tmp_path) == [f"slmrank-pace-{os.getppid()}"]
+    assert os.listdir(tmp_path) == [admission._board_path().name]
     first = door.take(10)
     with meter.passing([request(first, 10)]):
         for _ in range(3):

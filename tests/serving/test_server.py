@@ -404,7 +404,7 @@ def test_a_full_queue_refuses_at_once_with_a_clear_status(
         assert "add replicas" in told.hint
         # Nothing is left behind: the next request is answered.
         assert flood(server.url, 1)[0][1] == "ok"
-        page = Path(f"/dev/shm/slmrank-pace-{server.pid}")
+        page = Path(f"/dev/shm/slmrank-pace-{os.stat('/proc/self/ns/pid').st_ino}-{server.pid}")
         assert page.is_file()
     assert not page.exists()
 

@@ -85,6 +85,10 @@ def build_command(
     if source.is_dir():
         if target is not None or overrides:
             raise click.UsageError("--target and --set are for a spec; a plan is as it is")
+        if force:
+            raise click.UsageError(
+                "--force is for a spec: a compiled engine may be in use, remove its folder instead"
+            )
         planned = read_planned(source)
         if dry_run:
             _show_command(planned, store, as_json=as_json)
@@ -93,6 +97,9 @@ def build_command(
         _show(None, planned, None, outcome, as_json=as_json)
         return
     opened = open_spec(source, overrides, target, artifacts)
+    if (engines is not None or docker) and not opened.bundle.target.compiled_elsewhere:
+        name = opened.bundle.target.name
+        raise click.UsageError(f"--engines and --docker: target {name} compiles nothing elsewhere")
     if dry_run:
         show_plan([opened.bundle.engine], opened.store, as_json=as_json, force=force)
         return

@@ -86,6 +86,12 @@ def serve_command(
       control serve build/demo.yaml
       control serve /models/repository --address 0.0.0.0
     """
+    tls = None
+    if tls_certificate is not None and tls_key is not None:
+        tls = ServerTls(certificate=tls_certificate, key=tls_key, clients=tls_clients)
+        tls.arguments()  # a file that is not there, before a bundle is made
+    elif tls_certificate is not None or tls_key is not None or tls_clients is not None:
+        raise click.UsageError("TLS needs --tls-certificate and --tls-key")
     if isinstance(source, Path):
         repository = source
         if dry_run:
@@ -99,11 +105,6 @@ def serve_command(
             return
         repository = source.run(source.bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
-    tls = None
-    if tls_certificate is not None and tls_key is not None:
-        tls = ServerTls(certificate=tls_certificate, key=tls_key, clients=tls_clients)
-    elif tls_certificate is not None or tls_key is not None or tls_clients is not None:
-        raise click.UsageError("TLS needs --tls-certificate and --tls-key")
     server = Server(repository, ports, address=address, drain_s=drain_s, http=http, tls=tls)
     interrupt_on_sigterm()
     try:

@@ -73,8 +73,10 @@ def require_parity(parity: Parity, limits: ParitySpec) -> None:
     if math.isnan(parity.pair_order) and not math.isnan(parity.mean_abs_dp):
         raise ParityError(
             f"the reference sets no two of {parity.pairs} held-out pairs apart by more than "
-            f"{ORDER_MARGIN}: it ranks nothing, so the engine's order cannot be judged",
-            "train the model longer, or give more engine.parity.pairs",
+            f"{ORDER_MARGIN}, so the engine's order cannot be judged: no query has two jobs, or it "
+            "ranks nothing",
+            "give queries with several judged jobs, train the model longer, or raise "
+            "engine.parity.pairs",
         )
     faults = []
     if not parity.mean_abs_dp <= limits.max_mean_abs_dp:
@@ -87,6 +89,6 @@ def require_parity(parity: Parity, limits: ParitySpec) -> None:
         raise ParityError(
             f"engine refused on {parity.pairs} held-out pairs: {'; '.join(faults)}",
             "use a higher precision (engine.openvino.precision bfloat16, "
-            "engine.trtllm.quantization none), more calibration_prompts, or, if the loss is "
-            "acceptable, a wider engine.parity",
+            "engine.torch.dtype float32, engine.trtllm.quantization none), more "
+            "calibration_prompts, or, if the loss is acceptable, a wider engine.parity",
         )

@@ -17,6 +17,7 @@ import numpy as np
 from slmrank.errors import CheckpointError
 from slmrank.model.checkpoint import TOKENIZER_FILES, read_geometry
 from slmrank.model.quiet import quiet
+from slmrank.model.tensor_files import read_header
 
 
 def import_gguf(gguf: Path, target: Path) -> None:
@@ -73,7 +74,8 @@ def _quick_gguf() -> Iterator[None]:
 def import_directory(source: Path, target: Path) -> None:
     """Copy a local Llama, Qwen2 or Qwen3 checkpoint.
 
-    Raises CheckpointError for another architecture, missing weights or a slow tokenizer.
+    Raises CheckpointError for another architecture, weights that are missing or cut short, or a
+    slow tokenizer.
     """
     read_geometry(source)
     weights = sorted(source.glob("*.safetensors"))
@@ -85,9 +87,14 @@ def import_directory(source: Path, target: Path) -> None:
         raise CheckpointError(
             f"{source} has no tokenizer.json", "save the checkpoint with a fast tokenizer"
         )
-    names = ("config.json", "generation_config.json", "model.safetensors.index.json")
-    for name in (*names, *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copy2(source / name, target / name)
     for path in weights:
+        read_header(path)
+    for path in imported_files(source):
         shutil.copy2(path, target / path.name)
+
+
+def imported_files(source: Path) -> list[Path]:
+    """What is taken of a local checkpoint: sizes, weights and tokenizer."""
+    names = ("config.json", "generation_config.json", "model.safetensors.index.json")
+    files = [source / name for name in (*names, *TOKENIZER_FILES) if (source / name).is_file()]
+    return [*files, *sorted(source.glob("*.safetensors"))]

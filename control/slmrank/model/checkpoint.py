@@ -91,6 +91,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """`config.json` of a model directory. Raises CheckpointError when absent or broken."""
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
     except OSError as error:
         raise CheckpointError(
             f"{path} is not a Hugging Face checkpoint: config.json: {error.strerror}",
@@ -125,13 +127,18 @@ def read_geometry(path: Path) -> Geometry:
         )
     except KeyError as error:
         raise CheckpointError(f"{path}/config.json lacks {error}", "restore it") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}/config.json: {error}", "restore it") from error
 
 
 def write_ranker(
     path: Path, template: PromptTemplate, *, max_item_tokens: int, max_query_tokens: int
 ) -> Checkpoint:
     """Make a model directory a ranker checkpoint: check the labels, write `ranker.json` and the
-    files by which other tools load it."""
+    files by which other tools load it.
+
+    Raises CheckpointError where labels or limits do not fit the model.
+    """
     labels = find_labels(load_tokenizer(path), template)
     ranker = {
         "schema": 1,
@@ -147,10 +154,22 @@ def write_ranker(
         write_atomic(path / name, content)
     tokenizer_config = path / "tokenizer_config.json"
     if tokenizer_config.is_file():
-        padded = with_pad_token(json.loads(tokenizer_config.read_text(encoding="utf-8")))
+        try:
+            given = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+            padded = with_pad_token(given)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{tokenizer_config}: {error}", "restore it") from error
         write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
-    return open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    positions = read_config(path).get("max_position_embeddings")
+    longest = checkpoint.encoder().max_prompt_tokens
+    if positions is not None and longest > positions:
+        raise CheckpointError(
+            f"the longest prompt has {longest} tokens, the model has {positions} positions",
+            "lower prompt.max_item_tokens or prompt.max_query_tokens",
+        )
+    return checkpoint
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

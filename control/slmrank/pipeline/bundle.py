@@ -277,16 +277,8 @@ class Bundle:
         """Hash of what runs inside the server: another one is another thing to measure."""
         kind = SUMMARIZERS.get(self.spec.summarize.method)
         store, _ = store_kind(self.spec.summarize.store)
-        modules = (
-            "slmrank.serving.prepare",
-            "slmrank.serving.score_cache",
-            "slmrank.serving.depth",
-            "slmrank.serving.admission",
-            type(kind).__module__,
-            type(store).__module__,
-            *self.target.server_code,
-        )
-        return code_hash(*modules, files=(prepare_stage(), self.target.stage()))
+        chosen = (type(kind).__module__, type(store).__module__, *self.target.server_code)
+        return code_hash(*chosen, files=(prepare_stage(), self.target.stage()))
 
     @cached_property
     def repository(self) -> Step:

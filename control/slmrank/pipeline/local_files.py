@@ -7,6 +7,8 @@ from pathlib import Path
 
 from slmrank.errors import DataError, SpecError
 from slmrank.hashing import hash_file
+from slmrank.model.base_model import imported_files
+from slmrank.model.checkpoint import RANKER_FILE
 from slmrank.spec.model import PACKAGED_MODEL
 
 
@@ -42,7 +44,7 @@ def folder_hashes(path: Path, hint: str = "check the path") -> Mapping[str, str]
 
 
 def checkpoint_hashes(path: Path) -> Mapping[str, str]:
-    """The hash of every file that decides a checkpoint's scores, by name."""
-    names = ("config.json", "tokenizer.json", "ranker.json")
-    files = [path / name for name in names if (path / name).is_file()]
-    return {file.name: hash_file(file) for file in [*files, *sorted(path.glob("*.safetensors"))]}
+    """The hash of every file that is taken of a checkpoint, by name."""
+    files = imported_files(path)
+    files += [path / RANKER_FILE] * (path / RANKER_FILE).is_file()
+    return {file.name: hash_file(file) for file in files}

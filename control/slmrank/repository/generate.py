@@ -171,7 +171,11 @@ def check_repository(path: Path) -> dict[str, ModelConfig]:
         raise RepositoryError(f"{path} is not a model repository", "make one with `control repo`")
     configs: dict[str, ModelConfig] = {}
     for file in files:
-        config = parse_config(file.read_text(encoding="utf-8"), str(file))
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RepositoryError(f"{file}: {error}", "copy the repository again") from error
+        config = parse_config(text, str(file))
         folder = file.parent.name
         if config.name and config.name != folder:
             raise RepositoryError(

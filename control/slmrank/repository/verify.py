@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrank.artifacts import MANIFEST, ArtifactStore
+from slmrank.artifacts import MANIFEST, read_artifact
 from slmrank.engine.trtllm.compatibility import same_release
-from slmrank.engine.trtllm.compile import find_compiled
-from slmrank.errors import RepositoryError
+from slmrank.errors import ArtifactError, RepositoryError
 from slmrank.hashing import hash_file
 from slmrank.machine.facts import installed_version
 
 LISTED = 8
-# A server that ran over the folder before it was copied leaves these.
-_LEFT_BY_A_SERVER = {"__pycache__", "lock.mdb"}
+# LMDB makes it where a server reads the store.
+_LEFT_BY_A_SERVER = "lock.mdb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ def verify_repository(repository: Path, expected: Expected) -> int:
     """Compare every file with its size and SHA-256; returns the bytes read.
 
     Raises RepositoryError that lists what is missing or different. Files beside them are accepted
-    in the top folder only: a model or a version more would be loaded.
+    in the top folder only: a model, a version or a compiled module more would be loaded.
     """
     if not repository.is_dir():
         raise RepositoryError(
@@ -77,9 +76,9 @@ def verify_repository(repository: Path, expected: Expected) -> int:
     wrong += [
         f"{path.relative_to(repository)}: not part of it"
         for path in sorted(repository.glob("*/**/*"))
-        if path.is_file()
+        if (path.is_file() or path.is_symlink())
         and str(path.relative_to(repository)) not in expected.files
-        and not _LEFT_BY_A_SERVER & set(path.parts)
+        and (path.name != _LEFT_BY_A_SERVER or path.is_symlink())
     ]
     if wrong:
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
@@ -87,20 +86,22 @@ def verify_repository(repository: Path, expected: Expected) -> int:
             f"{repository} is not the repository that was generated: "
             + "; ".join(wrong[:LISTED])
             + more,
-            "copy the whole folder again; nothing was started",
+            "copy the whole folder again, into an empty one; nothing was started",
         )
     return done
 
 
 def verify_engine(engine: Path, expected: Expected) -> None:
-    """Compare a compiled engine with the plan: whole, of this tag, and for the TensorRT-LLM that is
-    installed here. Raises RepositoryError or EngineError."""
-    found = find_compiled(ArtifactStore(engine.parent.parent), engine.name)
-    if found is None:
+    """Compare a compiled engine with the plan: its files as they were compiled, of this tag, and
+    for the TensorRT-LLM that is installed here. Raises RepositoryError."""
+    try:
+        found = read_artifact(engine)
+    except ArtifactError as error:
         raise RepositoryError(
-            f"the engine {engine} is not there",
+            f"the engine {engine} is not there: {error}",
             "run the Job engine-build first (`control deploy apply` does), or copy the engine",
-        )
+        ) from error
+    verify_repository(engine, Expected(files=found.manifest["files"], tag="", plan=None))
     plan = expected.plan or {}
     wrong = [
         f"{name} is {found.manifest['settings'].get(name)}, planned {value}"

@@ -266,6 +266,7 @@ def open_meter(
 
 
 def _board_path() -> Path:
-    """The stages are children of their server. A page that an earlier server of that number left
-    does no harm: its tickets are older than any new one."""
-    return SHARED / f"slmrank-pace-{os.getppid()}"
+    """The stages are children of their server, and its number is one of its container. A page that
+    an earlier server of that number left does no harm: its tickets are older than any new one."""
+    container = os.stat("/proc/self/ns/pid").st_ino
+    return SHARED / f"slmrank-pace-{container}-{os.getppid()}"

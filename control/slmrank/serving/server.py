@@ -233,7 +233,8 @@ class Server:
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]
-        environment = {**os.environ, **installation.environment}
+        # Compiled modules beside the stages are files that `control verify` does not know.
+        environment = {**os.environ, **installation.environment, "PYTHONDONTWRITEBYTECODE": "1"}
         if self.measured:
             environment[SWITCH] = "off"
         with (self._work / "log").open("wb") as log:

@@ -41,7 +41,7 @@ class PromptSpec(Section):
     """The fixed wording; query and job text are tokenised apart from it."""
 
     prefix: str = "Does the job match the search?\nSearch: {query}\n"
-    """must hold {query}"""
+    """must hold {query}, once"""
     closing: str = "\nMatch:"
     """what follows the job's text in every item, never truncated"""
     yes: str = Field(" Yes", description="answer whose token means relevant; one token")
@@ -57,8 +57,8 @@ class PromptSpec(Section):
     @field_validator("prefix")
     @classmethod
     def _slot(cls, value: str) -> str:
-        if "{query}" not in value:
-            raise ValueError(f"prompt.prefix {value!r} must hold {{query}}")
+        if value.count("{query}") != 1:
+            raise ValueError(f"prompt.prefix {value!r} must hold {{query}} once")
         return value
 
 

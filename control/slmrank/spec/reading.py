@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -55,6 +56,10 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
 def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:
     """Validate a spec given as a mapping; see `load_spec`."""
     load_plugins()
+    try:
+        json.dumps(values, ensure_ascii=False, skipkeys=True, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(f"{name} holds half of a character: {error}", "write it whole") from error
     try:
         return BundleSpec.model_validate(_with_paths(values, folder))
     except ValidationError as error:

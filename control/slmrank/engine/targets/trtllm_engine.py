@@ -15,14 +15,15 @@ from slmrank.artifacts import Artifact, inventory
 from slmrank.engine.parity import Scorer, check_parity
 from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget
 from slmrank.engine.trtllm.backend_config import BACKEND_MODEL, backend_model
-from slmrank.engine.trtllm.compatibility import MODELOPT
+from slmrank.engine.trtllm.compatibility import MODELOPT, TABLE
 from slmrank.engine.trtllm.compile import compiled_path, read_planned, write_plan
 from slmrank.engine.trtllm.diagnosis import BACKEND_FOLDER, INSIDE, diagnose_trtllm
 from slmrank.engine.trtllm.layout import positions_of
 from slmrank.engine.trtllm.plan import EMITTED_FOLDER, check_spec, make_plan
-from slmrank.hashing import hash_value
+from slmrank.hashing import hash_file, hash_value
 from slmrank.machine.inspection import Machine, Report
 from slmrank.model.checkpoint import Checkpoint, read_config
+from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import EngineSpec
 from slmrank.triton.config import RANKER, ModelConfig, Queue, label_parameters, ranker_model
@@ -35,12 +36,12 @@ class TrtllmEngineTarget(EngineTarget):
     needs_gpu = True
     compiled_elsewhere = True
     code = ("slmrank.engine.trtllm.checkpoint", "slmrank.engine.trtllm.quantize")
-    server_code = ("slmrank.engine.fan_out",)
     runtime = ("tensorrt-llm",)
 
     def settings(self, spec: BundleSpec) -> dict[str, Any]:
         own = spec.engine.trtllm.settings()
-        return {name: value for name, value in own.items() if name not in _SERVING_ONLY}
+        kept = {name: value for name, value in own.items() if name not in _SERVING_ONLY}
+        return {**kept, "compatibility": hash_file(shipped(TABLE))}
 
     def serving_settings(self, spec: BundleSpec) -> dict[str, Any]:
         own = spec.engine.trtllm.settings()

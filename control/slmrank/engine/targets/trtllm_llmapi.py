@@ -32,7 +32,6 @@ class TrtllmLlmApiTarget(EngineTarget):
     name = "trtllm-llmapi"
     needs_gpu = True
     code = ("slmrank.engine.trtllm.llmapi_export",)
-    server_code = ("slmrank.engine.fan_out",)
     runtime = ("tensorrt-llm",)
 
     def settings(self, spec: BundleSpec) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""Files of other people: every one is loaded once, and wins over what is built in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from slmrank.errors import SpecError
+from slmrank.plugins import VARIABLE, load_plugins
+from slmrank.registry import Registry
+
+SHAPES: Registry[str] = Registry("shape", lambda: SHAPES.register("round", "built in"))
+
+
+def test_files_of_one_name_are_both_loaded_and_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two registered as one; and one that was loaded before the built-in ones lost to them."""
+    files = []
+    for name in ("round", "flat"):
+        folder = tmp_path / name
+        folder.mkdir()
+        files.append(folder / "model.py")
+        files[-1].write_text(
+            f"from tests.test_plugins import SHAPES\nSHAPES.register({name!r}, 'mine')\n"
+        )
+    monkeypatch.setenv(VARIABLE, ":".join(map(str, files)))
+    load_plugins()  # as reading a spec does
+    assert [SHAPES.get(name) for name in ("round", "flat")] == ["mine", "mine"]
+
+
+def test_a_file_that_is_not_there_or_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content, told in ((None, "is no Python file"), ("1 / 0", "division by zero")):
+        path = tmp_path / "mine.py"
+        if content is not None:
+            path.write_text(content)
+        monkeypatch.setenv(VARIABLE, str(path))
+        with pytest.raises(SpecError, match=told):
+            load_plugins()
