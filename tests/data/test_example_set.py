@@ -11,7 +11,7 @@ from slmrank.data.labelled import read_labelled, write_labelled
 from slmrank.data.onet import COLUMNS, Occupations, read_occupations
 from slmrank.data.records import LabelledSet
 from slmrank.data.relevance import grade_of, overlap, relation
-from slmrank.data.wording import person_title, singular
+from slmrank.data.wording import lower_first, person_title, singular
 from slmrank.errors import DataError
 from slmrank.spec.data import CandidateSpec, OnetData
 
@@ -67,6 +67,21 @@ def test_no_occupation_and_no_query_is_in_two_splits(built: LabelledSet) -> None
             occupation = pair.job_id.rsplit("-", 1)[0]
             assert seen.setdefault(f"job {occupation}", split) == split
             assert seen.setdefault(f"query {pair.query}", split) == split
+
+
+def test_no_activities_are_asked_for_twice(table: Occupations, built: LabelledSet) -> None:
+    """A fifth of the test queries were training queries in another sentence."""
+    named = sorted({lower_first(one) for one in table.activity_titles.values()}, key=len)
+    seen: dict[frozenset[str], str] = {}
+    for pairs in built.pairs.values():
+        for query in {pair.query for pair in pairs}:
+            left, asked = query, set()
+            for one in reversed(named):  # the longest first: one may stand inside another
+                if one in left:
+                    left = left.replace(one, "")
+                    asked.add(one)
+            assert asked
+            assert seen.setdefault(frozenset(asked), query) == query
 
 
 def test_every_query_has_an_exact_match_and_distinct_jobs(built: LabelledSet) -> None:

@@ -142,6 +142,16 @@ def test_a_resample_without_anything_to_count_does_not_count() -> None:
         assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
+def test_the_interval_of_a_calibration_error_holds_its_figure() -> None:
+    """Drawing queries again adds to the error: one in nine intervals lay above their figure."""
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        p = rng.uniform(size=(60, 8))
+        lists = [listing(list(one), list(4 * (rng.uniform(size=8) < one))) for one in p]
+        found = ece_interval(lists, resamples(60, 200, seed))
+        assert 0 <= found.low <= found.value <= found.high
+
+
 def test_calibration_error_by_hand() -> None:
     """0.3 is right about a target of 0.25 by 0.05, 0.9 about 0 by 0.9."""
     lists = [listing([0.3, 0.9], [1, 0])]

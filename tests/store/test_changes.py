@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,14 +54,34 @@ def test_orders_compare_as_texts() -> None:
 def test_lines_until_the_end_and_what_is_rejected(tmp_path: Path) -> None:
     source = LinesSource(io.BytesIO(b"one\n\ntwo\nthree"), tmp_path / "rejected", follow=False)
     taken = source.take(2, 1.0)
+    taken += source.take(2 - len(taken), 1.0) if len(taken) < 2 else []
     assert [one.raw for one in taken] == [b"one\n", b"two\n"]
+    assert [one.token for one in taken] == ["1", "3"]  # a blank line is a line
     assert taken[0].order < taken[1].order
     assert not source.ended
     assert [one.raw for one in source.take(9, 1.0)] == [b"three"]
+    assert source.take(9, 1.0) == []
     assert source.ended
     source.reject(Delivery(token="2", order="", sent_ms=0, raw=b"tw\xff\n"), "no job")
     letter = json.loads((tmp_path / "rejected").read_text())
     assert letter == {"line": 2, "reason": "no job", "change": "tw\ufffd"}
+
+
+def test_a_pipe_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    """64 lines had to come before the first one was applied."""
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb") as stream, os.fdopen(theirs, "wb", buffering=0) as writer:
+        source = LinesSource(stream, tmp_path / "rejected", follow=False)
+        writer.write(b"one\ntw")
+        started = time.perf_counter()
+        assert [one.raw for one in source.take(64, 30.0)] == [b"one\n"]
+        assert source.take(64, 0.05) == []
+        assert time.perf_counter() - started < 15
+        writer.write(b"o\n")
+        assert [one.raw for one in source.take(64, 30.0)] == [b"two\n"]
+        writer.close()
+        assert source.take(64, 30.0) == []
+        assert source.ended
 
 
 def test_a_line_is_taken_when_it_is_whole(tmp_path: Path) -> None:

@@ -156,6 +156,20 @@ def test_other_tokenizers_and_summarizers_are_never_read(url: str, made: Any) ->
         looked_up(old, "a")
 
 
+def test_what_comes_back_within_the_grace_keeps_its_changes(url: str, made: Any) -> None:
+    """An older message was applied again, and a deleted job served."""
+    other = {**IDENTITY, "tokenizer_hash": "another"}
+    ids = np.array([9], dtype=np.int32)
+    writer = writer_of(url)
+    writer.publish(entries_of(made({"a": [1], "b": [2]})), "v")
+    assert writer.change([("a", order_of(5), None)]) == [True]
+    writer_of(url, other).publish(entries_of(made({"a": [1]})), "v", drop_others=True)
+    assert writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").carried == 1
+    time.sleep(1.2)
+    assert writer.change([("a", order_of(4), ids)]) == [False]
+    assert looked_up(reader_of(url), "a", "b") == [None, [2]]
+
+
 def test_changes_of_single_jobs(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
     ids = np.array([9], dtype=np.int32)
@@ -252,6 +266,19 @@ def test_a_password_comes_from_the_environment(
     monkeypatch.setenv(STORE_PASSWORD, "secret")
     writer_of(own.url()).publish(entries_of(made({"a": [1]})), "v")
     assert looked_up(reader_of(own.url()), "a") == [[1]]
+    own.kill()
+
+
+def test_a_stream_whose_server_came_back_empty_is_followed_again(tmp_path: Path) -> None:
+    own = RedisServer(tmp_path / "own")
+    source = StreamSource(parse_address(own.url()), "changes", "own")
+    assert source.take(9, 0.05) == []
+    source._client.flushall()
+    assert source.take(9, 0.05) == []
+    source._client.xadd("changes", {"change": "after"})
+    assert [one.raw for one in source.take(9, 0.05)] == [b"after"]
+    source._client.xgroup_destroy("changes", "own")
+    assert source.lag() is None
     own.kill()
 
 

@@ -15,6 +15,7 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.model.probability import probability
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.catalogue import SummaryWorker, kit_of_bundle
 from slmrank.pipeline.steps import run
 from slmrank.pipeline.summarizer_page import read_history
 from slmrank.prompt.template import job_text
@@ -182,12 +183,24 @@ def test_three_real_steps_and_what_serves_after_them(
     together = found.summarize(jobs)
     assert [found.summarize([job])[0] for job in jobs] == together
     assert all(one.tokens <= 12 < one.source_tokens for one in together)
+    # A worker of a catalogue has the model in a folder of its own, and loads it when first asked.
+    worker = SummaryWorker(kit_of_bundle(bundle, tiny.store), str(tmp_path))
+    assert worker._summarizer.summarize(jobs) == together
 
     repository = run(bundle.repository, tiny.store).path
     with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
         stored = client.score("nurse", [job.job_id for job in jobs])
         sent = client.score("nurse", jobs)
     assert [one.score for one in sent] == [one.score for one in stored]
+
+
+def test_jobs_for_the_held_out_alone_are_too_few(tiny: TinyBundle, tmp_path: Path) -> None:
+    """After the ranker was trained for hours, it ended in a bare StopIteration."""
+    generative = {**GENERATIVE, "held_out": 500}
+    changed = {"summarize": {**SUMMARIZE, "learn_jobs": 500, "generative": generative}}
+    bundle = Bundle(change_spec(tiny.bundle.spec, changed))
+    with pytest.raises(DataError, match="held_out takes 500: none is left to train on"):
+        run(bundle.summarizer, tiny.store)
 
 
 def test_a_folder_without_a_model_is_named(tiny: TinyBundle, tmp_path: Path) -> None:

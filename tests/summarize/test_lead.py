@@ -47,6 +47,19 @@ def test_the_start_is_kept(method: str, kept: str, tmp_path: Path) -> None:
     assert again.identity() == made.identity()
 
 
+def test_lines_that_are_longer_when_joined_stay_apart() -> None:
+    """A line end behind a sign of Han is one token with it, a blank is one more: 63 of 36."""
+
+    def by_sign(texts: Sequence[str]) -> list[Ids]:
+        return [np.zeros(len(text.replace("。\n", "。")), dtype=np.int32) for text in texts]
+
+    description = "照顾病人。\n" * 4
+    spec = SummarizeSpec(method="lead", budget_tokens=20)
+    made = SUMMARIZERS.get("lead").fit(Fitting(spec=spec, jobs=[], encode=by_sign))
+    [summary] = made.summarize([Job(job_id="a", description=description)])
+    assert (summary.text, summary.tokens) == (description, 20)
+
+
 @given(text=st.text(max_size=400), budget=st.integers(8, 40))
 def test_the_budget_holds_and_a_summary_is_never_empty(text: str, budget: int) -> None:
     for method in ("lead", "stopwords"):

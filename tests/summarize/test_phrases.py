@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.data.records import Job
+from slmrank.data.words import _kept_parts, words_of
 from slmrank.errors import DataError
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.effects import Effect
@@ -48,6 +49,36 @@ def test_clauses_end_at_signs_and_keep_names_whole() -> None:
         ["A.I"],
         ["too"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("अस्पताल में नर्स की देखभाल।", [["अस्पताल", "में", "नर्स", "की", "देखभाल"]]),
+        (
+            "Re\u0301sume\u0301 et me\u0301dicaments",
+            [["Re\u0301sume\u0301", "et", "me\u0301dicaments"]],
+        ),
+        ("the nurse\u2019s aide isn\u2019t", [["the", "nurse\u2019s", "aide", "isn\u2019t"]]),
+        ("مُمَرِّضة، طبيب؟", [["مُمَرِّضة"], ["طبيب"]]),
+    ],
+    ids=["vowel signs", "accents", "apostrophe", "vowels"],
+)
+def test_marks_are_part_of_their_words(text: str, words: list[list[str]]) -> None:
+    """Python counts none of them as one: summaries held every syllable for itself."""
+    assert clauses_of(text) == words
+    told = " ".join(words[0]).lower().replace("\u2019s", "").replace("\u2019", " ")
+    assert set(words_of(text)) >= {one for one in told.split() if not one.endswith("s")}
+
+
+def test_a_long_word_is_not_kept() -> None:
+    found = scorer(weld=3)
+    found.of("weld")
+    found.of("x" * 5000)
+    assert set(found._known) == {"weld"}
+    before = _kept_parts.cache_info().currsize
+    assert len(words_of("護" * 5000)) == 4999
+    assert _kept_parts.cache_info().currsize == before
 
 
 def test_the_phrases_that_say_most_are_taken_in_order_and_once() -> None:

@@ -1,7 +1,7 @@
 """The example job-search set: O*NET occupations turned into postings, queries and graded pairs.
 
-Split by occupation: no occupation, title query or activity query of the test set is seen in
-training. Everything follows from the table and one seed.
+Split by occupation: no occupation of the test set and no activities that one of its queries names
+are asked in training, in whatever words. Everything follows from the table and one seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def build_example_set(table: Occupations, spec: OnetData) -> LabelledSet:
     held_out = {one.code: hold_out(one, rng) for one in table.occupations}
     jobs, occupation_of = _postings(table, held_out, spec, rng)
     pairs: dict[Split, list[Pair]] = {}
-    asked_before: set[str] = set()
+    asked_before: set[frozenset[str]] = set()
     for split in SPLITS:
         members = splits[split]
         codes = {one.code for one in members}
@@ -39,9 +39,10 @@ def build_example_set(table: Occupations, spec: OnetData) -> LabelledSet:
             relations = {other.code: relation(one, other, table.rarity) for other in members}
             count = spec.queries_per_occupation
             for query in queries_for(one, held_out[one.code], table, count, rng):
-                if query.text in asked_before:
+                # The same activities in other words would be the same question.
+                if query.activities in asked_before:
                     continue
-                asked_before.add(query.text)
+                asked_before.add(query.activities)
                 grades = _grades(query, relations, members, occupation_of, pool)
                 chosen = _candidates(query, grades, index, getattr(spec.candidates, split), rng)
                 pairs[split] += [

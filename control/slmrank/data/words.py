@@ -6,7 +6,18 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_WORD = re.compile(r"[^\W_]+")
+# To Python, vowel signs of Indic scripts, Arabic vowels and the accents of decomposed letters are
+# no part of a word.
+_MARKS = "".join(
+    character
+    for character in map(chr, range(0x300, 0x10000))
+    if unicodedata.category(character).startswith("M")
+)
+WORD_PATTERN = rf"[^\W_](?:[^\W_]|[{_MARKS}\u200c\u200d])*"
+_WORD = re.compile(WORD_PATTERN)
+LONG_WORD = 64
+# Of scripts that end a sentence in another way: Han and kana, Arabic, Urdu, Hindi.
+FULL_STOPS = "\u3002\uff01\uff1f\u061f\u06d4\u0964"
 # Thai, Lao, Burmese, Khmer, kana and Han are written without spaces between words.
 _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
@@ -29,11 +40,18 @@ def same_query(query: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", query).split()).casefold()
 
 
-@lru_cache(maxsize=65_536)
 def _parts(word: str) -> tuple[str, ...]:
+    # What is kept for every word must be short: 20 texts of Han kept 227 MB.
+    return _kept_parts(word) if len(word) <= LONG_WORD else _parts_of(word)
+
+
+def _parts_of(word: str) -> tuple[str, ...]:
     if not is_unspaced(word):
         return (_stem(word),)
     return tuple(word[start : start + 2] for start in range(max(len(word) - 1, 1)))
+
+
+_kept_parts = lru_cache(maxsize=65_536)(_parts_of)
 
 
 def _stem(word: str) -> str:

@@ -148,15 +148,17 @@ def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
 
 def ece_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
     """Expected calibration error of p against what was judged, a target or grade / 4, over ten bins
-    (Guo et al., ICML 2017), with its interval. Scores must be probabilities."""
+    (Guo et al., ICML 2017), with its interval. Scores must be probabilities. Drawing queries again
+    can only add to this error, so the draws are moved to lie around the figure."""
     cells = _tenths(listings)
 
     def error(summed: Vector) -> Vector:
         found: Vector = np.abs(summed[..., 0] - summed[..., 1]).sum(-1) / summed[..., 2].sum(-1)
         return found
 
+    value = float(error(cells.sum(axis=0)))
     sampled = np.array([error(cells[draw].sum(axis=0)) for draw in draws])
-    return _interval(float(error(cells.sum(axis=0))), sampled)
+    return _interval(value, np.maximum(sampled - (sampled.mean() - value), 0.0))
 
 
 def _tenths(listings: Sequence[Listing]) -> Vector:

@@ -68,14 +68,16 @@ class SummaryWorker:
 
     def __init__(self, kit: Kit, source: str) -> None:
         spec = SummarizeSpec.model_validate_json(kit.spec)
-        with tempfile.TemporaryDirectory(prefix="slmrank-kit-") as work:
-            for name, content in kit.files.items():
-                path = Path(work) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            ranker = open_ranker_file(Path(work))
-            self._encoder = ranker.encoder()
-            self._summarizer = load_summarizer(Path(work), spec, self._encoder)
+        # As long as the worker: a summarizer may read its weights when it first needs them.
+        self._work = tempfile.TemporaryDirectory(prefix="slmrank-kit-")
+        work = Path(self._work.name)
+        for name, content in kit.files.items():
+            path = work / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        ranker = open_ranker_file(work)
+        self._encoder = ranker.encoder()
+        self._summarizer = load_summarizer(work, spec, self._encoder)
         self.identity = identity_of(ranker.tokenizer_hash, self._encoder, self._summarizer)
         self._source = Place(source)
 

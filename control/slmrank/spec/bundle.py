@@ -70,9 +70,8 @@ class BundleSpec(Section):
                 f"prompt.{sorted(own)[0]} cannot be set beside base.preset {self.base.preset}, "
                 "whose wording it is; remove the key, or use base.preset: plain"
             )
-        if "instruction" in self.base.model_fields_set and "{instruction}" not in str(
-            PRESETS[self.base.preset].get("prefix")
-        ):
+        own = self.base.instruction != BaseSpec.model_fields["instruction"].default
+        if own and "{instruction}" not in PRESETS[self.base.preset].get("prefix", ""):
             raise ValueError(
                 f"base.instruction does nothing: the wording of base.preset {self.base.preset} "
                 "has no instruction; leave it out"

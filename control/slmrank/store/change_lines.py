@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from slmrank.store.changes import FIELD, Delivery, order_of
+
+AHEAD = 1024
+LOOK_S = 0.1
 
 
 class LinesSource:
@@ -18,21 +23,27 @@ class LinesSource:
     def __init__(self, stream: BinaryIO, rejected: Path, *, follow: bool) -> None:
         self._stream, self._rejected, self._follow = stream, rejected, follow
         self._number = 0
-        self._part = b""
         self.ended = False
+        self._lines: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=AHEAD)
+        # Reading from a pipe waits as long as its writer, whatever the wait that was asked for.
+        threading.Thread(target=self._read, daemon=True).start()
 
     def take(self, most: int, wait_s: float) -> list[Delivery]:
         taken: list[Delivery] = []
         until = time.monotonic() + wait_s
-        while len(taken) < most and not self.ended:
-            line = self._line()
+        while len(taken) < most:
+            try:
+                line = self._lines.get(timeout=0 if taken else max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
             if line is None:
-                if taken or time.monotonic() >= until:
-                    break
-                time.sleep(min(0.1, wait_s))
-            elif line.strip():
+                self.ended = True
+                break
+            if isinstance(line, Exception):
+                raise line
+            self._number += 1
+            if line.strip():
                 now = time.time_ns() // 1_000_000
-                self._number += 1
                 order = order_of(now, self._number % 100_000_000)
                 taken.append(Delivery(token=str(self._number), order=order, sent_ms=now, raw=line))
         return taken
@@ -48,13 +59,22 @@ class LinesSource:
     def lag(self) -> int | None:
         return None
 
-    def _line(self) -> bytes | None:
-        """The next whole line, or None when there is none yet."""
-        if not self._follow:
-            line = self._stream.readline()
-            self.ended = not line
-            return line or None
-        line = self._part + self._stream.readline()
-        whole = line.endswith(b"\n")
-        self._part = b"" if whole else line
-        return line if whole else None
+    def _read(self) -> None:
+        """Put every whole line into the queue, then None: at the end of what is not followed."""
+        line = b""
+        try:
+            while True:
+                line += self._stream.readline()
+                if line.endswith(b"\n"):
+                    self._lines.put(line)
+                    line = b""
+                elif self._follow:
+                    time.sleep(LOOK_S)
+                else:
+                    break
+        except (OSError, ValueError) as error:  # unreadable, or closed by who opened it
+            self._lines.put(error)
+            return
+        if line:
+            self._lines.put(line)
+        self._lines.put(None)

@@ -8,6 +8,7 @@ changed meanwhile it asks again. A store that is down, late or empty fails the l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ class RedisReader:
 
     def _fetch(self, names: Sequence[bytes]) -> list[bytes | None] | str:
         """The stored bytes of each name in the current version, or what is wrong."""
-        for _ in range(3):
+        until = time.monotonic() + self._address.deadline_ms / 1000
+        for again in range(3):
+            if again and time.monotonic() > until:
+                return f"its answers take longer than {self._address.deadline_ms} ms"
             pinned = self._version
             asked = self._client.pipeline(transaction=False)
             asked.get(self._keys.current)

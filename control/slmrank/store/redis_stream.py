@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from slmrank.errors import StoreUnavailable
 from slmrank.store.changes import FIELD, REJECTED_SUFFIX, Delivery, order_of
 from slmrank.store.redis_address import RedisAddress, asking, connect
 
@@ -21,24 +22,40 @@ class StreamSource:
     ended = False
 
     def __init__(self, address: RedisAddress, stream: str, group: str) -> None:
-        from redis.exceptions import ResponseError
-
         self._client = connect(address, timeout_s=10.0)
         self._stream, self._group, self._place = stream, group, address.place
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._looked_s = -float(ABANDONED_MS)
         with self._asking():
-            try:
-                self._client.xgroup_create(stream, self._group, id="0", mkstream=True)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+            self._join()
 
     @property
     def dead_letters(self) -> str:
         return f"{self._stream}{REJECTED_SUFFIX}"
 
     def take(self, most: int, wait_s: float) -> list[Delivery]:
+        from redis.exceptions import ResponseError
+
+        try:
+            return self._take(most, wait_s)
+        except StoreUnavailable as error:
+            cause = error.__cause__
+            if not isinstance(cause, ResponseError) or "NOGROUP" not in str(cause):
+                raise
+            with self._asking():  # the server came back empty
+                self._join()
+            return []
+
+    def _join(self) -> None:
+        from redis.exceptions import ResponseError
+
+        try:
+            self._client.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _take(self, most: int, wait_s: float) -> list[Delivery]:
         with self._asking():
             # Own and others' unfinished ones first: they are older.
             if time.monotonic() - self._looked_s > ABANDONED_MS / 3000:
@@ -65,7 +82,7 @@ class StreamSource:
     def lag(self) -> int | None:
         with self._asking():
             groups = self._client.xinfo_groups(self._stream)
-        own = next(one for one in groups if one["name"] == self._group.encode())
+        own = next((one for one in groups if one["name"] == self._group.encode()), {})
         # Redis before 7 does not say, and no version does after the stream was cut in the middle.
         return None if own.get("lag") is None else int(own["lag"]) + int(own["pending"])
 

@@ -52,6 +52,7 @@ for place = 1, #changes, 2 do
 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], '', ARGV[3]) end
 redis.call('PERSIST', ARGV[1] .. ARGV[2])
+redis.call('PERSIST', KEYS[2])
 redis.call('SET', KEYS[1], ARGV[2])
 if before and before ~= ARGV[2] then redis.call('EXPIRE', ARGV[1] .. before, ARGV[4]) end
 return {before or '', carried}

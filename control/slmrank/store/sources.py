@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -54,7 +55,9 @@ def _topic(place: str, reading: Reading) -> Iterator[ChangeSource]:
 @contextlib.contextmanager
 def _lines(name: str, reading: Reading) -> Iterator[ChangeSource]:
     if name == "-":
-        yield LinesSource(sys.stdin.buffer, Path(f"stdin{REJECTED_SUFFIX}"), follow=False)
+        # A copy: Python waits at its end for whoever reads its own standard input.
+        stdin = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+        yield LinesSource(stdin, Path(f"stdin{REJECTED_SUFFIX}"), follow=False)
         return
     path = Path(name)
     if not path.is_file():

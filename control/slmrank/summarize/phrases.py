@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.data.words import STOP_WORDS, words_of
+from slmrank.data.words import FULL_STOPS, LONG_WORD, STOP_WORDS, WORD_PATTERN, words_of
 from slmrank.summarize.summarizer import Encode
 
-# Words with what holds them together inside (C++, .NET, e-mail, A/B), or one sign.
-_PIECE = re.compile(r"\.?[^\W_]+(?:[-'&/.+#][^\W_]+)*[+#]*|[^\w\s]")
-_BORDER = re.compile(r"[.!?;:,()\[\]/|\u2022\u00b7\u2013\u2014\u3002\uff01\uff1f\uff0c\u3001]|^-$")
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+# Words with what holds them together inside (C++, .NET, e-mail, A/B, nurse's), or one sign.
+_PIECE = re.compile(rf"\.?{WORD_PATTERN}(?:[-'\u2019&/.+#]{WORD_PATTERN})*[+#]*|[^\w\s]")
+_BORDER = re.compile(
+    r"[.!?;:,()\[\]/|\u2022\u00b7\u2013\u2014\u3002\uff01\uff1f\uff0c\u3001"
+    r"\u060c\u061b\u061f\u06d4\u0964]|^-$"
+)
+_SENTENCE_END = re.compile(rf"(?<=[.!?;])\s+|(?<=[{FULL_STOPS}])|\n+")
 MAX_WORDS = 7
 # Chosen on the skill spans that people marked in 336 sentences of British vacancies (Green et al.,
 # LREC 2022) and on the share of kept words that is boilerplate of the example postings. At 36
@@ -73,7 +76,9 @@ class PhraseScorer:
             worth = STOP_WORTH if is_stop(word) else WORD_WORTH + float(self.weights[ids].mean())
             if len(self._known) >= KEPT_WORDS:
                 self._known.clear()
-            found = self._known[word] = (worth, len(ids))
+            found = (worth, len(ids))
+            if len(word) <= LONG_WORD:
+                self._known[word] = found
         return found
 
     def choose(self, text: str, budget: int) -> str:

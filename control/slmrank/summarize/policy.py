@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
-from slmrank.errors import needs
+from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.faithfulness import FrozenRanker
 from slmrank.summarize.generative import POLICY_FOLDER, request_of
@@ -40,6 +40,12 @@ def train_policy(fitting: Fitting) -> Path:
     spec = fitting.spec.generative or GenerativeSpec()
     jobs = judged_jobs(fitting, spec)
     held_out, jobs = jobs[: spec.held_out], jobs[spec.held_out :]
+    if not jobs:
+        raise DataError(
+            f"only {len(held_out)} jobs have training queries of both kinds, and "
+            f"summarize.generative.held_out takes {spec.held_out}: none is left to train on",
+            "lower it, or give more judged pairs",
+        )
     reward = Reward(
         FrozenRanker(fitting.ranker, spec.item_tokens, fitting.device), spec, fitting.encode
     )

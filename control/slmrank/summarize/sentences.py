@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from slmrank.data.records import Job
-from slmrank.data.words import is_unspaced, words_of
+from slmrank.data.words import FULL_STOPS, is_unspaced, words_of
 from slmrank.summarize.summarizer import Encode, Summary
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+_SENTENCE_END = re.compile(rf"(?<=[.!?])\s+|(?<=[{FULL_STOPS}])|\n+")
 # One character, or one number, at a time: alternatives that overlap take for ever on `-----`.
 _BULLET = re.compile(r"^(?:[\s\-*\u2022\u00b7]|\d{1,3}(?:[.)](?=\s|[^\W\d])|\u3001))*(?=\w)")
 MIN_WORDS = 3
@@ -42,9 +42,13 @@ def within_budget(
     ]
     counted = [len(ids) for ids in encode(texts)]
     for place, (size, count) in enumerate(zip(sizes, counted, strict=True)):
-        if size > budget and count > budget:
+        if count <= budget:
+            continue
+        if size > budget:
             texts[place] = cut_words(texts[place], budget, encode)
             counted[place] = len(encode([texts[place]])[0])
+        else:  # a blank between lines of Han takes more than their border
+            texts[place], counted[place] = jobs[place].description, size
     return [
         Summary(text=text, tokens=tokens, source_tokens=size)
         for text, tokens, size in zip(texts, counted, sizes, strict=True)

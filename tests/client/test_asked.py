@@ -1,0 +1,25 @@
+"""What a JSON value asks for: a stored job, a job by its fields, or a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from slmrank.client.asked import Asked, ItemText, read_asked
+from slmrank.data.records import Job
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        ("29-1", "29-1"),
+        ({"id": "29-1"}, "29-1"),
+        # The caller's own, which has no text: not the store's job of that id.
+        ({"id": "29-1", "text": ""}, Job(job_id="29-1", description="")),
+        ({"job_id": "29-1", "title": "Nurse"}, Job(job_id="29-1", title="Nurse", description="")),
+        ({"text": "Cares."}, Job(job_id="#3", description="Cares.")),
+        ({"job_text": "Job: nurse"}, ItemText(text="Job: nurse", job_id="")),
+    ],
+)
+def test_shapes(value: Any, asked: Asked) -> None:
+    assert read_asked(value, 3) == asked
