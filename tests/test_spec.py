@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
+from slmrank.spec.model import PRESETS
 from slmrank.spec.reading import change_spec, load_spec, parse_spec, read_override
 
 DEMO = shipped("build/demo.yaml")
@@ -65,6 +66,14 @@ def test_the_value_is_named() -> None:
 )
 def test_odd_values_are_faults_of_the_spec(values: dict[str, Any], text: str) -> None:
     assert text in broken(values).message
+
+
+def test_a_spec_that_is_written_out_is_the_same_spec() -> None:
+    """With all defaults, also beside a preset: offline scoring hands it on so."""
+    for preset in PRESETS:
+        spec = parse_spec({"name": "x", "data": DATA, "base": {"preset": preset}}, Path())
+        again = parse_spec(spec.model_dump(mode="json"), Path())
+        assert again.model_dump() == spec.model_dump()
 
 
 def test_a_width_that_is_no_multiple_of_64_names_its_neighbours() -> None:

@@ -33,6 +33,15 @@ def test_what_is_not_ranked_stays_behind_in_the_first_stages_order(
     assert order(at_depth(listing(0.9, 0.8, 0.7, 0.1), listing(1, 2, 3, 4), share)) == wanted
 
 
+def test_jobs_that_the_first_stage_does_not_tell_apart_share_their_place() -> None:
+    """Sorted judgments made its row 1.000 where the first stage's own was 0.453."""
+    first = listing(2, 2, 1, 1)
+    assert mean_ndcg([at_depth(listing(1, 2, 3, 4), first, 0.0)]) == mean_ndcg([first])
+    cut = at_depth(listing(0.1, 0.2, 0.3, 0.4), first, 0.25)
+    assert order(cut) == [0, 1, 2, 3]
+    assert cut.scores[2] == cut.scores[3]
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_its_ends_are_the_engine_and_bm25(tiny: Any, control: Any, tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def test_the_verb_writes_data_that_trains(
     assert len(lines) == len(before) + answer["mistakes"]
     new = [json.loads(line) for line in lines[-answer["mistakes"] :]]
     assert {(one["grade"], one["split"]) for one in new} == {(0, "train")}
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "jobs.jsonl").write_text("somebody's\n")
+    done = control("mine", tiny.spec, *where, "--out", own)
+    assert (done.returncode, (own / "jobs.jsonl").read_text()) == (3, "somebody's\n")
     again = control("mine", tiny.spec, *where, "--out", tmp_path / "mined")
     assert again.returncode == 3
     assert "holds pairs.jsonl already" in again.stderr

@@ -336,6 +336,11 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     assert control("deploy", "render", "--check", "--out", tmp_path).returncode == 0
     assert (tmp_path / "base/mine.yaml").is_file()
     assert not (tmp_path / "base/old.yaml").exists()
+    # A release below another one's folder stays; bytes that are no text are a change.
+    (tmp_path / "base/deployment.yaml").write_bytes(b"\xe9")
+    assert find_stale(tmp_path, {}) == []
+    touched = write_files(tmp_path / "base", release_files(releases.cpu()))
+    assert touched == ["deployment.yaml"]
 
 
 def test_an_engine_build_finds_its_plan_wherever_the_repository_is() -> None:

@@ -144,6 +144,10 @@ def test_the_slowest_kind_counts_and_one_that_never_meets_it_is_no_plan() -> Non
     assert slowest_cell({"slo": [*cells, never]}, "r", {"items": 64}) == slow
     # Of another objective it says nothing.
     assert slowest_cell({"slo": [*cells, {**never, "limit_ms": 50}]}, "r", {}) == slow
+    both = [*cells, {**slow, "limit_ms": 50, "items_per_s_range": [1.9, 2.0]}]
+    with pytest.raises(SweepError, match="several objectives: p95 <= 50 ms, p95 <= 500 ms"):
+        slowest_cell({"slo": both}, "r", {})
+    assert slowest_cell({"slo": both}, "r", {"limit_ms": 500}) == slow
 
 
 def test_a_99th_percentile_needs_as_many_requests_above_it() -> None:

@@ -70,8 +70,9 @@ def weights(bundle: Bundle, kind: str, tiny: TinyBundle) -> Any:
 def test_the_card_says_what_it_is(box: Path) -> None:
     for name in ("full", "pruned"):
         card = (box / name / "README.md").read_text()
-        for text in ("## What it cannot do", "## Quality on held", "4 steps"):
+        for text in ("Data: your own", "## Quality on held", "4 steps"):
             assert text in card
+        assert "O*NET" not in card  # what we know of our own rankers is not said of others
         assert (box / name / "train.png").read_bytes()[:4] == b"\x89PNG"
         assert (box / name / "train.jsonl").read_text().count("\n") == 4
     sizes = [path.stat().st_size for path in (box / "full").iterdir()]

@@ -157,6 +157,11 @@ def test_an_adapter_of_another_model_is_refused(
     wider = load_model(make_checkpoint(intermediate_size=256))
     with pytest.raises(CheckpointError, match="does not fit the model"):
         fit(wider, settings(steps=0, adapter=tmp_path / "a"), tmp_path / "v")
+    # peft leaves out what a model has no layer for, and zero what the adapter lacks.
+    for layers in (2, 4):
+        deeper = load_model(make_checkpoint(num_hidden_layers=layers))
+        with pytest.raises(CheckpointError, match="made for other layers"):
+            fit(deeper, settings(steps=0, adapter=tmp_path / "a"), tmp_path / "d")
     with pytest.raises(CheckpointError, match="no adapter_config.json"):
         fit(wider, settings(steps=0, adapter=tmp_path / "none"), tmp_path / "v")
 

@@ -153,7 +153,8 @@ def test_a_step_in_parts_is_the_step_at_once(
 @pytest.mark.slow
 def test_the_verb_runs_under_a_launcher(tiny: TinyBundle, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "slmrank.cli.main", "finetune", str(tiny.spec), "--json"]
+    # Two trainings in one command: the group of processes outlives the first.
+    command += ["-m", "slmrank.cli.main", "recover", str(tiny.spec), "--json"]
     done = subprocess.run(
         [*command, "--artifacts", str(tmp_path / "artifacts"), "--set", "finetune.seed=5"],
         capture_output=True,
@@ -167,4 +168,13 @@ def test_the_verb_runs_under_a_launcher(tiny: TinyBundle, tmp_path: Path) -> Non
     assert answer["figures"]["processes"] == 2
     assert (Path(answer["path"]) / "train.jsonl").is_file()
     kinds = sorted(path.name for path in (tmp_path / "artifacts").iterdir())
-    assert kinds == ["base", "data", "finetuned", "summaries", "summarizer", "work"]
+    assert kinds == [
+        "base",
+        "data",
+        "finetuned",
+        "pruned",
+        "recovered",
+        "summaries",
+        "summarizer",
+        "work",
+    ]

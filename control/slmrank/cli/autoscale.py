@@ -105,7 +105,7 @@ def simulate_command(
     _show(report, results, situation, given.attainment)
     if search:
         text = "no floor up to the peak does" if found is None else f"{found} replicas"
-        share = f"{given.attainment:.0%} with the shipped policy (searched)"
+        share = f"{100 * given.attainment:.4g}% with the shipped policy (searched)"
         click.echo(f"least floor for {share}: {text}")
     click.echo(f"report: {folder / f'{name}.json'}" + (f", plot: {report['plot']}" if plot else ""))
 
@@ -150,4 +150,4 @@ def _show(
         click.echo(f"  {formula}")
     cheapest = best(results, attainment)
     told = "none of them" if cheapest is None else f"{cheapest.policy}, the cheapest that does"
-    click.echo(f"{attainment:.0%} within the objective: {told}")
+    click.echo(f"{100 * attainment:.4g}% within the objective: {told}")

@@ -9,7 +9,6 @@ import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import print_json, show_artifact, show_plan
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
     PathType,
     artifacts_option,
@@ -128,8 +127,6 @@ def _compile(
         if required:
             raise EngineError(f"engine: not built here ({builder.reason})", builder.fix)
         return builder
-    # A Job is ended with SIGTERM; as an exception it also ends the build and clears its draft.
-    interrupt_on_sigterm()
     return compile_engine(planned, store, builder, lambda note: click.echo(note, err=True))
 
 

@@ -21,6 +21,7 @@ from slmrank.spec.deploy import ScalingSpec
 @section_options(ScalingSpec, "burst", "cold_start_s", "ramp_s")
 @click.option("--items", type=click.IntRange(1), help="only cells of this many items a request")
 @click.option("--tokens", type=click.IntRange(1), help="only cells of this many tokens an item")
+@click.option("--latency-ms", type=POSITIVE, help="only rates that were searched with this limit")
 @json_option
 def capacity_command(
     record: Path,
@@ -28,6 +29,7 @@ def capacity_command(
     given: ScalingSpec,
     items: int | None,
     tokens: int | None,
+    latency_ms: float | None,
     as_json: bool,
 ) -> None:
     """Turn the rate that `control slo` found (RECORD) into replicas: the floor that carries a burst
@@ -39,7 +41,7 @@ def capacity_command(
     Example:
       control capacity artifacts/sweeps/demo-1a2b3c4d.json --load 500 --burst 2 --cold-start 90
     """
-    chosen = {"items": items, "tokens": tokens}
+    chosen = {"items": items, "tokens": tokens, "limit_ms": latency_ms}
     wanted = {name: value for name, value in chosen.items() if value is not None}
     cell = slowest_cell(read_record(record), str(record), wanted)
     plan = plan_capacity(load, cell["items_per_s_range"][0], given)

@@ -9,7 +9,6 @@ import click
 
 from slmrank.cli.deploy_cluster import cluster_options, deployer_of, take_over_option
 from slmrank.cli.display import print_json
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.cluster.canary import Canary
@@ -73,7 +72,6 @@ def promote_command(
     if (prometheus is None) != unobserved:
         raise click.UsageError("give --prometheus URL, or --unobserved")
     decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
-    interrupt_on_sigterm()
     deployer = deployer_of(kubeconfig, context, skip_smoke=skip_smoke, take_over=take_over)
     done = Canary(deployer=deployer).promote(open_place(source, "canary"), decide)
     if as_json:
@@ -98,7 +96,6 @@ def abort_command(
     Example:
       control deploy abort build/demo.yaml
     """
-    interrupt_on_sigterm()
     deployer = deployer_of(kubeconfig, context)
     removed = Canary(deployer=deployer).abort(open_place(source, "canary"))
     if as_json:

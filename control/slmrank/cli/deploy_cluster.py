@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import Decorated, PathType, json_option
 from slmrank.cli.release_options import (
     open_place,
@@ -153,7 +152,6 @@ def apply_command(
         take_over=take_over,
         skip_smoke=skip_smoke,
     )
-    interrupt_on_sigterm()
     if percent is None:
         done = deployer.apply(release)
     else:
@@ -266,7 +264,6 @@ def rollback_command(
     Example:
       control deploy rollback build/demo.yaml --to 3
     """
-    interrupt_on_sigterm()
     deployer = deployer_of(
         kubeconfig, context, smoke_url, skip_smoke=skip_smoke, take_over=take_over
     )
@@ -297,7 +294,6 @@ def delete_command(
     Example:
       control deploy delete build/demo.yaml --yes
     """
-    interrupt_on_sigterm()
     removed = deployer_of(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
     if as_json:
         print_json({"deleted": yes, "objects": removed})

@@ -10,7 +10,6 @@ import click
 from slmrank.artifacts import ArtifactStore
 from slmrank.cli.deploy_cluster import cluster_options, deployer_of
 from slmrank.cli.display import print_json
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_sources, release_options
 from slmrank.deploy.cluster.push import plan_parcels, push_to_claims, push_to_urls
@@ -71,7 +70,6 @@ def push_command(
     if release.engine.plan is not None:
         compiled = find_compiled(ArtifactStore(engines or artifacts), release.engine.tag)
     to_urls, on_claims = plan_parcels(release, opened.repository, opened.engine, compiled)
-    interrupt_on_sigterm()
     sent = push_to_urls(to_urls, lambda text: click.echo(text, err=True))
     if on_claims:
         deployer = deployer_of(kubeconfig, context)

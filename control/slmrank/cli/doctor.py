@@ -42,6 +42,8 @@ def doctor_command(
       control doctor
       control doctor build/demo.yaml --target trtllm-engine
     """
+    if overrides and spec is None:
+        raise click.UsageError("--set changes a spec, and there is none")
     engine = load_spec(spec, overrides).engine if spec is not None else EngineSpec()
     judged = chosen or (engine.target,)
     for name in judged:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from slmrank.errors import ServerError, needs
+from slmrank.errors import ServerError, SpecError, needs
 from slmrank.serving.ports import claim_port
 
 GRACE_S = 10
@@ -26,6 +26,12 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
     with needs(*GATEWAY):
         import uvicorn
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, **options)
+    try:
+        config.load()
+    except OSError as error:
+        raise SpecError(
+            f"the certificate or its key does not load: {error}", "give two PEM files"
+        ) from error
     # It listens before it says so: whoever reads the line can connect.
     address = place[0]
     listening = socket.create_server((address, claim_port(*place, "--port")))

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import print_json, show_intent, show_plan
-from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.cli.options import (
     Decorated,
     Opened,
@@ -106,7 +105,6 @@ def serve_command(
         repository = source.run(source.bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
     server = Server(repository, ports, address=address, drain_s=drain_s, http=http, tls=tls)
-    interrupt_on_sigterm()
     try:
         server.start(start_timeout_s)
         metrics = f"http://{address}:{server.ports.metrics}/metrics"

@@ -144,11 +144,13 @@ def show_points(points: list[Artifact]) -> None:
         load = point["load"]
         sign = "" if load["kind"] == "concurrency" else "/s"
         tokens = point["tokens"] or f"~{figures['mean_item_tokens']:.0f}"
-        cell = [str(point["items"]), str(tokens), f"{load['level']:g}{sign}"]
+        query = str(point["query_tokens"] or "-")
+        cell = [str(point["items"]), str(tokens), query, f"{load['level']:g}{sign}"]
         if not figures["stable"]:
             rows.append([*cell, *["-"] * 9, figures["verdict"]])
             reason = str(figures.get("reason", "")).partition("\n")[0]
-            notes.append(f"{cell[0]} items, {cell[1]} tokens, load {cell[2]}: {reason}")
+            kind = f"{cell[0]} items, {cell[1]} tokens, query {query}, load {cell[3]}"
+            notes.append(f"{kind}: {reason}")
             continue
         stage = figures["stages_us"]
         times = [
@@ -160,8 +162,8 @@ def show_points(points: list[Artifact]) -> None:
         waits = [percentile_cell(figures, percentile) for percentile in (50, 95, 99)]
         count = str(figures["requests"])
         rows.append([*cell, *rates, count, *waits, *times, queue, figures["verdict"]])
-    columns = ["items", "tokens", "load", "items/s", "req/s", "requests", "p50 ms", "p95 ms"]
-    columns += ["p99 ms", "prepare ms", "ranker ms", "queue ms", "verdict"]
+    columns = ["items", "tokens", "query", "load", "items/s", "req/s", "requests", "p50 ms"]
+    columns += ["p95 ms", "p99 ms", "prepare ms", "ranker ms", "queue ms", "verdict"]
     version = points[0].manifest["versions"]["perf_analyzer"] if points else ""
     print_table(f"sweep with perf_analyzer ({version})", columns, rows)
     for note in notes:

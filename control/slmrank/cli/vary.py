@@ -15,6 +15,7 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
+from slmrank.pipeline.quality import NAMES
 from slmrank.pipeline.score_step import Row
 from slmrank.pipeline.vary import (
     draw_variants,
@@ -73,8 +74,8 @@ def vary_command(
       control vary SPEC --vary prune.stages=[1,3] --vary recover.steps=[60,180]
     """
     bundle = opened.bundle
-    row = row or bundle.final.kind  # type: ignore[assignment]
-    assert row is not None
+    kind = bundle.final.kind
+    row = row or (kind if kind in NAMES else "finetuned")
     variants = plan_variants(bundle, read_grid(grid), row, named)
     if dry_run:
         steps = [reference_step(bundle, named), *(one.step for one in variants)]
@@ -82,10 +83,10 @@ def vary_command(
         return
     with StepDisplay() as display:
         rows = measure_variants(bundle, variants, row, named, opened.store, display, device)
-    keys = "-".join(key.rpartition(".")[2] for key in variants[0].values)
+    keys = "-".join(key.replace(".", "-") for key in variants[0].values)
     show_page(
         opened,
-        f"vary-{bundle.spec.name}-{keys}-{named}",
+        f"vary-{bundle.spec.name}-{keys}-{row}-{named}",
         f"{bundle.spec.name} with other values, {named}: {row}",
         [NOTE],
         vary_table(rows),

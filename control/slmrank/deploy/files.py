@@ -89,9 +89,13 @@ def find_stale(folder: Path, files: Mapping[str, str]) -> list[Stale]:
         path = folder / name
         if not path.is_file():
             stale.append(Stale(path=name, why="missing"))
-        elif path.read_text(encoding="utf-8") != text:
+        elif path.read_bytes() != text.encode():
             stale.append(Stale(path=name, why="changed"))
+    # Other releases below are none of this one's business.
+    others = {path.parent for path in folder.rglob(f"*/{RELEASE_FILE}")} - {folder}
     for path in sorted(folder.rglob("*.yaml")):
+        if not others.isdisjoint(path.parents):
+            continue
         name = str(path.relative_to(folder))
         written = path.read_text(encoding="utf-8", errors="replace")
         if name not in files and written.startswith(_GENERATED):

@@ -85,8 +85,8 @@ def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[s
     """The cell with the lowest rate among those whose values are the `wanted` ones: which kind of
     request comes is not ours to choose. Its lower end of the measured spread is what counts.
 
-    Raises SweepError when there is none, and for a kind of request that meets the same objective at
-    no rate: no number of replicas helps it.
+    Raises SweepError when there is none, for several objectives, and for a kind of request that
+    meets the same objective at no rate: no number of replicas helps it.
     """
     cells = [
         cell for cell in record["slo"] if all(cell[key] == value for key, value in wanted.items())
@@ -97,6 +97,10 @@ def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[s
         raise SweepError(
             f"{name} holds no rate for {asked}", "run `control slo` with that objective first"
         )
+    objectives = sorted({(one["percentile"], one["limit_ms"]) for one in held})
+    if len(objectives) > 1:
+        told = ", ".join(f"p{percentile} <= {limit:g} ms" for percentile, limit in objectives)
+        raise SweepError(f"{name} holds several objectives: {told}", "choose with --latency-ms")
     slowest: dict[str, Any] = min(held, key=lambda cell: cell["items_per_s_range"][0])
     for cell in cells:
         same = all(cell[key] == slowest[key] for key in ("limit_ms", "percentile"))

@@ -145,7 +145,6 @@ def _stages(record: Record, axes: Any) -> bool:
     if not points:
         return False
     points.sort(key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"]))
-    points = points[:24]
     names = [
         f"{cell_name(cell_of(p))}, {p['load']['level']:g}"
         + (" in flight" if p["load"]["kind"] == "concurrency" else "/s")

@@ -21,7 +21,7 @@ FOLDER = "sweeps"
 Record = dict[str, Any]
 CELL = ("items", "tokens", "query_tokens")
 _POINT = (*CELL, "load", "stable")
-_RATE = (*CELL, "limit_ms", "percentile")
+_RATE = (*CELL, "limit_ms", "percentile", "rate", "items_per_s_range", "latency_ms_range")
 
 
 def record_path(root: Path, identity: Mapping[str, str], url: str | None = None) -> Path:
@@ -86,6 +86,9 @@ def read_record(path: Path) -> Record:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
         if record["kind"] != RECORD or not isinstance(record["served"], dict):
             raise ValueError("another kind of file")
+        absent = {"perf_analyzer", "host", "drift"} - set(record)
+        if absent:
+            raise ValueError(f"it has no {min(absent)}")
         for part, keys in (("points", _POINT), ("slo", _RATE)):
             lacking = next((key for one in record[part] for key in keys if key not in one), None)
             if lacking is not None:

@@ -17,10 +17,12 @@ from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells, sizes_of
 from slmrank.evaluate.table import QualityRow
 from slmrank.model.checkpoint import ADAPTER_FOLDER
 from slmrank.pipeline.bundle import Bundle
+from slmrank.spec.model import PACKAGED_MODEL
 from slmrank.table_page import markdown_table
 from slmrank.train.log import LOG_FILE, read_log, write_log
 from slmrank.train.plot import draw_log
 
+LICENCE = "Licence: Apache-2.0, like its base model; what it learnt from is CC BY 4.0."
 LIMITS = """\
 It ranks job postings for short English queries that name work: titles, headlines, a duty. It has
 seen occupations of the United States as O*NET describes them and postings written around their
@@ -36,7 +38,7 @@ class Card:
 
     title: str
     made_of: str
-    attribution: str
+    attribution: str | None  # of a base and data that we know
     section: Mapping[str, Any]
     figures: Mapping[str, Any]
     log: Sequence[Mapping[str, float]]
@@ -50,10 +52,7 @@ def card_text(card: Card) -> str:
     parts = [
         f"# {card.title}",
         card.made_of,
-        f"Data: {card.attribution}. {card.held_back} occupations were never trained on.",
-        "Licence: Apache-2.0, like its base model; what it learnt from is CC BY 4.0.",
-        "## What it cannot do",
-        LIMITS.strip(),
+        *_what_it_is_from(card),
         "## Training",
         f"{figures.get('steps', 0)} steps, {figures.get('pairs', 0)} pairs, "
         f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters; the weights after "
@@ -71,6 +70,17 @@ def card_text(card: Card) -> str:
         parts.append(f"## Quality on {name}: {sizes_of(rows[0])}")
         parts.append(markdown_table(QUALITY_COLUMNS, quality_cells(rows)))
     return "\n\n".join(parts) + "\n"
+
+
+def _what_it_is_from(card: Card) -> list[str]:
+    if card.attribution is None:
+        return ["Data: your own. Licence and limits: those of your base model and of your data."]
+    return [
+        f"Data: {card.attribution}. {card.held_back} occupations were never trained on.",
+        LICENCE,
+        "## What it cannot do",
+        LIMITS.strip(),
+    ]
 
 
 def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | None) -> None:
@@ -131,7 +141,7 @@ def export_rankers(
         card = Card(
             title=f"slmrank {spec.name}, {name}",
             made_of=told,
-            attribution=str(made.figures.get("attribution", "your own")),
+            attribution=made.figures.get("attribution") if base == PACKAGED_MODEL else None,
             section=section.model_dump(mode="json", exclude_unset=True),
             figures=artifact.figures,
             log=read_log(artifact.path / LOG_FILE),

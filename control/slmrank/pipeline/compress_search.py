@@ -40,6 +40,7 @@ from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.reading import change_spec
 
 SHRINKING = (0.9, 0.8)
+LEAST_BUDGET = 8  # what summarize.budget_tokens takes
 SIZES = ("layers", "intermediate_size", "kv_heads")  # what pruning changes
 Report = Callable[[str], None]
 
@@ -133,7 +134,10 @@ class Search:
             recover = {"adapter": None, "steps": steps} if steps else None
             if choice.kv_heads == start.kv_heads:
                 sizes["kv_heads"] = None
-            changes = {"prune": {**sizes, "recorded": None}, "recover": recover}
+            # One that is not recovered, or shortly, is pruned at once.
+            stages = min(spec.prune.stages, max(steps, 1)) if spec.prune is not None else 1
+            whole_pruning = {"recorded": None, "stages": stages}
+            changes = {"prune": {**sizes, **whole_pruning}, "recover": recover}
         if choice.precision != self.bundle.target.precision(spec.engine):
             changes["engine"] = dict(self.bundle.target.unquantized or {})
         return changes
@@ -249,14 +253,16 @@ def open_axes(
         "kv_heads": (geometry.kv_heads, 1),
         "budget_tokens": (spec.summarize.budget_tokens, 1),
     }
+    least = {"budget_tokens": LEAST_BUDGET}
     axes: dict[str, list[Any]] = {}
     for name, (most, multiple) in sizes.items():
         smaller = (int(most * share) // multiple * multiple for share in SHRINKING)
-        values = given.get(name) or [one for one in smaller if one]
-        wrong = [one for one in values if not 0 < one <= most or one % multiple]
+        low = least.get(name, multiple)
+        values = given.get(name) or [one for one in smaller if one >= low]
+        wrong = [one for one in values if not low <= one <= most or one % multiple]
         if wrong:
             raise SpecError(
-                f"{name} {wrong[0]} is not one to {most} in steps of {multiple}",
+                f"{name} {wrong[0]} is not {low} to {most} in steps of {multiple}",
                 "give values up to the model's own",
             )
         axes[name] = sorted({most, *values}, reverse=True)

@@ -33,8 +33,8 @@ def at_depth(ranked: Listing, first: Listing, share: float) -> Listing:
     holds the same jobs with the scores of the stage before."""
     order = np.argsort(-first.scores, kind="stable")
     kept = max(1, round(share * len(order))) if share else 0
-    scores = np.empty(len(order))
-    scores[order] = -1.0 - np.arange(len(order))
+    # Below every p, and those that the first stage does not tell apart alike.
+    scores = -1.0 - np.unique(-first.scores, return_inverse=True)[1]
     scores[order[:kept]] = ranked.scores[order[:kept]]
     return replace(ranked, scores=scores)
 

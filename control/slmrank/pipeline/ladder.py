@@ -103,14 +103,15 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
 
     engine = {"engine": plain}
     last = bundle.target.precision(spec.engine)
-    rungs = [
+    rungs: list[tuple[str, tuple[Mapping[str, Any], ...], str, bool]] = [
         ("transformers float32, full text", (UNPRUNED, in_type("float32")), "finetuned", True),
         ("transformers bfloat16, full text", (UNPRUNED, in_type("bfloat16")), "finetuned", True),
         ("+ engine", (UNPRUNED, engine, wide), "engine", True),
         ("+ summaries", (UNPRUNED, engine), "engine", False),
         ("+ pruned and recovered", (engine,), "engine", False),
-        (f"+ {last}", (), "engine", False),
     ]
+    if bundle.target.precision(variant(engine).spec.engine) != last:
+        rungs.append((f"+ {last}", (), "engine", False))
     return [
         Rung(
             name=name,

@@ -42,8 +42,9 @@ def mine(
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
 
-    if (target / PAIRS_FILE).exists():
-        raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")
+    for name in (PAIRS_FILE, JOBS_FILE):
+        if (target / name).exists():
+            raise DataError(f"{target} holds {name} already", "name another folder")
     checkpoint = open_checkpoint(
         run(bundle.finetuned, store, watcher, device=device).path / CHECKPOINT_FOLDER
     )

@@ -107,8 +107,6 @@ def score_catalogue(
     """
     for step in (bundle.engine, bundle.summaries, bundle.final):
         run(step, store)
-    # Only what was set: of a preset's wording nothing can be.
-    spec = bundle.spec.model_dump(mode="json", exclude_unset=True)
-    root = str(store.root.resolve())
+    spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
     parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)

@@ -81,9 +81,11 @@ def draw_search(found: Found, max_loss: float) -> bytes:
 
 def winning_lines(search: Search, best: Tried) -> list[str]:
     """The evidence of the winner, for the comments of its spec."""
-    loss = best.loss
+    loss, own = best.loss, search.bundle.spec.summarize.budget_tokens
+    other = best.choice.budget_tokens != own
     return [
         "Written by `control compress-search`; use it like any other spec.",
         f"{best.choice.words}: {1 / best.seconds:.3g} items/s in process",
         f"NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
+        *([f"by a ranker trained on summaries of {own} tokens: evaluate this spec"] * other),
     ]

@@ -64,10 +64,15 @@ class BundleSpec(Section):
 
     @model_validator(mode="after")
     def _one_wording(self) -> BundleSpec:
-        own = self.prompt.model_fields_set & set(PRESETS[self.base.preset])
-        if own:
+        # By value: a spec that was written out with its defaults is the same spec.
+        changed = {
+            name
+            for name in PRESETS[self.base.preset]
+            if getattr(self.prompt, name) != PromptSpec.model_fields[name].default
+        }
+        if changed:
             raise ValueError(
-                f"prompt.{sorted(own)[0]} cannot be set beside base.preset {self.base.preset}, "
+                f"prompt.{min(changed)} cannot be set beside base.preset {self.base.preset}, "
                 "whose wording it is; remove the key, or use base.preset: plain"
             )
         own = self.base.instruction != BaseSpec.model_fields["instruction"].default

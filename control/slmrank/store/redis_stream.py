@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from slmrank.errors import StoreUnavailable
 from slmrank.store.changes import FIELD, REJECTED_SUFFIX, Delivery, order_of
@@ -82,7 +83,9 @@ class StreamSource:
     def lag(self) -> int | None:
         with self._asking():
             groups = self._client.xinfo_groups(self._stream)
-        own = next((one for one in groups if one["name"] == self._group.encode()), {})
+        own: dict[str, Any] = next(
+            (one for one in groups if one["name"] == self._group.encode()), {}
+        )
         # Redis before 7 does not say, and no version does after the stream was cut in the middle.
         return None if own.get("lag") is None else int(own["lag"]) + int(own["pending"])
 

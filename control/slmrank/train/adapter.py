@@ -70,7 +70,7 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
 
     Raises CheckpointError when it is not there or was made for a model of other sizes.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(
@@ -87,6 +87,12 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
             f"adapter {folder} does not fit the model: {str(error)[:300]}",
             "use the base model, and the pruning, that the adapter was trained for",
         ) from error
+    # peft leaves out what a model has no layer for, and zero what the adapter lacks.
+    if set(load_peft_weights(str(folder), device="cpu")) != set(get_peft_model_state_dict(model)):
+        raise CheckpointError(
+            f"adapter {folder} does not fit the model: it was made for other layers",
+            "use the base model, and the pruning, that the adapter was trained for",
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

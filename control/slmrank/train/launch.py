@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,14 @@ from slmrank.model.placement import Placement
 from slmrank.spec.train import TrainSpec
 
 T = TypeVar("T")
+
+
+def _end_processes() -> None:
+    """accelerate would do so after a training, and then cannot start another one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
@@ -28,6 +37,8 @@ def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
         raise MissingDependencyError(
             f"logger {logger} is not installed", f"pip install {logger}, or leave it out"
         )
+    atexit.unregister(_end_processes)
+    atexit.register(_end_processes)
     launched = Accelerator(
         cpu=placement.device == "cpu",
         mixed_precision="no",  # the placement's own autocast decides

@@ -171,11 +171,18 @@ def _run(
     if split:
         put_values(ranker.network, trained_values(network))
         ranker.network.to(ranker.placement.device)
+    finite = all(bool(local(parameter).isfinite().all()) for parameter in trained)
     # The reducer of DDP goes before the group of processes: as the group's last owner it joins
     # gloo's threads while it holds the GIL that one of them waits for, and the process hangs.
     del model
     launched.free_memory()
-    launched.end_training()
+    # The group stays: the next training of this command needs it (see `start_processes`).
+    for tracker in launched.trackers:
+        tracker.finish()
+    if not finite:
+        raise DataError(
+            f"the weights are no numbers after step {state.done}", "lower learning_rate"
+        )
     return {
         "steps": state.done,
         "processes": processes,

@@ -120,6 +120,22 @@ def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
     assert np.nanmax(outcome.latencies) <= 0.1 * (4 + 2)
 
 
+def test_what_would_be_answered_too_late_is_refused_at_once() -> None:
+    """By the whole time to an answer, as a server does: by its wait alone 6 % were late."""
+    trace = Trace(name="flood", rates=np.full(30, 50.0))
+    outcome = run_fleet(
+        trace.arrivals(1, seed=0),
+        1,
+        Replica(service_s=0.1, jitter=0.2, cold_start_s=1),
+        Limits(queue=100, timeout_s=0.5),
+        Fixed(),
+        start=1,
+        seconds=trace.seconds,
+        seed=0,
+    )
+    assert 0.4 < np.nanmax(outcome.latencies) <= 0.5
+
+
 def test_the_autoscaler_goes_on_after_the_last_request() -> None:
     rates = np.concatenate([np.full(360, 160.0), np.zeros(3 * 360)])
     results, _ = compare(situation(floor=1), Trace(name="quiet", rates=rates), quiet)

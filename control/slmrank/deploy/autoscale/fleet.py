@@ -1,8 +1,8 @@
 """Replicas that start late, queue and refuse: what a policy does to every request.
 
 Each replica answers one request at a time, first come first served; clients take the ready replicas
-in turn, as `round_robin` does. A request past the queue limit is refused at once, one that would
-wait longer than the timeout after that time. Replicas cost from the moment they are asked for.
+in turn, as `round_robin` does. A request past the queue limit is refused at once, and so is one
+whose answer would come later than the timeout. Replicas cost from the moment they are asked for.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def run_fleet(
             ranked[number] = pod.depth.depth(items) / items
             work *= ranked[number]
         if begin > now:
-            if len(waiting) >= limit or begin - now > timeout:
+            if len(waiting) >= limit or begin - now + work > timeout:
                 continue
             waiting.append(begin)
         pod.free_at = begin + work

@@ -47,6 +47,10 @@ class Situation:
 def open_trace(spec: SimulateSpec, history: Path | None) -> Trace:
     """The synthetic trace or the file that a spec names. Raises DataError for neither."""
     if spec.trace in KINDS:
+        if history is not None:
+            raise DataError(
+                f"a history is for a trace of your own, not for {spec.trace}", "leave it out"
+            )
         hours = spec.hours or HOURS[spec.trace]
         return make_trace(spec.trace, load=spec.load, burst=spec.burst, hours=hours, seed=spec.seed)
     path = Path(spec.trace)

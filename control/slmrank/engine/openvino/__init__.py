@@ -1,0 +1,6 @@
+"""The OpenVINO engine."""
+
+import sys
+
+# openvino and nncf send what they are used for to Google Analytics unless this package is absent.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -138,7 +138,12 @@ def _convert(network: nn.Module, example: dict[str, Tensor], shapes: dict[str, l
         network, example_input=example, trace_kwargs={"check_trace": False}
     )
     inputs = [(name, ov.PartialShape(shape)) for name, shape in shapes.items()]
-    return ov.convert_model(decoder, input=inputs)
+    try:
+        return ov.convert_model(decoder, input=inputs)
+    except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):  # it is a fault of its conversion to OpenVINO
+            raise KeyboardInterrupt from error
+        raise
 
 
 def quantize_weights(items_graph: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -64,6 +65,13 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         figures["item_tokens"] = sum(len(item) for query in queries for item in query.items)
         figures["items_cut"] = sum(query.truncated for query in queries)
         scores = _in_process(settings, queries, target, making)
+    wrong = [place for place, score in scores.items() if not math.isfinite(score)]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(scores)} scores are no numbers, the first for query "
+            f"{wrong[0][0]!r} and job {wrong[0][1]!r}",
+            "look at the training's log: such a ranker must be trained again",
+        )
     with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
         for pair in pairs:
             record: dict[str, Any] = {
