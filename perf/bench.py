@@ -369,6 +369,7 @@ def main(
         "facts": facts,
         "faults": faults,
         "agreement": agreement,
+        "precision": {peer.name: peer.about.get("precision", "") for peer in peers},
         "start_s": {peer.name: round(peer.start_s, 1) for peer in peers},
         "shapes": {one.name: {"seconds": one.seconds, "without": one.without} for one in shapes},
     }

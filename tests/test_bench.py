@@ -67,7 +67,9 @@ def test_equal_scores_first_then_rates_and_faults(
     done = CliRunner().invoke(bench.main, [str(tiny.spec), *asked], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "page" / "bench.json").read_text())
-    assert found["agreement"]["transformers"]["mean_abs_dp"] < 1e-3
+    # It takes what was faster a moment ago, which a busy machine makes bfloat16 now and then.
+    bound = {"float32": 1e-6, "bfloat16": 1e-2}[found["precision"]["transformers"]]
+    assert found["agreement"]["transformers"]["mean_abs_dp"] < bound
     assert found["agreement"]["slmrank"]["mean_abs_dp"] < 0.05
     assert "no such instruction" in found["agreement"]["ends"]["fault"]
     assert "no-such-distribution-of-ours" in found["faults"]["absent"]

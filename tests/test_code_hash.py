@@ -67,6 +67,17 @@ def test_a_file_that_a_module_names_counts(tmp_path: Path, monkeypatch: pytest.M
     assert len(keys) == 2
 
 
+def test_where_a_plugin_lies_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for folder in ("here", "there"):
+        module = tmp_path / folder / "1" / "mine.py"
+        module.parent.mkdir(parents=True)
+        module.write_text("x = 1\n")
+        monkeypatch.setitem(sys.modules, folder, SimpleNamespace(__file__=str(module)))
+        keys.add((code_hash(folder), code_hash(files=(module,))))
+    assert len(keys) == 1
+
+
 KEYS = """
 import json, sys
 from slmrank.pipeline.bundle import Bundle

@@ -29,16 +29,19 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
     """16 hex digits over the modules `roots`, everything of this package that they import, at the
     top or inside functions, data files that these name, and the given source files with what they
     import; registries are not followed."""
-    # Two stages are both called model.py.
-    found = {"/".join(path.parts[-3:]): source_hash(path) for path in files}
+    # Two stages are both called model.py, and where somebody's own lies says nothing.
+    found = {f"{place}:{path.name}": source_hash(path) for place, path in enumerate(files)}
     waiting = [*roots, *(one for path in files for one in _own(path))]
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
-        if name in found or path is None:
+        if path is None:
             continue
-        found[name] = source_hash(path)
-        found |= {f"{name}:{file.name}": hash_file(file) for file in _uses(path)[1]}
+        key = name if path.is_relative_to(_ROOT) else source_hash(path)
+        if key in found:
+            continue
+        found[key] = source_hash(path)
+        found |= {f"{key}:{file.name}": hash_file(file) for file in _uses(path)[1]}
         waiting += _own(path)
     return hash_value(found)[:16]
 

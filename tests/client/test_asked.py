@@ -14,6 +14,7 @@ from slmrank.data.records import Job
     [
         ("29-1", "29-1"),
         ({"id": "29-1"}, "29-1"),
+        ({"job_id": "29-1", "title": None, "description": None}, "29-1"),
         # The caller's own, which has no text: not the store's job of that id.
         ({"id": "29-1", "text": ""}, Job(job_id="29-1", description="")),
         ({"job_id": "29-1", "title": "Nurse"}, Job(job_id="29-1", title="Nurse", description="")),

@@ -274,6 +274,7 @@ def test_a_stream_whose_server_came_back_empty_is_followed_again(tmp_path: Path)
     source = StreamSource(parse_address(own.url()), "changes", "own")
     assert source.take(9, 0.05) == []
     source._client.flushall()
+    assert source.lag() is None
     assert source.take(9, 0.05) == []
     source._client.xadd("changes", {"change": "after"})
     assert [one.raw for one in source.take(9, 0.05)] == [b"after"]

@@ -22,6 +22,7 @@ from slmrank.spec.deploy import ScalingSpec
 @click.option("--items", type=click.IntRange(1), help="only cells of this many items a request")
 @click.option("--tokens", type=click.IntRange(1), help="only cells of this many tokens an item")
 @click.option("--latency-ms", type=POSITIVE, help="only rates that were searched with this limit")
+@click.option("--percentile", type=click.IntRange(1, 99), help="only rates of this percentile")
 @json_option
 def capacity_command(
     record: Path,
@@ -30,6 +31,7 @@ def capacity_command(
     items: int | None,
     tokens: int | None,
     latency_ms: float | None,
+    percentile: int | None,
     as_json: bool,
 ) -> None:
     """Turn the rate that `control slo` found (RECORD) into replicas: the floor that carries a burst
@@ -41,7 +43,12 @@ def capacity_command(
     Example:
       control capacity artifacts/sweeps/demo-1a2b3c4d.json --load 500 --burst 2 --cold-start 90
     """
-    chosen = {"items": items, "tokens": tokens, "limit_ms": latency_ms}
+    chosen = {
+        "items": items,
+        "tokens": tokens,
+        "limit_ms": latency_ms,
+        "percentile": percentile,
+    }
     wanted = {name: value for name, value in chosen.items() if value is not None}
     cell = slowest_cell(read_record(record), str(record), wanted)
     plan = plan_capacity(load, cell["items_per_s_range"][0], given)

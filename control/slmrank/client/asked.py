@@ -49,7 +49,8 @@ def read_asked(value: Any, place: int) -> Asked:
         raise InvalidRequest(f"{wrong} is {json.dumps(given[wrong])[:80]}, not a string", _SHAPES)
     if "job_text" in given and set(given) <= {"job_id", "job_text"}:
         return ItemText(text=given["job_text"], job_id=given.get("job_id", ""))
-    if set(value) <= {"id", "job_id"}:  # with an empty text it is the caller's own
+    # With an empty text it is the caller's own.
+    if {key for key, one in value.items() if one is not None} <= {"id", "job_id"}:
         return str(given.get("job_id", ""))
     unknown = sorted(set(given) - _KEYS)
     if unknown:

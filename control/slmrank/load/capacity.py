@@ -100,7 +100,9 @@ def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[s
     objectives = sorted({(one["percentile"], one["limit_ms"]) for one in held})
     if len(objectives) > 1:
         told = ", ".join(f"p{percentile} <= {limit:g} ms" for percentile, limit in objectives)
-        raise SweepError(f"{name} holds several objectives: {told}", "choose with --latency-ms")
+        raise SweepError(
+            f"{name} holds several objectives: {told}", "choose with --latency-ms and --percentile"
+        )
     slowest: dict[str, Any] = min(held, key=lambda cell: cell["items_per_s_range"][0])
     for cell in cells:
         same = all(cell[key] == slowest[key] for key in ("limit_ms", "percentile"))

@@ -167,7 +167,8 @@ def write_ranker(
     if positions is not None and longest > positions:
         raise CheckpointError(
             f"the longest prompt has {longest} tokens, the model has {positions} positions",
-            "lower prompt.max_item_tokens or prompt.max_query_tokens",
+            "lower prompt.max_item_tokens (of a ladder's full texts: evaluate.full_text_tokens) or "
+            "prompt.max_query_tokens",
         )
     return checkpoint
 

@@ -94,14 +94,17 @@ def verify_repository(repository: Path, expected: Expected) -> int:
 def verify_engine(engine: Path, expected: Expected) -> None:
     """Compare a compiled engine with the plan: its files as they were compiled, of this tag, and
     for the TensorRT-LLM that is installed here. Raises RepositoryError."""
+    remedy = "run the Job engine-build first (`control deploy apply` does), or copy the engine"
     try:
         found = read_artifact(engine)
-    except ArtifactError as error:
-        raise RepositoryError(
-            f"the engine {engine} is not there: {error}",
-            "run the Job engine-build first (`control deploy apply` does), or copy the engine",
-        ) from error
-    verify_repository(engine, Expected(files=found.manifest["files"], tag="", plan=None))
+        files = Expected(files=found.manifest["files"], tag="", plan=None)
+    except (ArtifactError, KeyError) as error:
+        raise RepositoryError(f"the engine {engine} is not there: {error}", remedy) from error
+    try:
+        verify_repository(engine, files)
+    except RepositoryError as error:
+        told = error.message.replace("the repository that was generated", "as it was compiled")
+        raise RepositoryError(f"the engine {told}", remedy) from error
     plan = expected.plan or {}
     wrong = [
         f"{name} is {found.manifest['settings'].get(name)}, planned {value}"

@@ -82,6 +82,8 @@ class StreamSource:
 
     def lag(self) -> int | None:
         with self._asking():
+            if not self._client.exists(self._stream):  # until `take` makes it again
+                return None
             groups = self._client.xinfo_groups(self._stream)
         own: dict[str, Any] = next(
             (one for one in groups if one["name"] == self._group.encode()), {}

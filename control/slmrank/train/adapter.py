@@ -88,7 +88,8 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
             "use the base model, and the pruning, that the adapter was trained for",
         ) from error
     # peft leaves out what a model has no layer for, and zero what the adapter lacks.
-    if set(load_peft_weights(str(folder), device="cpu")) != set(get_peft_model_state_dict(model)):
+    kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
+    if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise CheckpointError(
             f"adapter {folder} does not fit the model: it was made for other layers",
             "use the base model, and the pruning, that the adapter was trained for",

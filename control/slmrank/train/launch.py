@@ -14,8 +14,13 @@ from slmrank.spec.train import TrainSpec
 T = TypeVar("T")
 
 
+def end_at_exit() -> None:
+    """End the group of processes with the command, not with the training: accelerate cannot start
+    another one. After a failure nobody may: the others wait in a step that will never come."""
+    atexit.register(_end_processes)
+
+
 def _end_processes() -> None:
-    """accelerate would do so after a training, and then cannot start another one."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -38,7 +43,6 @@ def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
             f"logger {logger} is not installed", f"pip install {logger}, or leave it out"
         )
     atexit.unregister(_end_processes)
-    atexit.register(_end_processes)
     launched = Accelerator(
         cpu=placement.device == "cpu",
         mixed_precision="no",  # the placement's own autocast decides

@@ -31,7 +31,7 @@ from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
-from slmrank.train.launch import of_main_process, start_processes
+from slmrank.train.launch import end_at_exit, of_main_process, start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
 from slmrank.train.sharding import local, shard_rest, sharded_copy
 from slmrank.train.state import put_values, resume_state, save_state, trained_values
@@ -171,18 +171,18 @@ def _run(
     if split:
         put_values(ranker.network, trained_values(network))
         ranker.network.to(ranker.placement.device)
-    finite = all(bool(local(parameter).isfinite().all()) for parameter in trained)
+    finite = all(bool(one.isfinite().all()) for one in ranker.network.parameters())
     # The reducer of DDP goes before the group of processes: as the group's last owner it joins
     # gloo's threads while it holds the GIL that one of them waits for, and the process hangs.
     del model
     launched.free_memory()
-    # The group stays: the next training of this command needs it (see `start_processes`).
     for tracker in launched.trackers:
         tracker.finish()
     if not finite:
         raise DataError(
             f"the weights are no numbers after step {state.done}", "lower learning_rate"
         )
+    end_at_exit()
     return {
         "steps": state.done,
         "processes": processes,

@@ -37,7 +37,8 @@ class Replica:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a request is refused: waiting requests of one replica, and the longest wait."""
+    """When a request is refused: waiting requests of one replica, and the longest time to
+    an answer."""
 
     queue: int
     timeout_s: float
