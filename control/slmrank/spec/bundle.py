@@ -64,19 +64,17 @@ class BundleSpec(Section):
 
     @model_validator(mode="after")
     def _one_wording(self) -> BundleSpec:
-        # By value: a spec that was written out with its defaults is the same spec.
-        changed = {
-            name
-            for name in PRESETS[self.base.preset]
-            if getattr(self.prompt, name) != PromptSpec.model_fields[name].default
-        }
-        if changed:
+        fields, own = PromptSpec.model_fields, self.prompt.model_fields_set
+        if own == set(fields):  # a spec that was written out with its defaults is the same spec
+            own = {name for name in own if getattr(self.prompt, name) != fields[name].default}
+        own = own & set(PRESETS[self.base.preset])
+        if own:
             raise ValueError(
-                f"prompt.{min(changed)} cannot be set beside base.preset {self.base.preset}, "
+                f"prompt.{min(own)} cannot be set beside base.preset {self.base.preset}, "
                 "whose wording it is; remove the key, or use base.preset: plain"
             )
-        own = self.base.instruction != BaseSpec.model_fields["instruction"].default
-        if own and "{instruction}" not in PRESETS[self.base.preset].get("prefix", ""):
+        asked = self.base.instruction != BaseSpec.model_fields["instruction"].default
+        if asked and "{instruction}" not in PRESETS[self.base.preset].get("prefix", ""):
             raise ValueError(
                 f"base.instruction does nothing: the wording of base.preset {self.base.preset} "
                 "has no instruction; leave it out"
