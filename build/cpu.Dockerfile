@@ -21,8 +21,7 @@ RUN groupadd --gid 1000 slmrank \
     && mkdir -p /models && chown slmrank:slmrank /models
 USER 1000:1000
 WORKDIR /tmp
-# Nothing is written beside the verified files of a repository.
-ENV PATH=/opt/slmrank/bin:${PATH} PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/slmrank/bin:${PATH}
 
 # 8001 gRPC, 8000 health over HTTP, 8002 metrics
 EXPOSE 8000 8001 8002

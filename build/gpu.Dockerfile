@@ -22,8 +22,6 @@ RUN python3 -m pip freeze --exclude-editable \
 RUN mkdir -p /models /engines /bundles && chown 1000:1000 /models /engines /bundles
 USER 1000:1000
 WORKDIR /tmp
-# Nothing is written beside the verified files of a repository.
-ENV PYTHONDONTWRITEBYTECODE=1
 
 # 8001 gRPC, 8000 health over HTTP, 8002 metrics
 EXPOSE 8000 8001 8002

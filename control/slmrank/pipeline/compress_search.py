@@ -262,7 +262,7 @@ def open_axes(
         wrong = [one for one in values if not low <= one <= most or one % multiple]
         if wrong:
             raise SpecError(
-                f"{name} {wrong[0]} is not {low} to {most} in steps of {multiple}",
+                f"{name} {wrong[0]} is not one to {most} in steps of {multiple}, from {low} on",
                 "give values up to the model's own",
             )
         axes[name] = sorted({most, *values}, reverse=True)

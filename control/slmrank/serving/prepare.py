@@ -22,7 +22,6 @@ from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError, StoreU
 from slmrank.hashing import hash_value
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.prompt.encoder import PromptEncoder
-from slmrank.prompt.template import job_text
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import (
     SharedReader,
@@ -262,7 +261,7 @@ def _read_job(fields: bytes) -> tuple[Job | None, Status]:
         json.dumps(values, ensure_ascii=False).encode("utf-8")  # no half surrogate pairs
     except (ValueError, RecursionError):
         return None, Status.BAD_JOB
-    if not job_text(job, job.description).strip():  # as a stored job
+    if not f"{job.title}{job.description}".strip():
         return None, Status.EMPTY
     return job, Status.TRUNCATED if cut else Status.OK
 

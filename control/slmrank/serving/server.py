@@ -233,8 +233,7 @@ class Server:
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]
-        # Compiled modules beside the stages are files that `control verify` does not know.
-        environment = {**os.environ, **installation.environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, **installation.environment}
         if self.measured:
             environment[SWITCH] = "off"
         with (self._work / "log").open("wb") as log:

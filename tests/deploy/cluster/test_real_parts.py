@@ -123,7 +123,8 @@ def test_capacity_comes_from_a_record_of_this_very_bundle(
     def record(served: dict[str, str], *cells: SloCell) -> Path:
         path = tmp_path / f"record-{len(list(tmp_path.iterdir()))}.json"
         slo = [asdict(one) for one in cells]
-        path.write_text(json.dumps({"kind": RECORD, "served": served, "points": [], "slo": slo}))
+        found = {"kind": RECORD, "served": served, "points": [], "slo": slo}
+        path.write_text(json.dumps({**found, "perf_analyzer": "", "host": {}, "drift": None}))
         return path
 
     release = deployed(tiny, record(served, cell(4, 81.5), cell(1, 33.25)))
