@@ -13,6 +13,7 @@ import click
 from slmrank import __version__
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.errors import ControlError
+from slmrank.processes import process_count
 
 # verb -> (module, one-line help); the help stands here so that listing imports nothing.
 VERBS = {
@@ -104,7 +105,7 @@ def main() -> None:
     # Two cores are often shared: waiting threads that spin made a training step 1.7 times slower
     # beside one busy process (9.9 s against 5.7 s); alone there was no difference beyond noise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "LOCAL_RANK" not in os.environ:  # a launcher ends its processes wherever they wait
+    if process_count() == 1:  # a launcher ends its processes wherever they wait
         interrupt_on_sigterm()
     debug = "--debug" in sys.argv[1:]
     told: dict[str, bool] = {}

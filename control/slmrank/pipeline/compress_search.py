@@ -248,16 +248,14 @@ def open_axes(
             "give a target whose engines run on this machine",
         )
     sizes = {
-        "layers": (geometry.layers, 1),
-        "intermediate_size": (geometry.intermediate_size, 64),
-        "kv_heads": (geometry.kv_heads, 1),
-        "budget_tokens": (spec.summarize.budget_tokens, 1),
+        "layers": (geometry.layers, 1, 1),
+        "intermediate_size": (geometry.intermediate_size, 64, 64),
+        "kv_heads": (geometry.kv_heads, 1, 1),
+        "budget_tokens": (spec.summarize.budget_tokens, 1, LEAST_BUDGET),
     }
-    least = {"budget_tokens": LEAST_BUDGET}
     axes: dict[str, list[Any]] = {}
-    for name, (most, multiple) in sizes.items():
+    for name, (most, multiple, low) in sizes.items():
         smaller = (int(most * share) // multiple * multiple for share in SHRINKING)
-        low = least.get(name, multiple)
         values = given.get(name) or [one for one in smaller if one >= low]
         wrong = [one for one in values if not low <= one <= most or one % multiple]
         if wrong:

@@ -45,6 +45,5 @@ def folder_hashes(path: Path, hint: str = "check the path") -> Mapping[str, str]
 
 def checkpoint_hashes(path: Path) -> Mapping[str, str]:
     """The hash of every file that is taken of a checkpoint, by name."""
-    files = imported_files(path)
-    files += [path / RANKER_FILE] * (path / RANKER_FILE).is_file()
-    return {file.name: hash_file(file) for file in files}
+    files = [*imported_files(path), path / RANKER_FILE]
+    return {file.name: hash_file(file) for file in files if file.is_file()}

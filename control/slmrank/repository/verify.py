@@ -64,36 +64,41 @@ def verify_repository(repository: Path, expected: Expected) -> int:
             f"copy the repository to the claim under the name {repository.name}, with its "
             f"{MANIFEST}",
         )
-    wrong: list[str] = []
-    done = 0
-    for name, file in sorted(expected.files.items()):
-        path = repository / name
+    wrong = _differences(repository, expected.files)
+    if wrong:
+        raise RepositoryError(
+            f"{repository} is not the repository that was generated: {_listed(wrong)}",
+            "copy the whole folder again, into an empty one; nothing was started",
+        )
+    return sum(int(file["bytes"]) for file in expected.files.values())
+
+
+def _listed(wrong: list[str]) -> str:
+    more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+    return "; ".join(wrong[:LISTED]) + more
+
+
+def _differences(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """What is missing, different, or there beside the files, with its name."""
+    wrong = []
+    for name, file in sorted(files.items()):
+        path = folder / name
         if not path.is_file():
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != file["bytes"]:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {file['bytes']}")
         elif hash_file(path) != file["sha256"]:
             wrong.append(f"{name}: other content")
-        done += int(file["bytes"])
-    wrong += [
-        f"{path.relative_to(repository)}: not part of it"
-        for path in sorted(repository.glob("*/**/*"))
+    return wrong + [
+        f"{path.relative_to(folder)}: not part of it"
+        for path in sorted(folder.glob("*/**/*"))
         if (path.is_file() or path.is_symlink())
-        and str(path.relative_to(repository)) not in expected.files
-        and not _left_by_a_server(path, repository, expected)
+        and str(path.relative_to(folder)) not in files
+        and not _left_by_a_server(path, folder, files)
     ]
-    if wrong:
-        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise RepositoryError(
-            f"{repository} is not the repository that was generated: "
-            + "; ".join(wrong[:LISTED])
-            + more,
-            "copy the whole folder again, into an empty one; nothing was started",
-        )
-    return done
 
 
-def _left_by_a_server(path: Path, repository: Path, expected: Expected) -> bool:
+def _left_by_a_server(path: Path, folder: Path, files: dict[str, dict[str, Any]]) -> bool:
     """LMDB's lock, and what Python made of a stage whose source is the generated one: the same code
     again, since a compiled module may run instead of any source. Tritonserver's Python heeds no
     variable that forbids it to write one."""
@@ -104,7 +109,7 @@ def _left_by_a_server(path: Path, repository: Path, expected: Expected) -> bool:
     source = path.parent.parent / f"{path.name.partition('.')[0]}.py"
     if (
         path != Path(importlib.util.cache_from_source(str(source), optimization=""))
-        or str(source.relative_to(repository)) not in expected.files
+        or str(source.relative_to(folder)) not in files
     ):
         return False
     content = path.read_bytes()
@@ -122,14 +127,12 @@ def verify_engine(engine: Path, expected: Expected) -> None:
     remedy = "run the Job engine-build first (`control deploy apply` does), or copy the engine"
     try:
         found = read_artifact(engine)
-        files = Expected(files=found.manifest["files"], tag="", plan=None)
+        wrong = _differences(engine, found.manifest["files"])
     except (ArtifactError, KeyError) as error:
         raise RepositoryError(f"the engine {engine} is not there: {error}", remedy) from error
-    try:
-        verify_repository(engine, files)
-    except RepositoryError as error:
-        told = error.message.replace("the repository that was generated", "as it was compiled")
-        raise RepositoryError(f"the engine {told}", remedy) from error
+    if wrong:
+        told = f"the engine {engine} is not as it was compiled: {_listed(wrong)}"
+        raise RepositoryError(told, remedy)
     plan = expected.plan or {}
     wrong = [
         f"{name} is {found.manifest['settings'].get(name)}, planned {value}"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from slmrank.errors import StoreUnavailable
 from slmrank.store.changes import FIELD, REJECTED_SUFFIX, Delivery, order_of
 from slmrank.store.redis_address import RedisAddress, asking, connect
 
@@ -37,15 +36,14 @@ class StreamSource:
     def take(self, most: int, wait_s: float) -> list[Delivery]:
         from redis.exceptions import ResponseError
 
-        try:
-            return self._take(most, wait_s)
-        except StoreUnavailable as error:
-            cause = error.__cause__
-            if not isinstance(cause, ResponseError) or "NOGROUP" not in str(cause):
-                raise
-            with self._asking():  # the server came back empty
-                self._join()
-            return []
+        with self._asking():
+            try:
+                return self._take(most, wait_s)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                self._join()  # the server came back empty
+                return []
 
     def _join(self) -> None:
         from redis.exceptions import ResponseError
@@ -57,18 +55,17 @@ class StreamSource:
                 raise
 
     def _take(self, most: int, wait_s: float) -> list[Delivery]:
-        with self._asking():
-            # Own and others' unfinished ones first: they are older.
-            if time.monotonic() - self._looked_s > ABANDONED_MS / 3000:
-                found = self._client.xautoclaim(
-                    self._stream, self._group, self._name, ABANDONED_MS, "0", count=most
-                )[1]
-                if found:
-                    return [_delivery(*one) for one in found]
-                self._looked_s = time.monotonic()
-            told = self._client.xreadgroup(
-                self._group, self._name, {self._stream: ">"}, count=most, block=int(1000 * wait_s)
-            )
+        # Own and others' unfinished ones first: they are older.
+        if time.monotonic() - self._looked_s > ABANDONED_MS / 3000:
+            found = self._client.xautoclaim(
+                self._stream, self._group, self._name, ABANDONED_MS, "0", count=most
+            )[1]
+            if found:
+                return [_delivery(*one) for one in found]
+            self._looked_s = time.monotonic()
+        told = self._client.xreadgroup(
+            self._group, self._name, {self._stream: ">"}, count=most, block=int(1000 * wait_s)
+        )
         return [_delivery(*one) for _, messages in told or () for one in messages]
 
     def reject(self, delivery: Delivery, reason: str) -> None:

@@ -20,8 +20,7 @@ from slmrank.summarize.summarizer import Encode
 # Words with what holds them together inside (C++, .NET, e-mail, A/B, nurse's), or one sign.
 _PIECE = re.compile(rf"\.?{WORD_PATTERN}(?:[-'\u2019&/.+#]{WORD_PATTERN})*[+#]*|[^\w\s]")
 _BORDER = re.compile(
-    r"[.!?;:,()\[\]/|\u2022\u00b7\u2013\u2014\u3002\uff01\uff1f\uff0c\u3001"
-    r"\u060c\u061b\u061f\u06d4\u0964]|^-$"
+    rf"[.!?;:,()\[\]/|\u2022\u00b7\u2013\u2014\uff0c\u3001\u060c\u061b{FULL_STOPS}]|^-$"
 )
 _SENTENCE_END = re.compile(rf"(?<=[.!?;])\s+|(?<=[{FULL_STOPS}])|\n+")
 MAX_WORDS = 7

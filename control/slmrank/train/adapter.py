@@ -82,18 +82,15 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
             model = PeftModel.from_pretrained(
                 ranker.network, str(folder), is_trainable=trainable, torch_device="cpu"
             )
+        # peft leaves out what a model has no layer for, and zero what the adapter lacks.
+        kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
+        if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
+            raise ValueError("it was made for other layers")
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"adapter {folder} does not fit the model: {str(error)[:300]}",
             "use the base model, and the pruning, that the adapter was trained for",
         ) from error
-    # peft leaves out what a model has no layer for, and zero what the adapter lacks.
-    kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
-    if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
-        raise CheckpointError(
-            f"adapter {folder} does not fit the model: it was made for other layers",
-            "use the base model, and the pruning, that the adapter was trained for",
-        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

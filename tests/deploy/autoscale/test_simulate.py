@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slmrank.deploy.autoscale.fleet import Limits, Replica, Seen, run_fleet
+from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Seen, run_fleet
 from slmrank.deploy.autoscale.hpa import Behavior
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
 from slmrank.deploy.autoscale.situation import Situation, read_depth_table, service_for
@@ -103,18 +103,23 @@ def test_new_replicas_serve_after_the_cold_start_and_cost_from_the_start() -> No
     assert outcome.replica_hours * 3600 == pytest.approx(400 + 2 * (400 - 15))
 
 
-def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
+def flood(limits: Limits, jitter: float) -> Outcome:
+    """50 requests a second for one replica that answers 10."""
     trace = Trace(name="flood", rates=np.full(30, 50.0))
-    outcome = run_fleet(
+    return run_fleet(
         trace.arrivals(1, seed=0),
         1,
-        Replica(service_s=0.1, jitter=0, cold_start_s=1),
-        Limits(queue=4, timeout_s=10),
+        Replica(service_s=0.1, jitter=jitter, cold_start_s=1),
+        limits,
         Fixed(),
         start=1,
         seconds=trace.seconds,
         seed=0,
     )
+
+
+def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
+    outcome = flood(Limits(queue=4, timeout_s=10), jitter=0)
     refused = np.isnan(outcome.latencies)
     assert refused.mean() == pytest.approx(0.8, abs=0.03)
     assert np.nanmax(outcome.latencies) <= 0.1 * (4 + 2)
@@ -122,17 +127,7 @@ def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
 
 def test_what_would_be_answered_too_late_is_refused_at_once() -> None:
     """By the whole time to an answer, as a server does: by its wait alone 6 % were late."""
-    trace = Trace(name="flood", rates=np.full(30, 50.0))
-    outcome = run_fleet(
-        trace.arrivals(1, seed=0),
-        1,
-        Replica(service_s=0.1, jitter=0.2, cold_start_s=1),
-        Limits(queue=100, timeout_s=0.5),
-        Fixed(),
-        start=1,
-        seconds=trace.seconds,
-        seed=0,
-    )
+    outcome = flood(Limits(queue=100, timeout_s=0.5), jitter=0.2)
     assert 0.4 < np.nanmax(outcome.latencies) <= 0.5
 
 
