@@ -13,7 +13,8 @@ import openvino as ov
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, pad, unshared
+from slmrank.engine.openvino import runtime
+from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, halves, pad, unshared
 from slmrank.engine.parity import Parity, measure_parity, require_parity
 from slmrank.errors import EngineError, ParityError
 from slmrank.evaluate.metrics import Listing
@@ -74,7 +75,7 @@ def engine(
         precision="float32",
         max_batch_items=4,
     )
-    return OpenVinoEngine(folder)
+    return OpenVinoEngine(folder, threads=2)
 
 
 @pytest.mark.long
@@ -86,6 +87,27 @@ def test_items_together_equal_items_alone(engine: OpenVinoEngine) -> None:
     backwards = engine.logits(one.prefix, one.items[::-1])[::-1]
     assert np.abs(together - alone).max() < 1e-4
     assert np.abs(together - backwards).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_halves_of_a_batch_at_once_equal_the_whole(
+    engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [
+        (one.prefix, [item[: 2 + 3 * place] for place, item in enumerate(one.items)])
+        for one in queries(3, 5)
+    ]
+    whole = engine.logits_of(asked)
+    started: list[Any] = []
+    inputs = runtime.item_inputs
+    monkeypatch.setattr(runtime, "HALVED_ROWS", 2)
+    monkeypatch.setattr(
+        runtime, "item_inputs", lambda *given: started.append(given) or inputs(*given)
+    )
+    halved = engine.logits_of(asked)
+    assert len(started) == 8  # 15 items in batches of four: two passes each
+    for one, other in zip(whole, halved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -181,6 +203,11 @@ def test_lower_precision_builds_and_stays_near(
     assert run["Transpose"] <= 2 * layers  # values and what attention gives; keys stay
     # Rounding is part of what comes before it, but for the few rows that the last layer asks for.
     assert run["FakeQuantize"] <= 1
+    one = queries(1, 20)[0]
+    alone = OpenVinoEngine(tmp_path, threads=1).logits(one.prefix, one.items)
+    np.testing.assert_allclose(
+        alone, OpenVinoEngine(tmp_path, threads=2).logits(one.prefix, one.items), atol=0.02
+    )
     rounded = [one for one in graph(tmp_path).get_ops() if one.get_type_name() == "FakeQuantize"]
     readers = {
         one.get_node().get_type_name() for fq in rounded for one in fq.output(0).get_target_inputs()
@@ -247,6 +274,17 @@ def test_buckets_hold_every_item_once(lengths: list[int], limit: int) -> None:
     assert max(sizes) - min(sizes) <= 1
     spans = [[lengths[index] for index in bucket] for bucket in made]
     assert all(max(a) <= min(b) for a, b in itertools.pairwise(spans))
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=64))
+def test_halves_are_of_like_size(lengths: list[int]) -> None:
+    lengths.sort()
+    first, second = halves(list(range(len(lengths))), lengths)
+    assert first + second == list(range(len(lengths)))
+    sizes = [len(part) * lengths[part[-1]] for part in (first, second) if part]
+    middle = len(lengths) // 2
+    assert len(sizes) == 2
+    assert max(sizes) <= max(middle * lengths[middle - 1], (len(lengths) - middle) * lengths[-1])
 
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=9))
