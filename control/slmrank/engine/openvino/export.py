@@ -58,7 +58,9 @@ class _ItemsPass(nn.Module):
         network: Any = self.model
         normed: Tensor = network.model.norm(hidden)
         head: Tensor = self.head  # type: ignore[assignment]
-        return normed.float() @ head
+        # Not a matrix product, which would be rounded to INT8, where it made more than half of the
+        # error of p (mean |dp| 0.011 instead of 0.005), or to bfloat16, where neighbours tie.
+        return (normed.float() * head).sum(-1)
 
 
 def export_items(checkpoint: Checkpoint) -> Any:
