@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay, show_plan
-from slmrank.cli.measured_page import named_set_option, out_option, show_page
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    json_option,
-    sizes_from,
-    spec_options,
-)
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
+from slmrank.cli.options import sizes_from
 from slmrank.compress.search import combinations
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
@@ -26,7 +17,6 @@ _sizes = sizes_from(1)
 
 
 @click.command("compress-search")
-@spec_options
 @named_set_option
 @click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=float)
 @click.option("--layers", callback=_sizes, metavar="N,...", help="[default: 0.9 and 0.8 of all]")
@@ -42,12 +32,9 @@ _sizes = sizes_from(1)
 @click.option(
     "--steps", type=click.IntRange(1), help="of the last round  [default: recover.steps of SPEC]"
 )
-@out_option
-@device_option
-@dry_run_option
-@json_option
+@measured_options
 def compress_search_command(
-    opened: Opened,
+    asked: Measurement,
     named: str,
     max_loss: float,
     layers: list[int],
@@ -57,10 +44,6 @@ def compress_search_command(
     candidates: int,
     rounds: int,
     steps: int | None,
-    out: Path | None,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
 ) -> None:
     """Find the cheapest combination of layers, neurons, key heads, summary budget and precision
     that loses at most --max-loss NDCG@10, and write a spec that extends SPEC by it.
@@ -79,16 +62,16 @@ def compress_search_command(
     def report(line: str) -> None:
         click.echo(line, err=True)
 
-    bundle, store = opened.bundle, opened.store
+    bundle, store = asked.opened.bundle, asked.opened.store
     name = f"search-{bundle.spec.name}-{named}"
-    target = (out or store.root / "reports") / f"{name}.yaml"
-    opened.refuse_own_file(target)
-    if dry_run and find_current(bundle.finetuned, store) is None:
+    target = asked.reports / f"{name}.yaml"
+    asked.opened.refuse_own_file(target)
+    if asked.dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
-        show_plan([bundle.finetuned], store, as_json=as_json)
+        asked.plan([bundle.finetuned])
         return
     with StepDisplay() as display:
-        geometry = geometry_of(bundle, store, display, device)
+        geometry = geometry_of(bundle, store, display, asked.device)
         given = {
             "layers": layers,
             "intermediate_size": neurons,
@@ -109,27 +92,24 @@ def compress_search_command(
             store=store,
             watcher=display,
             report=report,
-            device=device,
+            device=asked.device,
         )
-        if not dry_run:
+        if not asked.dry_run:
             found, notes = search.run(), search_notes(search.uneven())
-    if dry_run:
-        show_plan(search.plan(), store, as_json=as_json)
+    if asked.dry_run:
+        asked.plan(search.plan())
         report(
             f"then {len(combinations(axes))} combinations are predicted, and {candidates} of them "
             f"recovered in {rounds} rounds, the last with {search.steps} steps"
         )
         return
-    show_page(
-        opened,
+    asked.show_page(
         name,
         f"The cheapest compression of {bundle.spec.name}, {named}",
         notes,
         search_table(found, max_loss),
         draw_search(found, max_loss),
         found.tried,
-        out=out,
-        as_json=as_json,
     )
     if found.best is None:
         report(f"nothing that was tried loses at most {max_loss}: more --steps, or milder values")
@@ -137,5 +117,7 @@ def compress_search_command(
     choice = found.best.choice
     changes = search.changes(choice, found.best.steps)
     budget = {"summarize": {"budget_tokens": choice.budget_tokens}}
-    write_atomic(target, opened.overlay(target, winning_lines(search, found.best), budget, changes))
+    write_atomic(
+        target, asked.opened.overlay(target, winning_lines(search, found.best), budget, changes)
+    )
     report(f"best: {choice.words}; spec: {target}")

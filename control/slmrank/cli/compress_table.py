@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from slmrank.cli.display import StepDisplay, show_plan
-from slmrank.cli.measured_page import named_set_option, out_option, show_page
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    json_option,
-    sizes_from,
-    spec_options,
-)
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
+from slmrank.cli.options import sizes_from
 from slmrank.pipeline.compress_table import (
     compress_table,
     draw_compress_table,
@@ -32,7 +23,6 @@ def _names(_ctx: click.Context, _option: click.Parameter, value: str) -> list[st
 
 
 @click.command("compress-table")
-@spec_options
 @named_set_option
 @click.option(
     "--methods", default=METHODS, show_default=True, callback=_names, help="summarizers, by name"
@@ -56,21 +46,14 @@ def _names(_ctx: click.Context, _option: click.Parameter, value: str) -> list[st
     is_flag=True,
     help="also train SPEC's ranker on full texts, and score them with it: dear",
 )
-@out_option
-@device_option
-@dry_run_option
-@json_option
+@measured_options
 def compress_table_command(
-    opened: Opened,
+    asked: Measurement,
     named: str,
     methods: list[str],
     budgets: list[int],
     scorer: str,
     own_ranker: bool,
-    out: Path | None,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
 ) -> None:
     """Compare summarizers at equal budgets: tokens removed, quality against full texts, and what a
     summary costs.
@@ -87,33 +70,32 @@ def compress_table_command(
       control compress-table build/demo.yaml --on onet-titles --methods salience,ranker
     """
     cells = plan_compress_table(
-        opened.bundle,
+        asked.opened.bundle,
         scorer,  # type: ignore[arg-type]
         methods,
         budgets,
         named,
         own_ranker=own_ranker,
     )
-    if dry_run:
-        show_plan([cell.step for cell in cells], opened.store, as_json=as_json)
+    if asked.dry_run:
+        asked.plan([cell.step for cell in cells])
         return
     with StepDisplay() as display:
-        rows = measure_compress_table(opened.bundle, cells, opened.store, display, device)
-    own = opened.bundle.spec.summarize
+        rows = measure_compress_table(
+            asked.opened.bundle, cells, asked.opened.store, display, asked.device
+        )
+    own = asked.opened.bundle.spec.summarize
     note = (
         f"One ranker ({scorer}), trained on summaries of method {own.method} with "
         f"{own.budget_tokens} tokens, reads every text. removed: share of the descriptions' "
         "tokens. delta: NDCG@10 against full text, paired. order: share of pairs of different "
         "grade in the right order. |dp|: against full text."
     )
-    show_page(
-        opened,
-        f"compress-{opened.bundle.spec.name}-{named}",
-        f"What summaries cost: {opened.bundle.spec.name}, {named}",
+    asked.show_page(
+        f"compress-{asked.opened.bundle.spec.name}-{named}",
+        f"What summaries cost: {asked.opened.bundle.spec.name}, {named}",
         [note],
         compress_table(rows),
         draw_compress_table(rows),
         rows,
-        out=out,
-        as_json=as_json,
     )

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from slmrank.cli.display import StepDisplay, show_plan
-from slmrank.cli.measured_page import named_set_option, out_option, show_page
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.pipeline.ladder import draw_ladder, ladder_table, measure_ladder, plan_ladder
 
 NOTES = (
@@ -29,23 +20,15 @@ NOTES = (
 
 
 @click.command("ladder")
-@spec_options
 @named_set_option
 @click.option(
     "--items", default=16, show_default=True, type=click.IntRange(1, 512), help="jobs of a listing"
 )
-@out_option
-@device_option
-@dry_run_option
-@json_option
+@measured_options
 def ladder_command(
-    opened: Opened,
+    asked: Measurement,
     named: str,
     items: int,
-    out: Path | None,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
 ) -> None:
     """Measure quality, rate and size of every step from the unpruned model on full texts, as
     transformers runs it, to the engine that SPEC serves.
@@ -59,28 +42,25 @@ def ladder_command(
       control ladder build/demo.yaml
       control ladder build/demo.yaml --on onet-titles --set evaluate.set_queries=40
     """
-    rungs = plan_ladder(opened.bundle)
-    if dry_run:
-        show_plan([rung.scores(named) for rung in rungs], opened.store, as_json=as_json)
+    rungs = plan_ladder(asked.opened.bundle)
+    if asked.dry_run:
+        asked.plan([rung.scores(named) for rung in rungs])
         return
     with StepDisplay() as display:
         rows = measure_ladder(
             rungs,
             named,
             items,
-            opened.store,
+            asked.opened.store,
             display,
             lambda line: click.echo(line, err=True),
-            device=device,
+            device=asked.device,
         )
-    show_page(
-        opened,
-        f"ladder-{opened.bundle.spec.name}-{named}",
-        f"The ladder of {opened.bundle.spec.name}, {named}",
+    asked.show_page(
+        f"ladder-{asked.opened.bundle.spec.name}-{named}",
+        f"The ladder of {asked.opened.bundle.spec.name}, {named}",
         NOTES,
         ladder_table(rows),
         draw_ladder(rows),
         rows,
-        out=out,
-        as_json=as_json,
     )

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from slmrank import __version__
-from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import Opened, PathType
+from slmrank.cli.display import print_json, print_table, show_plan
+from slmrank.cli.options import (
+    Decorated,
+    Opened,
+    PathType,
+    device_option,
+    dry_run_option,
+    json_option,
+    spec_options,
+)
 from slmrank.html_page import Table
 from slmrank.load.evidence import host_facts, machine_line
 from slmrank.pipeline.score_step import OWN
+from slmrank.pipeline.steps import Step
 from slmrank.table_page import TablePage, write_table_page
 
 named_set_option = click.option(
@@ -24,28 +35,63 @@ out_option = click.option(
 )
 
 
-def show_page(
-    opened: Opened,
-    name: str,
-    title: str,
-    notes: Sequence[str],
-    table: Table,
-    plot: bytes,
-    rows: Sequence[Any],
-    *,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Write the page NAME of a table, and print the table, or as JSON its `rows` (dataclasses)."""
-    provenance = _provenance(opened)
-    page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
-    figures: dict[str, Any] = {"rows": rows, "provenance": provenance}
-    written = write_table_page(out or opened.store.root / "reports", name, page, figures)
-    if as_json:
-        print_json({**figures, "page": str(written)})
-        return
-    print_table(*table)
-    click.echo(f"page: {written}")
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What the command line of such a verb says, beside what it measures."""
+
+    opened: Opened
+    out: Path | None
+    device: str
+    dry_run: bool
+    as_json: bool
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the page."""
+        return self.out or self.opened.store.root / "reports"
+
+    def plan(self, steps: Sequence[Step], *, force: bool = False) -> None:
+        """Print what would be measured."""
+        show_plan(steps, self.opened.store, as_json=self.as_json, force=force)
+
+    def show_page(
+        self,
+        name: str,
+        title: str,
+        notes: Sequence[str],
+        table: Table,
+        plot: bytes,
+        rows: Sequence[Any],
+    ) -> None:
+        """Write the page NAME of a table, and print the table, or as JSON its `rows`
+        (dataclasses)."""
+        provenance = _provenance(self.opened)
+        page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
+        figures: dict[str, Any] = {"rows": rows, "provenance": provenance}
+        written = write_table_page(self.reports, name, page, figures)
+        if self.as_json:
+            print_json({**figures, "page": str(written)})
+            return
+        print_table(*table)
+        click.echo(f"page: {written}")
+
+
+def measured_options(function: Decorated) -> Any:
+    """SPEC, --out, --device, --dry-run and what they all take, given as one `asked`."""
+
+    @spec_options
+    @out_option
+    @device_option
+    @dry_run_option
+    @json_option
+    @functools.wraps(function)
+    def command(
+        opened: Opened, out: Path | None, device: str, dry_run: bool, as_json: bool, **own: Any
+    ) -> Any:
+        asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
+        return function(asked=asked, **own)
+
+    return command
 
 
 def _provenance(opened: Opened) -> dict[str, str]:

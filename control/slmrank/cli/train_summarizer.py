@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from slmrank.cli.display import show_plan
-from slmrank.cli.measured_page import out_option, show_page
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    force_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.measured_page import Measurement, measured_options
+from slmrank.cli.options import force_option
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.summarizer_page import (
     draw_history,
@@ -30,15 +20,9 @@ METHOD = "generative"
 
 
 @click.command("train-summarizer")
-@spec_options
 @force_option
-@out_option
-@device_option
-@dry_run_option
-@json_option
-def train_summarizer_command(
-    opened: Opened, force: bool, out: Path | None, device: str, dry_run: bool, as_json: bool
-) -> None:
+@measured_options
+def train_summarizer_command(asked: Measurement, force: bool) -> None:
     """Train the language model of summarize.method generative: supervised on the summaries of
     method ranker, then by reinforcement (TRL's GRPO trainer, ratios of whole sequences: GSPO).
 
@@ -54,27 +38,24 @@ def train_summarizer_command(
       control train-summarizer build/demo.yaml --set summarize.generative.steps=60
       control compress-table build/demo.yaml --methods ranker,generative --budgets 36
     """
-    spec = change_spec(opened.bundle.spec, {"summarize": {"method": METHOD}})
+    spec = change_spec(asked.opened.bundle.spec, {"summarize": {"method": METHOD}})
     bundle = Bundle(spec)
-    if dry_run:
-        show_plan([bundle.summarizer], opened.store, as_json=as_json, force=force)
+    if asked.dry_run:
+        asked.plan([bundle.summarizer], force=force)
         return
     require_trl()  # better now than after the ranker was trained
-    made = opened.run(bundle.summarizer, force=force, device=device)
+    made = asked.opened.run(bundle.summarizer, force=force, device=asked.device)
     history = read_history(made.path)
     note = (
         "Reward of the likeliest summaries of held-out jobs, in nats. gain: paired by job, with "
         "the standard error of the mean. "
         f"Use it: summarize: {{method: {METHOD}, fitted: {made.path}}}"
     )
-    show_page(
-        opened,
+    asked.show_page(
         f"summarizer-{spec.name}",
         f"A summarizer trained by the ranker: {spec.name}",
         [note, *samples_of(history)],
         history_table(history),
         draw_history(history),
         [dict(one) for one in history["held_out"]],
-        out=out,
-        as_json=as_json,
     )

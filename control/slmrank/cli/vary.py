@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from slmrank.cli.display import StepDisplay, show_plan
-from slmrank.cli.measured_page import named_set_option, out_option, show_page
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.display import StepDisplay
+from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.pipeline.quality import NAMES
 from slmrank.pipeline.score_step import Row
 from slmrank.pipeline.vary import (
@@ -34,7 +25,6 @@ NOTE = (
 
 
 @click.command("vary")
-@spec_options
 @click.option(
     "--vary",
     "grid",
@@ -49,19 +39,12 @@ NOTE = (
     help="what is scored  [default: recovered, or the last stage that SPEC has]",
 )
 @named_set_option
-@out_option
-@device_option
-@dry_run_option
-@json_option
+@measured_options
 def vary_command(
-    opened: Opened,
+    asked: Measurement,
     grid: tuple[str, ...],
     row: Row | None,
     named: str,
-    out: Path | None,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
 ) -> None:
     """Make SPEC with other values of some keys, and compare what they rank: steps of recovery,
     pruning in stages, an adapter or all weights, which layers go.
@@ -73,25 +56,24 @@ def vary_command(
       control vary build/demo.yaml --vary recover.steps=[6,20,60] --set recover.adapter=null
       control vary SPEC --vary prune.stages=[1,3] --vary recover.steps=[60,180]
     """
-    bundle = opened.bundle
+    bundle = asked.opened.bundle
     kind = bundle.final.kind
     row = row or (kind if kind in NAMES else "finetuned")
     variants = plan_variants(bundle, read_grid(grid), row, named)
-    if dry_run:
+    if asked.dry_run:
         steps = [reference_step(bundle, named), *(one.step for one in variants)]
-        show_plan(steps, opened.store, as_json=as_json)
+        asked.plan(steps)
         return
     with StepDisplay() as display:
-        rows = measure_variants(bundle, variants, row, named, opened.store, display, device)
+        rows = measure_variants(
+            bundle, variants, row, named, asked.opened.store, display, asked.device
+        )
     keys = "-".join(key.replace(".", "-") for key in variants[0].values)
-    show_page(
-        opened,
+    asked.show_page(
         f"vary-{bundle.spec.name}-{keys}-{row}-{named}",
         f"{bundle.spec.name} with other values, {named}: {row}",
         [NOTE],
         vary_table(rows),
         draw_variants(rows),
         rows,
-        out=out,
-        as_json=as_json,
     )
