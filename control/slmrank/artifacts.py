@@ -77,7 +77,7 @@ def read_artifact(path: Path) -> Artifact:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         return Artifact(kind=manifest["kind"], key=manifest["key"], path=path, manifest=manifest)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path} is not a finished artifact: {error}", "run the verb that makes it again"
         ) from error

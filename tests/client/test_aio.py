@@ -399,3 +399,23 @@ def test_a_lone_surrogate_is_refused_before_it_is_sent() -> None:
     inputs = build_inputs("a", rows_of(["job-1", half]))
     texts = deserialize_bytes_tensor(inputs[2]._raw_content)
     assert texts.tolist() == [b"", b"a\xed\xa0\xbd"]
+
+
+def test_a_limit_that_would_wait_for_ever_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="0 parts in flight"):
+        AsyncRankClient("127.0.0.1:1", parts_in_flight=0)
+
+
+def test_a_call_whose_connection_is_closed_fails_and_a_cancelled_one_is_cancelled() -> None:
+    closed: list[Any] = [asyncio.CancelledError() for _ in range(99)]
+    with pytest.raises(Unreachable, match="was closed"):
+        asyncio.run(asking(Answering(closed), max_items=8, timeout_s=0.2).score("q", ["a"]))
+
+    async def cancelled() -> None:
+        waiting = asyncio.ensure_future(asking(Answering([], [60]), max_items=8).score("q", ["a"]))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(cancelled())

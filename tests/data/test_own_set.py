@@ -10,6 +10,7 @@ import pyarrow as arrow
 import pytest
 import yaml
 from pyarrow import parquet
+from pydantic import ValidationError
 from slmrank.data.labelled import read_labelled
 from slmrank.data.own_set import write_own_set
 from slmrank.data.records import LabelledSet
@@ -64,7 +65,7 @@ def test_queries_that_share_a_group_over_others_stay_together(tmp_path: Path) ->
     given = []
     for number, one in enumerate(pairs(40)):
         given.append(one | {"group": f"g{number // 2 + number % 2}"})
-    with pytest.raises(DataError, match="leaves no pairs for"):
+    with pytest.raises(DataError, match="100% of the queries hang together by the groups"):
         read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
@@ -216,3 +217,23 @@ def test_what_is_read_is_a_mapping_and_sequences(tmp_path: Path) -> None:
     assert all(pair.target == 0.3 and pair.split == "train" for pair in train)
     with pytest.raises(IndexError):
         train[len(train)]
+
+
+def test_text_that_is_none_is_named(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path, pairs())
+    for broken in ("[" * 100_000, '{"query": ' + "9" * 5000 + "}"):
+        spec.pairs.write_text(broken + "\n")
+        with pytest.raises(DataError, match="pairs.jsonl:1: not JSON"):
+            read_own_set(spec, tmp_path / "made")
+    given = as_parquet(tmp_path, pairs())
+    column = arrow.Array.from_buffers(arrow.string(), 1, arrow.array([b"a\xff"]).buffers())
+    parquet.write_table(
+        arrow.table({"job_id": column, "title": ["t"]}), tmp_path / "broken.parquet"
+    )
+    with pytest.raises(DataError, match=r"broken.parquet"):
+        read_own_set(given.model_copy(update={"jobs": tmp_path / "broken.parquet"}), tmp_path / "m")
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValidationError, match="leave nothing to train on"):
+        JsonlData(source="jsonl", jobs=Path("j"), pairs=Path("p"), test_share=0.7, dev_share=0.4)

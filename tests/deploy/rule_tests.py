@@ -52,7 +52,7 @@ ACTIONS = {
 
 def promtool_tests(release: Release) -> dict[str, Any]:
     """Pod a does 60 jobs/s, 40 unknown ones beside, pod b misses the store for 30, is late and fails one request in
-    ten; pod b does 30 jobs/s; another bundle's pod must not be counted. `releases` have a capacity
+    ten; pod b does 30 jobs/s; another bundle's pod must not be counted, nor this one's in another namespace. `releases` have a capacity
     of 40 jobs/s and a burst of 1.5: replicas are added from 26.6667 on, 45 is no alarm."""
     own = {
         "app_kubernetes_io_name": "slmrank",
@@ -79,6 +79,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
         jobs(first, 40, "unknown_job"),
         jobs(second, 30, "store_unavailable"),
         jobs("other-5d8f7c9b4-ccccc", 999, app_kubernetes_io_instance="other"),
+        jobs(first, 999, "unknown_job", namespace="elsewhere"),
         pending("rank", 9),
         pending("prepare", 1),
         pending("ranker", 4),
@@ -116,7 +117,9 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             "not filled",
             {},
         ),
-        _fires("SlmrankNotScraped", f"no pod of {release.object_name} is scraped", own),
+        _fires(
+            "SlmrankNotScraped", f"no pod of {release.object_name} is scraped", {**own, **there}
+        ),
         _fires(
             "SlmrankAboveTargetForLong",
             "replicas do 45 items/s each, replicas are added from 26.6667 on",
@@ -126,6 +129,8 @@ def promtool_tests(release: Release) -> dict[str, Any]:
     ]
     if release.deploy.watch is not None:
         followed = {
+            **there,
+            "slmrank_io_track": release.track,
             "app_kubernetes_io_instance": release.name,
             "app_kubernetes_io_component": "watch",
         }

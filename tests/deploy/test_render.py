@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
+from slmrank.deploy.kserve import serving_runtime
 from slmrank.deploy.naming import Object, selector
 from slmrank.deploy.release import Release, load_release, shared_ports
 from slmrank.deploy.render import identity, render, render_base
@@ -192,6 +193,8 @@ def test_budgets_follow_the_engine() -> None:
     for release in (small, large):
         assert progress_deadline_s(release) > startup_budget_s(release)
         assert memory_mib(release) * 2**20 > release.repository.bytes + release.engine.bytes
+    more = memory_mib(releases.cpu(instances=4)) - memory_mib(small)
+    assert more >= 3 * 2 * 300_000_000 / 2**20 - 256
     assert grace_period_s(small) == 10 + 20 + 5
     assert grace_period_s(releases.cpu(latency_ms=30_000.0)) == 10 + 60 + 5
     assert target_items_per_s(small) == pytest.approx(40 / 1.5)
@@ -320,7 +323,7 @@ def test_the_shipped_manifests_are_what_their_releases_render_to(control: Contro
 def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: Control) -> None:
     write_files(tmp_path / "base", release_files(releases.cpu()))
     (tmp_path / "base/deployment.yaml").write_text("edited\n")
-    (tmp_path / "base/service-grpc.yaml").unlink()
+    (tmp_path / "base/service.yaml").unlink()
     old = (tmp_path / "base/namespace.yaml").read_text()
     (tmp_path / "base/old.yaml").write_text(old)
     (tmp_path / "base/mine.yaml").write_text("kind: Ingress\n")
@@ -329,7 +332,7 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     assert "3 of " in done.stderr, "stdout is one document"
     assert json.loads(done.stdout)["stale"] == [
         [str(tmp_path / "base/deployment.yaml"), "changed"],
-        [str(tmp_path / "base/service-grpc.yaml"), "missing"],
+        [str(tmp_path / "base/service.yaml"), "missing"],
         [str(tmp_path / "base/old.yaml"), "unexpected"],
     ]
     assert control("deploy", "render", "--out", tmp_path).returncode == 0
@@ -362,8 +365,8 @@ def test_an_engine_build_finds_its_plan_wherever_the_repository_is() -> None:
 
 
 def test_names_that_pods_would_cut_are_refused() -> None:
-    for name in ("a" * 39, "demo-canary"):
-        with pytest.raises(ValueError, match="too long or ends with -canary"):
+    for name in ("a" * 39, "demo-canary", "demo-watch"):
+        with pytest.raises(ValueError, match="too long or ends with one of canary"):
             releases.cpu(name=name)
     releases.cpu(name="a" * 31, track="canary")
 
@@ -474,8 +477,59 @@ def test_the_rerank_endpoint_is_a_command_that_exists(clients: bool) -> None:
         assert (one.get("selector") or one["matchLabels"]).items() <= labels.items()
 
 
+def test_the_endpoint_of_a_canary_is_its_own() -> None:
+    stable = releases.cpu()
+    services = {one["kind"]: one for one in rerank_objects(stable)}
+    pod = rerank_objects(stable.on_track("canary"))[0]["spec"]["template"]["metadata"]
+    for kind in ("PodDisruptionBudget", "NetworkPolicy", "Service"):
+        spec = services[kind]["spec"]
+        chosen = (spec.get("podSelector") or spec["selector"]).get("matchLabels") or spec[
+            "selector"
+        ]
+        assert not chosen.items() <= pod["labels"].items()
+
+
+def test_who_scales_is_one() -> None:
+    kinds = [
+        one["kind"] for one in render(releases.cpu(deploy={"scaling": {"autoscaler": "keda"}}))
+    ]
+    assert "HorizontalPodAutoscaler" not in kinds
+    assert "HorizontalPodAutoscaler" in [one["kind"] for one in render(releases.cpu())]
+
+
+def test_torch_on_a_gpu_needs_no_product() -> None:
+    from slmrank.deploy.check.run import check_rendered
+    from slmrank.deploy.check.schema import load_crds
+
+    engine = {**releases.values()["engine"], "target": "torch", "needs_gpu": True}
+    release = releases.cpu(engine=engine, deploy={"image": releases.GPU_IMAGE})
+    assert check_rendered(render(release), "1.33", load_crds()).errors == []
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("s3://b/x", 443),
+        ("s3://b/x?endpoint_override=minio.minio.svc&scheme=http", 80),
+        ("s3://b/x?endpoint_override=http://minio.minio.svc", 80),
+        ("s3://b/x?endpoint_override=minio.minio.svc:9000&scheme=http", 9000),
+        ("hdfs://namenode:8020/x", 8020),
+    ],
+)
+def test_a_bundle_is_fetched_through_the_port_of_its_url(url: str, port: int) -> None:
+    release = releases.cpu(deploy={"storage": {"bundles_url": url}})
+    (policy,) = [one for one in render(release) if one["kind"] == "NetworkPolicy"]
+    assert policy["spec"]["egress"][0]["ports"] == [{"port": port, "protocol": "TCP"}]
+    command = serving_runtime(release)["spec"]["containers"][0]["command"][2]
+    assert any(word.startswith(url.partition("?")[0]) for word in shlex.split(command))
+    assert "&" not in "".join(
+        one for one in shlex.split(command) if one != "&&" and "://" not in one
+    )
+    assert [one for one in shlex.split(command) if url.partition("?")[2] in one]
+
+
 def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
-    from slmrank.deploy.catalogue import ray_job
+    from slmrank.deploy.catalogue import ray_job, ray_policy
     from slmrank.deploy.check.run import check_rendered
     from slmrank.deploy.check.schema import load_crds
 
@@ -494,6 +548,12 @@ def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
     assert [one["name"] for one in worker["volumes"]] == ["tmp", "shm"]
     for pod in (head, worker):
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert job["metadata"]["name"] == "slmrank-demo"
+    policy = ray_policy(releases.cpu(deploy={"catalogue": own}))["spec"]
+    template = cluster["headGroupSpec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert "Egress" not in policy["policyTypes"]
     broken = {**job, "spec": {**job["spec"], "submissionMode": "Magic"}}
     assert check_rendered([broken], "1.33", load_crds()).errors
 

@@ -128,3 +128,39 @@ def test_a_damaged_checkpoint_is_refused_when_it_comes_in(
 def cut_weights(path: Path) -> None:
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[:-1000])
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused_on_import(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def refused(text: str) -> None:
+        (tmp_path / "target").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=text):
+            import_directory(source, tmp_path / "target")
+
+    source = make_model()
+    weights = load_file(source / "model.safetensors")
+    index = {"weight_map": dict.fromkeys([*weights, "model.more"], "model.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused("lacks 1 weights of its index, for example model.more")
+    (source / "model.safetensors.index.json").unlink()
+    bare = {name.removeprefix("model."): one for name, one in weights.items()}
+    save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
+    refused("no whole causal language model")
+    edit(source / "config.json", quantization_config={"quant_method": "gptq"})
+    refused("holds quantized weights")
+
+
+def test_prompts_and_tokens_beyond_the_model_are_refused(
+    make_checkpoint: Callable[..., Any],
+) -> None:
+    checkpoint = make_checkpoint()
+    with pytest.raises(CheckpointError, match="the model has .* positions"):
+        checkpoint.encoder(1_000_000)
+    edit(checkpoint.path / "config.json", vocab_size=100)
+    with pytest.raises(CheckpointError, match="the embedding 100 rows"):
+        write_ranker(
+            checkpoint.path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32
+        )

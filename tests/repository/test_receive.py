@@ -122,3 +122,12 @@ def test_a_url_that_holds_less_is_named(artifact: Artifact, tmp_path: Path) -> N
     with pytest.raises(DataError, match="cannot reach"):
         receive_url(f"file://{tmp_path}/bucket", target, artifact.digest)
     assert names(tmp_path / "pod") == []
+
+
+def test_a_url_that_lost_a_part_is_filled_again(artifact: Artifact, tmp_path: Path) -> None:
+    url = str(tmp_path / "there")
+    assert send_url(artifact, url)
+    assert not send_url(artifact, url)
+    (tmp_path / "there" / "ranker" / "1" / "items.bin").write_bytes(b"cut")
+    assert send_url(artifact, url)
+    assert receive_url(url, tmp_path / "pod", artifact.digest) > 0

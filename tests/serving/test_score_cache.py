@@ -145,6 +145,9 @@ def test_a_shared_cache_is_one_for_all_and_may_go_away(tmp_path: Path) -> None:
     key = first._keys(*query[0])[0]
     assert key is not None
     shared = RedisScores(spec.place)
+    (kept,) = shared.get_many([key])
+    assert kept is not None
+    assert 3 <= kept[1] <= 5, "a copy ends with what it is of"
     assert 0 < shared._client.pttl(b"slmrank:score:" + key) <= 5000
     shared._client.set(b"slmrank:score:" + key, b"broken")
     assert shared.get_many([key]) == [None]

@@ -11,7 +11,10 @@ import pytest
 import torch
 from slmrank.errors import CheckpointError
 from slmrank.model.reference import ReferenceScorer, load_model
+from slmrank.prompt.template import template_of
+from slmrank.spec.model import PromptSpec
 from slmrank.spec.train import LoraSpec
+from slmrank.train.adapter import read_note
 from slmrank.train.state import STATE_FILE, RunState
 
 from tests.train.test_sft import QUERIES, fit, settings, stop_at_six
@@ -164,6 +167,12 @@ def test_an_adapter_of_another_model_is_refused(
             fit(deeper, settings(steps=0, adapter=tmp_path / "a"), tmp_path / "d")
     with pytest.raises(CheckpointError, match="no adapter_config.json"):
         fit(wider, settings(steps=0, adapter=tmp_path / "none"), tmp_path / "v")
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        fit(wider, settings(steps=0, adapter=tmp_path / "a"), tmp_path / "v")
+    (tmp_path / "a" / "ranker_adapter.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is no note"):
+        read_note(tmp_path / "a", template_of(PromptSpec()))
 
 
 def test_scores_of_the_merged_model_are_the_reference_scorers(

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.deploy_cluster import cluster_options, deployer_of, take_over_option
+from slmrank.cli.deploy_cluster import (
+    cluster_options,
+    conflicts_option,
+    deployer_of,
+    take_over_option,
+)
 from slmrank.cli.display import print_json
 from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_place
@@ -43,6 +48,7 @@ def _judged(prometheus: str, window_s: int, fewest: int, release: Release) -> st
     help="answered calls without which nothing is decided",
 )
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")
+@conflicts_option
 @take_over_option
 @cluster_options
 def promote_command(
@@ -52,6 +58,7 @@ def promote_command(
     window_s: int,
     fewest: int,
     skip_smoke: bool,
+    force_conflicts: bool,
     take_over: bool,
     kubeconfig: Path | None,
     context: str | None,
@@ -72,7 +79,13 @@ def promote_command(
     if (prometheus is None) != unobserved:
         raise click.UsageError("give --prometheus URL, or --unobserved")
     decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
-    deployer = deployer_of(kubeconfig, context, skip_smoke=skip_smoke, take_over=take_over)
+    deployer = deployer_of(
+        kubeconfig,
+        context,
+        skip_smoke=skip_smoke,
+        force_conflicts=force_conflicts,
+        take_over=take_over,
+    )
     done = Canary(deployer=deployer).promote(open_place(source, "canary"), decide)
     if as_json:
         print_json(done)
@@ -86,9 +99,14 @@ def promote_command(
 
 @click.command("abort", short_help="Take a canary back")
 @click.argument("source", type=PathType)
+@conflicts_option
 @cluster_options
 def abort_command(
-    source: Path, kubeconfig: Path | None, context: str | None, as_json: bool
+    source: Path,
+    force_conflicts: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
     """Send all calls to the stable release of the bundle SOURCE and remove its canary.
 
@@ -96,7 +114,7 @@ def abort_command(
     Example:
       control deploy abort build/demo.yaml
     """
-    deployer = deployer_of(kubeconfig, context)
+    deployer = deployer_of(kubeconfig, context, force_conflicts=force_conflicts)
     removed = Canary(deployer=deployer).abort(open_place(source, "canary"))
     if as_json:
         print_json({"removed": removed})

@@ -22,7 +22,7 @@ from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
-from slmrank.deploy.cluster.canary import Canary
+from slmrank.deploy.cluster.canary import Canary, read_share
 from slmrank.deploy.cluster.status import Status, read_status
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Place, Release, Track
@@ -30,6 +30,9 @@ from slmrank.errors import Refused
 
 take_over_option = click.option(
     "--take-over", is_flag=True, help="go on although another apply seems to run"
+)
+conflicts_option = click.option(
+    "--force-conflicts", is_flag=True, help="take fields that other managers own"
 )
 
 
@@ -74,10 +77,16 @@ _skip_smoke = click.option(
 
 @click.command("plan", short_help="Show what apply would change; changes nothing")
 @click.argument("source", type=PathType)
+@conflicts_option
 @release_options
 @cluster_options
 def plan_command(
-    source: Path, kubeconfig: Path | None, context: str | None, as_json: bool, **options: Any
+    source: Path,
+    force_conflicts: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Ask the API server what applying SOURCE (a spec or a release.yaml) would change: its own dry
     run of every object, and the difference to what is there.
@@ -87,7 +96,7 @@ def plan_command(
       control deploy plan build/demo.yaml
     """
     release = open_release(source, **options)
-    planned = deployer_of(kubeconfig, context).plan(release)
+    planned = deployer_of(kubeconfig, context, force_conflicts=force_conflicts).plan(release)
     if as_json:
         rows = [
             {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
@@ -106,7 +115,7 @@ def plan_command(
 
 @click.command("apply", short_help="Roll a release out; a bad one is taken back")
 @click.argument("source", type=PathType)
-@click.option("--force-conflicts", is_flag=True, help="take fields that other managers own")
+@conflicts_option
 @take_over_option
 @click.option(
     "--canary",
@@ -294,7 +303,13 @@ def delete_command(
     Example:
       control deploy delete build/demo.yaml --yes
     """
-    removed = deployer_of(kubeconfig, context).delete(open_place(source, track), dry_run=not yes)
+    deployer, place = deployer_of(kubeconfig, context), open_place(source, track)
+    if track == "canary" and (share := read_share(deployer.cluster, place)):
+        raise Refused(
+            f"the canary still gets {share} % of the calls through the Gateway",
+            "`control deploy abort` sends them to the stable release, and removes it",
+        )
+    removed = deployer.delete(place, dry_run=not yes)
     if as_json:
         print_json({"deleted": yes, "objects": removed})
     else:

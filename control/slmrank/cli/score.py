@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import PathType, client_tls, json_option
+from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option
 from slmrank.client.aio import DEFAULT_TIMEOUT_S
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.asked import Asked, ItemText, read_asked
@@ -49,7 +49,7 @@ from slmrank.triton.status import Status
 @click.option(
     "--timeout",
     "timeout_s",
-    type=float,
+    type=POSITIVE,
     default=DEFAULT_TIMEOUT_S,
     show_default=True,
     help="seconds for the whole call",

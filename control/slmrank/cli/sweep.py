@@ -47,6 +47,8 @@ def _session_options(function: Decorated) -> Any:
         dry_run: bool,
         as_json: bool,
     ) -> None:
+        if metrics_url is not None and url is None:
+            raise click.UsageError("--metrics-url is of a running server: give its --url too")
         bundle, store = opened.bundle, opened.store
         if dry_run and find_current(bundle.repository, store) is None:
             show_plan([bundle.repository], store, as_json=as_json)

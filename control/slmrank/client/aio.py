@@ -33,6 +33,7 @@ from slmrank.triton.config import DEFERRABLE, ENSEMBLE
 DEFAULT_TIMEOUT_S = 30.0
 PARTS_IN_FLIGHT = 4
 FIRST_PAUSE_S = 0.05
+LONGEST_S = 1e8  # gRPC takes a deadline beyond its clock for one that is past
 FAIR_S = 1.0  # who has not answered in so long may hang
 LARGEST_PAUSE_S = 2.0
 Ask = Callable[[Any, float], Awaitable[Any]]  # a tritonclient and the seconds that are left
@@ -73,6 +74,10 @@ class AsyncRankClient:
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if parts_in_flight < 1:
+            raise InvalidRequest(
+                f"{parts_in_flight} parts in flight would wait for ever", "give 1 or more"
+            )
         self.url = url
         self.timeout_s = timeout_s
         self.retry_overload = retry_overload
@@ -235,7 +240,7 @@ class AsyncRankClient:
             await _end(tasks)
 
     async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
-        left = max(deadline - time.monotonic(), 0.001)
+        left = min(max(deadline - time.monotonic(), 0.001), LONGEST_S)
         try:
             return await ask(replica.client, left)
         except InferenceServerException as error:
@@ -246,6 +251,16 @@ class AsyncRankClient:
                 replica.rest()
                 failed.append(replica.address)
             raise failure from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The connection was closed under the call: its address is no longer the host's.
+            replica.rest()
+            failed.append(replica.address)
+            raise Unreachable(
+                f"the connection to {replica.address} was closed", "repeat the call"
+            ) from error
 
 
 async def _end(tasks: Iterable[asyncio.Future[Any]]) -> None:

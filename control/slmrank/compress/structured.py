@@ -119,7 +119,9 @@ def stage_of(spec: PruneSpec, geometry: Geometry, left: int) -> PruneSpec:
     evenly, and what cannot be divided goes last."""
 
     def towards(now: int, goal: int, multiple: int = 1) -> int:
-        return now - max(now - goal, 0) // (multiple * (left + 1)) * multiple if left else goal
+        if not left or goal > now:  # refused, before anything is recovered
+            return goal
+        return now - (now - goal) // (multiple * (left + 1)) * multiple
 
     sizes: dict[str, Any] = {
         "layers": towards(geometry.layers, spec.layers),

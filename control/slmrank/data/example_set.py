@@ -1,7 +1,8 @@
 """The example job-search set: O*NET occupations turned into postings, queries and graded pairs.
 
-Split by occupation: no occupation of the test set and no activities that one of its queries names
-are asked in training, in whatever words. Everything follows from the table and one seed.
+Split by occupation: no occupation of the test set is asked for in training, and no set of
+activities that one of its queries names, in whatever words (one of them alone, or with another, may
+be). Everything follows from the table and one seed.
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ def read_occupations(path: Path) -> Occupations:
         if missing:
             raise DataError(f"{path} lacks the columns {', '.join(missing)}", "use Task_DWA.csv")
         for row in rows:
-            code, title, task_id, text, activity, activity_title = (row[name] for name in COLUMNS)
+            values = [row[name] for name in COLUMNS]
+            if None in values:
+                raise DataError(f"{path}:{rows.line_num} has too few columns", "use Task_DWA.csv")
+            code, title, task_id, text, activity, activity_title = values
             titles[code] = title
             activity_titles[activity] = activity_title.rstrip(".")
             tasks.setdefault(code, {}).setdefault(task_id, (text, []))[1].append(activity)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,22 @@ def read_database(folder: Path) -> list[TitledOccupation]:
     known: dict[str, TitledOccupation] = {}
     for code, title, description in _rows(folder, "Occupation Data", ("Title", "Description")):
         known[code] = TitledOccupation(code=code, title=title, description=description)
-    for code, task in _rows(folder, "Task Statements", ("Task",)):
+    rows = partial(_known_rows, folder, known)
+    for code, task in rows("Task Statements", ("Task",)):
         known[code].tasks.append(task)
-    for code, example in _rows(folder, "Technology Skills", ("Example",)):
+    for code, example in rows("Technology Skills", ("Example",)):
         known[code].technologies.append(example)
-    for code, other, tier in _rows(
-        folder, "Related Occupations", ("Related O*NET-SOC Code", "Relatedness Tier")
+    for code, other, tier in rows(
+        "Related Occupations", ("Related O*NET-SOC Code", "Relatedness Tier")
     ):
         known[code].related[other] = TIERS.get(tier, 1)
     owners: dict[str, set[str]] = {}
     named: list[tuple[str, str, bool]] = []
-    for code, title, form in _rows(folder, "Alternate Titles", ("Alternate Title", "Short Title")):
+    for code, title, form in rows("Alternate Titles", ("Alternate Title", "Short Title")):
         named.append((code, title, False))
         if form != "n/a":
             named.append((code, form, True))
-    for code, title in _rows(folder, "Sample of Reported Titles", ("Reported Job Title",)):
+    for code, title in rows("Sample of Reported Titles", ("Reported Job Title",)):
         named.append((code, title, False))
     for code, title, _ in named:
         owners.setdefault(title.lower(), set()).add(code)
@@ -82,6 +84,19 @@ def read_held_back(path: Path, occupations: Sequence[TitledOccupation]) -> froze
     return codes
 
 
+def _known_rows(
+    folder: Path, known: Mapping[str, object], table: str, columns: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
+    """The rows of a table about occupations. Raises DataError for a code that is none's."""
+    for code, *more in _rows(folder, table, columns):
+        if code not in known:
+            raise DataError(
+                f"{folder}: table {table!r} names occupation {code!r}, which Occupation Data lacks",
+                "give tables of one release",
+            )
+        yield (code, *more)
+
+
 def _rows(folder: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """(code, columns ...) of every row of a table."""
     kept = table.lower().replace(" ", "_")
@@ -98,5 +113,8 @@ def _rows(folder: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[
         missing = [name for name in (CODE, *columns) if name not in (rows.fieldnames or ())]
         if missing:
             raise DataError(f"{path} lacks the columns {', '.join(missing)}", "use the release's")
-        for row in rows:
-            yield (row[CODE], *(row[name] for name in columns))
+        try:
+            for row in rows:
+                yield (row[CODE], *(row[name] for name in columns))
+        except (EOFError, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {path}: {error}", "download it again") from error

@@ -4,6 +4,7 @@ file one at a time; what stays in memory are ids, and columns of numbers."""
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from slmrank.spec.data import OwnData
 
 Progress = Callable[[int, str], None]
 PROGRESS_EVERY = 10_000
+LEAST_DEALT = 20  # of fewer queries, one large group is chance
 
 
 def write_own_set(
@@ -39,6 +41,7 @@ def write_own_set(
     together = _together(_records(spec, spec.pairs, Pair, progress))
     pairs = {split: PairColumns(split) for split in SPLITS}
     place: dict[str, Split] = {}
+    dealt_together: Counter[str] = Counter()
     for number, pair in enumerate(_records(spec, spec.pairs, Pair, progress), start=1):
         if pair.job_id not in known:
             raise DataError(
@@ -46,14 +49,19 @@ def write_own_set(
                 "add the job or remove the pair",
             )
         name = same_query(pair.query)
-        dealt: Split = "test" if only_tested else _deal(together(name), spec)
+        hung = together(name)
+        dealt: Split = "test" if only_tested else _deal(hung, spec)
         split = pair.split or dealt
+        if pair.split is None and name not in place:
+            dealt_together[hung] += 1
         if place.setdefault(name, split) != split:
             raise DataError(
                 f"{spec.pairs}: query {pair.query!r} is in split {split!r} and {place[name]!r}",
                 "keep all pairs of a query in one split",
             )
         pairs[split].append(pair)
+    if not only_tested:
+        _check_dealt(dealt_together, spec)
     for members in pairs.values():
         twice = members.contradicted()
         if twice is not None:
@@ -112,6 +120,19 @@ def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
             # The smaller name leads, so that the order of the records decides nothing.
             parent[max(query, group)] = min(query, group)
     return lambda name: root(f"q{name}")[1:] if f"q{name}" in parent else name
+
+
+def _check_dealt(dealt: Counter[str], spec: OwnData) -> None:
+    """Raises DataError where what hangs together leaves too little for the splits."""
+    (name, most), *_ = dealt.most_common(1) or [("", 0)]
+    share = most / max(dealt.total(), 1)
+    if dealt.total() >= LEAST_DEALT and share > 1 - spec.test_share / 2:
+        raise DataError(
+            f"{spec.pairs}: {share:.0%} of the queries hang together by the groups of their pairs "
+            f"({name!r} among them), so no test_share {spec.test_share:g} can be parted from them",
+            "name as group what all pairs of a query share (not each job's employer), or give the "
+            "pairs' split",
+        )
 
 
 def _check_groups(pairs: dict[Split, PairColumns], path: Path) -> None:

@@ -43,5 +43,5 @@ def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
                         number += 1
                         given = {name: value for name, value in row.items() if value is not None}
                         yield checked(model, given, f"{file}: row {number}")
-        except (ArrowInvalid, OSError) as error:
+        except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {file}: {error}", "check that it is Parquet") from error

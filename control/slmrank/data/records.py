@@ -117,9 +117,10 @@ def read_jsonl(path: Path, model: type[Record]) -> Iterator[Record]:
                 f"{place}: not UTF-8 (byte {error.start} is 0x{line[error.start]:02x})",
                 "convert the file to UTF-8",
             ) from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            told = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"{place}: not JSON: {error.msg}", "write one JSON object per line"
+                f"{place}: not JSON: {told}", "write one JSON object per line"
             ) from error
         yield checked(model, value, place)
 

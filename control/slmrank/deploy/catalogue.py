@@ -5,12 +5,24 @@ from __future__ import annotations
 
 import shlex
 
-from slmrank.deploy.naming import BUNDLES, TMP, Object, labelled, labels, repository_path
+from slmrank.deploy.naming import (
+    BUNDLES,
+    COMPONENT,
+    NAME,
+    TMP,
+    Object,
+    labelled,
+    labels,
+    repository_path,
+    selector,
+)
+from slmrank.deploy.parts import policy
 from slmrank.deploy.pod import bundle_volume, container_of, pod_of
 from slmrank.deploy.release import Release
 
 CATALOGUE = "catalogue"
 GIB_PER_WORKER = 2
+DASHBOARD = 8265
 
 
 def ray_job(release: Release) -> Object:
@@ -26,7 +38,7 @@ def ray_job(release: Release) -> Object:
         release,
         "ray.io/v1",
         "RayJob",
-        f"{release.object_name}-{CATALOGUE}",
+        release.object_name,  # KubeRay takes 47 characters
         component=CATALOGUE,
         spec={
             "entrypoint": shlex.join(summarize),
@@ -54,6 +66,16 @@ def ray_job(release: Release) -> Object:
             },
         },
     )
+
+
+def ray_policy(release: Release) -> Object:
+    """Ray runs code for whoever reaches its ports: its own pods, and KubeRay's operator."""
+    chosen = {**selector(release), COMPONENT: CATALOGUE}
+    operator = {"podSelector": {"matchLabels": {NAME: "kuberay-operator"}}, "namespaceSelector": {}}
+    asking = {"from": [operator], "ports": [{"port": DASHBOARD, "protocol": "TCP"}]}
+    own = {"from": [{"podSelector": {"matchLabels": chosen}}]}
+    name = f"{release.object_name}-{CATALOGUE}"
+    return policy(release, name, CATALOGUE, chosen, [own, asking], None)
 
 
 def _template(

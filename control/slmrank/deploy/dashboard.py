@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from slmrank.deploy.monitoring import FAILED_METRIC, P_METRIC
-from slmrank.deploy.naming import pods_matching
+from slmrank.deploy.naming import pods_matching, series_of
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from slmrank.deploy.sizing import target_items_per_s
+from slmrank.hashing import hash_value
 
 WIDTH, HEIGHT = 12, 8
 SOURCE = {"type": "prometheus", "uid": "${source}"}
@@ -18,7 +19,7 @@ def dashboard(release: Release) -> dict[str, Any]:
     """A dashboard for `grafana/provisioning` or the sidecar's label `grafana_dashboard`."""
     name, namespace = release.object_name, release.deploy.namespace
     pods = pods_matching(release)
-    ours = f'app_kubernetes_io_instance="{release.name}",slmrank_io_track="{release.track}"'
+    ours = series_of(release)
     target, limit = target_items_per_s(release), release.latency_ms / 1000
     deployment = f'namespace="{namespace}",deployment="{name}"'
     items = f"(rate(slmrank_items_total{{{ours}}}[5m]))"
@@ -70,8 +71,8 @@ def dashboard(release: Release) -> dict[str, Any]:
             "h": HEIGHT,
         }
     return {
-        "uid": name[:40],
-        "title": f"{name}: {release.engine.target} ranker",
+        "uid": hash_value([namespace, name])[:40],
+        "title": f"{namespace}/{name}: {release.engine.target} ranker",
         "tags": ["slmrank"],
         "schemaVersion": 39,
         "refresh": "15s",

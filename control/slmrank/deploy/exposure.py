@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlsplit
 
-from slmrank.deploy.naming import GRPC, METRICS, ROUTE, Object, labelled, selector
+from slmrank.deploy.naming import GRPC, ROUTE, Object, labelled, selector
+from slmrank.deploy.parts import DNS, NAMESPACE, policy, scraping
 from slmrank.deploy.release import Release
 
-NAMESPACE = "kubernetes.io/metadata.name"
 CLIENT_LABEL = "slmrank.io/clients"
 GRPC_ROUTE = ("gateway.networking.k8s.io/v1", "GRPCRoute")
-HTTPS = 443
-DNS: Object = {"ports": [{"port": 53, "protocol": one} for one in ("UDP", "TCP")]}
+HTTP, HTTPS = 80, 443
 
 
 def grpc_service(release: Release) -> Object:
@@ -26,23 +25,6 @@ def grpc_service(release: Release) -> Object:
             "clusterIP": "None",
             "selector": selector(release),
             "ports": [{"name": "grpc", "port": GRPC, "targetPort": "grpc", "protocol": "TCP"}],
-        },
-    )
-
-
-def metrics_service(release: Release) -> Object:
-    """Metrics, behind one address."""
-    return labelled(
-        release,
-        "v1",
-        "Service",
-        f"{release.object_name}-metrics",
-        spec={
-            "type": "ClusterIP",
-            "selector": selector(release),
-            "ports": [
-                {"name": "metrics", "port": METRICS, "targetPort": "metrics", "protocol": "TCP"},
-            ],
         },
     )
 
@@ -69,8 +51,11 @@ def pod_egress(release: Release) -> list[Object]:
     url = release.deploy.storage.bundles_url
     if url is not None:
         # A store of one's own is named in the url's query, as pyarrow reads it.
-        endpoint = dict(parse_qsl(urlsplit(url).query)).get("endpoint_override", "")
-        port = urlsplit(f"//{endpoint.rpartition('//')[2]}").port or HTTPS
+        query = dict(parse_qsl(urlsplit(url).query))
+        scheme, _, host = query.get("endpoint_override", "").rpartition("://")
+        plain = (scheme or query.get("scheme")) == "http"
+        named = urlsplit(f"//{host}") if host else urlsplit(url)
+        port = named.port or (HTTP if plain else HTTPS)
         rules.append({"ports": [{"port": port, "protocol": "TCP"}]})
     return [*rules, DNS] if rules else []
 
@@ -78,26 +63,14 @@ def pod_egress(release: Release) -> list[Object]:
 def network_policy(release: Release) -> Object:
     """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
     Gateway's, metrics from monitoring; nothing goes out but look-ups in a shared store."""
-    monitoring = {
-        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
-    }
-    return labelled(
+    asking = {"from": clients_of(release), "ports": [{"port": GRPC, "protocol": "TCP"}]}
+    return policy(
         release,
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
         release.object_name,
-        spec={
-            "podSelector": {"matchLabels": selector(release)},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {
-                    "from": clients_of(release),
-                    "ports": [{"port": GRPC, "protocol": "TCP"}],
-                },
-                {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]},
-            ],
-            "egress": pod_egress(release),
-        },
+        "serve",
+        selector(release),
+        [asking, scraping(release)],
+        pod_egress(release),
     )
 
 

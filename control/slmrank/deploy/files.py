@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slmrank.artifacts import write_atomic
 from slmrank.deploy.access import deployer_role
-from slmrank.deploy.catalogue import ray_job
+from slmrank.deploy.catalogue import ray_job, ray_policy
 from slmrank.deploy.dashboard import dashboard
 from slmrank.deploy.exposure import grpc_route
 from slmrank.deploy.kserve import inference_service, serving_runtime
@@ -55,7 +55,7 @@ def release_files(release: Release) -> Files:
         "keda": [scaled_object(release, f"http://prometheus-operated.{monitoring}")],
         "gateway": [grpc_route(release)],
         "rerank": rerank_objects(release),
-        "rayjob": [ray_job(release)],
+        "rayjob": [ray_policy(release), ray_job(release)],
         "kserve": [serving_runtime(release), inference_service(release)],
     }
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 
 from slmrank.deploy.naming import COMPONENT, Object, labelled, selector
 from slmrank.deploy.release import Release
@@ -16,7 +17,7 @@ def serving_runtime(release: Release) -> Object:
     (container,) = pod["containers"]
     container["name"] = "kserve-container"
     # It runs what our init containers do by itself: a runtime has none.
-    before = [" ".join(one["command"]) for one in pod["initContainers"]]
+    before = [shlex.join(one["command"]) for one in pod["initContainers"]]
     if release.deploy.storage.bundles_url is not None:
         fetch = pod["initContainers"][0]
         container["envFrom"] = fetch.get("envFrom", [])
@@ -25,7 +26,7 @@ def serving_runtime(release: Release) -> Object:
     container["command"] = [
         "sh",
         "-c",
-        " && ".join([*before, f"exec {' '.join(container['command'])}"]),
+        " && ".join([*before, f"exec {shlex.join(container['command'])}"]),
     ]
     grpc, _, metrics = container["ports"]
     # KServe's Service leads to the first port; its name says that HTTP/2 is spoken there.

@@ -12,10 +12,11 @@ from slmrank.deploy.naming import (
     INSTANCE,
     NAME,
     Object,
-    labelled,
     pods_matching,
     selector,
+    series_of,
 )
+from slmrank.deploy.parts import monitored
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from slmrank.deploy.sizing import target_items_per_s
@@ -29,40 +30,23 @@ MOST_FAILED = 0.01
 
 
 def pod_monitor(release: Release) -> Object:
-    """Scrapes every pod. The labels that it copies are what the rules below select by."""
+    """Scrapes every pod that serves, also those that KServe makes. The labels that it copies are
+    what the rules below select by."""
     chosen = {key: value for key, value in selector(release).items() if key != COMPONENT}
-    return _labelled(
-        release,
-        labelled(
-            release,
-            "monitoring.coreos.com/v1",
-            "PodMonitor",
-            release.object_name,
-            component="monitoring",
-            spec={
-                # Also pods that KServe makes; those of Jobs have no such port.
-                "selector": {"matchLabels": chosen},
-                "podTargetLabels": [NAME, INSTANCE, "slmrank.io/engine", "slmrank.io/track"],
-                "podMetricsEndpoints": [
-                    {"port": "metrics", "path": "/metrics", "interval": f"{SCRAPE_S}s"}
-                ],
-            },
-        ),
-    )
-
-
-def _labelled(release: Release, given: Object) -> Object:
-    """With the labels by which a Prometheus selects what it reads."""
-    given["metadata"]["labels"] |= release.deploy.monitoring_labels
-    return given
+    serving = {"key": COMPONENT, "operator": "In", "values": ["serve", "kserve"]}
+    spec = {
+        "selector": {"matchLabels": chosen, "matchExpressions": [serving]},
+        "podTargetLabels": [NAME, INSTANCE, "slmrank.io/engine", "slmrank.io/track"],
+        "podMetricsEndpoints": [
+            {"port": "metrics", "path": "/metrics", "interval": f"{SCRAPE_S}s"}
+        ],
+    }
+    return monitored(release, "PodMonitor", release.object_name, "monitoring", spec)
 
 
 def rule_groups(release: Release) -> list[dict[str, Any]]:
     """Recording rules and alerts, as promtool reads them."""
-    ours = (
-        f'app_kubernetes_io_name="slmrank",app_kubernetes_io_instance="{release.name}",'
-        f'slmrank_io_track="{release.track}"'
-    )
+    ours = f'app_kubernetes_io_name="slmrank",{series_of(release)}'
     quantile = f"0.{release.percentile}"
     by_pod = "sum by (namespace, pod)"
     name = release.object_name
@@ -174,7 +158,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
 
 
 def _follower_alerts(release: Release) -> list[dict[str, Any]]:
-    own = f'{{app_kubernetes_io_instance="{release.name}",app_kubernetes_io_component="watch"}}'
+    own = f'{{{series_of(release)},app_kubernetes_io_component="watch"}}'
     done = f"sum(rate(slmrank_watch_changes_total{own}[5m]))"
     rejected = own.replace("}", ',result="rejected"}')
     return [
@@ -199,17 +183,8 @@ def _follower_alerts(release: Release) -> list[dict[str, Any]]:
 
 def prometheus_rule(release: Release) -> Object:
     """The rules for the Prometheus operator."""
-    return _labelled(
-        release,
-        labelled(
-            release,
-            "monitoring.coreos.com/v1",
-            "PrometheusRule",
-            release.object_name,
-            component="monitoring",
-            spec={"groups": rule_groups(release)},
-        ),
-    )
+    spec = {"groups": rule_groups(release)}
+    return monitored(release, "PrometheusRule", release.object_name, "monitoring", spec)
 
 
 def adapter_values() -> dict[str, Any]:

@@ -57,14 +57,15 @@ def labelled(
     name: str,
     *,
     component: str = "serve",
-    namespaced: bool = True,
     annotations: dict[str, str] | None = None,
     **content: Any,
 ) -> Object:
     """An object with our metadata; `content` is everything beside it."""
-    metadata: Object = {"name": name, "labels": labels(release, component)}
-    if namespaced:
-        metadata["namespace"] = release.deploy.namespace
+    metadata: Object = {
+        "name": name,
+        "labels": labels(release, component),
+        "namespace": release.deploy.namespace,
+    }
     if annotations:
         metadata["annotations"] = annotations
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
@@ -74,6 +75,15 @@ def pods_matching(release: Release) -> str:
     """The pods of a release in PromQL: those of its Deployment, or of KServe's."""
     name = release.object_name
     return f'namespace="{release.deploy.namespace}",pod=~"{name}(-predictor)?-[a-z0-9]+-[a-z0-9]+"'
+
+
+def series_of(release: Release) -> str:
+    """The series of a release's pods in PromQL, by the labels that are copied when scraped: one
+    Prometheus may read the same bundle in several namespaces."""
+    return (
+        f'namespace="{release.deploy.namespace}",app_kubernetes_io_instance="{release.name}",'
+        f'slmrank_io_track="{release.track}"'
+    )
 
 
 def service_host(release: Release) -> str:

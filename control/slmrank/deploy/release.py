@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from slmrank.artifacts import Artifact
 from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, read_known
-from slmrank.engine.targets.base import EngineTarget
+from slmrank.engine.targets.base import EngineTarget, InProcessTarget
 from slmrank.errors import DeployError, SweepError
 from slmrank.hashing import hash_value
 from slmrank.load.capacity import slowest_cell
@@ -35,6 +35,8 @@ TAG_LENGTH = 12
 # Kubernetes cuts the names of pods at 63: 17 belong to ReplicaSet and pod.
 MOST_NAME = 46
 RELEASE_FILE = "release.yaml"
+# What names of other objects of a bundle end with.
+OWN_ENDINGS = ("canary", "catalogue", "push", "rerank", "watch")
 Track = Literal["stable", "canary"]
 
 
@@ -102,6 +104,7 @@ class Release(Section):
     repository: RepositoryFacts
     known_answers: list[KnownAnswer]
     capacity: CapacityFacts
+    instances: int = Field(1, ge=1, description="processes that load the engine")
     max_queue_size: int = Field(ge=1, description="requests that wait for a replica's engine")
     queue_timeout_us: int = Field(ge=1, description="longest predicted time to an answer")
     store_ports: list[int] = Field(
@@ -123,11 +126,12 @@ class Release(Section):
             )
         if self.deploy.watch is not None and not self.store_ports:
             raise ValueError("deploy.watch needs a shared summary store (summarize.store)")
-        if len(self.object_name) > MOST_NAME or self.name.endswith("-canary"):
+        if len(self.object_name) > MOST_NAME or self.name.rpartition("-")[2] in OWN_ENDINGS:
             raise ValueError(
-                f"the bundle's name {self.name!r} is too long or ends with -canary: names of its "
-                f"pods would be cut, or meet those of another track; at most "
-                f"{MOST_NAME - len('slmrank--canary')} characters fit both tracks"
+                f"the bundle's name {self.name!r} is too long or ends with one of "
+                f"{', '.join(OWN_ENDINGS)}: names of its pods would be cut, or meet those of "
+                f"another bundle's objects; at most {MOST_NAME - len('slmrank--canary')} "
+                "characters fit both tracks"
             )
         if self.strategy == "in-place" and scaling.min_replicas < 2:
             raise ValueError(
@@ -233,6 +237,7 @@ def make_release(
         },
         "known_answers": [answer.values() for answer in read_known(repository.path / KNOWN_FILE)],
         "capacity": _capacity(spec, identity, record).settings(),
+        "instances": spec.repository.instances if isinstance(target, InProcessTarget) else 1,
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
         "store_ports": shared_ports(spec),

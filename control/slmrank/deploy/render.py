@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slmrank.deploy.access import claim, namespace, service_account
-from slmrank.deploy.exposure import grpc_service, metrics_service, network_policy
+from slmrank.deploy.exposure import grpc_service, network_policy
 from slmrank.deploy.monitoring import pod_monitor, prometheus_rule
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
@@ -29,10 +29,9 @@ def render_base(release: Release) -> list[Object]:
         manifest_config(release),
         network_policy(release),
         grpc_service(release),
-        metrics_service(release),
         disruption_budget(release),
         deployment(release),
-        autoscaler(release),
+        *([autoscaler(release)] if release.deploy.scaling.autoscaler == "hpa" else []),
         *followers,
     ]
 

@@ -2,84 +2,43 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.exposure import DNS, clients_of
+from slmrank.deploy.exposure import clients_of
 from slmrank.deploy.naming import (
     COMPONENT,
     GRPC,
-    INSTANCE,
-    NAME,
     TLS,
     TMP,
     Object,
     labelled,
-    labels,
     selector,
     service_host,
 )
+from slmrank.deploy.parts import DNS, budget, policy, workers
 from slmrank.deploy.pod import container_of, pod_of, tls_volumes
 from slmrank.deploy.release import Release
 
+RERANK = "rerank"
 PORT = 8080
 TOKENS = "/tokens"
 
 
 def rerank_objects(release: Release) -> list[Object]:
     """Deployment, Service, disruption budget and NetworkPolicy."""
-    chosen = {NAME: selector(release)[NAME], INSTANCE: release.name, COMPONENT: "rerank"}
-    name = f"{release.object_name}-rerank"
-
-    def made(api_version: str, kind: str, spec: Object) -> Object:
-        return labelled(release, api_version, kind, name, component="rerank", spec=spec)
-
+    chosen = {**selector(release), COMPONENT: RERANK}
+    name = f"{release.object_name}-{RERANK}"
+    ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
+    asking = {"from": clients_of(release), "ports": [{"port": PORT, "protocol": "TCP"}]}
+    # To the ranker, and to whoever resolves its name.
+    ranker = {
+        "to": [{"podSelector": {"matchLabels": selector(release)}}],
+        "ports": [{"port": GRPC, "protocol": "TCP"}],
+    }
+    service = {"selector": chosen, "ports": ports}
     return [
-        made(
-            "apps/v1",
-            "Deployment",
-            {
-                "replicas": release.deploy.rerank.replicas,
-                "selector": {"matchLabels": chosen},
-                "template": {
-                    "metadata": {"labels": labels(release, "rerank")},
-                    "spec": _pod(release),
-                },
-            },
-        ),
-        made(
-            "v1",
-            "Service",
-            {
-                "selector": chosen,
-                "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
-            },
-        ),
-        made(
-            "policy/v1",
-            "PodDisruptionBudget",
-            {
-                "maxUnavailable": 1,
-                "selector": {"matchLabels": chosen},
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            },
-        ),
-        made(
-            "networking.k8s.io/v1",
-            "NetworkPolicy",
-            {
-                "podSelector": {"matchLabels": chosen},
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [
-                    {"from": clients_of(release), "ports": [{"port": PORT, "protocol": "TCP"}]}
-                ],
-                # To the ranker, and to whoever resolves its name.
-                "egress": [
-                    {
-                        "to": [{"podSelector": {"matchLabels": selector(release)}}],
-                        "ports": [{"port": GRPC, "protocol": "TCP"}],
-                    },
-                    DNS,
-                ],
-            },
-        ),
+        workers(release, name, RERANK, chosen, release.deploy.rerank.replicas, _pod(release)),
+        labelled(release, "v1", "Service", name, component=RERANK, spec=service),
+        budget(release, name, RERANK, chosen),
+        policy(release, name, RERANK, chosen, [asking], [ranker, DNS]),
     ]
 
 

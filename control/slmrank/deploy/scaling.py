@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slmrank.deploy.naming import Object, labelled, pods_matching, selector
+from slmrank.deploy.parts import budget
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import target_items_per_s
 
@@ -60,24 +61,12 @@ def autoscaler(release: Release) -> Object:
 
 
 def disruption_budget(release: Release) -> Object:
-    """By `maxUnavailable`: `minAvailable: 1` blocks the drain of a node for ever once one pod is
-    left."""
-    return labelled(
-        release,
-        "policy/v1",
-        "PodDisruptionBudget",
-        release.object_name,
-        component="availability",
-        spec={
-            "maxUnavailable": 1,
-            "selector": {"matchLabels": selector(release)},
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
-    )
+    """Of the pods that serve."""
+    return budget(release, release.object_name, "availability", selector(release))
 
 
 def scaled_object(release: Release, server: str) -> Object:
-    """KEDA in place of the autoscaler above (one owner of `replicas`: remove that one)."""
+    """KEDA in place of the autoscaler above; deploy.scaling.autoscaler says who owns `replicas`."""
     scaling, name = release.deploy.scaling, release.object_name
     pods = pods_matching(release)
     triggers = [

@@ -53,13 +53,13 @@ def shm_mib(release: Release) -> int:
 
 
 def memory_mib(release: Release) -> int:
-    """Host memory, request and limit: twice what is loaded, 1 GiB for server, tokenizer and
-    activations, and the shared memory, in steps of 256 MiB. The demo's server (315 MB engine)
-    stood at 0.96 GB after its first request, this gives 2 GiB."""
+    """Host memory, request and limit: twice what each process of the engine loads, 1 GiB for
+    server, tokenizer and activations, and the shared memory, in steps of 256 MiB. The demo's server
+    (315 MB engine) stood at 0.96 GB after its first request, this gives 2 GiB."""
     given = release.deploy.placement.memory_gib
     if given is not None:
         return math.ceil(given * 1024)
-    needed = 2 * loaded_bytes(release) / MIB + 1024 + shm_mib(release)
+    needed = 2 * loaded_bytes(release) * release.instances / MIB + 1024 + shm_mib(release)
     if release.on_gpu:
         needed += 8192  # CUDA context, TensorRT-LLM and its pinned buffers
     return math.ceil(needed / 256) * 256

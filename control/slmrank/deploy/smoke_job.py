@@ -28,8 +28,6 @@ def smoke_job(release: Release, name: str) -> Object:
         release.image,
         {"cpu": "500m", "memory": "512Mi"},
         command=smoke_command(release, f"{service_host(release)}:{GRPC}", 60),
-        # gRPC's own resolver does not use the search list of resolv.conf everywhere.
-        env=[{"name": "GRPC_DNS_RESOLVER", "value": "native"}],
         volumeMounts=[
             {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
             {"name": "tmp", "mountPath": TMP},

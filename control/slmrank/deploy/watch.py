@@ -3,21 +3,21 @@ their release read it."""
 
 from __future__ import annotations
 
-from slmrank.deploy.exposure import NAMESPACE, pod_egress
+from slmrank.deploy.exposure import pod_egress
 from slmrank.deploy.naming import (
     BUNDLES,
     COMPONENT,
     INSTANCE,
     METRICS,
     TMP,
+    TRACK,
     WATCH,
     Object,
     follower_name,
-    labelled,
-    labels,
     repository_path,
     selector,
 )
+from slmrank.deploy.parts import monitored, policy, scraping, workers
 from slmrank.deploy.pod import bundle_volume, container_of, pod_of, store_environment, store_volumes
 from slmrank.deploy.release import Release
 from slmrank.spec.deploy import WatchSpec
@@ -31,67 +31,29 @@ def watch_objects(release: Release) -> list[Object]:
     """Deployment and NetworkPolicy of `deploy.watch`, which must be set."""
     own = release.deploy.watch
     assert own is not None
-    chosen = _selector(release)
-    monitoring = {
-        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
-    }
     egress = pod_egress(release)
     if own.source.startswith(KAFKA_KIND):
         ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports
         egress = [{"ports": [{"port": one, "protocol": "TCP"} for one in ports]}, *egress]
+    name, chosen = follower_name(release.place), _selector(release)
     return [
-        _labelled(
-            release,
-            "apps/v1",
-            "Deployment",
-            {
-                "replicas": own.replicas,
-                "selector": {"matchLabels": chosen},
-                "template": {
-                    "metadata": {"labels": labels(release, WATCH)},
-                    "spec": _pod(release, own),
-                },
-            },
-        ),
-        _labelled(
-            release,
-            "networking.k8s.io/v1",
-            "NetworkPolicy",
-            {
-                "podSelector": {"matchLabels": chosen},
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [
-                    {"from": [monitoring], "ports": [{"port": METRICS, "protocol": "TCP"}]}
-                ],
-                "egress": egress,
-            },
-        ),
+        workers(release, name, WATCH, chosen, own.replicas, _pod(release, own)),
+        policy(release, name, WATCH, chosen, [scraping(release)], egress),
     ]
 
 
 def watch_monitor(release: Release) -> Object:
     """Scrapes the followers. Their series lack the name by which those of servers are counted."""
-    monitor = _labelled(
-        release,
-        "monitoring.coreos.com/v1",
-        "PodMonitor",
-        {
-            "selector": {"matchLabels": _selector(release)},
-            "podTargetLabels": [INSTANCE, COMPONENT],
-            "podMetricsEndpoints": [{"port": "changes", "path": "/metrics"}],
-        },
-    )
-    monitor["metadata"]["labels"] |= release.deploy.monitoring_labels
-    return monitor
+    spec = {
+        "selector": {"matchLabels": _selector(release)},
+        "podTargetLabels": [INSTANCE, COMPONENT, TRACK],
+        "podMetricsEndpoints": [{"port": "changes", "path": "/metrics"}],
+    }
+    return monitored(release, "PodMonitor", follower_name(release.place), WATCH, spec)
 
 
 def _selector(release: Release) -> dict[str, str]:
     return {**selector(release), COMPONENT: WATCH}
-
-
-def _labelled(release: Release, api_version: str, kind: str, spec: Object) -> Object:
-    name = follower_name(release.place)
-    return labelled(release, api_version, kind, name, component=WATCH, spec=spec)
 
 
 def _pod(release: Release, own: WatchSpec) -> Object:

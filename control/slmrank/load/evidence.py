@@ -3,9 +3,9 @@ served, the metrics page, and the machine."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import platform
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -101,7 +101,7 @@ def scrape_metrics(url: str | None) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             text: str = answer.read().decode("utf-8", "replace")
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return text
 

@@ -155,8 +155,11 @@ def find_slo(
         "versions": {**subject.versions, "perf_analyzer": bench.analyzer.version},
         "host": bench.host,
     }
-    with bench.store.create(KIND, key, lineage) as draft:
-        draft.figures.update(asdict(_search(bench, task, slo, report)))
+    with bench.store.lock(KIND, key):
+        found = known_slo(bench.store, bench.subject, task, slo)
+        if found is None or bench.again:  # no other process searched it meanwhile
+            with bench.store.create(KIND, key, lineage) as draft:
+                draft.figures.update(asdict(_search(bench, task, slo, report)))
     return bench.store.read(KIND, key)
 
 

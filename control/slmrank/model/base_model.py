@@ -6,6 +6,7 @@ The result is a plain Hugging Face checkpoint in float32 safetensors with a fast
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slmrank.errors import CheckpointError
-from slmrank.model.checkpoint import TOKENIZER_FILES, read_geometry
+from slmrank.model.checkpoint import TOKENIZER_FILES, read_config, read_geometry
 from slmrank.model.quiet import quiet
 from slmrank.model.tensor_files import read_header
 
@@ -87,10 +88,36 @@ def import_directory(source: Path, target: Path) -> None:
         raise CheckpointError(
             f"{source} has no tokenizer.json", "save the checkpoint with a fast tokenizer"
         )
-    for path in weights:
-        read_header(path)
+    if "quantization_config" in read_config(source):
+        raise CheckpointError(
+            f"{source} holds quantized weights", "give the checkpoint that they were made from"
+        )
+    names = {name for path in weights for name in read_header(path)}
+    missing = sorted(_indexed(source) - names)
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights of its index, for example {missing[0]}",
+            "copy every *.safetensors of the checkpoint",
+        )
+    embedding = "model.embed_tokens.weight"
+    if embedding not in names:
+        raise CheckpointError(
+            f"{source} has no weight {embedding}: it is no whole causal language model",
+            "save the AutoModelForCausalLM, not its inner model",
+        )
     for path in imported_files(source):
         shutil.copy2(path, target / path.name)
+
+
+def _indexed(source: Path) -> set[str]:
+    """The weights that the index of a checkpoint in several files names."""
+    path = source / "model.safetensors.index.json"
+    if not path.is_file():
+        return set()
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no index: {error}", "copy it again") from error
 
 
 def imported_files(source: Path) -> list[Path]:

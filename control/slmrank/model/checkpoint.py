@@ -83,8 +83,18 @@ class Checkpoint:
         return self.ranker.labels
 
     def encoder(self, max_item_tokens: int | None = None) -> PromptEncoder:
-        """See `RankerFile.encoder`."""
-        return self.ranker.encoder(max_item_tokens)
+        """See `RankerFile.encoder`. Raises CheckpointError where its longest prompt has more tokens
+        than the model has positions."""
+        encoder = self.ranker.encoder(max_item_tokens)
+        positions = read_config(self.path).get("max_position_embeddings")
+        if positions is not None and encoder.max_prompt_tokens > positions:
+            raise CheckpointError(
+                f"the longest prompt has {encoder.max_prompt_tokens} tokens, the model has "
+                f"{positions} positions",
+                "lower prompt.max_item_tokens (of full texts: evaluate.full_text_tokens, "
+                "finetune.text_tokens) or prompt.max_query_tokens",
+            )
+        return encoder
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -162,13 +172,13 @@ def write_ranker(
         write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     checkpoint = open_checkpoint(path)
-    positions = read_config(path).get("max_position_embeddings")
-    longest = checkpoint.encoder().max_prompt_tokens
-    if positions is not None and longest > positions:
+    checkpoint.encoder()
+    largest = max(load_tokenizer(path).get_vocab(with_added_tokens=True).values())
+    if largest >= checkpoint.geometry.vocab_size:
         raise CheckpointError(
-            f"the longest prompt has {longest} tokens, the model has {positions} positions",
-            "lower prompt.max_item_tokens (of a ladder's full texts: evaluate.full_text_tokens) or "
-            "prompt.max_query_tokens",
+            f"the tokenizer has token {largest}, the embedding {checkpoint.geometry.vocab_size} "
+            "rows",
+            "resize_token_embeddings to the tokenizer's length, and save again",
         )
     return checkpoint
 

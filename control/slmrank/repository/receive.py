@@ -105,14 +105,16 @@ def receive_url(url: str, target: Path, digest: str) -> int:
 
 
 def send_url(artifact: Artifact, url: str) -> bool:
-    """Copy an artifact below a folder or url, its manifest last; False when it was there."""
-    place = Place(url)
+    """Copy an artifact below a folder or url, its manifest last; False when it was there, with
+    every file in its size (who fetches it compares the content)."""
+    place, names = Place(url), _names(artifact)
     manifest = (artifact.path / MANIFEST).read_bytes()
-    if place.read(MANIFEST) == manifest:
+    sizes = [(artifact.path / name).stat().st_size for name in names]
+    if place.read(MANIFEST) == manifest and place.sizes(names) == sizes:
         return False
-    for folder in sorted({str(PurePosixPath(name).parent) for name in _names(artifact)}):
+    for folder in sorted({str(PurePosixPath(name).parent) for name in names}):
         (place if folder == "." else place.below(folder)).make()
-    for name in _names(artifact):
+    for name in names:
         place.put(artifact.path / name, name)
     return True
 

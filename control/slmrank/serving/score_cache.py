@@ -118,10 +118,10 @@ class ScoreCache:
         known = {key: p for key in wanted if (p := self._near.get(key)) is not None}
         rest = [key for key in wanted if key not in known]
         if self._far is not None and rest:
-            for key, p in zip(rest, self._far.get_many(rest), strict=True):
-                if p is not None:
-                    known[key] = p
-                    self._near.put(key, p, self._lifetime_s())
+            for key, found in zip(rest, self._far.get_many(rest), strict=True):
+                if found is not None:
+                    known[key], left_s = found
+                    self._near.put(key, known[key], min(left_s, self._lifetime_s()))
         missing: list[Asked] = []
         missing_keys: list[list[bytes]] = []
         claimed = set(known)

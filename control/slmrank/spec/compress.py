@@ -95,13 +95,15 @@ class PruneSpec(Section):
     """key/value heads kept per layer, each with the query heads that read it; unset: all"""
     select: Literal["last", "importance"] = "last"
     """layers that go: the last ones, or those without which the ranker's own p moves least"""
-    importance_prompts: int = Field(64, ge=1, description="training prompts for that measurement")
+    importance_prompts: int = Field(
+        64, ge=1, description="of calibration_prompts, for that measurement"
+    )
     stages: int = Field(1, ge=1, le=16)
     """prune in so many equal parts, each followed by its share of recover.steps; 1: all at once,
     then all steps"""
     recorded: Path | None = None
     """pruning.json of an earlier pruning of the same model: its layers, neurons and calibration
-    prompts are used; only the closed-form refit runs"""
+    prompts are used, and what is kept is not chosen again"""
     method: Literal["osscar", "magnitude", "magnitude_refit"] = "osscar"
     """selection and refit; the others are baselines"""
     calibration_prompts: int = Field(192, ge=4, description="training prompts for calibration")

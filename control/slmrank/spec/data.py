@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slmrank.spec.section import Section
+
+
+def _shares(spec: Any) -> Any:
+    if spec.test_share + spec.dev_share >= 1:
+        raise ValueError(
+            f"test_share {spec.test_share:g} and dev_share {spec.dev_share:g} leave nothing to "
+            "train on; lower one"
+        )
+    return spec
 
 
 class CandidateSpec(Section):
@@ -29,6 +38,8 @@ class OnetData(Section):
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
     occupations: int | None = Field(None, ge=20)
     """use only this many occupations, spread evenly; unset: all"""
+
+    _leave_some = model_validator(mode="after")(_shares)
 
 
 QueryKind = Literal["title", "short", "tool", "vacancy", "duty", "title_duty"]
@@ -58,7 +69,8 @@ class OnetDatabaseData(Section):
     candidates: CandidateSpec = Field(default_factory=CandidateSpec)
     test_share: float = Field(0.2, gt=0, lt=0.8)
     """share of occupations only tested, without held_back"""
-    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of occupations for calibration")
+    dev_share: float = Field(0.1, ge=0, lt=0.5)
+    """share of the others for calibration"""
 
 
 class OwnData(Section):
@@ -71,6 +83,8 @@ class OwnData(Section):
     seed: int = Field(0, ge=0, description="seed of the split for queries that name none")
     test_share: float = Field(0.2, gt=0, lt=0.8, description="share of queries only tested")
     dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of queries for calibration")
+
+    _leave_some = model_validator(mode="after")(_shares)
 
 
 class JsonlData(OwnData):

@@ -63,6 +63,8 @@ class ScalingSpec(Section):
     min_replicas: int = Field(2, ge=1)
     """the floor: what carries a burst while new replicas start"""
     max_replicas: int = Field(8, ge=1, description="never above the GPUs that you have")
+    autoscaler: Literal["hpa", "keda"] = "hpa"
+    """keda: no HorizontalPodAutoscaler is rendered, and optional/keda.yaml takes its place"""
     items_per_s: float | None = Field(None, gt=0)
     """what one replica serves at the objective; a record of `control slo` given with --capacity
     replaces it"""

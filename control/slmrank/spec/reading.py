@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,8 @@ def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> Bund
         json.dumps(values, ensure_ascii=False, skipkeys=True, default=str).encode()
     except UnicodeEncodeError as error:
         raise SpecError(f"{name} holds half of a character: {error}", "write it whole") from error
+    except ValueError as error:
+        raise SpecError(f"{name} holds itself: {error}", "remove the alias") from error
     try:
         return BundleSpec.model_validate(_with_paths(values, folder))
     except ValidationError as error:
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, a circle
         raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
@@ -150,17 +151,11 @@ def read_override(text: str) -> dict[str, Any]:
         raise SpecError(f"--set {text!r} is not KEY=VALUE", "write --set sweep.items=[1,32]")
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"--set {text!r}: the value is not YAML: {error}", "quote it") from error
     if isinstance(value, dict) and not raw.lstrip().startswith("{"):
         value = raw.strip()  # such as lmdb: or a url
-    if (
-        any(fnmatch(dotted.strip(), one) for one in _PATHS)
-        and isinstance(value, str)
-        and value != PACKAGED_MODEL
-    ):
-        value = str(Path(value).expanduser().absolute())
-    return nested(dotted.strip(), value)
+    return _with_paths(nested(dotted.strip(), value), Path.cwd())
 
 
 def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:

@@ -153,3 +153,10 @@ class EvaluateSpec(Section):
     """precision of the reference scorer"""
     bootstrap: int = Field(2000, ge=100, description="resamples over queries for the intervals")
     seed: int = Field(0, ge=0, description="seed of sample and bootstrap")
+
+    @field_validator("sets")
+    @classmethod
+    def _named(cls, sets: dict[str, DataSpec]) -> dict[str, DataSpec]:
+        if "own" in sets:
+            raise ValueError("a set named own would be taken for the bundle's own pairs; rename it")
+        return sets

@@ -22,7 +22,7 @@ class LinesSource:
 
     def __init__(self, stream: BinaryIO, rejected: Path, *, follow: bool) -> None:
         self._stream, self._rejected, self._follow = stream, rejected, follow
-        self._number = 0
+        self._number = self._clock = 0
         self.ended = False
         self._lines: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=AHEAD)
         # Reading from a pipe waits as long as its writer, whatever the wait that was asked for.
@@ -43,7 +43,8 @@ class LinesSource:
                 raise line
             self._number += 1
             if line.strip():
-                now = time.time_ns() // 1_000_000
+                # A clock that steps back would make later changes older than what they change.
+                self._clock = now = max(self._clock, time.time_ns() // 1_000_000)
                 order = order_of(now, self._number % 100_000_000)
                 taken.append(Delivery(token=str(self._number), order=order, sent_ms=now, raw=line))
         return taken

@@ -35,6 +35,7 @@ LOST = {
 }
 PROPERTIES = "SLMRANK_KAFKA_PROPERTIES"
 FORM = "write kafka://HOST:9092[,HOST:9092]/TOPIC[?group=NAME]"
+MOST_REJECTED = 900_000
 
 
 class KafkaTopic(BaseModel):
@@ -143,7 +144,7 @@ class TopicSource:
         with self._asking():
             self._producer.produce(
                 f"{self.topic.topic}{REJECTED_SUFFIX}",
-                delivery.raw,
+                delivery.raw[:MOST_REJECTED],  # the producer's limit is below the brokers'
                 headers={"id": delivery.token, "reason": reason[:1000]},
                 on_delivery=lambda fault, _message: faults.append(fault),
             )

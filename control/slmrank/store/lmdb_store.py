@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from slmrank.errors import ArtifactError
+from slmrank.errors import ArtifactError, SpecError
 from slmrank.store.job_store import Entry, JobStore, stored_id
 from slmrank.tokens import EMPTY, Ids
 
@@ -24,7 +24,7 @@ STORE_FOLDER = "store"
 
 
 class LmdbKind:
-    """`lmdb:` or `lmdb:NAME`, a folder below the bundle's."""
+    """`lmdb:`, a folder below the bundle's."""
 
     def open(self, place: str, folder: Path, *, write: bool) -> JobStore:
         path = self.files(place, folder)
@@ -33,7 +33,9 @@ class LmdbKind:
         return LmdbStore(path, write=write)
 
     def files(self, place: str, folder: Path) -> Path:
-        return folder / (place or STORE_FOLDER)
+        if place:
+            raise SpecError(f"summarize.store lmdb:{place} names a place", "write lmdb: alone")
+        return folder / STORE_FOLDER
 
 
 class LmdbStore:
@@ -43,13 +45,18 @@ class LmdbStore:
         if not write and not (path / "data.mdb").is_file():
             raise ArtifactError(f"no summary store at {path}", "make it with `control summarize`")
         self._path, self._write = path, write
-        self._env = lmdb.open(
-            str(path), map_size=MAP_SIZE, max_dbs=4, readonly=not write, lock=write, sync=write
-        )
         names = (b"jobs", b"ids", b"texts", b"meta")
-        self._jobs, self._ids, self._texts, self._meta = (
-            self._env.open_db(name, create=write) for name in names
-        )
+        try:
+            self._env = lmdb.open(
+                str(path), map_size=MAP_SIZE, max_dbs=4, readonly=not write, lock=write, sync=write
+            )
+            self._jobs, self._ids, self._texts, self._meta = (
+                self._env.open_db(name, create=write) for name in names
+            )
+        except lmdb.Error as error:
+            raise ArtifactError(
+                f"cannot open the summary store {path}: {error}", "make it again"
+            ) from error
 
     def close(self) -> None:
         self._env.close()

@@ -43,20 +43,23 @@ class RedisAddress(BaseModel):
 
 def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
     """Raises SpecError that names the setting and what is wrong with its url."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in url.partition("?")[0]:
         raise SpecError(
             f"{setting} has a user or a password in its url",
             f"set {STORE_USER} and {STORE_PASSWORD} in the environment of whoever connects",
         )
     try:
+        parts = urlsplit(url)
+        options = dict(
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        )
+        if twice := sorted(set(options) & set(_IN_URL)):
+            raise ValueError(f"{twice[0]} stands before the question mark")
         values: dict[str, Any] = {
             "scheme": parts.scheme,
             "host": parts.hostname or "",
             "db": parts.path.strip("/") or 0,
-            **dict(
-                parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-            ),
+            **options,
         }
         if parts.port is not None:
             values["port"] = parts.port
@@ -65,10 +68,10 @@ def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
         fault = first_fault(error)
     except ValueError as error:
         fault = str(error)
-    options = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
+    known = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
     raise SpecError(
         f"{setting} {url!r} is no address of a store: {fault}",
-        f"write redis://HOST:{PORT}/0?catalogue=jobs; options: {options}",
+        f"write redis://HOST:{PORT}/0?catalogue=jobs; options: {known}",
     )
 
 

@@ -4,17 +4,19 @@ never fails a request."""
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping, Sequence
 
 from slmrank.store.breaker import Breaker
 from slmrank.store.redis_address import connect, parse_address
 
 PREFIX = b"slmrank:score:"
-_FLOAT = struct.Struct("<f")
+# The score, and the second since 1970 at which it ends: who keeps a copy keeps it no longer.
+_VALUE = struct.Struct("<fI")
 
 
 class RedisScores:
-    """One float32 per key, with an end of its own."""
+    """A float32 per key, with an end of its own."""
 
     def __init__(self, url: str) -> None:
         address = parse_address(url, "repository.cache.place")
@@ -25,7 +27,8 @@ class RedisScores:
     def failures(self) -> int:
         return self._breaker.failures
 
-    def get_many(self, keys: Sequence[bytes]) -> list[float | None]:
+    def get_many(self, keys: Sequence[bytes]) -> list[tuple[float, float] | None]:
+        """(score, seconds that it still holds) of each key."""
         if not keys or self._breaker.open:
             return [None] * len(keys)
         from redis.exceptions import RedisError
@@ -36,9 +39,9 @@ class RedisScores:
             self._breaker.failed(str(error))
             return [None] * len(keys)
         self._breaker.succeeded()
-        return [
-            _FLOAT.unpack(one)[0] if one and len(one) == _FLOAT.size else None for one in stored
-        ]
+        now = time.time()
+        read = [_VALUE.unpack(one) if one and len(one) == _VALUE.size else None for one in stored]
+        return [None if one is None else (one[0], one[1] - now) for one in read]
 
     def put_many(self, scores: Mapping[bytes, tuple[float, float]]) -> None:
         """Keep key -> (score, seconds)."""
@@ -46,9 +49,10 @@ class RedisScores:
             return
         from redis.exceptions import RedisError
 
-        asked = self._client.pipeline(transaction=False)
+        asked, now = self._client.pipeline(transaction=False), time.time()
         for key, (score, seconds) in scores.items():
-            asked.set(PREFIX + key, _FLOAT.pack(score), px=max(1, round(1000 * seconds)))
+            value = _VALUE.pack(score, min(int(now + seconds), 2**32 - 1))
+            asked.set(PREFIX + key, value, px=max(1, round(1000 * seconds)))
         try:
             asked.execute()
         except (RedisError, OSError) as error:

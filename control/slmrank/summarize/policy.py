@@ -40,10 +40,13 @@ def train_policy(fitting: Fitting) -> Path:
     spec = fitting.spec.generative or GenerativeSpec()
     jobs = judged_jobs(fitting, spec)
     held_out, jobs = jobs[: spec.held_out], jobs[spec.held_out :]
-    if not jobs:
+    # TRL leaves out a batch that is not whole: with fewer it ends at once, and says nothing.
+    least = max(1, spec.batch_size * spec.steps_per_generation // spec.samples if spec.steps else 1)
+    if len(jobs) < least:
         raise DataError(
-            f"only {len(held_out)} jobs have training queries of both kinds, and "
-            f"summarize.generative.held_out takes {spec.held_out}: none is left to train on",
+            f"{len(held_out) + len(jobs)} jobs have training queries of both kinds, and "
+            f"summarize.generative.held_out takes {len(held_out)}: {len(jobs)} are left to train "
+            f"on, {least} at least are needed",
             "lower it, or give more judged pairs",
         )
     reward = Reward(
@@ -182,8 +185,10 @@ def _reinforce(
     )
     _silence(trainer)
     if spec.steps:
-        checkpoints = Path(arguments.output_dir)
-        trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")) or None)
+        # One that was killed while it was written has no state.
+        whole = [path.parent for path in Path(arguments.output_dir).glob("*/trainer_state.json")]
+        newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     _save_merged(trainer, warm, target)
     return [_figures(record) for record in trainer.state.log_history]
 

@@ -48,15 +48,18 @@ def read_note(folder: Path, template: PromptTemplate) -> float | None:
     path = folder / NOTE_FILE
     if not path.is_file():
         return None  # peft's own files say nothing about a prompt
-    note = json.loads(path.read_text(encoding="utf-8"))
-    if note["prompt_hash"] != template.hash:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        prompt_hash, temperature = note["prompt_hash"], note["temperature"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no note: {error}", "copy the adapter again") from error
+    if prompt_hash != template.hash:
         raise CheckpointError(
-            f"adapter {folder} was trained with prompt {note['prompt_hash']}, the spec's is "
+            f"adapter {folder} was trained with prompt {prompt_hash}, the spec's is "
             f"{template.hash}",
             "use the prompt section that it was trained with, or train another adapter",
         )
-    temperature: float | None = note["temperature"]
-    return temperature
+    return None if temperature is None else float(temperature)
 
 
 def write_note(folder: Path, template: PromptTemplate, temperature: float | None) -> None:
@@ -71,12 +74,13 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
     Raises CheckpointError when it is not there or was made for a model of other sizes.
     """
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+    from safetensors import SafetensorError
 
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no adapter_config.json",
-            "give a folder that peft's save_pretrained made",
-        )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} holds no {name}", "give a folder that peft's save_pretrained made"
+            )
     try:
         with quiet():
             model = PeftModel.from_pretrained(
@@ -86,7 +90,7 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
         kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
         if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
             raise ValueError("it was made for other layers")
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"adapter {folder} does not fit the model: {str(error)[:300]}",
             "use the base model, and the pruning, that the adapter was trained for",

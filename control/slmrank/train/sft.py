@@ -274,9 +274,14 @@ def _targets(
 ) -> Tensor:
     """The wanted p of every item [B]."""
     if teacher is not None:
-        if teacher_reads is not None:
-            part = batch_tensors([teacher_reads(one) for one in batch], placement)
         with placement.mixed_precision():
-            return score_items(teacher, *part).float().sigmoid()
+            if teacher_reads is None:
+                return score_items(teacher, *part).float().sigmoid()
+            # Longer texts than the student's, whose parts were cut for its own.
+            read = [teacher_reads(one) for one in batch]
+            scored = [
+                score_in_passes(one, placement, partial(score_items, teacher)) for one in read
+            ]
+        return placement.tensor(np.concatenate(scored), torch.float32).sigmoid()
     wanted = [target for example in batch for target in example.targets]
     return placement.tensor(wanted, torch.float32)

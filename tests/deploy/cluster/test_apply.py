@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
-from slmrank.deploy.cluster.records import list_records
+from slmrank.deploy.cluster.records import list_records, write_record
 from slmrank.deploy.cluster.status import read_status
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import Object
@@ -721,7 +721,6 @@ def test_a_rollback_to_a_release_that_answers_wrongly_fails(
 ) -> None:
     bench.apply(cpu())
     bench.apply(second())
-    server._remove(("batch/v1", "Job", "slmrank", "slmrank-demo-smoke-1"))
     server.run_job = lambda job: (False, "Error: 1 of 2 known answers are off by more than 0.05")
     with pytest.raises(DeployFailed, match="known answers are off"):
         bench.deployer.rollback(cpu().place, None)
@@ -884,3 +883,22 @@ def test_the_command_line_tells_and_ends_with_the_right_codes(
     # Usage and specs are refusals too: 2 would say that something was rolled back.
     assert control("deploy", "apply", "--no-such-flag").returncode == 1
     assert control("deploy", "apply", tmp_path / "missing.yaml", *place).returncode == 1
+
+
+def test_a_record_whose_answer_was_lost_is_ours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, release = bench.deployer.cluster, cpu()
+    bench.apply(release)
+    create = cluster.create
+
+    def twice(content: Object) -> Object:
+        create(content)
+        return create(content)
+
+    monkeypatch.setattr(cluster, "create", twice)
+    made = write_record(cluster, release, [], revision=7, state="applying")
+    assert made.revision == 7
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="by somebody else"):
+        write_record(cluster, release, [], revision=7, state="applying")

@@ -251,6 +251,9 @@ def test_the_command_line_starts_promotes_and_aborts(
         assert done.returncode == 0, done.stderr
         assert "canary with 10 % of the calls" in done.stdout
         assert "10 % of the calls" in control("deploy", "status", first, *place).stdout
+        done = control("deploy", "delete", first, "--track", "canary", "--yes", *place)
+        assert done.returncode == 1
+        assert "`control deploy abort`" in done.stderr
         done = control("deploy", "promote", first, *place)
         assert done.returncode == 1
         assert "--unobserved" in done.stderr

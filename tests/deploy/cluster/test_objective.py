@@ -41,7 +41,7 @@ def test_a_good_canary_is_told_in_a_line() -> None:
         (change(latency_ms=501.0, failed=0.011), "is too slow and refuses or fails"),
         (change(calls=99.0), "99 calls reached the canary in 300 s: too few"),
         (change(calls=0.0, latency_ms=None), "too few"),
-        (change(latency_ms=None), "too few"),
+        (change(latency_ms=None), "does not run the rules"),
     ],
 )
 def test_what_breaks_the_objective_is_named(observed: Observed, why: str) -> None:

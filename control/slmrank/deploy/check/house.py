@@ -200,6 +200,9 @@ def _gpu_placement(pod: PodSpec) -> Iterator[Finding]:
             "GPU nodes are tainted nvidia.com/gpu and the pod does not tolerate it",
             "add the toleration",
         )
+    built = any("--engine" in sequence(one.get("command")) for _, one in pod.containers())
+    if pod.owner.ours and not built:
+        return  # PyTorch's kernels run on any
     selected = mapping(pod.spec.get("nodeSelector"))
     affinity = str(mapping(pod.spec.get("affinity")).get("nodeAffinity", ""))
     product = "nvidia.com/gpu.product"

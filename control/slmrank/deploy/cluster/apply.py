@@ -62,6 +62,7 @@ class Deployer:
         known = [one for one in planned if one.change != "skip"]
         wanted = [one for one in known if not _built(one.content, records, release)]
         contents = [one.content for one in wanted]
+        planned = [one for one in planned if one.change == "skip" or one in wanted]
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
         if all(one.change == "same" for one in wanted) and _serves(records, release):
@@ -82,7 +83,7 @@ class Deployer:
             "release": release.hash,
             "engine": release.engine.tag,
             "revision": revision,
-            "changed": [one.title for one in known if one.change != "same"],
+            "changed": [one.title for one in wanted if one.change != "same"],
             "skipped": [one.note for one in planned if one.note],
             "pruned": removed,
             "smoke": "skipped" if self.skip_smoke else "known answers hold",
@@ -109,7 +110,7 @@ class Deployer:
             if target.release_values is None:
                 self.report("this revision was recorded without its known answers: not asked")
             else:
-                self.ask(target.release_values, target.revision)
+                self.ask(target.release_values, target.revision, again=True)
         except DeployFailed:
             raise
         except ControlError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
@@ -39,17 +39,17 @@ class Status:
     keeps the autoscaler from acting: a release serves without it. `canary_percent`: of the calls
     through the Gateway."""
 
-    found: bool
-    healthy: bool
-    engine: str
-    rollout: str
-    replicas: dict[str, int]
-    canary_percent: int
-    pods: list[dict[str, Any]]
-    autoscaler: dict[str, Any] | None
-    troubles: list[Trouble]
-    advice: list[Trouble]
     records: list[dict[str, Any]]
+    troubles: list[Trouble]
+    found: bool = False
+    healthy: bool = False
+    engine: str = ""
+    rollout: str = "not deployed"
+    replicas: dict[str, int] = field(default_factory=dict)
+    canary_percent: int = 0
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    autoscaler: dict[str, Any] | None = None
+    advice: list[Trouble] = field(default_factory=list)
 
 
 def read_status(cluster: Cluster, place: Place) -> Status:
@@ -67,19 +67,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
     namespace, object_name = place.namespace, place.object_name
     deployment = cluster.get("apps/v1", "Deployment", namespace, object_name)
     if deployment is None:
-        return Status(
-            found=False,
-            healthy=False,
-            engine="",
-            rollout="not deployed",
-            replicas={},
-            canary_percent=0,
-            pods=[],
-            autoscaler=None,
-            troubles=_job_troubles(cluster, place),
-            advice=[],
-            records=history,
-        )
+        return Status(records=history, troubles=_job_troubles(cluster, place))
     sets = cluster.list("apps/v1", "ReplicaSet", namespace, _labels(place, "serve"))
     standing = judge(deployment, sets)
     pods = _pods(cluster, place, "serve")

@@ -26,7 +26,7 @@ from openvino import opset13 as opset
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from slmrank.engine.openvino.runtime import no_past, prefix_inputs
+from slmrank.engine.openvino.runtime import NO_LIMIT, no_past, prefix_inputs
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.model.decoder import item_mask, label_row, run_layers
 from slmrank.model.quiet import quiet
@@ -36,7 +36,6 @@ from slmrank.tokens import Ids
 
 PREFIX_GRAPH = "prefix.xml"
 ITEMS_GRAPH = "items.xml"
-NO_LIMIT = 1e30
 ItemInputs = dict[str, Any]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from slmrank.artifacts import ArtifactStore
@@ -16,6 +17,7 @@ from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 from slmrank.summarize.build_store import build_store, require_room
+from slmrank.summarize.generative import GenerativeSummarizer
 from slmrank.summarize.registry import SUMMARIZERS, load_summarizer
 from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, identity_of
 
@@ -61,6 +63,8 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
     encoder = checkpoint.encoder()
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
+    if isinstance(summarizer, GenerativeSummarizer):
+        summarizer = replace(summarizer, device=making.device)
     identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)

@@ -18,5 +18,5 @@ def make_title_data(spec: OnetDatabaseData, making: Making) -> None:
     figures = making.draft.figures
     figures.update(write_labelled(making.draft.path, labelled))
     figures["query_words_in_title"] = words_in_titles(labelled)
-    figures["held_back"] = len(held_back or ())
+    figures["held_back"] = len({one.code for one in occupations} & (held_back or set()))
     figures["attribution"] = ONET_TASKS.attribution
