@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,23 @@ class ArtifactStore:
         return [artifact for artifact in found if artifact is not None]
 
     @contextlib.contextmanager
-    def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Hold the right to make one artifact; a second process waits for the first."""
+    def lock(self, kind: str, key: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the right to make one artifact; a second process waits for the first, after
+        `waits`."""
         folder = self.root / "work" / "locks"
         _make_directory(folder)
-        with (folder / f"{kind}-{key}").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            stream = (folder / f"{kind}-{key}").open("w")
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write to {folder}: {error.strerror}", "choose a writable folder"
+            ) from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
+from slmrank.hashing import without_nan
 from slmrank.html_page import Table, html_page, html_table
 
 
@@ -29,7 +30,7 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
     """Write NAME.png, NAME.json, NAME.md and last NAME.html into `folder`; returns the last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.png").write_bytes(page.plot)
-    text = json.dumps(figures, default=asdict, indent=1, ensure_ascii=False)
+    text = json.dumps(without_nan(figures), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / f"{name}.json", text + "\n")
     write_atomic(folder / f"{name}.md", _markdown(name, page))
     target = folder / f"{name}.html"
@@ -39,8 +40,9 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, without a line end."""
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in (columns, *rows))
+    head, *body = ("| " + " | ".join(row) + " |" for row in cells)
+    return "\n".join([head, "|---" * len(columns) + "|", *body])
 
 
 def _markdown(name: str, page: TablePage) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from slmrank.cli.display import print_table
 from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
 from slmrank.client.asked import Asked, ItemText
 from slmrank.errors import DataError
 from slmrank.pipeline.steps import run
+from slmrank.table_page import markdown_table
 
 from tests.conftest import Control, TinyBundle
 
@@ -339,6 +341,7 @@ def test_score_without_a_server(control: Control) -> None:
         (b'{"job_id": "a", "job_text": null}', None, ["a"]),
         ('{"job_text": "a\u2028b"}'.encode(), None, [ItemText(text="a\u2028b")]),
         (b"", None, []),
+        (b"\xef\xbb\xbfa\n", None, ["a"]),
     ],
 )
 def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> None:
@@ -412,6 +415,41 @@ def test_evaluate_plans_as_one_document(control: Control, tiny: TinyBundle, tmp_
 
 
 @pytest.mark.slow
+def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("queries :key:", ["job | id"], [["db:id:7"], ["[b]x[/b]"]])
+    shown = capsys.readouterr().out
+    assert ":key:" in shown
+    assert "db:id:7" in shown
+    assert "[b]x[/b]" in shown
+    assert markdown_table(["|dp|"], [["a|b"]]) == "| \\|dp\\| |\n|---|\n| a\\|b |"
+
+
+def test_what_would_end_in_nothing_is_refused_before_it_is_made(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    none = ("--set", "finetune=null", "--set", "prune=null", "--set", "recover=null")
+    done = control("export", tiny.spec, "--out", tmp_path / "x", *none)
+    assert "trains nothing" in error_of(done, 2)
+    done = control("tune", tiny.spec, "--axis", "max_batch_size=-3", "--dry-run")
+    assert "max_batch_size" in error_of(done, 2)
+    done = control("vary", tiny.spec, "--vary", "recover.steps=[6]", "--vary", "recover.steps=[9]")
+    assert "names recover.steps twice" in error_of(done, 2)
+    (tmp_path / "file").write_text("")
+    done = control("mine", tiny.spec, "--out", tmp_path / "file")
+    assert "name another folder" in error_of(done, 3)
+
+
+def test_a_written_spec_is_the_same_from_another_folder(
+    control: Control, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: demo.yaml\nfinetune: {adapter: here}\n")
+    (tmp_path / "demo.yaml").write_text(tiny.spec.read_text())
+    command = [str(Path(sys.executable).parent / "control"), "spec", own.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert yaml.safe_load(done.stdout)["finetune"]["adapter"] == str(tmp_path / "here")
+
+
 def test_spec_shows_defaults_and_schema(control: Control, tiny: TinyBundle) -> None:
     shown = yaml.safe_load(control("spec", tiny.spec).stdout)
     assert shown["finetune"]["learning_rate"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -149,3 +150,39 @@ def test_a_missing_tool_names_the_extra(tmp_path: Path) -> None:
     with pytest.raises(MissingDependencyError, match="no-such-tool") as caught:
         run(step, ArtifactStore(tmp_path))
     assert "slmrank[local]" in caught.value.hint
+
+
+def test_what_was_left_of_other_inputs_is_not_gone_on_with(tmp_path: Path) -> None:
+    store, seen = ArtifactStore(tmp_path), []
+
+    def breaks_off(making: Making) -> None:
+        seen.append((making.draft.work / "state").is_file())
+        (making.draft.work / "state").write_text("half")
+        if len(seen) < 3:
+            raise RuntimeError("killed")
+
+    def last(content: str) -> Step:
+        step = chain(lambda: content)
+        return replace(step, make=breaks_off)
+
+    for content in ("same", "same", "other"):
+        store.find("first", chain().inputs["first"].key)
+        shutil.rmtree(tmp_path / "first", ignore_errors=True)
+        with contextlib.suppress(RuntimeError):
+            run(last(content), store)
+    assert seen == [False, True, False]
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
+    store, told = ArtifactStore(tmp_path), []
+
+    class Told(steps.Silent):
+        def progress(self, done: int, total: int, note: str = "") -> None:
+            told.append(note)
+            held.close()
+
+    step = chain().inputs["first"]
+    held = contextlib.ExitStack()
+    held.enter_context(store.lock(step.kind, step.key))
+    run(step, store, Told())
+    assert told == ["another process makes it"]

@@ -63,7 +63,7 @@ def simulate_command(
     loaded = load_release(release)
     trace = open_trace(given, history)
     situation, plan = plan_situation(loaded, given, trace)
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
 
     def report_progress(note: str) -> None:
         console.print(f"{trace.name}: {note} ...", markup=False, highlight=False)

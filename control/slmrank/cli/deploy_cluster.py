@@ -48,7 +48,7 @@ def cluster_options(function: Decorated) -> Decorated:
 def deployer_of(
     kubeconfig: Path | None, context: str | None, smoke_url: str | None = None, **options: Any
 ) -> Deployer:
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
 
     def report(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

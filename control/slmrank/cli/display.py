@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import click
@@ -17,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.hashing import without_nan
 from slmrank.pipeline.steps import Step, in_order, pending
 
 PLAIN_PAUSE_S = 15.0
@@ -26,7 +25,7 @@ class StepDisplay:
     """A watcher that shows each step: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._title = ""
@@ -160,20 +159,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 def json_text(value: dict[str, Any]) -> str:
     """JSON with the schema version. Dataclasses are mappings, and NaN, which JSON lacks, null."""
-    clean = _without_nan({"schema": 1, **value})
+    clean = without_nan({"schema": 1, **value})
     return json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return _without_nan(asdict(value))
-    return value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -186,9 +173,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=sys.stdout, markup=False)
-    width = console.width if console.is_terminal else 190
-    Console(file=sys.stdout, markup=False, width=width, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 190
+    Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def _is_number(text: str) -> bool:

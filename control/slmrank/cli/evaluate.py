@@ -26,6 +26,7 @@ from slmrank.pipeline.quality import (
     quality_tables,
 )
 from slmrank.pipeline.score_step import OWN
+from slmrank.pipeline.steps import run
 
 
 @click.command("evaluate")
@@ -71,8 +72,8 @@ def evaluate_command(
                 opened.bundle, plan, opened.store, display, device=device
             )
         rows, few = quality_tables(opened.bundle, scored, scored_few)
-        data = next(iter(plan.rows.values())).inputs["data"]
-        jobs = JobFile(opened.store.path(data.kind, data.key) / JOBS_FILE)
+        data = run(next(iter(plan.rows.values())).inputs["data"], opened.store)
+        jobs = JobFile(data.path / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
         trained_on = 0 if name == OWN else asked_in_training(opened.bundle, opened.store, scored)

@@ -15,9 +15,11 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
+from slmrank.errors import SpecError
 from slmrank.pipeline.card import export_rankers
 from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables
 from slmrank.pipeline.steps import run
+from slmrank.pyplot import headless_pyplot
 
 
 @click.command("export")
@@ -37,6 +39,10 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
       control export build/train.yaml --out my-ranker
     """
     bundle, store = opened.bundle, opened.store
+    if bundle.spec.finetune is None and bundle.spec.recover is None:
+        raise SpecError(
+            "the spec trains nothing: there is no ranker to export", "add finetune or recover"
+        )
     plans = {
         name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
     }
@@ -44,6 +50,7 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
         steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
         show_plan(steps, store, as_json=as_json)
         return
+    headless_pyplot()  # better now than after hours of training
     with StepDisplay() as display:
         run(bundle.final, store, display, device=device)
         quality = {}

@@ -32,7 +32,7 @@ from slmrank.errors import SpecError, needs
 @click.option(
     "--hedge",
     "hedge_s",
-    type=float,
+    type=POSITIVE,
     help="seconds after which a request is sent to a second replica as well",
 )
 @click.option(

@@ -25,6 +25,7 @@ from slmrank.html_page import Table
 from slmrank.load.evidence import host_facts, machine_line
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.steps import Step
+from slmrank.pyplot import headless_pyplot
 from slmrank.table_page import TablePage, write_table_page
 
 named_set_option = click.option(
@@ -88,6 +89,8 @@ def measured_options(function: Decorated) -> Any:
     def command(
         opened: Opened, out: Path | None, device: str, dry_run: bool, as_json: bool, **own: Any
     ) -> Any:
+        if not dry_run:
+            headless_pyplot()  # better now than after what is drawn was measured
         asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
         return function(asked=asked, **own)
 

@@ -51,7 +51,14 @@ def mine_command(
         return
     with StepDisplay() as display:
         found = mine(
-            opened.bundle, opened.store, out, given, display, queries=queries, device=device
+            opened.bundle,
+            opened.store,
+            out,
+            given,
+            display,
+            begin=display.begin,
+            queries=queries,
+            device=device,
         )
     if as_json:
         print_json(found)

@@ -28,7 +28,8 @@ def report_command(records: tuple[Path, ...], out: Path | None, as_json: bool) -
     if len(records) > 2:
         raise click.UsageError(f"{len(records)} records given, a report takes one or two")
     read = [read_record(path) for path in records]
-    folder = out or records[0].with_suffix("")
+    first = records[0]
+    folder = out or first.with_name(first.stem if first.suffix else f"{first.name}-report")
     written = write_report(folder, read)
     if as_json:
         print_json({"files": [str(path) for path in written]})

@@ -131,7 +131,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     Raises DataError for invalid UTF-8, broken JSON or unknown keys.
     """
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{name} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}",

@@ -22,6 +22,7 @@ from slmrank.pipeline.catalogue import (
     kit_of_repository,
     summarize_catalogue,
 )
+from slmrank.pipeline.part_runs import LOCAL
 
 
 @click.command("summarize")
@@ -66,6 +67,10 @@ def summarize_command(
     """
     if (jobs is None) != (out is None):
         raise click.UsageError("--jobs and --out belong together")
+    if jobs is None and where != LOCAL:
+        raise click.UsageError("--on is for a catalogue: give --jobs and --out")
+    if jobs is not None and force:
+        raise click.UsageError("--force is for the bundle's own summaries; remove --out instead")
     if jobs is None or out is None:
         if isinstance(source, Path):
             raise click.UsageError("a repository has its summaries; give --jobs and --out")

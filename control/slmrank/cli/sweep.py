@@ -50,8 +50,9 @@ def _session_options(function: Decorated) -> Any:
         if metrics_url is not None and url is None:
             raise click.UsageError("--metrics-url is of a running server: give its --url too")
         bundle, store = opened.bundle, opened.store
-        if dry_run and find_current(bundle.repository, store) is None:
-            show_plan([bundle.repository], store, as_json=as_json)
+        needed = (bundle.repository, bundle.data)
+        if dry_run and any(find_current(one, store) is None for one in needed):
+            show_plan(needed, store, as_json=as_json)
             return
         with StepDisplay() as display:
             session = open_bundle_session(bundle, store, display, url=url, metrics_url=metrics_url)

@@ -38,7 +38,7 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
       control train-summarizer build/demo.yaml --set summarize.generative.steps=60
       control compress-table build/demo.yaml --methods ranker,generative --budgets 36
     """
-    spec = change_spec(asked.opened.bundle.spec, {"summarize": {"method": METHOD}})
+    spec = change_spec(asked.opened.bundle.spec, {"summarize": {"method": METHOD, "fitted": None}})
     bundle = Bundle(spec)
     if asked.dry_run:
         asked.plan([bundle.summarizer], force=force)

@@ -12,6 +12,7 @@ from slmrank.load.record import FOLDER
 from slmrank.load.tune import Candidate, Settings, default_axes, descend, winner
 from slmrank.machine.facts import usable_cores
 from slmrank.pipeline.measure import measure_settings
+from slmrank.spec.reading import change_spec
 
 EXPOSED = ("instances", "threads", "max_queue_delay_us", "max_batch_size")
 
@@ -41,6 +42,9 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     given = bundle.spec.repository.settings()
     start: Settings = {name: int(given[name]) for name in EXPOSED}
     axes = _axes(chosen) or default_axes(usable_cores(), start)
+    for name, values in axes.items():
+        for value in values:  # better refused now than after others were measured
+            change_spec(bundle.spec, {"repository": {name: value}})
     path = store.root / FOLDER / f"{bundle.spec.name}-tuned.yaml"
     opened.refuse_own_file(path)
     if dry_run:

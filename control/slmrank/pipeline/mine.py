@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,26 @@ def mine(
     mining: Mining,
     watcher: Watcher,
     *,
+    begin: Callable[[str], None] = lambda _title: None,
     queries: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Write `jobs.jsonl` and `pairs.jsonl` into `target`: what the bundle has, and its fine-tuned
-    ranker's mistakes on (a sample of) its training queries. Returns figures.
+    ranker's mistakes on (a sample of) its training queries. Returns figures. `begin` hears when
+    what the steps made is mined.
 
-    Raises DataError when `target` holds such files already.
+    Raises DataError when `target` holds such pairs already, or cannot be written.
     """
     from slmrank.model.batch_tensors import query_logits
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
 
-    for name in (PAIRS_FILE, JOBS_FILE):
-        if (target / name).exists():
-            raise DataError(f"{target} holds {name} already", "name another folder")
+    if (target / PAIRS_FILE).exists():
+        raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to {target}: {error}", "name another folder") from error
     checkpoint = open_checkpoint(
         run(bundle.finetuned, store, watcher, device=device).path / CHECKPOINT_FOLDER
     )
@@ -59,6 +64,7 @@ def mine(
     index = Bm25(labelled.jobs, minable(labelled))
     ranker = load_model(checkpoint, choose_placement(device))
     added: list[Pair] = []
+    begin("mining")
     with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:
         items = SummaryItems(encoder, kept)
         for number, query in enumerate(asked, start=1):
@@ -76,11 +82,13 @@ def mine(
             yield from labelled.pairs[split]
         yield from added
 
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(data / JOBS_FILE, target / JOBS_FILE)
-    partial = target / f".{PAIRS_FILE}"
-    write_jsonl(partial, everything())
-    partial.rename(target / PAIRS_FILE)
+    try:
+        shutil.copy2(data / JOBS_FILE, target / f".{JOBS_FILE}")
+        write_jsonl(target / f".{PAIRS_FILE}", everything())
+        for name in (JOBS_FILE, PAIRS_FILE):
+            (target / f".{name}").rename(target / name)
+    except OSError as error:
+        raise DataError(f"cannot write to {target}: {error}", "free space, and repeat") from error
     return {
         "queries": len(asked),
         "mistakes": len(added),

@@ -130,7 +130,7 @@ def scored_row(
     elif "checkpoint" in step.inputs:
         before = step.inputs["checkpoint"]
         folder = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
-        parameters = count_parameters(folder)["total"]
+        parameters = count_parameters(folder)["total"] if folder.is_dir() else None
     return ScoredRow(
         name=name,
         text=text,

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key
 from slmrank.code_hash import code_hash
 from slmrank.errors import ArtifactError, MissingDependencyError
+from slmrank.hashing import canonical_json
 from slmrank.processes import is_first
 
 POLL_S = 0.5
@@ -184,7 +185,12 @@ def _ensure(
 ) -> Artifact:
     found = None if force else find_current(step, store)
     if found is None:
-        with store.lock(step.kind, step.key):
+
+        def waits() -> None:
+            watcher.started(step)
+            watcher.progress(0, 0, "another process makes it")
+
+        with store.lock(step.kind, step.key, waits):
             found = None if force else find_current(step, store)
             if found is None:
                 return _make(step, store, watcher, device)
@@ -217,6 +223,16 @@ def _inputs(step: Step, store: ArtifactStore) -> dict[str, Artifact]:
     return {name: store.read(one.kind, one.key) for name, one in step.inputs.items()}
 
 
+def _keep_work_of(work: Path, inputs: str) -> None:
+    """Drop what an interrupted run left that began with other inputs: keys do not tell an artifact
+    from the one that was made again."""
+    note = work / "inputs.json"
+    if work.is_dir() and (not note.is_file() or note.read_text(encoding="utf-8") != inputs):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    note.write_text(inputs, encoding="utf-8")
+
+
 def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
     inputs = _inputs(step, store)
     lineage = {
@@ -231,6 +247,7 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
     }
     watcher.started(step)
     with store.create(step.kind, step.key, lineage) as draft:
+        _keep_work_of(draft.work, canonical_json(lineage["inputs"]))
         making = Making(draft=draft, inputs=inputs, watcher=watcher, store=store, device=device)
         try:
             step.make(making)

@@ -59,6 +59,8 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise SpecError(
                 f"--vary {text!r} gives no list of values", "write --vary recover.steps=[20,60]"
             )
+        if key in grid:
+            raise SpecError(f"--vary names {key} twice", "give its values in one list")
         grid[key] = values
     return grid
 

@@ -49,7 +49,7 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
         values = _merged(values, own)
     for text in overrides:
         values = _merged(values, read_override(text))
-    return parse_spec(values, last.parent, str(path))
+    return parse_spec(values, last.parent.absolute(), str(path))
 
 
 def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -157,6 +158,10 @@ class EvaluateSpec(Section):
     @field_validator("sets")
     @classmethod
     def _named(cls, sets: dict[str, DataSpec]) -> dict[str, DataSpec]:
-        if "own" in sets:
-            raise ValueError("a set named own would be taken for the bundle's own pairs; rename it")
+        for name in sets:
+            if name == "own" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(
+                    f"{name!r} is no name of a set: letters, digits, dot, dash and underscore, and "
+                    "not own, which is the bundle's own pairs"
+                )
         return sets
