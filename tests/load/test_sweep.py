@@ -253,7 +253,6 @@ def test_a_figure_that_disagrees_is_not_trusted(tmp_path: Path) -> None:
         measured = read_result(tmp_path, POINT, 100)
         assert measured.requests_per_s == pytest.approx(10.0)
         assert measured.items_per_s == pytest.approx(30.0)
-        assert measured.trusted is trusted
         assert measured.verdict == ("ok" if trusted else "disagrees")
 
 

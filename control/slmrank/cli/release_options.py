@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,24 +71,17 @@ class Sources:
     engine: Artifact
 
 
-def open_release(
-    source: Path,
-    *,
-    artifacts: Path,
-    overrides: tuple[str, ...],
-    target: str | None,
-    record: Path | None,
-    track: Track,
-) -> Release:
-    """The release of a spec (its repository is made when missing), or the one in a file."""
+def open_release(source: Path, **options: Any) -> Release:
+    """The release of a spec (its repository is made when missing), or the one in a file; `options`
+    as of `open_sources`."""
     source = source / RELEASE_FILE if source.is_dir() else source
-    if is_release(source):
-        if target is not None or record is not None or track != "stable" or overrides:
-            raise click.UsageError("--target, --set, --capacity and --track are for a spec")
-        return load_release(source)
-    return open_sources(
-        source, artifacts=artifacts, overrides=overrides, target=target, record=record, track=track
-    ).release
+    if not is_release(source):
+        return open_sources(source, **options).release
+    if options["track"] != "stable" or any(
+        options[one] for one in ("overrides", "target", "record")
+    ):
+        raise click.UsageError("--target, --set, --capacity and --track are for a spec")
+    return load_release(source)
 
 
 def open_sources(

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from slmrank.load.figures import cell_name, cell_of, stable_points
+from slmrank.load.figures import cell_name, cell_of, load_name, stable_points
 from slmrank.load.record import Record
 
 
@@ -41,11 +41,9 @@ def compare(first: Record, second: Record) -> Comparison:
         other = others.get(_key(point))
         if other is None:
             continue
-        load = point["load"]
-        sign = " in flight" if load["kind"] == "concurrency" else "/s"
         ratios.append(
             Ratio(
-                name=f"{cell_name(cell_of(point))}, {load['level']:g}{sign}",
+                name=f"{cell_name(cell_of(point))}, {load_name(point['load'])}",
                 first=point["items_per_s"],
                 second=other["items_per_s"],
                 items_per_s=other["items_per_s"] / point["items_per_s"],

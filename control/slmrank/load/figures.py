@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slmrank.load.record import Record
@@ -36,6 +36,11 @@ def stable_points(record: Record) -> list[Record]:
 
 def cell_of(point: Record) -> tuple[Any, ...]:
     return point["items"], point["tokens"], point["query_tokens"]
+
+
+def load_name(load: Mapping[str, Any]) -> str:
+    """A load in words, as "4 in flight" or "12.5/s"."""
+    return f"{load['level']:g}" + (" in flight" if load["kind"] == "concurrency" else "/s")
 
 
 def cell_name(cell: tuple[Any, ...]) -> str:
@@ -145,11 +150,7 @@ def _stages(record: Record, axes: Any) -> bool:
     if not points:
         return False
     points.sort(key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"]))
-    names = [
-        f"{cell_name(cell_of(p))}, {p['load']['level']:g}"
-        + (" in flight" if p["load"]["kind"] == "concurrency" else "/s")
-        for p in points
-    ]
+    names = [f"{cell_name(cell_of(p))}, {load_name(p['load'])}" for p in points]
     parts: dict[str, list[float]] = {name: [] for name in STAGE_COLORS}
     for p in points:
         stages = p["stages_us"]
@@ -200,8 +201,7 @@ def _pareto(record: Record, axes: Any) -> bool:
             fontsize=8,
         )
     key = "\n".join(
-        f"{number}: {cell_name(cell_of(p))}, {p['load']['level']:g}"
-        + (" in flight" if p["load"]["kind"] == "concurrency" else "/s")
+        f"{number}: {cell_name(cell_of(p))}, {load_name(p['load'])}"
         for number, p in enumerate(front, start=1)
     )
     axes.plot([], [], " ", label=key)

@@ -11,9 +11,10 @@ from slmrank.artifacts import write_atomic
 from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
 from slmrank.load.evidence import machine_line
-from slmrank.load.figures import cell_name, cell_of, draw, title_of
+from slmrank.load.figures import cell_name, cell_of, draw, load_name, title_of
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import Record
+from slmrank.table_page import markdown_table
 
 PAGE, SUMMARY = "report.html", "report.md"
 _CAPTIONS = {
@@ -49,9 +50,7 @@ def point_table(record: Record) -> Table:
     for point in sorted(
         record["points"], key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"])
     ):
-        load = point["load"]
-        sign = " in flight" if load["kind"] == "concurrency" else " requests/s"
-        name = [cell_name(cell_of(point)), f"{load['level']:g}{sign}"]
+        name = [cell_name(cell_of(point)), load_name(point["load"])]
         if not point["stable"]:
             told = point["verdict"] + (f": {point['reason'][:80]}" if point.get("reason") else "")
             rows.append([*name, *["-"] * 6, told])
@@ -168,21 +167,16 @@ def _html(
 
 
 def _markdown(records: Sequence[Record], compared: Comparison | None) -> str:
-    lines = [f"# {' against '.join(title_of(record) for record in records)}", ""]
+    def table(one: Table) -> str:
+        title, columns, rows = one
+        return f"## {title}\n\n{markdown_table(columns, rows)}"
+
+    parts = [f"# {' against '.join(title_of(record) for record in records)}"]
     if compared is not None:
-        for table in comparison_tables(compared):
-            lines += _markdown_table(table)
+        parts += map(table, comparison_tables(compared))
     for record in records:
         if len(records) > 1:
-            lines += [f"# {title_of(record)}", ""]
-        lines += [f"- {line}" for line in provenance(record)] + [""]
-        for table in _tables(record):
-            lines += _markdown_table(table)
-    return "\n".join(lines)
-
-
-def _markdown_table(table: Table) -> list[str]:
-    title, columns, rows = table
-    made = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    made += ["| " + " | ".join(one.replace("|", "/") for one in row) + " |" for row in rows]
-    return [*made, ""]
+            parts.append(f"# {title_of(record)}")
+        parts.append("\n".join(f"- {line}" for line in provenance(record)))
+        parts += map(table, _tables(record))
+    return "\n\n".join(parts) + "\n"

@@ -96,7 +96,6 @@ class Outcome:
         figures: dict[str, Any] = {
             "verdict": self.verdict,
             "stable": self.stable,
-            "trusted": self.verdict == "ok",
             "warnings": list(self.warnings),
         }
         if self.reason:

@@ -145,7 +145,7 @@ class Bench:
             except SweepError as error:
                 require_ready(url)
                 draft.figures.update(
-                    {"verdict": "failed", "stable": False, "trusted": False}
+                    {"verdict": "failed", "stable": False}
                     | {"reason": error.message, "warnings": []}
                 )
             after = read_counts(url)

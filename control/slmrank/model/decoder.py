@@ -44,10 +44,6 @@ class Padded:
     lengths: Tensor
     sizes: tuple[int, ...]
 
-    @property
-    def tokens(self) -> int:
-        return sum(self.sizes)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,9 +124,7 @@ class Server:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def start(
-        self, timeout_s: float = START_TIMEOUT_S, waiting: Callable[[float], None] | None = None
-    ) -> None:
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start and wait until the ensemble is ready.
 
         Raises ServerError when a port is taken, a model fails to load (with the server's own log
@@ -148,7 +146,7 @@ class Server:
         self._work = Path(tempfile.mkdtemp(prefix="slmrank-serve-"))
         try:
             self._launch()
-            self._wait_ready(timeout_s, waiting)
+            self._wait_ready(timeout_s)
             # Before anybody is told that it is ready: one that ends right then is missed as well.
             self._stages = _stages(self._process.pid) if self._process is not None else {}
         except BaseException:
@@ -245,7 +243,7 @@ class Server:
                 env=environment,
             )
 
-    def _wait_ready(self, timeout_s: float, waiting: Callable[[float], None] | None) -> None:
+    def _wait_ready(self, timeout_s: float) -> None:
         assert self._process is not None
         started = time.monotonic()
         with triton.InferenceServerClient(self.url) as client:
@@ -270,15 +268,12 @@ class Server:
                         return
                 except (triton.InferenceServerException, grpc.RpcError, OSError):
                     pass
-                passed = time.monotonic() - started
-                if passed > timeout_s:
+                if time.monotonic() - started > timeout_s:
                     raise ServerError(
                         f"{ENSEMBLE!r} is not ready after {timeout_s:.0f} s\n"
                         + fault_lines(self.log()),
                         "raise --start-timeout if the machine is slow",
                     )
-                if waiting is not None:
-                    waiting(passed)
                 time.sleep(0.2)
 
 
