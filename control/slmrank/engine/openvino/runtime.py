@@ -59,13 +59,15 @@ class OpenVinoEngine:
             import openvino as ov
         self.info = read_engine_info(path)
         core = ov.Core()
-        threads = min(threads or usable_cores(), len(os.sched_getaffinity(0)))
+        cores = len(os.sched_getaffinity(0))
+        threads = min(threads or usable_cores(), cores)
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_HYPER_THREADING": True,
-            # Every process would take the same first cores: of two, one would stand still.
-            "ENABLE_CPU_PINNING": False,
+            # With fewer, every process would take the same first cores, and others stand still.
+            # Threads on cores of their own are 1.00 to 1.02 times as fast.
+            "ENABLE_CPU_PINNING": threads == cores,
             "INFERENCE_PRECISION_HINT": "f32" if self.info.precision == "float32" else "bf16",
         }
         if self.info.precision == "int8-weights":
