@@ -53,7 +53,12 @@ class Row:
 
 TABLE: list[Row] = []
 # Stamps for people and other machines: which version of a catalogue, and when a message was sent.
-WALL_CLOCK = {"pipeline/follow.py", "store/change_lines.py", "store/redis_writer.py"}
+WALL_CLOCK = {
+    "pipeline/follow.py",
+    "store/change_lines.py",
+    "store/redis_scores.py",
+    "store/redis_writer.py",
+}
 
 
 def fault(what: str, *, seen: str, kept: str) -> Callable[[Any], Any]:

@@ -414,7 +414,6 @@ def test_evaluate_plans_as_one_document(control: Control, tiny: TinyBundle, tmp_
     assert kinds.count("finetuned") == 1
 
 
-@pytest.mark.slow
 def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("queries :key:", ["job | id"], [["db:id:7"], ["[b]x[/b]"]])
     shown = capsys.readouterr().out
@@ -424,6 +423,7 @@ def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> 
     assert markdown_table(["|dp|"], [["a|b"]]) == "| \\|dp\\| |\n|---|\n| a\\|b |"
 
 
+@pytest.mark.slow
 def test_what_would_end_in_nothing_is_refused_before_it_is_made(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:
@@ -439,6 +439,7 @@ def test_what_would_end_in_nothing_is_refused_before_it_is_made(
     assert "name another folder" in error_of(done, 3)
 
 
+@pytest.mark.slow
 def test_a_written_spec_is_the_same_from_another_folder(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:
@@ -450,6 +451,7 @@ def test_a_written_spec_is_the_same_from_another_folder(
     assert yaml.safe_load(done.stdout)["finetune"]["adapter"] == str(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_spec_shows_defaults_and_schema(control: Control, tiny: TinyBundle) -> None:
     shown = yaml.safe_load(control("spec", tiny.spec).stdout)
     assert shown["finetune"]["learning_rate"] > 0

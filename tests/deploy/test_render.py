@@ -366,7 +366,7 @@ def test_an_engine_build_finds_its_plan_wherever_the_repository_is() -> None:
 
 def test_names_that_pods_would_cut_are_refused() -> None:
     for name in ("a" * 39, "demo-canary", "demo-watch"):
-        with pytest.raises(ValueError, match="too long or ends with one of canary"):
+        with pytest.raises(ValueError, match="too long or ends with one of -canary"):
             releases.cpu(name=name)
     releases.cpu(name="a" * 31, track="canary")
 
@@ -504,6 +504,11 @@ def test_torch_on_a_gpu_needs_no_product() -> None:
     engine = {**releases.values()["engine"], "target": "torch", "needs_gpu": True}
     release = releases.cpu(engine=engine, deploy={"image": releases.GPU_IMAGE})
     assert check_rendered(render(release), "1.33", load_crds()).errors == []
+    objects = render(releases.gpu())
+    (job,) = [one for one in objects if one["kind"] == "Job"]
+    job["spec"]["template"]["spec"]["nodeSelector"] = {"disk": "ssd"}
+    found = check_rendered(objects, "1.33", load_crds()).findings
+    assert [one.rule for one in found if "Job" in one.where] == ["gpu-product"]
 
 
 @pytest.mark.parametrize(

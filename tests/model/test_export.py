@@ -53,7 +53,9 @@ def test_a_presets_template_goes_along(
 ) -> None:
     import shutil
 
-    folder = make_model("qwen3", vocab_size=151_744, num_hidden_layers=2)
+    folder = make_model(
+        "qwen3", vocab_size=151_744, num_hidden_layers=2, max_position_embeddings=1024
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy2(qwen_tokenizer / name, folder / name)
     template = template_of(wording(BaseSpec(preset="qwen3-reranker"), PromptSpec()))

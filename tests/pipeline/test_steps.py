@@ -12,7 +12,7 @@ import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import MissingDependencyError
 from slmrank.pipeline import steps
-from slmrank.pipeline.steps import Making, Step, in_order, pending, run
+from slmrank.pipeline.steps import Making, Step, in_order, own_work, pending, run
 
 CALLS: list[str] = []
 
@@ -156,8 +156,9 @@ def test_what_was_left_of_other_inputs_is_not_gone_on_with(tmp_path: Path) -> No
     store, seen = ArtifactStore(tmp_path), []
 
     def breaks_off(making: Making) -> None:
-        seen.append((making.draft.work / "state").is_file())
-        (making.draft.work / "state").write_text("half")
+        work = own_work(making)
+        seen.append((work / "state").is_file())
+        (work / "state").write_text("half")
         if len(seen) < 3:
             raise RuntimeError("killed")
 
@@ -185,4 +186,4 @@ def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
     held = contextlib.ExitStack()
     held.enter_context(store.lock(step.kind, step.key))
     run(step, store, Told())
-    assert told == ["another process makes it"]
+    assert told == ["waiting for it"]

@@ -100,3 +100,13 @@ def test_a_line_is_taken_when_it_is_whole(tmp_path: Path) -> None:
         found = source.take(9, 5.0) + source.take(9, 0.1)
         assert [one.raw for one in found] == [b"half\n", b"last\n"]
     assert not source.ended
+
+
+def test_lines_stay_in_order_when_the_clock_steps_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([5_000_000_000, 4_000_000_000])
+    source = LinesSource(io.BytesIO(b"one\ntwo\n"), tmp_path / "rejected", follow=False)
+    monkeypatch.setattr(time, "time_ns", lambda: next(now))
+    first, second = source.take(1, 1.0) + source.take(1, 1.0)
+    assert first.order < second.order

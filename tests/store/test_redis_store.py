@@ -317,6 +317,8 @@ def test_a_stream_is_taken_at_least_once(server: RedisServer, url: str) -> None:
         ("redis://h/0?catalog=jobs", "catalog"),
         ("redis://h/zero", "db"),
         ("redis://h/0?catalogue=a:b", "catalogue"),
+        ("redis://[::1:6379/0", "IPv6"),
+        ("redis://h/0?host=other", "host stands before"),
     ],
 )
 def test_urls_that_are_none(url: str, text: str) -> None:

@@ -54,3 +54,12 @@ def test_an_unknown_scheme_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no summary store 'lmbd'; did you mean 'lmdb'") as caught:
         open_store("lmbd:x", tmp_path)
     assert "lmdb" in caught.value.hint
+
+
+def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="write lmdb: alone|names a place"):
+        open_store("lmdb:other", tmp_path, write=True)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "data.mdb").write_bytes(b"garbage" * 1000)
+    with pytest.raises(ArtifactError, match="cannot open the summary store"):
+        open_store("lmdb:", tmp_path)

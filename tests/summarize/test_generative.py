@@ -199,7 +199,7 @@ def test_jobs_for_the_held_out_alone_are_too_few(tiny: TinyBundle, tmp_path: Pat
     generative = {**GENERATIVE, "held_out": 500}
     changed = {"summarize": {**SUMMARIZE, "learn_jobs": 500, "generative": generative}}
     bundle = Bundle(change_spec(tiny.bundle.spec, changed))
-    with pytest.raises(DataError, match="held_out takes 500: none is left to train on"):
+    with pytest.raises(DataError, match="takes .*: 0 are left to train on"):
         run(bundle.summarizer, tiny.store)
 
 

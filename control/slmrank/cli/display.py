@@ -45,6 +45,7 @@ class StepDisplay:
 
     def begin(self, title: str) -> None:
         """Show work that is no step; `close` ends it."""
+        self.close()
         self._title = title
         self._said = self._started = time.monotonic()
         if self._console.is_terminal:

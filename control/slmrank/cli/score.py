@@ -133,8 +133,9 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(error.object)  # behind a byte-order mark
         raise DataError(
-            f"{name} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}",
+            f"{name} is not UTF-8: byte {at} is 0x{raw[at]:02x}",
             "convert it to UTF-8",
         ) from error
     stripped = text.strip()

@@ -86,6 +86,7 @@ class AsyncRankClient:
         self._replicas = Replicas(url, tls)
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}
         self._identity: dict[str, str] | None = None
+        self._closes = 0
 
     async def __aenter__(self) -> AsyncRankClient:
         return self
@@ -99,6 +100,7 @@ class AsyncRankClient:
         await self.close()
 
     async def close(self) -> None:
+        self._closes += 1  # calls that run end as cancelled, and reconnect to nobody
         await self._replicas.close()
 
     async def describe(self, *, timeout_s: float | None = None) -> dict[str, str]:
@@ -241,6 +243,7 @@ class AsyncRankClient:
 
     async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
         left = min(max(deadline - time.monotonic(), 0.001), LONGEST_S)
+        closes = self._closes
         try:
             return await ask(replica.client, left)
         except InferenceServerException as error:
@@ -253,7 +256,7 @@ class AsyncRankClient:
             raise failure from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or task.cancelling() or closes != self._closes:
                 raise
             # The connection was closed under the call: its address is no longer the host's.
             replica.rest()

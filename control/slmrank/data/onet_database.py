@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,11 +111,13 @@ def _rows(folder: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8", newline="") as stream:
         rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [name for name in (CODE, *columns) if name not in (rows.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} lacks the columns {', '.join(missing)}", "use the release's")
         try:
+            missing = [name for name in (CODE, *columns) if name not in (rows.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{path} lacks the columns {', '.join(missing)}", "use the release's"
+                )
             for row in rows:
                 yield (row[CODE], *(row[name] for name in columns))
-        except (EOFError, OSError, UnicodeDecodeError) as error:
+        except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
             raise DataError(f"cannot read {path}: {error}", "download it again") from error

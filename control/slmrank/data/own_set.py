@@ -129,7 +129,7 @@ def _check_dealt(dealt: Counter[str], spec: OwnData) -> None:
     if dealt.total() >= LEAST_DEALT and share > 1 - spec.test_share / 2:
         raise DataError(
             f"{spec.pairs}: {share:.0%} of the queries hang together by the groups of their pairs "
-            f"({name!r} among them), so no test_share {spec.test_share:g} can be parted from them",
+            f"({name!r} is one): test_share {spec.test_share:g} cannot be parted from them",
             "name as group what all pairs of a query share (not each job's employer), or give the "
             "pairs' split",
         )

@@ -36,7 +36,7 @@ TAG_LENGTH = 12
 MOST_NAME = 46
 RELEASE_FILE = "release.yaml"
 # What names of other objects of a bundle end with.
-OWN_ENDINGS = ("canary", "catalogue", "push", "rerank", "watch")
+OWN_ENDINGS = ("-canary", "-catalogue", "-predictor", "-push", "-rerank", "-watch")
 Track = Literal["stable", "canary"]
 
 
@@ -126,7 +126,7 @@ class Release(Section):
             )
         if self.deploy.watch is not None and not self.store_ports:
             raise ValueError("deploy.watch needs a shared summary store (summarize.store)")
-        if len(self.object_name) > MOST_NAME or self.name.rpartition("-")[2] in OWN_ENDINGS:
+        if len(self.object_name) > MOST_NAME or self.name.endswith(OWN_ENDINGS):
             raise ValueError(
                 f"the bundle's name {self.name!r} is too long or ends with one of "
                 f"{', '.join(OWN_ENDINGS)}: names of its pods would be cut, or meet those of "

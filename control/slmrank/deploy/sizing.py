@@ -7,6 +7,7 @@ import math
 
 from slmrank.deploy.release import Release
 from slmrank.load.capacity import autoscaler_target
+from slmrank.triton.config import RANKER
 
 MIB = 2**20
 # A shared disk that several new pods read at once; a local one has ten times that.
@@ -55,11 +56,15 @@ def shm_mib(release: Release) -> int:
 def memory_mib(release: Release) -> int:
     """Host memory, request and limit: twice what each process of the engine loads, 1 GiB for
     server, tokenizer and activations, and the shared memory, in steps of 256 MiB. The demo's server
-    (315 MB engine) stood at 0.96 GB after its first request, this gives 2 GiB."""
+    (315 MB engine) stood at 1.2 GB after its first requests, this gives 2 GiB."""
     given = release.deploy.placement.memory_gib
     if given is not None:
         return math.ceil(given * 1024)
-    needed = 2 * loaded_bytes(release) * release.instances / MIB + 1024 + shm_mib(release)
+    engine = release.engine.bytes + sum(
+        one.bytes for name, one in release.repository.files.items() if name.startswith(f"{RANKER}/")
+    )
+    loaded = loaded_bytes(release) + (release.instances - 1) * engine
+    needed = 2 * loaded / MIB + 1024 + shm_mib(release)
     if release.on_gpu:
         needed += 8192  # CUDA context, TensorRT-LLM and its pinned buffers
     return math.ceil(needed / 256) * 256

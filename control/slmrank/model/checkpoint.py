@@ -92,7 +92,8 @@ class Checkpoint:
                 f"the longest prompt has {encoder.max_prompt_tokens} tokens, the model has "
                 f"{positions} positions",
                 "lower prompt.max_item_tokens (of full texts: evaluate.full_text_tokens, "
-                "finetune.text_tokens) or prompt.max_query_tokens",
+                "finetune.text_tokens, recover.text_tokens, summarize.generative.item_tokens) or "
+                "prompt.max_query_tokens",
             )
         return encoder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,8 +45,13 @@ def mine(
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
 
-    if (target / PAIRS_FILE).exists():
-        raise DataError(f"{target} holds {PAIRS_FILE} already", "name another folder")
+    data = run(bundle.data, store, watcher).path
+    there = target / JOBS_FILE
+    # Of a run that stopped between its two files, the first is the set's own.
+    other = there.exists() and not filecmp.cmp(data / JOBS_FILE, there, shallow=False)
+    if other or (target / PAIRS_FILE).exists():
+        name = JOBS_FILE if other else PAIRS_FILE
+        raise DataError(f"{target} holds {name} already", "name another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +60,6 @@ def mine(
         run(bundle.finetuned, store, watcher, device=device).path / CHECKPOINT_FOLDER
     )
     summarized = run(bundle.summaries, store, watcher).path
-    data = run(bundle.data, store).path
     labelled = read_labelled(data)
     groups = group_by_query(labelled.pairs["train"])
     asked = list(groups)

@@ -12,12 +12,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key
+from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key, write_atomic
 from slmrank.code_hash import code_hash
 from slmrank.errors import ArtifactError, MissingDependencyError
 from slmrank.hashing import canonical_json
@@ -187,8 +187,8 @@ def _ensure(
     if found is None:
 
         def waits() -> None:
-            watcher.started(step)
-            watcher.progress(0, 0, "another process makes it")
+            watcher.started(replace(step, title=f"{step.title}, by another process"))
+            watcher.progress(0, 0, "waiting for it")
 
         with store.lock(step.kind, step.key, waits):
             found = None if force else find_current(step, store)
@@ -223,14 +223,18 @@ def _inputs(step: Step, store: ArtifactStore) -> dict[str, Artifact]:
     return {name: store.read(one.kind, one.key) for name, one in step.inputs.items()}
 
 
-def _keep_work_of(work: Path, inputs: str) -> None:
-    """Drop what an interrupted run left that began with other inputs: keys do not tell an artifact
-    from the one that was made again."""
-    note = work / "inputs.json"
-    if work.is_dir() and (not note.is_file() or note.read_text(encoding="utf-8") != inputs):
+def own_work(making: Making) -> Path:
+    """The folder for what an interrupted run goes on from, empty where that began with other
+    inputs: keys do not tell an artifact from the one that was made again."""
+    work, note = making.draft.work, making.draft.work / "inputs.json"
+    inputs = canonical_json({name: one.digest for name, one in making.inputs.items()})
+    if work.is_dir():
+        if note.is_file() and note.read_text(encoding="utf-8", errors="replace") == inputs:
+            return work
         shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    note.write_text(inputs, encoding="utf-8")
+    work.mkdir(parents=True)
+    write_atomic(note, inputs)
+    return work
 
 
 def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
@@ -247,7 +251,6 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
     }
     watcher.started(step)
     with store.create(step.kind, step.key, lineage) as draft:
-        _keep_work_of(draft.work, canonical_json(lineage["inputs"]))
         making = Making(draft=draft, inputs=inputs, watcher=watcher, store=store, device=device)
         try:
             step.make(making)

@@ -76,10 +76,10 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
     from safetensors import SafetensorError
 
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
+    for names in (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin")):
+        if not any((folder / one).is_file() for one in names):
             raise CheckpointError(
-                f"{folder} holds no {name}", "give a folder that peft's save_pretrained made"
+                f"{folder} holds no {names[0]}", "give a folder that peft's save_pretrained made"
             )
     try:
         with quiet():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slmrank.deploy.catalogue import ray_policy
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.records import list_records, write_record
@@ -748,6 +749,7 @@ def test_old_manifests_are_pruned_and_kept_ones_stay(bench: Bench, server: ApiSe
     assert scaler is not None
     # Nor is what stands beside the release, or what a controller made and labelled like its owner.
     beside = [one for one in rerank_objects(cpu()) if one["kind"] != "Deployment"]
+    beside.append(ray_policy(cpu()))
     made = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",

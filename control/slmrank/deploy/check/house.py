@@ -200,8 +200,8 @@ def _gpu_placement(pod: PodSpec) -> Iterator[Finding]:
             "GPU nodes are tainted nvidia.com/gpu and the pod does not tolerate it",
             "add the toleration",
         )
-    built = any("--engine" in sequence(one.get("command")) for _, one in pod.containers())
-    if pod.owner.ours and not built:
+    commands = [str(word) for _, one in pod.containers() for word in sequence(one.get("command"))]
+    if pod.owner.ours and re.search(r"--engines?\b", " ".join(commands)) is None:
         return  # PyTorch's kernels run on any
     selected = mapping(pod.spec.get("nodeSelector"))
     affinity = str(mapping(pod.spec.get("affinity")).get("nodeAffinity", ""))

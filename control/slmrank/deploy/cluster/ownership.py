@@ -84,7 +84,7 @@ def _of_releases(cluster: Cluster, place: Place) -> list[Object]:
     return [
         given
         for given in owned_objects(cluster, place)
-        if _component(given) not in ("smoke", "engine-build", "rerank", ROUTE)
+        if _component(given) not in ("smoke", "engine-build", "rerank", "catalogue", ROUTE)
         and not given["metadata"].get("ownerReferences")
     ]
 

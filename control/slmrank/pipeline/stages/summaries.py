@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
 from slmrank.errors import ArtifactError
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
-from slmrank.pipeline.steps import Making
+from slmrank.pipeline.steps import Making, own_work
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
@@ -43,7 +43,7 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
                 encode=encoder.bodies,
                 base=making.inputs["checkpoint"].path / CHECKPOINT_FOLDER,
                 ranker=ranker.path / CHECKPOINT_FOLDER if ranker is not None else None,
-                work=making.draft.work,
+                work=own_work(making),
                 pairs=pairs if ranker is not None else (),
                 device=making.device,
                 progress=making.watcher.progress,
@@ -62,8 +62,11 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
     encoder = checkpoint.encoder()
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
-    if hasattr(summarizer, "device"):  # by name: an import would hang every summary on its code
-        summarizer = replace(summarizer, device=making.device)  # type: ignore[type-var]
+    # By name: an import would hang every summary on the code of those that run a model.
+    if is_dataclass(summarizer) and "device" in {
+        one.name for one in fields(summarizer) if one.init
+    }:
+        summarizer = replace(summarizer, device=making.device)
     identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)
