@@ -75,7 +75,7 @@ class Work:
     def __init__(
         self, checkpoint: Checkpoint, texts: Sequence[str], queries: Sequence[str]
     ) -> None:
-        self._encoder = checkpoint.encoder(2048)
+        self._encoder = checkpoint.ranker.encoder(2048)  # no prompt of a shape is cut
         self._texts, self._queries = texts, queries
         self._random = random.Random(0)
 

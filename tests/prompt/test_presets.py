@@ -136,7 +136,8 @@ def reranker(
     """A model of Qwen3's family with random weights and the real tokenizer, as one has it on
     disk."""
     folder = tmp_path_factory.mktemp("reranker") / "Qwen3-Reranker"
-    shutil.copytree(make_model("qwen3", vocab_size=151_744, num_hidden_layers=2), folder)
+    sizes = {"vocab_size": 151_744, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+    shutil.copytree(make_model("qwen3", **sizes), folder)
     shutil.copy2(qwen_tokenizer / "tokenizer.json", folder / "tokenizer.json")
     return folder
 
