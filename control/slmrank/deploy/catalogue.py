@@ -7,7 +7,7 @@ import shlex
 
 from slmrank.deploy.naming import (
     BUNDLES,
-    COMPONENT,
+    CATALOGUE,
     NAME,
     TMP,
     Object,
@@ -20,7 +20,6 @@ from slmrank.deploy.parts import policy
 from slmrank.deploy.pod import bundle_volume, container_of, pod_of
 from slmrank.deploy.release import Release
 
-CATALOGUE = "catalogue"
 GIB_PER_WORKER = 2
 DASHBOARD = 8265
 
@@ -70,7 +69,7 @@ def ray_job(release: Release) -> Object:
 
 def ray_policy(release: Release) -> Object:
     """Ray runs code for whoever reaches its ports: its own pods, and KubeRay's operator."""
-    chosen = {**selector(release), COMPONENT: CATALOGUE}
+    chosen = selector(release, CATALOGUE)
     operator = {"podSelector": {"matchLabels": {NAME: "kuberay-operator"}}, "namespaceSelector": {}}
     asking = {"from": [operator], "ports": [{"port": DASHBOARD, "protocol": "TCP"}]}
     own = {"from": [{"podSelector": {"matchLabels": chosen}}]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 
-from slmrank.deploy.naming import COMPONENT, Object, labelled, selector
+from slmrank.deploy.naming import Object, labelled, selector
 from slmrank.deploy.release import Release
 from slmrank.deploy.workload import deployment
 
@@ -78,7 +78,7 @@ def inference_service(release: Release) -> Object:
                 "minReplicas": scaling.min_replicas,
                 "maxReplicas": scaling.max_replicas,
                 # Not those that Services and autoscaler of the base select.
-                "labels": {**selector(release), COMPONENT: "kserve"},
+                "labels": selector(release, "kserve"),
                 **{name: pod[name] for name in kept if name in pod},
                 "model": {
                     "modelFormat": {"name": "slmrank"},

@@ -27,14 +27,15 @@ BUNDLE = "slmrank.io/bundle"
 ENGINE = "slmrank.io/engine"
 TRACK = "slmrank.io/track"
 WATCH = "watch"  # component of the followers of changed jobs
+RERANK, CATALOGUE = "rerank", "catalogue"  # components of what is applied beside a release
 ROUTE = "route"  # component of the route, which outlives releases
 RELEASE = "slmrank.io/release"
 
 
-def selector(release: Release) -> dict[str, str]:
+def selector(release: Release, component: str = "serve") -> dict[str, str]:
     """What Services and the Deployment select by: it never changes, because a Deployment's selector
     cannot."""
-    return {NAME: MANAGER, INSTANCE: release.name, COMPONENT: "serve", TRACK: release.track}
+    return {NAME: MANAGER, INSTANCE: release.name, COMPONENT: component, TRACK: release.track}
 
 
 def labels(release: Release, component: str = "serve") -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from slmrank.deploy.exposure import clients_of
 from slmrank.deploy.naming import (
-    COMPONENT,
     GRPC,
+    RERANK,
     TLS,
     TMP,
     Object,
@@ -17,14 +17,13 @@ from slmrank.deploy.parts import DNS, budget, policy, workers
 from slmrank.deploy.pod import container_of, pod_of, tls_volumes
 from slmrank.deploy.release import Release
 
-RERANK = "rerank"
 PORT = 8080
 TOKENS = "/tokens"
 
 
 def rerank_objects(release: Release) -> list[Object]:
     """Deployment, Service, disruption budget and NetworkPolicy."""
-    chosen = {**selector(release), COMPONENT: RERANK}
+    chosen = selector(release, RERANK)
     name = f"{release.object_name}-{RERANK}"
     ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
     asking = {"from": clients_of(release), "ports": [{"port": PORT, "protocol": "TCP"}]}

@@ -35,7 +35,7 @@ def watch_objects(release: Release) -> list[Object]:
     if own.source.startswith(KAFKA_KIND):
         ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports
         egress = [{"ports": [{"port": one, "protocol": "TCP"} for one in ports]}, *egress]
-    name, chosen = follower_name(release.place), _selector(release)
+    name, chosen = follower_name(release.place), selector(release, WATCH)
     return [
         workers(release, name, WATCH, chosen, own.replicas, _pod(release, own)),
         policy(release, name, WATCH, chosen, [scraping(release)], egress),
@@ -45,15 +45,11 @@ def watch_objects(release: Release) -> list[Object]:
 def watch_monitor(release: Release) -> Object:
     """Scrapes the followers. Their series lack the name by which those of servers are counted."""
     spec = {
-        "selector": {"matchLabels": _selector(release)},
+        "selector": {"matchLabels": selector(release, WATCH)},
         "podTargetLabels": [INSTANCE, COMPONENT, TRACK],
         "podMetricsEndpoints": [{"port": "changes", "path": "/metrics"}],
     }
     return monitored(release, "PodMonitor", follower_name(release.place), WATCH, spec)
-
-
-def _selector(release: Release) -> dict[str, str]:
-    return {**selector(release), COMPONENT: WATCH}
 
 
 def _pod(release: Release, own: WatchSpec) -> Object:

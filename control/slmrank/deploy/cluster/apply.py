@@ -59,10 +59,9 @@ class Deployer:
         Raises Refused (nothing changed), RolledBack (the release before serves), DeployFailed.
         """
         planned, records = self._prepare(release)
-        known = [one for one in planned if one.change != "skip"]
-        wanted = [one for one in known if not _built(one.content, records, release)]
+        planned = [one for one in planned if not _built(one.content, records, release)]
+        wanted = [one for one in planned if one.change != "skip"]
         contents = [one.content for one in wanted]
-        planned = [one for one in planned if one.change == "skip" or one in wanted]
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
         if all(one.change == "same" for one in wanted) and _serves(records, release):

@@ -51,17 +51,17 @@ def observe(prometheus: str, release: Release, window_s: int) -> Observed:
 def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:
     """What was observed, in words. Raises Refused when it breaks the release's objective, or was
     too little to tell."""
-    if observed.calls >= fewest and observed.latency_ms is None:
-        raise Refused(
-            f"{observed.calls:.0f} calls reached the canary and Prometheus has no {P_METRIC} of "
-            "them: it does not run the rules of `control deploy render`",
-            "is the PrometheusRule selected (deploy.monitoring_labels)?",
-        )
-    if observed.calls < fewest or observed.latency_ms is None:
+    if observed.calls < fewest:
         raise Refused(
             f"{observed.calls:.0f} calls reached the canary in {observed.window_s} s: too few to "
             f"judge it, {fewest} are needed",
             "send it a larger share (`apply --canary`), look back further with --window, or wait",
+        )
+    if observed.latency_ms is None:
+        raise Refused(
+            f"{observed.calls:.0f} calls reached the canary and Prometheus has no {P_METRIC} of "
+            "them: it does not run the rules of `control deploy render`",
+            "is the PrometheusRule selected (deploy.monitoring_labels)?",
         )
     told = (
         f"{observed.calls:.0f} in {observed.window_s} s, p{release.percentile} "

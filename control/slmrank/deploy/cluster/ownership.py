@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from slmrank.deploy.cluster.api import Cluster
 from slmrank.deploy.cluster.records import KEPT, Record
 from slmrank.deploy.exposure import GRPC_ROUTE
-from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, ROUTE, TRACK, Object
+from slmrank.deploy.naming import (
+    CATALOGUE,
+    COMPONENT,
+    INSTANCE,
+    MANAGED_BY,
+    MANAGER,
+    RERANK,
+    ROUTE,
+    TRACK,
+    Object,
+)
 from slmrank.deploy.release import Place
 from slmrank.deploy.render import identity
 
@@ -84,7 +94,7 @@ def _of_releases(cluster: Cluster, place: Place) -> list[Object]:
     return [
         given
         for given in owned_objects(cluster, place)
-        if _component(given) not in ("smoke", "engine-build", "rerank", "catalogue", ROUTE)
+        if _component(given) not in ("smoke", "engine-build", RERANK, CATALOGUE, ROUTE)
         and not given["metadata"].get("ownerReferences")
     ]
 

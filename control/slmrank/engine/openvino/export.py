@@ -26,7 +26,7 @@ from openvino import opset13 as opset
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from slmrank.engine.openvino.runtime import NO_LIMIT, no_past, prefix_inputs
+from slmrank.engine.openvino.runtime import keep_apart, no_past, prefix_inputs
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.model.decoder import item_mask, label_row, run_layers
 from slmrank.model.quiet import quiet
@@ -203,9 +203,7 @@ def _keep_apart(quantized: Any) -> None:
             readers = [node.input(0)]
         else:
             continue
-        apart = opset.clamp(readers[0].get_source_output(), -NO_LIMIT, NO_LIMIT)
-        for reader in readers:
-            reader.replace_source_output(apart.output(0))
+        keep_apart(readers)
     quantized.validate_nodes_and_infer_types()
 
 

@@ -174,13 +174,19 @@ def keep_mlp_apart(graph: Any) -> None:
     """Clamps that change nothing, before the down projections. On processors with AMX, OpenVINO
     2026.4 runs an MLP of half weights as one kernel, which divides by half the number of threads:
     with one thread the process ended with a division by zero."""
-    from openvino import opset13 as opset
-
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "MatMul" and "down_proj" in node.get_friendly_name():
-            apart = opset.clamp(node.input_value(0), -NO_LIMIT, NO_LIMIT)
-            node.input(0).replace_source_output(apart.output(0))
+            keep_apart([node.input(0)])
     graph.validate_nodes_and_infer_types()
+
+
+def keep_apart(readers: Sequence[Any]) -> None:
+    """A clamp that changes nothing between an output of a graph and those inputs that read it."""
+    from openvino import opset13 as opset
+
+    apart = opset.clamp(readers[0].get_source_output(), -NO_LIMIT, NO_LIMIT)
+    for reader in readers:
+        reader.replace_source_output(apart.output(0))
 
 
 def begins(prefix: Ids, head: Ids) -> bool:
