@@ -276,6 +276,7 @@ def test_a_field_of_newer_clusters_is_told_for_the_older_ones() -> None:
     [
         ("a: [1\n", "yaml"),
         ("kind: Pod\nkind: Pod\n", "yaml"),
+        ("kind: Pod\nspec: &itself [*itself]\n", "yaml"),
         ("kind: Pod\nmetadata: {name: a}\n", "not-an-object"),
         ("just text\n", "not-an-object"),
         ("apiVersion: v1\nkind: Pods\nmetadata: {name: a}\n", "unknown-kind"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,6 +288,10 @@ def test_cells_that_were_searched_start_no_server(tmp_path: Path) -> None:
     pool: Any = None
     session = Session(spec=spec, subject=subject, pool=pool, store=store, server=no_server)
     session.__dict__["cells"] = [task]
+    assert [one is not None for one in session.searched] == [True]
+    again = replace(session, again=True)
+    again.__dict__["cells"] = [task]
+    assert again.searched == [None]
     (found,), record = session.slo(lambda _: None)
     assert found.key == key
     assert read_record(record)["slo"] == [dict(found.figures)]

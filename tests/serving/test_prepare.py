@@ -29,6 +29,7 @@ JOB = Job(
     location="Reno",
     description="Our team likes coffee. Cares for patients. Works at night.",
 )
+PLACE = Job(job_id="place", title=" ", location="Reno", description="")
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def preparer(tokenizer_folder: Path, tmp_path: Path) -> Preparer:
     fitting = Fitting(spec=SummarizeSpec(budget_tokens=16), jobs=[JOB], encode=encoder.bodies)
     summarizer = SUMMARIZERS.get("salience").fit(fitting)
     store = open_store("lmdb:", tmp_path, write=True)
-    (known,) = summarize_entries([JOB], summarizer, encoder)
+    known, place = summarize_entries([JOB, PLACE], summarizer, encoder)
     long = Entry(summary="", ids=encoder.body("w " * 90), source_tokens=90, summary_tokens=90)
-    store.put({"known": ("a", known), "long": ("b", long)})
+    store.put({"known": ("a", known), "long": ("b", long), "place": ("c", place)})
     return Preparer(encoder, store, summarizer, max_items=8)
 
 
@@ -72,12 +73,14 @@ def test_a_given_text_wins_over_the_stored_one(preparer: Preparer) -> None:
     assert not np.array_equal(stored.item_ids, given.item_ids)
 
 
-def test_a_job_sent_by_its_fields_is_the_stored_one(preparer: Preparer) -> None:
-    fields = json.dumps(JOB.model_dump(exclude={"job_id"})).encode()
-    stored = preparer.prepare(b"nurse", [b"known"])
+@pytest.mark.parametrize("job", [JOB, PLACE])
+def test_a_job_sent_by_its_fields_is_the_stored_one(preparer: Preparer, job: Job) -> None:
+    fields = json.dumps(job.model_dump(exclude={"job_id"})).encode()
+    stored = preparer.prepare(b"nurse", [job.job_id.encode()])
     sent = preparer.prepare(b"nurse", [b"x"], [fields])
+    assert Status(sent.status[0]) is Status(stored.status[0]) is Status.OK
     assert sent.item_ids.tolist() == stored.item_ids.tolist()
-    both = preparer.prepare(b"nurse", [b"known", b"known"], [b"", fields])
+    both = preparer.prepare(b"nurse", [job.job_id.encode()] * 2, [b"", fields])
     assert both.item_lengths[0] == both.item_lengths[1] > 0
 
 
@@ -91,7 +94,7 @@ def test_a_job_sent_by_its_fields_is_the_stored_one(preparer: Preparer) -> None:
         (b'{"title": "\\ud800"}', Status.BAD_JOB),
         (b"[" * 100_000, Status.BAD_JOB),
         (b'{"title": " "}', Status.EMPTY),
-        (b'{"location": "Reno"}', Status.EMPTY),
+        (b'{"location": " ", "description": "\\u3000"}', Status.EMPTY),
         (b"\xff{}", Status.NOT_UTF8),
     ],
 )

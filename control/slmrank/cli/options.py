@@ -55,8 +55,8 @@ target_option = click.option(
 )
 
 
-class _Positive(click.FloatRange):
-    """A finite number above zero: `inf` and `nan` are floats, and no load and no time."""
+class _Finite(click.FloatRange):
+    """A finite number: `inf` and `nan` are floats, and no load, no time and no share."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -67,7 +67,8 @@ class _Positive(click.FloatRange):
         return number
 
 
-POSITIVE = _Positive(min=0, min_open=True)
+POSITIVE = _Finite(min=0, min_open=True)
+SHARE = _Finite(min=0, max=1)
 
 
 def sizes_from(least: int) -> Callable[[click.Context, click.Parameter, str | None], list[int]]:

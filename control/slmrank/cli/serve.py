@@ -10,6 +10,7 @@ import click
 
 from slmrank.cli.display import print_json, show_intent, show_plan
 from slmrank.cli.options import (
+    POSITIVE,
     Decorated,
     Opened,
     PathType,
@@ -47,7 +48,7 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
 @click.option(
     "--start-timeout",
     "start_timeout_s",
-    type=float,
+    type=POSITIVE,
     default=START_TIMEOUT_S,
     show_default=True,
     help="seconds until the ensemble must be ready",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option
+from slmrank.cli.options import POSITIVE, SHARE, PathType, client_tls, json_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import TOLERANCE, compare_known
 from slmrank.client.replicas import Tls
@@ -24,7 +24,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1),
+    type=SHARE,
     default=TOLERANCE,
     show_default=True,
     help="largest |p - known p|",

@@ -109,12 +109,15 @@ def slo_command(session: Session, dry_run: bool, as_json: bool) -> None:
     """
     if dry_run:
         slo = session.spec.slo
-        cells = [task.point.cell for task in session.cells]
+        cells = [
+            {"cell": task.point.cell, "state": "cached" if known else "to be searched"}
+            for task, known in zip(session.cells, session.searched, strict=True)
+        ]
         if as_json:
             print_json({"plan": cells, "limit_ms": slo.latency_ms})
         else:
-            title = f"would search p{slo.percentile} <= {slo.latency_ms:g} ms for"
-            print_table(title, ["cell"], [[cell] for cell in cells])
+            title = f"p{slo.percentile} <= {slo.latency_ms:g} ms"
+            print_table(title, ["cell", "state"], [list(cell.values()) for cell in cells])
         return
     found, path = session.slo(lambda text: click.echo(text, err=True))
     cells_found = [dict(artifact.figures) for artifact in found]

@@ -78,6 +78,13 @@ class Session:
             return self.tasks
         return pending_tasks(self.tasks, self.store, self.subject)
 
+    @property
+    def searched(self) -> list[Artifact | None]:
+        """What was found for each cell; None: it is still to be searched."""
+        if self.again:
+            return [None] * len(self.cells)
+        return [known_slo(self.store, self.subject, task, self.spec.slo) for task in self.cells]
+
     def sweep(self, progress: Progress) -> tuple[list[Artifact], Path]:
         """Measure every point; returns them in order, and the record's file."""
         points = run_sweep(
@@ -89,9 +96,8 @@ class Session:
         """Search the rate at the objective of every cell; returns what was found, and the
         record's file. The server is started only when a cell was not searched before."""
         slo = self.spec.slo
-        known = [known_slo(self.store, self.subject, task, slo) for task in self.cells]
-        found = [artifact for artifact in known if artifact is not None]
-        if self.again or len(found) < len(self.cells):
+        found = [artifact for artifact in self.searched if artifact is not None]
+        if len(found) < len(self.cells):
             with open_bench(self.store, self.subject, self.server, again=self.again) as bench:
                 bench.warm_up(self.cells[0])
                 found = [find_slo(bench, task, slo, report) for task in self.cells]

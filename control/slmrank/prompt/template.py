@@ -37,9 +37,9 @@ def template_of(spec: PromptSpec) -> PromptTemplate:
 
 def job_text(job: Job, text: str) -> str:
     """The item's text for one job: title, company and place, then `text` (summary or full)."""
-    place = ", ".join(part for part in (job.company, job.location) if part)
-    lines = [f"Job: {job.title}" if job.title else "", place, text]
-    return "\n".join(line for line in lines if line)
+    place = ", ".join(part for part in (job.company, job.location) if part.strip())
+    lines = [f"Job: {job.title}" if job.title.strip() else "", place, text]
+    return "\n".join(line for line in lines if line.strip())
 
 
 def load_tokenizer(checkpoint: Path) -> Tokenizer:

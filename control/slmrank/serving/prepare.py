@@ -169,7 +169,8 @@ class Preparer:
             jobs = [job for _, job, _ in sent]
             entries = summarize_entries(jobs, self._summarizer, self._encoder)
             for (place, _, status), entry in zip(sent, entries, strict=True):
-                found[place] = (entry.ids, status)
+                # Of blanks alone; a place is text enough, as it is in the store.
+                found[place] = (entry.ids, status) if len(entry.ids) else (None, Status.EMPTY)
         bodies = self._encoder.bodies([text for _, text in texts])
         for (place, _), body in zip(texts, bodies, strict=True):
             found[place] = (body, found[place][1])
@@ -261,8 +262,6 @@ def _read_job(fields: bytes) -> tuple[Job | None, Status]:
         json.dumps(values, ensure_ascii=False).encode("utf-8")  # no half surrogate pairs
     except (ValueError, RecursionError):
         return None, Status.BAD_JOB
-    if not f"{job.title}{job.description}".strip():
-        return None, Status.EMPTY
     return job, Status.TRUNCATED if cut else Status.OK
 
 

@@ -75,11 +75,11 @@ def change_spec(spec: BundleSpec, *changes: Mapping[str, Any]) -> BundleSpec:
     return parse_spec(values, Path(), "spec")
 
 
-class _OnceEachLoader(yaml.SafeLoader):
+class OnceEachLoader(yaml.SafeLoader):
     """YAML in which a key may stand once: of two, PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
@@ -105,7 +105,7 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _read(path: Path) -> dict[str, Any]:
     """The mapping of one file."""
     try:
-        loaded = _OnceEachLoader(path.read_text(encoding="utf-8")).get_single_data()
+        loaded = OnceEachLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise SpecError(
             f"cannot read spec {path}: {error.strerror}", "the shipped one is build/demo.yaml"

@@ -241,6 +241,7 @@ def test_a_csv_is_a_trace_and_bad_rows_are_named(tmp_path: Path) -> None:
         ("seconds,items_per_s\n0,10\n5,-1\n", "is no load"),
         ("seconds,items_per_s\n0,10\n5,nan\n", "is no load"),
         ("seconds,items_per_s\n0,10\n", "1 rows"),
+        ("seconds,items_per_s\n0,1\n1e12,1\n", "days long"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=told):

@@ -16,6 +16,7 @@ from slmrank.errors import DataError
 Floats = npt.NDArray[np.float64]
 STEP_S = 10.0
 KINDS = ("diurnal", "burst", "ramp")
+MOST_DAYS = 31
 HOURS = {"diurnal": 24.0, "burst": 2.0, "ramp": 2.0}
 
 
@@ -136,6 +137,12 @@ def _read(path: Path) -> Floats:
         rates.append(rate)
     if len(seconds) < 2:
         raise DataError(f"{path} holds {len(seconds)} rows", "at least two are needed")
+    days = (seconds[-1] - seconds[0]) / 86400
+    if days > MOST_DAYS:
+        raise DataError(
+            f"{path} is {days:,.0f} days long, the limit is {MOST_DAYS}",
+            "give a part of it; the column seconds holds seconds",
+        )
     # The mean of every step, from the integral: a spike between two steps counts.
     grid = np.arange(seconds[0], seconds[-1] + STEP_S / 2, STEP_S)
     areas = np.diff(seconds) * (np.array(rates[1:]) + np.array(rates[:-1])) / 2

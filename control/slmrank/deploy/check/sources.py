@@ -13,6 +13,7 @@ import yaml
 
 from slmrank.deploy.check.finding import Finding, Located, mapping, sequence
 from slmrank.errors import DeployError
+from slmrank.spec.reading import OnceEachLoader
 
 _ENDS = (".yaml", ".yml", ".json")
 _KUSTOMIZE_GROUP = "kustomize.config.k8s.io/"
@@ -27,18 +28,9 @@ class Read:
     skipped: list[str] = field(default_factory=list)
 
 
-class Loader(yaml.SafeLoader):
+class Loader(OnceEachLoader):
     """YAML as kubectl reads it where PyYAML differs and it matters: a key that stands twice is an
     error, dates and `12:30` are texts."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
 
 
 Loader.yaml_implicit_resolvers = {
@@ -90,6 +82,7 @@ def read_text(text: str, name: str, read: Read, *, asked: bool = True, group: st
             documents: list[Any] = [json.loads(text)]
         else:
             documents = list(yaml.load_all(text, Loader=Loader))
+        json.dumps(documents, skipkeys=True, default=str)  # an alias may stand in what it names
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())
         read.findings.append(
