@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -211,6 +212,43 @@ def test_a_slow_part_is_asked_once_more_and_the_first_answer_counts() -> None:
 
 def late() -> InferenceServerException:
     return InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
+
+
+def test_not_every_call_is_asked_twice_when_all_are_slow() -> None:
+    async def calls() -> int:
+        server = Answering([], [0.03] * 999)
+        client = asking(server, max_items=9, replicas=2, hedge_s=0.005)
+        for _ in range(60):
+            await client.score("q", ["7"])
+        return server.calls
+
+    assert 70 <= asyncio.run(calls()) <= 77  # ten at once, then a tenth of them
+
+
+def test_a_forked_process_says_why_it_cannot_ask() -> None:
+    """Its call waited for ever."""
+    client = RankClient("127.0.0.1:1")
+    client._asking = asking(Answering([]), max_items=3)
+    assert len(client.score("q", ["7"])) == 1
+    pipe = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            client.score("q", ["7"])
+        except Unreachable as error:
+            os.write(pipe[1], error.message.encode())
+        finally:
+            os._exit(0)
+    os.close(pipe[1])
+    with os.fdopen(pipe[0], "rb") as told:
+        assert told.read() == b"this process was forked from one that had used a client"
+    os.waitpid(child, 0)
+
+
+def test_an_empty_text_of_ones_own_is_not_the_stored_jobs() -> None:
+    for text in ("", " "):
+        (row,) = rows_of([ItemText(job_id="a", text=text)])
+        assert (row.job_id, row.fields, row.text) == ("a", b"{}", b"")
 
 
 def test_a_replica_that_misses_deadlines_is_passed_over() -> None:

@@ -216,6 +216,61 @@ def test_a_body_above_the_limit_is_refused_declared_or_not() -> None:
     assert send(LengthRanker(), "/v1/rerank", None, limits, content=b"{").status_code == 422
 
 
+def test_a_million_wrong_elements_are_one_error() -> None:
+    many = [1] * 200_000
+    for body in (
+        {"query": "q", "documents": many},
+        {"query": "q", "texts": many},
+        dict.fromkeys(map(str, range(99))),
+    ):
+        started = time.process_time()
+        reply = send(LengthRanker(), "/rerank", body)
+        assert (reply.status_code, len(reply.json()["detail"]) < 200) == (422, True)
+        assert time.process_time() - started < 2
+
+
+def test_who_sends_half_of_a_request_does_not_keep_its_place() -> None:
+    app = make_app(LengthRanker(), Limits(max_in_flight=1, body_s=0.2))
+    sent: list[dict[str, Any]] = []
+    head = [(b"content-type", b"application/json"), (b"content-length", b"40")]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": "/rerank", "raw_path": b"/rerank", "root_path": "", "scheme": "http",
+        "query_string": b"", "headers": head, "client": ("c", 1), "server": ("s", 80),
+    }  # fmt: skip
+
+    async def half() -> int:
+        messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send_(message: Any) -> None:
+            sent.append(message)
+
+        await asyncio.wait_for(app(scope, receive, send_), 5)
+        return int(sent[0]["status"])
+
+    assert asyncio.run(half()) == 408
+    assert ask_app(app, "/rerank", {"query": "q", "documents": ["a"]}).status_code == 200
+
+
+def test_a_fault_of_the_gateways_own_is_told_and_counted() -> None:
+    class Broken(LengthRanker):
+        async def score(self, _query: str, jobs: Sequence[Asked], **_: Any) -> Answer:
+            raise RecursionError("inside")
+
+    app = make_app(Broken(), Limits())
+    reply = ask_app(app, "/rerank", {"query": "q", "documents": ["a"]})
+    assert (reply.status_code, reply.json()["title"]) == (500, "The gateway failed")
+    assert "x-request-id" in reply.headers
+    assert "inside" not in reply.text
+    assert 'status="500"} 1.0' in ask_app(app, "/metrics").text
+
+
 def test_who_may_ask() -> None:
     limits, body = Limits(tokens=("one", "two")), {"query": "q", "documents": ["a"]}
     for token, status in (("two", 200), ("tw", 401), ("", 401), ("ü", 401)):

@@ -63,6 +63,9 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
         ("b-000000000", 600),
         ("b-000000600", 600),
     ]
+    # However its place is spelled.
+    spelled = tmp_path / "more" / ".." / "a.parquet"
+    assert plan_parts(Place(str(spelled)), rows=500) == parts[:2]
     # Rows that take long, wherever the row groups end.
     cut = plan_parts(Place(str(tmp_path / "a.parquet")), rows=500, cut_groups=True)
     assert [(one.start, one.rows) for one in cut] == [(0, 500), (500, 500), (1000, 200)]
@@ -128,6 +131,10 @@ def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) ->
         catalogue_entries(left["out"])
     assert go()["done"] == 0
     assert manifest.read_bytes() == whole
+    # What a run left that was stopped before its manifest is not read either.
+    parquet.write_table(pa.table({"job_id": ["x"]}), manifest.with_name("c-000000000.parquet"))
+    assert go()["done"] == 0
+    assert [path.stem for path in manifest.parent.glob("*.parquet")] == ["a-000000000"]
     # Another table does not take the place of this one's output, nor of what a run left half-done.
     manifest.unlink()
     write_jobs(tmp_path / "other", tiny, 1)

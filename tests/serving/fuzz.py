@@ -241,8 +241,14 @@ def inner_message(rng: random.Random, sent: Sent) -> Any:
         lengths = lengths * 300
     elif kind == 4:
         prefix = [1] * rng.choice((500, 60_000))
+    none = kind == 6 and rng.random() < 0.5  # a batch of none, whose tensors Triton passes on
+    if none:
+        prefix, ids, lengths = [1], [5], [1]
     for name, values in (("prefix_ids", prefix), ("item_ids", ids), ("item_lengths", lengths)):
         rows = 2 if kind == 5 and rng.random() < 0.5 else 1
-        made.inputs.add(name=name, datatype="INT32", shape=[rows, len(values)])
+        made.inputs.add(name=name, datatype="INT32", shape=[0 if none else rows, len(values)])
         made.raw_input_contents.append(struct.pack(f"<{len(values)}i", *values) * rows)
+    made.inputs.add(name="prepared_at", datatype="FP64", shape=[0 if none else 1, 1])
+    ticket = rng.choice((0.0, -5.0, 1e18, float("nan"), 1.0))
+    made.raw_input_contents.append(struct.pack("<d", ticket))
     return made

@@ -216,6 +216,16 @@ def test_a_ticket_that_somebody_made_up_changes_nothing(tmp_path: Path, ticket: 
     assert (board.rows == before).all()
 
 
+def test_tensors_of_another_shape_fail_nobody_else(tmp_path: Path) -> None:
+    """Triton passes on a batch of none: the pass of all that were joined with it failed."""
+    board = Board(tmp_path / "page")
+    now = time.monotonic()
+    none = {"prepared_at": [now], "item_ids": [5], "prefix_ids": [7]}
+    with PaceMeter(board, 0, Requests).passing([none, request(now, 4)]):
+        pass
+    assert board.pace().finished == now
+
+
 def test_a_request_that_others_overtook_sets_nothing_back(tmp_path: Path) -> None:
     board = Board(tmp_path / "page")
     meter, now = PaceMeter(board, 0, Requests), time.monotonic()

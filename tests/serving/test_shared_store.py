@@ -25,7 +25,7 @@ from slmrank.client.known_answers import compare_known
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import Job
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
-from slmrank.errors import RepositoryError, StoreUnavailable
+from slmrank.errors import MissingDependencyError, RepositoryError, StoreUnavailable
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.follow import follow_bundle
 from slmrank.pipeline.publish import publish
@@ -410,3 +410,13 @@ def test_a_job_that_cannot_be_summarised_stops_nothing(
     ((_, letter),) = client.xrange(source.dead_letters)
     assert letter[b"reason"] == b"RuntimeError: cannot read it"
     assert source.lag() == 0
+
+    def lacks(*_: Any) -> Any:
+        raise MissingDependencyError("no torch", "install it")
+
+    # A fault of this process is none of the jobs': they wait for one that can.
+    client.xadd("poisoned", {"change": json.dumps({"job": job})})
+    monkeypatch.setattr(module, "summarize_entries", lacks)
+    with pytest.raises(MissingDependencyError):
+        follower.follow(source, until_idle=True)
+    assert (source.lag(), client.xlen(source.dead_letters)) == (1, 1)

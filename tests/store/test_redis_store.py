@@ -248,6 +248,37 @@ def test_a_version_that_was_evicted_is_not_a_catalogue_without_jobs(url: str, ma
         looked_up(reader, "a")
 
 
+def test_a_version_that_lost_jobs_while_it_was_written_does_not_become_current(
+    url: str, made: Any
+) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    writer.publish(entries_of(made({"a": [1]})), "v")
+    ids = np.array([2], dtype=np.int32)
+
+    def batches() -> Iterator[list[tuple[str, Any]]]:
+        yield [("a", ids), ("b", ids)]
+        (half,) = writer.client.keys(writer._keys.version("half*"))
+        writer.client.delete(half)
+        yield [("c", ids)]
+
+    with pytest.raises(StoreUnavailable, match="lost jobs while they were published"):
+        writer.publish(batches(), "half")
+    assert looked_up(reader, "a", "c") == [[1], None]
+
+
+def test_what_is_published_after_an_eviction_keeps_its_jobs(url: str, made: Any) -> None:
+    """Jobs that had been changed in the evicted version were taken for deleted ones."""
+    reader, writer = reader_of(url), writer_of(url)
+    version = writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").version
+    ids = np.array([9], dtype=np.int32)
+    assert writer.change([("a", order_of(5), ids)]) == [True]
+    writer.client.delete(writer._keys.version(version))
+    assert writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").carried == 0
+    assert looked_up(reader, "a", "b") == [[1], [2]]
+    # The change is lost with it, and comes again.
+    assert writer.change([("a", order_of(5), ids)]) == [True]
+
+
 def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
     version = writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").version

@@ -62,7 +62,7 @@ def demo_command(
     """Fine-tune, prune, recover, summarise, build, serve, score and sweep, for real, and report:
     times, sizes, quality of every stage, ranked results and the sweep table.
 
-    A quarter of an hour on two cores; a second run finds everything done.
+    Five to eight minutes on two cores; a second run finds everything done.
 
     \b
     Example:

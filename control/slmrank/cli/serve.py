@@ -105,7 +105,11 @@ def serve_command(
             return
         repository = source.run(source.bundle.repository).path
     ports = Ports(grpc=grpc_port, http=http_port, metrics=metrics_port)
-    server = Server(repository, ports, address=address, drain_s=drain_s, http=http, tls=tls)
+    # A terminal shows whether it is ready; a log, all that the server and its stages say.
+    echo = None if sys.stderr.isatty() else sys.stderr
+    server = Server(
+        repository, ports, address=address, drain_s=drain_s, http=http, tls=tls, echo=echo
+    )
     try:
         server.start(start_timeout_s)
         metrics = f"http://{address}:{server.ports.metrics}/metrics"
@@ -116,7 +120,8 @@ def serve_command(
             print_json(ready)
         else:
             over = " over TLS" if tls is not None else ""
-            click.echo(f"rank is ready: gRPC {server.url}{over}, HTTP {ready['http'] or 'off'}")
+            told = f"gRPC {server.url}{over}, HTTP {ready['http'] or 'off'}, metrics {metrics}"
+            click.echo(f"rank is ready: {told}")
         sys.stdout.flush()
         status = server.wait()
         raise ServerError(

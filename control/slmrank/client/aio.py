@@ -36,6 +36,7 @@ FIRST_PAUSE_S = 0.05
 LONGEST_S = 1e8  # gRPC takes a deadline beyond its clock for one that is past
 FAIR_S = 1.0  # who has not answered in so long may hang
 LARGEST_PAUSE_S = 2.0
+HEDGES, HEDGED_SHARE = 10.0, 0.1  # second requests at once, and of all calls in the long run
 Ask = Callable[[Any, float], Awaitable[Any]]  # a tritonclient and the seconds that are left
 
 
@@ -57,7 +58,7 @@ class AsyncRankClient:
     addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
     what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has
     no answer after that time is sent once more, to another replica where there is one, and the
-    first answer counts.
+    first answer counts; at most ten of them, then a tenth of the calls.
     `headers` go with every call, for example `{"authorization": "Bearer ..."}`.
 
     Raises InvalidRequest for a url that is none, or certificates that cannot be read.
@@ -83,6 +84,7 @@ class AsyncRankClient:
         self.retry_overload = retry_overload
         self.hedge_s = hedge_s
         self.parts_in_flight = parts_in_flight
+        self._spare = HEDGES  # second requests that may be sent
         self._replicas = Replicas(url, tls)
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}
         self._identity: dict[str, str] | None = None
@@ -224,10 +226,13 @@ class AsyncRankClient:
         first = await self._replicas.pick(failed, deadline)
         if self.hedge_s is None:
             return await self._ask(ask, first, deadline, failed)
+        self._spare = min(HEDGES, self._spare + HEDGED_SHARE)
         tasks = {asyncio.ensure_future(self._ask(ask, first, deadline, failed))}
         try:
             done, _ = await asyncio.wait(tasks, timeout=self.hedge_s)
-            if not done:
+            # When all of them are slow, a second request for each would make them slower.
+            if not done and self._spare >= 1:
+                self._spare -= 1
                 first.rest()
                 other = await self._replicas.pick([*failed, first.address], deadline)
                 if other is not first:  # a lone server that is slow needs no second request

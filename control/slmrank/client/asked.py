@@ -31,6 +31,12 @@ class ItemText:
 Asked = str | Job | ItemText
 
 
+def _kind(value: Any) -> str:
+    """Short, and for lists in lists without going into them."""
+    named = "a list" if isinstance(value, list) else "an object"
+    return named if isinstance(value, list | dict) else json.dumps(value)[:80]
+
+
 def read_asked(value: Any, place: int) -> Asked:
     """What a JSON value asks for; a job that names no id is called `#place`.
 
@@ -39,14 +45,14 @@ def read_asked(value: Any, place: int) -> Asked:
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{json.dumps(value)[:80]} is not a job", _SHAPES)
+        raise InvalidRequest(f"{_kind(value)} is not a job", _SHAPES)
     given = {key: one for key, one in value.items() if one not in (None, "")}
     for name, other in (("id", "job_id"), ("text", "description")):
         if name in given and other not in given:
             given[other] = given.pop(name)
     wrong = next((key for key, one in given.items() if not isinstance(one, str)), None)
     if wrong is not None:
-        raise InvalidRequest(f"{wrong} is {json.dumps(given[wrong])[:80]}, not a string", _SHAPES)
+        raise InvalidRequest(f"{wrong} is {_kind(given[wrong])}, not a string", _SHAPES)
     if "job_text" in given and set(given) <= {"job_id", "job_text"}:
         return ItemText(text=given["job_text"], job_id=given.get("job_id", ""))
     # With an empty text it is the caller's own.

@@ -19,10 +19,21 @@ from typing import Any, TypeVar, Unpack
 from slmrank.client.aio import AsyncRankClient, ClientOptions
 from slmrank.client.answer import Answer
 from slmrank.client.asked import Asked
+from slmrank.errors import Unreachable
 
 Result = TypeVar("Result")
 _lock = threading.Lock()
-_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process id: a fork has no running thread
+_loop: asyncio.AbstractEventLoop | None = None
+_forked = False
+
+
+def _after_fork() -> None:
+    global _lock, _forked
+    _lock, _forked = threading.Lock(), _loop is not None
+
+
+# gRPC's asyncio does not survive a fork: a call in the child waited for ever.
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class RankClient:
@@ -69,7 +80,11 @@ class RankClient:
 
 def _wait_for(call: Coroutine[Any, Any, Result]) -> Result:
     """Run on the event loop of this process's clients; a caller that is interrupted cancels it."""
-    future = asyncio.run_coroutine_threadsafe(call, _loop())
+    try:
+        future = asyncio.run_coroutine_threadsafe(call, _running_loop())
+    except BaseException:
+        call.close()
+        raise
     try:
         return future.result()
     except BaseException:
@@ -77,10 +92,15 @@ def _wait_for(call: Coroutine[Any, Any, Result]) -> Result:
         raise
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop
+    if _forked:
+        raise Unreachable(
+            "this process was forked from one that had used a client",
+            "make clients after the fork, or start processes by `spawn`",
+        )
     with _lock:
-        loop = _loops.get(os.getpid())
-        if loop is None:
-            loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="slmrank-client", daemon=True).start()
-    return loop
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="slmrank-client", daemon=True).start()
+    return _loop

@@ -84,6 +84,8 @@ def _row(job: Asked) -> Row:
     if isinstance(job, str):
         return Row(job)
     if isinstance(job, ItemText):
+        if not job.text.strip():  # an empty one would ask for the stored job
+            return Row(job.job_id, fields=b"{}")
         return Row(job.job_id, text=_encoded(job.text))
     fields = json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
     return Row(job.job_id, fields=_encoded(fields))

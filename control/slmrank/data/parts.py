@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ class Place:
             if "://" in url:
                 self._fs, self.path = fs.FileSystem.from_uri(url)
             else:
-                self._fs, self.path = fs.LocalFileSystem(), url
+                self._fs, self.path = fs.LocalFileSystem(), os.path.abspath(url)
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -86,6 +87,16 @@ class Place:
                 f"{self.path} names no Parquet file", "give a file, or a folder or url with some"
             )
         return named
+
+    def tables(self) -> list[str]:
+        """Names of the tables directly in this folder, without `.parquet`."""
+        with self._reaching():
+            found = self._fs.get_file_info(self._kinds.FileSelector(self.path))
+        return [
+            one.base_name.removesuffix(".parquet")
+            for one in found
+            if one.base_name.endswith(".parquet")
+        ]
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         """Bytes of each file here, None where there is none."""

@@ -23,7 +23,7 @@ from slmrank.deploy.sizing import target_items_per_s
 
 SCRAPE_S = 15
 WINDOW = "1m"
-OFFERED = "ok|truncated|refused"  # what more replicas would have scored
+OFFERED = "ok|truncated|not_ranked|refused"  # what more replicas would have scored
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01

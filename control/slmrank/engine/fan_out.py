@@ -15,6 +15,14 @@ from slmrank.prompt.labels import Labels
 from slmrank.tokens import Ids
 
 
+def only_rows(tensors: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """The row of each tensor [1, N] of one request. Raises EngineError for other shapes: Triton
+    passes on a batch of none, whose tensors may have any."""
+    if any(tensor.ndim != 2 or len(tensor) != 1 for tensor in tensors):
+        raise EngineError("one request holds one query", "send tensors of shape [1, N]")
+    return [tensor[0] for tensor in tensors]
+
+
 def split_items(
     prefix: Ids,
     item_ids: Ids,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import re
 import time
 import uuid
@@ -57,6 +58,7 @@ from slmrank.gateway.shapes import (
 )
 from slmrank.gateway.ui import Shelf, page_routes
 
+_LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STATUS: dict[type[ScoreError], tuple[int, str]] = {
     InvalidQuery: (422, "Invalid query"),
@@ -77,6 +79,7 @@ class Limits:
     max_documents: int = 1000
     max_request_bytes: int = 8 * 2**20
     max_in_flight: int = 256
+    body_s: float = 10.0
     health_timeout_s: float = 2.0
     tokens: tuple[str, ...] = ()
 
@@ -97,7 +100,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
     app = FastAPI(title="slmrank gateway", version="1", lifespan=lifespan)
 
     # Added first, it is the inner one: its exception is heard by the handlers below.
-    app.add_middleware(LimitedBody, limit=limits.max_request_bytes)
+    app.add_middleware(LimitedBody, limit=limits.max_request_bytes, limit_s=limits.body_s)
 
     @app.middleware("http")
     async def around(
@@ -121,6 +124,11 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
             in_flight += asked
             try:
                 response = await call_next(request)
+            except Exception:
+                # Here, and not behind everything, so that it is counted and has a name.
+                _LOG.exception("request %s failed", request.state.id)
+                told = "the gateway itself failed", "see its log"
+                response = problem(request, 500, "The gateway failed", *told)
             finally:
                 in_flight -= asked
         response.headers["x-request-id"] = request.state.id

@@ -21,11 +21,24 @@ from slmrank.errors import InvalidRequest
 from slmrank.triton.status import Status
 
 Document = str | dict[str, Any]
+MOST_KEYS = 64
 # What is given back of a request. Half a surrogate pair has no UTF-8 form.
 Echoed = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
 
 
-class RerankRequest(BaseModel):
+class _Asked(BaseModel):
+    """A request from outside. Its errors are few: one for each of a million wrong elements or keys
+    took a gigabyte and held everybody for seconds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_KEYS:
+            raise ValueError(f"has {len(value)} keys, the limit is {MOST_KEYS}")
+        return value
+
+
+class RerankRequest(_Asked):
     """A query and its documents: texts, ids of stored jobs, or a job's fields."""
 
     model_config = ConfigDict(extra="allow")
@@ -33,10 +46,13 @@ class RerankRequest(BaseModel):
     query: str = Field(description="what was typed")
     documents: list[Document] = Field(
         default_factory=list,
+        fail_fast=True,
         description="a text (summarised like a job's description), `{id}` of a stored job, or an "
         "object with title, company, location, description or text, and an id of your own",
     )
-    texts: list[str] | None = Field(None, description="documents, as Text Embeddings Inference")
+    texts: list[str] | None = Field(
+        None, fail_fast=True, description="documents, as Text Embeddings Inference"
+    )
     top_n: int | None = Field(None, ge=1, description="best results to return; unset: all")
     return_documents: bool = False
     return_text: bool = False
@@ -84,13 +100,15 @@ class TextScore(BaseModel):
     text: Echoed | None = None
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(_Asked):
     """A query and jobs, as `control score --input` reads them."""
 
     model_config = ConfigDict(extra="forbid")
 
     query: str
-    jobs: list[Document] = Field(description="ids of stored jobs, or objects with a job's fields")
+    jobs: list[Document] = Field(
+        fail_fast=True, description="ids of stored jobs, or objects with a job's fields"
+    )
 
 
 class ScoredItem(BaseModel):

@@ -19,6 +19,7 @@ from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import SpecError
 from slmrank.pipeline.data_step import STAGES, data_step
 from slmrank.pipeline.local_files import (
+    ADAPTER_FILES,
     checkpoint_hashes,
     file_hash,
     folder_hashes,
@@ -177,11 +178,11 @@ class Bundle:
         spec = self.spec.finetune
         if spec is None:
             return self.base
-        settings = spec.settings()
+        settings = spec.deciding()
         if spec.teacher is not None:
             settings["teacher"] = checkpoint_hashes(spec.teacher)
         if spec.adapter is not None:
-            settings["adapter"] = folder_hashes(spec.adapter)
+            settings["adapter"] = folder_hashes(spec.adapter, ADAPTER_FILES)
         return self._step(
             "finetuned",
             "fine-tuning",
@@ -231,9 +232,9 @@ class Bundle:
         inputs = {"data": self.data, "summaries": self.summaries, "student": pruned}
         if spec.teacher == "finetuned" and spec.steps:
             inputs["teacher"] = self.finetuned
-        settings = spec.settings()
+        settings = spec.deciding()
         if spec.adapter is not None:
-            settings["adapter"] = folder_hashes(spec.adapter)
+            settings["adapter"] = folder_hashes(spec.adapter, ADAPTER_FILES)
         return self._step(
             "recovered",
             "recovery",

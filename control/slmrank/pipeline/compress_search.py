@@ -34,7 +34,7 @@ from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference
 from slmrank.evaluate.table import read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.score_step import Row, score_step
+from slmrank.pipeline.score_step import Row, score_step, timed_scores
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.reading import change_spec
@@ -178,7 +178,7 @@ class Search:
         return self._made(self._step(choice, steps, in_engine=in_engine))
 
     def _made(self, step: Step) -> Artifact:
-        return run(step, self.store, self.watcher, device=self.device)
+        return timed_scores(step, self.store, self.watcher, self.device)
 
     def _score_step(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Step:
         summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})

@@ -15,6 +15,7 @@ from slmrank.pipeline.steps import Step
 from slmrank.spec.data import DataSpec, OnetDatabaseData, OwnData, ParquetData
 
 STAGES = "slmrank.pipeline.stages"
+TABLES = ("*.txt", "*.txt.gz")
 RELEASE = (
     "put the text files of a release of the O*NET database there (onetcenter.org/database.html; "
     "the rankers in the box: 27.0)"
@@ -36,7 +37,7 @@ def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step
             settings["only_tested"] = True
         make, stage = partial(make_own_data, spec, only_tested=only_tested), "own_data"
     elif isinstance(spec, OnetDatabaseData):
-        settings |= {"folder": folder_hashes(spec.folder, RELEASE), "held_back": None}
+        settings |= {"folder": folder_hashes(spec.folder, TABLES, RELEASE), "held_back": None}
         if spec.held_back is not None:
             settings["held_back"] = file_hash(spec.held_back)
         make, stage = partial(make_title_data, spec), "title_data"

@@ -10,7 +10,7 @@ from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.records import Job
-from slmrank.errors import ControlError, StoreUnavailable
+from slmrank.errors import ControlError, MissingDependencyError, StoreUnavailable
 from slmrank.hashing import hash_value
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.stages.inputs import checkpoint_of
@@ -74,9 +74,11 @@ class Follower:
     ) -> Followed:
         """Apply changes until the source ends or `stop`; with `until_idle` until nothing waits.
 
-        A store that is away is waited for; StoreUnavailable only when it is away at `stop`.
+        A store that is away is waited for; StoreUnavailable only when it is away at `stop`. Raises
+        MissingDependencyError, before anything is taken, where nothing can be summarised here.
         """
         self._told = told
+        self._summarize([Job(job_id="first", title="Nurse", description="Cares for patients.")])
         while not self._stopping:
             taken = self._patiently(lambda: source.take(BATCH, WAIT_S))
             if taken:
@@ -110,6 +112,8 @@ class Follower:
         try:
             summarized = iter(self._summarize(jobs))
             made = [next(summarized) if one.job is not None else None for _, one in changes]
+        except (MissingDependencyError, OSError):
+            raise  # of this process, not of a job: nothing is acknowledged
         except Exception as error:
             # Whatever a summarizer stumbles over must not stop the changes behind it.
             if len(changes) > 1:

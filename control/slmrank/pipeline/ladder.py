@@ -21,9 +21,9 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
-from slmrank.pipeline.score_step import Row, Text, score_step
+from slmrank.pipeline.score_step import Row, Text, score_step, timed_scores
 from slmrank.pipeline.stages.scores import SCORES_FILE
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Step, Watcher
 from slmrank.pyplot import headless_pyplot, png_of
 from slmrank.spec.reading import change_spec
 
@@ -140,7 +140,7 @@ def measure_ladder(
     sizes: list[tuple[int, int]] = []
     for rung in rungs:
         step = rung.scores(on)
-        artifact = run(step, store, watcher, device=device)
+        artifact = timed_scores(step, store, watcher, device)
         made.append(artifact)
         sizes.append(_sizes(step, store))
         scored.append(

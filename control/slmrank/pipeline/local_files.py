@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slmrank.errors import DataError, SpecError
@@ -10,6 +10,9 @@ from slmrank.hashing import hash_file
 from slmrank.model.base_model import imported_files
 from slmrank.model.checkpoint import RANKER_FILE
 from slmrank.spec.model import PACKAGED_MODEL
+
+# A card or a plot beside them decides nothing.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", "ranker_adapter.json")
 
 
 def local_checkpoint(source: str) -> Path | None:
@@ -34,12 +37,14 @@ def file_hash(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from error
 
 
-def folder_hashes(path: Path, hint: str = "check the path") -> Mapping[str, str]:
-    """The hash of every file below a folder, by its path there. Raises DataError with the hint when
-    there is no folder."""
+def folder_hashes(
+    path: Path, names: Sequence[str] = ("*",), hint: str = "check the path"
+) -> Mapping[str, str]:
+    """The hash of every file below a folder with one of these names, by its path there. Raises
+    DataError with the hint when there is no folder."""
     if not path.is_dir():
         raise DataError(f"{path} is no folder", hint)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for name in names for file in path.rglob(name) if file.is_file())
     return {file.relative_to(path).as_posix(): hash_file(file) for file in files}
 
 

@@ -64,17 +64,17 @@ def run_parts(
     _claim(out, source)
     manifest = {"identity": own.identity, "rows": total, "parts": names}
     text = json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
-    # What is no longer asked for, as the jobs of a file that was deleted, must not be read.
-    before = out.read(MANIFEST)
-    for name in set((_parsed(before) or {}).get("parts", ())) - set(names):
+    # What is no longer asked for, as the jobs of a file that was deleted, must not be read, nor
+    # what a run left that was stopped.
+    for name in set(out.tables()) - set(names):
         drop_part(out, name)
-    whole = not left and before == text
+    whole = not left and out.read(MANIFEST) == text
     if not whole:
         out.drop(MANIFEST)  # parts of another content may take the place of those that it names
     started = time.perf_counter()
     made: Iterable[int] = (_do(own, part, out) for part in left)
     if on != LOCAL:
-        made = _on_ray(make_worker, left, out, on, workers)
+        made = _on_ray(make_worker, own.identity, left, out, on, workers)
     rows = total - new
     told(rows, total)
     for count in made:
@@ -144,6 +144,7 @@ def _parsed(written: bytes | None) -> dict[str, Any] | None:
 
 def _on_ray(
     make_worker: Callable[[], PartWorker],
+    identity: dict[str, Any],
     parts: Sequence[Part],
     out: Place,
     address: str,
@@ -160,6 +161,13 @@ def _on_ray(
         def __init__(self) -> None:
             os.environ["RAYON_NUM_THREADS"] = "1"  # an actor has one core; tokenizers take all
             self._worker = make_worker()
+            if self._worker.identity != identity:
+                raise DataError(
+                    f"a machine of {address} would make another output than this one: "
+                    f"{self._worker.identity} instead of {identity}",
+                    "give all the same slmrank and artifacts; where processors differ, set "
+                    "engine.openvino.precision",
+                )
 
         def do(self, part: Part) -> int:
             return _do(self._worker, part, out)

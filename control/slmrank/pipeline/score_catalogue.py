@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from slmrank.artifacts import ArtifactStore
+from slmrank.code_hash import code_hash
 from slmrank.data.parts import Part, Place, plan_parts, read_part
 from slmrank.errors import ControlError, DataError
 from slmrank.model.probability import probability
@@ -48,7 +49,15 @@ class ScoreWorker:
         self._scorer = bundle.target.open_scorer(engine.path, checkpoint)
         self._store = open_store(bundle.spec.summarize.store, summaries.path)
         self._source = Place(source)
-        self.identity = {"engine": engine.digest, "summaries": summaries.digest}
+        ranker = checkpoint.ranker
+        self.identity = {
+            "engine": engine.digest,
+            "summaries": summaries.digest,
+            "prompt": ranker.template.hash,
+            "tokenizer": ranker.tokenizer_hash,
+            "limits": [ranker.max_item_tokens, ranker.max_query_tokens],
+            "code": code_hash(__name__, *bundle.target.server_code),
+        }
 
     def do(self, part: Part, target: Place) -> None:
         import pyarrow as pa

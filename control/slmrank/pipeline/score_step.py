@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.data.packaged import MINILM
+from slmrank.load.evidence import what_computes
 from slmrank.pipeline.bundle import TRAINING, Bundle
 from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import make_scores
-from slmrank.pipeline.steps import Step
+from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.compress import SummarizeSpec
 
 Row = Literal["bm25", "minilm", "base", "finetuned", "pruned", "recovered", "engine", "served"]
@@ -76,6 +78,21 @@ def score_step(
         tools=tools,
         bundle=bundle.spec.name,
     )
+
+
+def timed_scores(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
+    """The scores of a step, with `scoring_s` as this machine takes: what another one measured, or
+    another device, is scored again."""
+    from slmrank.model.placement import choose_placement
+
+    found = run(step, store, watcher, device=device)
+    measured_on = found.figures.get("measured_on", {})
+    here = what_computes()
+    if "device" in measured_on:
+        here["device"] = choose_placement(device).device
+    if measured_on and measured_on != here:
+        found = run(step, store, watcher, force=True, device=device)
+    return found
 
 
 def _evaluated(bundle: Bundle, on: str, summarize: SummarizeSpec | None) -> tuple[Step, Step]:

@@ -106,6 +106,12 @@ class Line:
         return now - joined + left_s + pace.fixed_s + tokens * pace.seconds_per_token
 
 
+def ticket_of(prepared_at: Any) -> float:
+    """The ticket in a request's tensor; NaN, which is none, where its shape is not [1, 1]: a call
+    of the stage itself must not fail those that are joined with it."""
+    return float(prepared_at[0, 0]) if prepared_at.shape == (1, 1) else math.nan
+
+
 def _overloaded(what: str) -> Overloaded:
     return Overloaded(what, "send fewer requests at a time, or add replicas")
 
@@ -210,7 +216,7 @@ class PaceMeter:
     def passing(self, requests: Sequence[Any]) -> Iterator[None]:
         """Around the execution of some requests, which are answered together."""
         started = time.monotonic()
-        tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
+        tickets = [ticket_of(self._tensor(one, PREPARED_AT.name)) for one in requests]
         # Whoever calls the stage itself may send any number.
         ticket = max((one for one in tickets if 0 < one <= started), default=0.0)
         tokens = sum(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from slmrank.serving.admission import ticket_of
 from slmrank.serving.item_counters import ItemCounters
 from slmrank.spec.repository import DepthSpec
 from slmrank.tokens import EMPTY, Ids
@@ -86,7 +87,7 @@ class Depth:
     def begin(self, requests: Sequence[Any]) -> list[int | None]:
         """The depth of each of these requests, which are started now, all together."""
         now = time.monotonic()
-        tickets = [float(self._tensor(one, PREPARED_AT.name)[0, 0]) for one in requests]
+        tickets = [ticket_of(self._tensor(one, PREPARED_AT.name)) for one in requests]
         # Those of before were made up, or overtaken by requests of higher priority: neither says
         # how long the queue is.
         waiting = [one for one in tickets if self._last < one <= now]
@@ -100,7 +101,10 @@ class Depth:
         """Output tensors beside the scores: each job's status [1, N]. `lengths` [N] are those of
         `prepare`; the request is counted."""
         assert depth is not None
-        status = not_ranked(self._tensor(request, PREPARED_STATUS.name)[0], depth)
+        status = self._tensor(request, PREPARED_STATUS.name)[0]
+        if len(status) != len(lengths):  # made up by whoever calls the stage itself
+            status = np.zeros(len(lengths), dtype=np.int32)
+        status = not_ranked(status, depth)
         self._items.add(status, lengths[:depth])
         return [self._backend.Tensor(STATUS.name, status[np.newaxis])]
 

@@ -9,14 +9,13 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TextIO
 from urllib.request import urlopen
 
 import grpc
@@ -26,6 +25,7 @@ from slmrank.engine.trtllm.backend_config import BACKEND, ENGINE_PATH
 from slmrank.errors import ServerError
 from slmrank.repository.generate import check_repository
 from slmrank.serving.admission import SWITCH
+from slmrank.serving.child import Child, fault_lines
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.ports import claim_port
 from slmrank.triton.config import ENSEMBLE, ModelConfig
@@ -34,7 +34,6 @@ START_TIMEOUT_S = 180.0
 # How long running requests may take after SIGTERM, and how much longer the process may.
 DRAIN_S = 10
 STOP_MARGIN_S = 10
-LOG_LINES = 20
 STAGES_EVERY_S = 1.0
 # Whoever reaches the port may score, and read health, configuration and statistics. What changes
 # models, maps memory or writes files needs the key of this variable, and is closed without one.
@@ -43,7 +42,6 @@ CLOSED = "model-repository,shared-memory,trace,logging"
 CLOSED_TO_PROBES = f"{CLOSED},inference,metadata,model-config,statistics"
 Http = Literal["off", "health", "all"]
 KEY_VARIABLE = "SLMRANK_SERVER_KEY"
-_FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,8 @@ ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
 
 class Server:
     """A tritonserver child process. Use as a context manager, or `start` and `stop`. `measured`: it
-    takes every request, however late the answer (see slmrank.serving.admission)."""
+    takes every request, however late the answer (see slmrank.serving.admission). What it prints
+    also goes to `echo`, line by line."""
 
     def __init__(
         self,
@@ -93,13 +92,14 @@ class Server:
         http: Http = "off",
         tls: ServerTls | None = None,
         measured: bool = False,
+        echo: TextIO | None = None,
     ) -> None:
         self.repository = repository
-        self.http, self.tls, self.measured = http, tls, measured
+        self.http, self.tls, self.measured, self.echo = http, tls, measured, echo
         self.drain_s = drain_s
         self.address = address
         self._wanted = ports or Ports()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._work: Path | None = None
         self._stages: dict[int, str] = {}
 
@@ -119,6 +119,10 @@ class Server:
     def url(self) -> str:
         """`host:port` of the gRPC endpoint."""
         return f"{self.address}:{self.ports.grpc}"
+
+    @property
+    def _process(self) -> subprocess.Popen[str] | None:
+        return self._child.process if self._child is not None else None
 
     @property
     def pid(self) -> int | None:
@@ -168,7 +172,7 @@ class Server:
                     for stage in stages:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(stage, signal.SIGKILL)
-            self._process = None
+            self._child = None
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work = None
@@ -194,9 +198,8 @@ class Server:
                 )
 
     def log(self) -> str:
-        """Everything that the server printed so far."""
-        path = self._work / "log" if self._work else None
-        return path.read_text(errors="replace") if path and path.is_file() else ""
+        """The last lines that the server printed."""
+        return self._child.log() if self._child is not None else ""
 
     def _launch(self) -> None:
         assert self._work is not None
@@ -208,7 +211,6 @@ class Server:
             http += ["--http-address", self.address, "--http-port", str(self.ports.http)]
             http.append(f"--http-restricted-api={closed}:slmrank-key={key}")
         command = [
-            *_ends_with_parent(),
             str(installation.binary),
             *installation.arguments,
             "--model-repository",
@@ -234,14 +236,7 @@ class Server:
         environment = {**os.environ, **installation.environment}
         if self.measured:
             environment[SWITCH] = "off"
-        with (self._work / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+        self._child = Child(command, environment, self.echo)
 
     def _wait_ready(self, timeout_s: float) -> None:
         assert self._process is not None
@@ -272,7 +267,7 @@ class Server:
                     raise ServerError(
                         f"{ENSEMBLE!r} is not ready after {timeout_s:.0f} s\n"
                         + fault_lines(self.log()),
-                        "raise --start-timeout if the machine is slow",
+                        "quieten the machine; `control serve` waits longer with --start-timeout",
                     )
                 time.sleep(0.2)
 
@@ -314,26 +309,3 @@ def _runs(pid: int) -> bool:
     # The state stands behind the name, which may hold anything in its brackets.
     stat = _proc_text(f"/proc/{pid}/stat")
     return bool(stat) and stat.rpartition(") ")[2][0] not in "ZX"
-
-
-def fault_lines(log: str) -> str:
-    """The last lines of a server log that speak of a fault, or the last lines of all."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    faults = [line for line in lines if _FAULT.search(line)]
-    return "\n".join(f"  | {line}" for line in (faults or lines)[-LOG_LINES:])
-
-
-# Linux: the kernel ends the server when this process is killed, so no port stays taken. Asked for
-# between exec and exec, never between fork and exec (`preexec_fn`): there, Python and gRPC's fork
-# handlers run beside gRPC's other threads, and 26 of 1,500 children died before they were anything.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that started this server has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def _ends_with_parent() -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]

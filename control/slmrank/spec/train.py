@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -64,6 +64,16 @@ class TrainSpec(Section):
     teacher alone says their p"""
     patience: int | None = Field(None, ge=1)
     """evaluations without a better NDCG@10 after which training stops"""
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what comes out: not where losses go nor how often a state is
+        kept, and no paths, whose content counts."""
+        told = ("logger", "checkpoint_every")
+        return {
+            name: value
+            for name, value in self.settings().items()
+            if name not in told and not isinstance(getattr(self, name), Path)
+        }
 
     @model_validator(mode="after")
     def _without_effect(self) -> TrainSpec:

@@ -36,9 +36,16 @@ else redis.call('HSET', ARGV[1] .. current, ARGV[2], ARGV[4]) end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
-# The new version becomes current. Single changes after the catalogue's moment are carried over.
+# The new version becomes current, if it holds as many fields as were written: a server that started
+# again or evicted it meanwhile has lost the first ones. Single changes after the catalogue's moment
+# are carried over; those in a version that was evicted are lost, and must come again.
 _SWITCH = """
+if redis.call('HLEN', ARGV[1] .. ARGV[2]) < tonumber(ARGV[5]) then return {} end
 local before = redis.call('GET', KEYS[1])
+if before and redis.call('HEXISTS', ARGV[1] .. before, '') == 0 then
+  before = false
+  redis.call('DEL', KEYS[2])
+end
 local changes, carried = redis.call('HGETALL', KEYS[2]), 0
 for place = 1, #changes, 2 do
   local job = changes[place]
@@ -93,7 +100,7 @@ class RedisWriter:
         Raises StoreUnavailable; the version before then stays current.
         """
         version = f"{name}-{time.time_ns() // 1_000_000}"
-        key, done, written = self._keys.version(version), 0, 0
+        key, done, written, fields = self._keys.version(version), 0, 0, 0
         with asking(f"nothing was published to the summary store {self.address.place}", REMEDY):
             for batch in batches:
                 values = {job_id.encode(): encode_ids(ids) for job_id, ids in batch}
@@ -102,13 +109,20 @@ class RedisWriter:
                 asked = self.client.pipeline(transaction=False)
                 asked.hset(key, mapping=values)
                 asked.expire(key, UNFINISHED_S)
-                asked.execute()
+                fields += asked.execute()[0]
                 done += len(values)
                 written += sum(map(len, values.values()))
                 progress(done)
-            self.client.hset(key, WHOLE, json.dumps(self._identity, sort_keys=True))
-            arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s]
-            before, carried = self._switch([self._keys.current, self._keys.seen], arguments)
+            fields += self.client.hset(key, WHOLE, json.dumps(self._identity, sort_keys=True))
+            arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s, fields]
+            switched = self._switch([self._keys.current, self._keys.seen], arguments)
+            if not switched:
+                raise StoreUnavailable(
+                    f"{self.address.place} lost jobs while they were published: it started again, "
+                    "or evicts keys; the version before stays current",
+                    "give it the memory (maxmemory), or policy noeviction, and publish again",
+                )
+            before, carried = switched
             self.client.hset(
                 self._keys.identities, self.namespace, json.dumps(self._identity, sort_keys=True)
             )

@@ -133,7 +133,7 @@ def _run(
         betas=(0.9, 0.95),
         fused=True,
     )
-    identity = hash_value({"spec": spec.settings(), "inputs": dict(inputs), "processes": processes})
+    identity = hash_value({"spec": spec.deciding(), "inputs": dict(inputs), "processes": processes})
     state = resume_state(identity, network, optimizer, work, ranker.placement.device)
     launched.wait_for_everyone()
     model = scorer if split else launched.prepare_model(scorer, device_placement=False)

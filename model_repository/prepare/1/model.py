@@ -17,10 +17,10 @@ class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"])["parameters"]
-        max_items = int(parameters["max_items"]["string_value"])
+        self._max_items = int(parameters["max_items"]["string_value"])
         served = parameters["served"]["string_value"].encode()
         self._served = np.array([[served]], dtype=np.object_)
-        self._preparer = open_preparer(folder, max_items)
+        self._preparer = open_preparer(folder, self._max_items)
         # With depth control `ranker` has the last word on each job, and counts.
         self._to_depth = DEPTH in parameters
         self._items = ItemCounters(pb_utils)
@@ -51,7 +51,8 @@ class TritonPythonModel:
             text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
             kind = pb_utils.TritonError.INVALID_ARG
             if isinstance(error, Overloaded):
-                self._items.refuse(len(job_ids))
+                # Of a request that was not read yet: more than the limit is refused for that.
+                self._items.refuse(min(len(job_ids), self._max_items))
                 kind = pb_utils.TritonError.UNAVAILABLE
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, kind))
         if not self._to_depth:

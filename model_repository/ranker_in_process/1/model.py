@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.engine.fan_out import split_items
+from slmrank.engine.fan_out import only_rows, split_items
 from slmrank.errors import EngineError
 from slmrank.model.probability import probability
 from slmrank.serving.admission import open_meter
@@ -59,10 +59,8 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in ("prefix_ids", "item_ids", "item_lengths")
         ]
-        if any(len(tensor) != 1 for tensor in tensors):
-            return EngineError("one request holds one query", "send tensors of shape [1, N]")
-        prefix, ids, lengths = (tensor[0] for tensor in tensors)
         try:
+            prefix, ids, lengths = only_rows(tensors)
             items = split_items(prefix, ids, lengths, **self._limits)
         except EngineError as error:
             return error

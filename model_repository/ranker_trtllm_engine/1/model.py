@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
+from slmrank.engine.fan_out import label_probability, only_rows, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
 from slmrank.serving.admission import open_meter
@@ -37,9 +37,11 @@ class TritonPythonModel:
     async def _answer(self, request, limit):
         started = time.perf_counter()
         try:
-            prefix, ids, lengths = (
-                pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0]
-                for name in ("prefix_ids", "item_ids", "item_lengths")
+            prefix, ids, lengths = only_rows(
+                [
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+                    for name in ("prefix_ids", "item_ids", "item_lengths")
+                ]
             )
             async with limit:  # a request starts when its first prompt may
                 (depth,) = self._depth.begin([request])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.engine.fan_out import label_probability, split_items, whole_prompts
+from slmrank.engine.fan_out import label_probability, only_rows, split_items, whole_prompts
 from slmrank.errors import ControlError
 from slmrank.prompt.labels import Labels
 from slmrank.serving.admission import open_meter
@@ -113,8 +113,8 @@ class TritonPythonModel:
 def _read(request, depth):
     """The prefix and the items of one request."""
     names = ("prefix_ids", "item_ids", "item_lengths")
-    prefix, ids, lengths = (
-        pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in names
+    prefix, ids, lengths = only_rows(
+        [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
     )
     return prefix, first_items(split_items(prefix, ids, lengths), depth)
 

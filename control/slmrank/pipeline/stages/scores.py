@@ -17,6 +17,7 @@ from slmrank.data.records import Job, LabelledSet, Pair, group_by_query
 from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.errors import ArtifactError, DataError
+from slmrank.load.evidence import what_computes
 from slmrank.model.probability import probability
 from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
 from slmrank.pipeline.steps import Making
@@ -106,6 +107,7 @@ def _in_process(
     making: Making,
 ) -> Scores:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
+    measured_on = what_computes()
     if settings["row"] == "engine":
         score = partial(_by_query, target.open_scorer(making.inputs["engine"].path, checkpoint))
     else:
@@ -115,6 +117,7 @@ def _in_process(
 
         placement = choose_placement(making.device, settings["dtype"])
         making.draft.figures["dtype"] = placement.dtype
+        measured_on["device"] = placement.device
         if settings["whole_prompts"]:
             score = partial(_by_prompt, ReferenceScorer(checkpoint, placement))
         else:
@@ -122,7 +125,8 @@ def _in_process(
             score = partial(_by_query, partial(query_logits, ranker, mixed=False))
     started = time.perf_counter()
     found = score(queries, making)
-    making.draft.figures["scoring_s"] = round(time.perf_counter() - started, 3)
+    seconds = round(time.perf_counter() - started, 3)
+    making.draft.figures |= {"scoring_s": seconds, "measured_on": measured_on}
     keys = [(query.query, job_id) for query in queries for job_id in query.job_ids]
     return dict(zip(keys, found, strict=True))
 

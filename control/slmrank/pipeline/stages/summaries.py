@@ -10,9 +10,11 @@ from pathlib import Path
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
-from slmrank.errors import ArtifactError
+from slmrank.data.records import LabelledSet
+from slmrank.errors import ArtifactError, DataError
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.pipeline.steps import Making, own_work
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
@@ -61,6 +63,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     labelled = read_labelled(making.inputs["data"].path)
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
     encoder = checkpoint.encoder()
+    _require_short_queries(labelled, encoder)
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
     # By name: an import would hang every summary on the code of those that run a model.
     if is_dataclass(summarizer) and "device" in {
@@ -82,6 +85,21 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
             )
     require_room(figures, spec, encoder)
     making.draft.figures.update({**figures, "identity": identity})
+
+
+def _require_short_queries(labelled: LabelledSet, encoder: PromptEncoder) -> None:
+    """Raises DataError for a query that no prompt takes: one among the tested ones would be found
+    when training is over."""
+    asked = {pair.query for pairs in labelled.pairs.values() for pair in pairs}
+    # No token is shorter than a byte.
+    doubtful = (one for one in asked if len(one.encode()) >= encoder.max_query_tokens)
+    long = sorted(one for one in doubtful if not encoder.takes(one))
+    if long:
+        raise DataError(
+            f"{len(long)} queries have more than {encoder.max_query_tokens} tokens, the first: "
+            f"{long[0][:60]!r}",
+            "shorten them, or raise prompt.max_query_tokens in the spec",
+        )
 
 
 def fitted_folder(path: Path) -> Path:
