@@ -110,6 +110,8 @@ def compress_search_command(
         search_table(found, max_loss),
         draw_search(found, max_loss),
         found.tried,
+        best=found.best,
+        spec=str(target) if found.best is not None else None,
     )
     if found.best is None:
         report(f"nothing that was tried loses at most {max_loss}: more --steps, or milder values")

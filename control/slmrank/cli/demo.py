@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import tempfile
 import time
 from dataclasses import replace
@@ -113,7 +114,10 @@ def demo_command(
     else:
         _show(report, times, rows, few, points)
         click.echo(f"\nwall time of this run: {wall_s:.0f} s; report: {target}")
-        click.echo(f"serve it: control serve {spec or 'build/demo.yaml'}")
+        changed = [part for one in overrides for part in ("--set", one)]
+        kept = ["--artifacts", str(artifacts)] if artifacts != Path("artifacts") else []
+        near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        click.echo(f"serve it: {shlex.join(['control', 'serve', str(near), *changed, *kept])}")
     refuse_failed(points)
 
 

@@ -14,19 +14,22 @@ from slmrank.cli.deploy_cluster import (
     take_over_option,
 )
 from slmrank.cli.display import print_json
-from slmrank.cli.options import PathType
+from slmrank.cli.options import PathType, set_option
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.cluster.canary import Canary
 from slmrank.deploy.cluster.objective import FEWEST_CALLS, judge, observe
 from slmrank.deploy.release import Release
 
 
-def _judged(prometheus: str, window_s: int, fewest: int, release: Release) -> str:
-    return judge(observe(prometheus, release, window_s), release, fewest)
+def _judged(
+    prometheus: str, window_s: int, fewest: int, release: Release, replica_set: str | None
+) -> str:
+    return judge(observe(prometheus, release, window_s, replica_set), release, fewest)
 
 
 @click.command("promote", short_help="Make the canary the release that serves")
 @click.argument("source", type=PathType)
+@set_option
 @click.option(
     "--prometheus", metavar="URL", help="that scrapes the pods, such as http://localhost:9090"
 )
@@ -53,6 +56,7 @@ def _judged(prometheus: str, window_s: int, fewest: int, release: Release) -> st
 @cluster_options
 def promote_command(
     source: Path,
+    overrides: tuple[str, ...],
     prometheus: str | None,
     unobserved: bool,
     window_s: int,
@@ -86,7 +90,7 @@ def promote_command(
         force_conflicts=force_conflicts,
         take_over=take_over,
     )
-    done = Canary(deployer=deployer).promote(open_place(source, "canary"), decide)
+    done = Canary(deployer=deployer).promote(open_place(source, "canary", overrides), decide)
     if as_json:
         print_json(done)
         return
@@ -99,11 +103,15 @@ def promote_command(
 
 @click.command("abort", short_help="Take a canary back")
 @click.argument("source", type=PathType)
+@set_option
 @conflicts_option
+@take_over_option
 @cluster_options
 def abort_command(
     source: Path,
+    overrides: tuple[str, ...],
     force_conflicts: bool,
+    take_over: bool,
     kubeconfig: Path | None,
     context: str | None,
     as_json: bool,
@@ -114,8 +122,10 @@ def abort_command(
     Example:
       control deploy abort build/demo.yaml
     """
-    deployer = deployer_of(kubeconfig, context, force_conflicts=force_conflicts)
-    removed = Canary(deployer=deployer).abort(open_place(source, "canary"))
+    deployer = deployer_of(
+        kubeconfig, context, force_conflicts=force_conflicts, take_over=take_over
+    )
+    removed = Canary(deployer=deployer).abort(open_place(source, "canary", overrides))
     if as_json:
         print_json({"removed": removed})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import Decorated, PathType, json_option
+from slmrank.cli.options import Decorated, PathType, json_option, set_option
 from slmrank.cli.release_options import (
     open_place,
     open_release,
@@ -54,6 +54,11 @@ def deployer_of(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def ask(release: Release) -> None:
+        if release.deploy.tls is not None:
+            raise Refused(
+                "--smoke-url asks without TLS, and the pods speak it",
+                "leave it out: the Job inside asks over TLS",
+            )
         with RankClient(str(smoke_url), timeout_s=60, retry_overload=True) as client:
             compare_known(client.score, release.known_answers, release.deploy.smoke_tolerance)
 
@@ -75,7 +80,7 @@ _skip_smoke = click.option(
 )
 
 
-@click.command("plan", short_help="Show what apply would change; changes nothing")
+@click.command("plan", short_help="Show what apply would change in the cluster")
 @click.argument("source", type=PathType)
 @conflicts_option
 @release_options
@@ -88,8 +93,9 @@ def plan_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask the API server what applying SOURCE (a spec or a release.yaml) would change: its own dry
-    run of every object, and the difference to what is there.
+    """Ask the API server what applying SOURCE (a spec, whose repository is made when missing, or a
+    release.yaml) would change: its own dry run of every object, and the difference to what is
+    there. The cluster stays as it is.
 
     \b
     Example:
@@ -139,7 +145,8 @@ def apply_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Bring SOURCE (a spec or a release.yaml) into the cluster: our rules and the server's dry run
+    """Bring SOURCE (a spec, whose repository is made when missing, or a release.yaml) into the
+    cluster: our rules and the server's dry run
     of every object first, then server-side apply in order, the engine's build Job before the
     Deployment, then wait for the new pods, then ask for the known answers over gRPC. When one of
     these fails the last good release is put back.
@@ -153,6 +160,8 @@ def apply_command(
       control deploy apply build/demo.yaml --canary 10
     """
     release = open_release(source, **options)
+    if smoke_url is not None and release.deploy.tls is not None:
+        raise click.UsageError("--smoke-url asks without TLS, and the pods speak it: leave it out")
     deployer = deployer_of(
         kubeconfig,
         context,
@@ -177,10 +186,12 @@ def apply_command(
 
 @click.command("status", short_help="Show what is deployed, and why a pod does not serve")
 @click.argument("source", type=PathType)
+@set_option
 @track_option
 @cluster_options
 def status_command(
     source: Path,
+    overrides: tuple[str, ...],
     track: Track,
     kubeconfig: Path | None,
     context: str | None,
@@ -195,7 +206,7 @@ def status_command(
     Example:
       control deploy status build/demo.yaml
     """
-    place = open_place(source, track)
+    place = open_place(source, track, overrides)
     status = read_status(deployer_of(kubeconfig, context).cluster, place)
     if as_json:
         print_json(asdict(status))
@@ -244,6 +255,7 @@ def _show_status(status: Status, place: Place) -> None:
 
 @click.command("rollback", short_help="Put an earlier release back")
 @click.argument("source", type=PathType)
+@set_option
 @click.option(
     "--to",
     "revision",
@@ -257,6 +269,7 @@ def _show_status(status: Status, place: Place) -> None:
 @cluster_options
 def rollback_command(
     source: Path,
+    overrides: tuple[str, ...],
     revision: int | None,
     smoke_url: str | None,
     skip_smoke: bool,
@@ -276,7 +289,7 @@ def rollback_command(
     deployer = deployer_of(
         kubeconfig, context, smoke_url, skip_smoke=skip_smoke, take_over=take_over
     )
-    done = deployer.rollback(open_place(source, track), revision)
+    done = deployer.rollback(open_place(source, track, overrides), revision)
     if as_json:
         print_json(done)
         return
@@ -285,12 +298,16 @@ def rollback_command(
 
 @click.command("delete", short_help="Remove a bundle from the cluster")
 @click.argument("source", type=PathType)
+@set_option
 @click.option("--yes", is_flag=True, help="really do it")
+@take_over_option
 @track_option
 @cluster_options
 def delete_command(
     source: Path,
+    overrides: tuple[str, ...],
     yes: bool,
+    take_over: bool,
     track: Track,
     kubeconfig: Path | None,
     context: str | None,
@@ -303,11 +320,17 @@ def delete_command(
     Example:
       control deploy delete build/demo.yaml --yes
     """
-    deployer, place = deployer_of(kubeconfig, context), open_place(source, track)
+    deployer = deployer_of(kubeconfig, context, take_over=take_over)
+    place = open_place(source, track, overrides)
     if track == "canary" and (share := read_share(deployer.cluster, place)):
         raise Refused(
             f"the canary still gets {share} % of the calls through the Gateway",
             "`control deploy abort` sends them to the stable release, and removes it",
+        )
+    if track == "stable" and deployer.running(replace(place, track="canary")):
+        raise Refused(
+            f"a canary of {place.bundle} runs, and would go on without a route to it",
+            "`control deploy abort` first",
         )
     removed = deployer.delete(place, dry_run=not yes)
     if as_json:

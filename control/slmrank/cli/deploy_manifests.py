@@ -41,9 +41,14 @@ def render_command(
       control deploy render --check
     """
     if source is None:
+        if options["track"] != "stable" or any(
+            options[one] for one in ("overrides", "target", "record")
+        ):
+            raise click.UsageError("--target, --set, --capacity and --track are for a spec")
         folders = rendered_folders(folder or ROOT)
     else:
-        folders = {folder or ROOT / "base": release_files(open_release(source, **options))}
+        release = open_release(source, making=not only_check, **options)
+        folders = {folder or ROOT / "base": release_files(release)}
     total = sum(len(files) for files in folders.values())
     if only_check:
         stale = [

@@ -19,6 +19,7 @@ from slmrank.errors import SpecError, needs
     default="localhost:8001",
     show_default=True,
     envvar="CONTROL_URL",
+    show_envvar=True,
     help="gRPC address of the ranker: host:port, several with commas between, or a name that "
     "stands for all replicas",
 )

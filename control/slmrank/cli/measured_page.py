@@ -63,12 +63,13 @@ class Measurement:
         table: Table,
         plot: bytes,
         rows: Sequence[Any],
+        **found: Any,
     ) -> None:
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
-        (dataclasses)."""
+        (dataclasses), and what else was found."""
         provenance = _provenance(self.opened)
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
-        figures: dict[str, Any] = {"rows": rows, "provenance": provenance}
+        figures: dict[str, Any] = {"rows": rows, **found, "provenance": provenance}
         written = write_table_page(self.reports, name, page, figures)
         if self.as_json:
             print_json({**figures, "page": str(written)})

@@ -43,7 +43,9 @@ from slmrank.triton.status import Status
     "with title, description ...: sent as it is; job_text: see --text), or one JSON object "
     "{query, jobs}",
 )
-@click.option("--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL")
+@click.option(
+    "--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL", show_envvar=True
+)
 @click.option("--deferrable", is_flag=True, help="wait for all others, be refused before them")
 @click.option("--top", type=click.IntRange(0), default=0, help="show only the best N; 0: all")
 @click.option(
@@ -73,7 +75,8 @@ def score_command(
 
     A job is an id in the server's store, or a job with its fields, which the server summarises and
     formats as it does for its store, so that both score alike. A job that could not be scored is
-    listed last with its status; then the exit code is 9.
+    listed last with its status; then the exit code is 9 (0 when the others were only not ranked
+    under load).
 
     \b
     Example:

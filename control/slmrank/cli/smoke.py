@@ -15,7 +15,14 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 
 
 @click.command("smoke")
-@click.option("--url", default="localhost:8001", show_default=True, help="host:port, gRPC")
+@click.option(
+    "--url",
+    default="localhost:8001",
+    show_default=True,
+    envvar="CONTROL_URL",
+    show_envvar=True,
+    help="host:port, gRPC",
+)
 @click.option(
     "--known",
     type=PathType,

@@ -29,6 +29,8 @@ def spec_command(
       control spec --schema
     """
     if schema or spec is None:
+        if overrides:
+            raise click.UsageError("--set changes a spec: give one, and leave --schema out")
         print_json(BundleSpec.model_json_schema())
         return
     values = load_spec(spec, overrides).model_dump(mode="json")

@@ -78,13 +78,14 @@ finetune_command = _verb(
     "(finetune.teacher), on the two label logits at the last prompt token.\n\nInterrupted runs "
     "resume from their last saved state.",
     lambda bundle: bundle.finetuned,
-    "--set finetune.teacher=my-ranker",
+    "--set finetune.adapter=null --set finetune.steps=64 --set finetune.teacher=my-ranker",
 )
 
 prune_command = _verb(
     "prune",
     "Prune the fine-tuned model of SPEC: OSSCAR chooses MLP neurons and refits the down "
-    "projection in closed form; the last layers are removed. The figures compare OSSCAR's output "
+    "projection in closed form; layers go from the end or by importance (prune.select), or "
+    "as prune.recorded says. The figures compare OSSCAR's output "
     "error with magnitude pruning, with and without refit.",
     lambda bundle: bundle.pruned,
 )

@@ -36,7 +36,8 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
     \b
     Example:
       control train-summarizer build/demo.yaml --set summarize.generative.steps=60
-      control compress-table build/demo.yaml --methods ranker,generative --budgets 36
+      control compress-table build/demo.yaml --set summarize.generative.steps=60 \\
+        --methods ranker,generative --budgets 36
     """
     spec = change_spec(asked.opened.bundle.spec, {"summarize": {"method": METHOD, "fitted": None}})
     bundle = Bundle(spec)
@@ -58,4 +59,7 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
         history_table(history),
         draw_history(history),
         [dict(one) for one in history["held_out"]],
+        fitted=str(made.path),
     )
+    use = f"--set summarize.method={METHOD} --set summarize.fitted={made.path}"
+    click.echo(f"use it: {use}", err=True)

@@ -7,6 +7,7 @@ import click
 from slmrank.artifacts import write_atomic
 from slmrank.cli.display import StepDisplay, print_json, print_table
 from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
+from slmrank.engine.targets.base import InProcessTarget
 from slmrank.errors import SweepError
 from slmrank.load.record import FOLDER
 from slmrank.load.tune import Candidate, Settings, default_axes, descend, winner
@@ -42,13 +43,18 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     given = bundle.spec.repository.settings()
     start: Settings = {name: int(given[name]) for name in EXPOSED}
     axes = _axes(chosen) or default_axes(usable_cores(), start)
+    if not isinstance(bundle.target, InProcessTarget):
+        # Its engine runs in a server of its own, which counts instances and threads by itself.
+        if refused := sorted({"instances", "threads"}.intersection(_axes(chosen))):
+            raise click.UsageError(f"target {bundle.target.name} has no {' and no '.join(refused)}")
+        axes = {name: one for name, one in axes.items() if name not in ("instances", "threads")}
     for name, values in axes.items():
         for value in values:  # better refused now than after others were measured
             change_spec(bundle.spec, {"repository": {name: value}})
     path = store.root / FOLDER / f"{bundle.spec.name}-tuned.yaml"
     opened.refuse_own_file(path)
     if dry_run:
-        plan = {name: [start[name], *values] for name, values in axes.items()}
+        plan = {name: list(dict.fromkeys([start[name], *values])) for name, values in axes.items()}
         if as_json:
             print_json({"plan": plan})
         else:
@@ -81,8 +87,10 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     changes = {"repository": dict(sorted(best.settings.items()))}
     write_atomic(path, opened.overlay(path, told, changes))
     if as_json:
-        tried = [{"settings": one.settings, "items_per_s": one.items_per_s} for one in found]
-        print_json({"best": best.settings, "tried": tried, "overlay": str(path)})
+        figures = ("settings", "items_per_s", "low", "high")
+        tried = [{name: getattr(one, name) for name in figures} for one in found]
+        told_json = {"objective": objective, "best": best.settings, "tried": tried}
+        print_json({**told_json, "overlay": str(path)})
         return
     rows = [[*(str(one.settings[name]) for name in EXPOSED), _figure(one)] for one in found]
     title = f"items/s of one server at {objective}, all cells"

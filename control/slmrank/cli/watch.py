@@ -12,9 +12,9 @@ import click
 
 from slmrank.cli.display import StepDisplay, print_json
 from slmrank.cli.options import Opened, json_option, source_options
-from slmrank.errors import needs
+from slmrank.errors import SpecError, needs
 from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
-from slmrank.store.sources import Reading, open_source
+from slmrank.store.sources import SOURCES, Reading, open_source
 
 SAY_S = 10.0
 
@@ -58,6 +58,7 @@ def watch_command(
       redis-cli XADD slmrank:jobs:changes '*' change '{"delete": "job-17"}'
       control watch build/demo.yaml --set 'summarize.store=redis://localhost:6379/0'
     """
+    SOURCES.get(place.partition(":")[0])  # before summaries are made
     if isinstance(source, Path):
         follower = follow_repository(source)
     else:
@@ -118,7 +119,12 @@ def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
         buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 600),
         registry=registry,
     )
-    start_http_server(port, address, registry)
+    try:
+        start_http_server(port, address, registry)
+    except OSError as error:
+        raise SpecError(
+            f"cannot listen on {address}:{port}: {error.strerror}", "give another --metrics-port"
+        ) from error
     before = Followed()
 
     def told(counts: Followed, lag: int | None) -> None:

@@ -55,7 +55,8 @@ def deployer_role(release: Release) -> Object:
     """What `control deploy` needs in the namespace. Bind it to whoever deploys."""
     write = ["get", "list", "watch", "create", "patch", "delete"]
     rules = [
-        ("", ["configmaps", "services", "serviceaccounts", "persistentvolumeclaims"], write),
+        ("", ["configmaps", "services", "serviceaccounts"], write),
+        ("", ["persistentvolumeclaims"], write[:-1]),  # they hold other people's data
         ("apps", ["deployments"], write),
         ("autoscaling", ["horizontalpodautoscalers"], write),
         ("batch", ["jobs"], write),

@@ -63,11 +63,12 @@ def engine_job(
         BUNDLE: bundle,
         ENGINE: tag,
     }
-    storage = deploy.storage
+    storage, build, placement = deploy.storage, deploy.engine_build, deploy.placement
+    priority = placement.priority_class
     container = container_of(
         "build",
         deploy.image or unset_image(needs_gpu=True),
-        {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": "1"},
+        {"cpu": str(build.cores), "memory": f"{build.memory_gib}Gi", "nvidia.com/gpu": "1"},
         read_only_root=False,
         command=["control", "build", f"{BUNDLES}/{tag}", "--engines", engines, "--require-engine"],
         workingDir=TMP,
@@ -89,7 +90,8 @@ def engine_job(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
         ],
         restartPolicy="Never",
-        nodeSelector={"nvidia.com/gpu.product": plan.gpu},
+        nodeSelector={**placement.node_selector, "nvidia.com/gpu.product": plan.gpu},
+        **({"priorityClassName": priority} if priority is not None else {}),
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     )
     annotations = {

@@ -19,7 +19,7 @@ from slmrank.deploy.access import deployer_role
 from slmrank.deploy.catalogue import ray_job, ray_policy
 from slmrank.deploy.dashboard import dashboard
 from slmrank.deploy.exposure import grpc_route
-from slmrank.deploy.kserve import inference_service, serving_runtime
+from slmrank.deploy.kserve import around, inference_service, serving_runtime
 from slmrank.deploy.monitoring import adapter_values, rule_groups
 from slmrank.deploy.naming import MANAGED_BY, MANAGER, Object
 from slmrank.deploy.release import RELEASE_FILE, Release, load_release
@@ -56,7 +56,7 @@ def release_files(release: Release) -> Files:
         "gateway": [grpc_route(release)],
         "rerank": rerank_objects(release),
         "rayjob": [ray_policy(release), ray_job(release)],
-        "kserve": [serving_runtime(release), inference_service(release)],
+        "kserve": [serving_runtime(release), inference_service(release), *around(release)],
     }
     return {
         RELEASE_FILE: release.to_yaml(),

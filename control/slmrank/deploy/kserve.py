@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import shlex
 
-from slmrank.deploy.naming import Object, labelled, selector
+from slmrank.deploy.exposure import clients_of, pod_egress
+from slmrank.deploy.naming import GRPC, KSERVE, Object, labelled, selector
+from slmrank.deploy.parts import budget, policy, scraping
 from slmrank.deploy.release import Release
 from slmrank.deploy.workload import deployment
 
@@ -48,6 +50,17 @@ def serving_runtime(release: Release) -> Object:
             **{name: pod[name] for name in kept if name in pod},
         },
     )
+
+
+def around(release: Release) -> list[Object]:
+    """What the base has for its own pods, for KServe's: who may reach them, and a budget."""
+    name, chosen = f"{release.object_name}-{KSERVE}", selector(release, KSERVE)
+    asking = {"from": clients_of(release), "ports": [{"port": GRPC, "protocol": "TCP"}]}
+    reached = [asking, scraping(release)]
+    return [
+        policy(release, name, KSERVE, chosen, reached, pod_egress(release)),
+        budget(release, name, KSERVE, chosen),
+    ]
 
 
 def inference_service(release: Release) -> Object:

@@ -153,8 +153,15 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "interval": f"{SCRAPE_S}s",
             "rules": [{"record": record, "expr": expression} for record, expression in recorded],
         },
-        {"name": f"{name}.alerts", "rules": alerts},
+        {"name": f"{name}.alerts", "rules": [_of(release, one) for one in alerts]},
     ]
+
+
+def _of(release: Release, alert: dict[str, Any]) -> dict[str, Any]:
+    """The alert with whose it is: a sum has no labels of its pods, and Alertmanager takes two
+    alerts of one name and no more for one."""
+    whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
+    return {**alert, "labels": {**alert["labels"], **whose}}
 
 
 def _follower_alerts(release: Release) -> list[dict[str, Any]]:

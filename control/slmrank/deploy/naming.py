@@ -27,7 +27,7 @@ BUNDLE = "slmrank.io/bundle"
 ENGINE = "slmrank.io/engine"
 TRACK = "slmrank.io/track"
 WATCH = "watch"  # component of the followers of changed jobs
-RERANK, CATALOGUE = "rerank", "catalogue"  # components of what is applied beside a release
+RERANK, CATALOGUE, KSERVE = "rerank", "catalogue", "kserve"  # of what is applied beside a release
 ROUTE = "route"  # component of the route, which outlives releases
 RELEASE = "slmrank.io/release"
 

@@ -236,7 +236,7 @@ def make_release(
             "files": repository.manifest["files"],
         },
         "known_answers": [answer.values() for answer in read_known(repository.path / KNOWN_FILE)],
-        "capacity": _capacity(spec, identity, record).settings(),
+        "capacity": _capacity(spec, identity, record, facts.gpu_product).settings(),
         "instances": spec.repository.instances if isinstance(target, InProcessTarget) else 1,
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
@@ -252,8 +252,12 @@ def load_release(path: Path) -> Release:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeployError(
-            f"cannot read {path}: {error}", "give a spec or a release.yaml"
+            f"cannot read {path}: {error}", "give a release.yaml of `control deploy render`"
         ) from error
+    if not is_release(path):
+        raise DeployError(
+            f"{path} is no release", "give a release.yaml, which `control deploy render` wrote"
+        )
     return _validated(loaded, str(path))
 
 
@@ -279,7 +283,27 @@ def _validated(given: Any, name: str) -> Release:
         raise DeployError(f"{name}: {told}", "correct the section deploy of the spec") from error
 
 
-def _capacity(spec: BundleSpec, identity: Mapping[str, str], record: Path | None) -> CapacityFacts:
+def _require_alike(
+    record: Path, host: Mapping[str, Any], spec: BundleSpec, gpu: str | None
+) -> None:
+    """Raises DeployError for a record of another GPU, or of another number of cores where the CPU
+    decides; one that does not tell where it was measured is taken."""
+    cores, gpus = host.get("cores"), [one["name"].replace(" ", "-") for one in host.get("gpus", ())]
+    there = there_are = ""
+    if gpu is not None and gpus and not any(gpu.startswith(one) for one in gpus):
+        there, there_are = " and ".join(gpus), gpu
+    elif gpu is None and not gpus and cores not in (None, spec.deploy.placement.cores):
+        there, there_are = f"{cores} cores", f"{spec.deploy.placement.cores} (deploy.placement)"
+    if there:
+        raise DeployError(
+            f"{record} was measured on {there}, a replica gets {there_are}",
+            "run `control slo` on such a machine, or set deploy.scaling.items_per_s",
+        )
+
+
+def _capacity(
+    spec: BundleSpec, identity: Mapping[str, str], record: Path | None, gpu: str | None
+) -> CapacityFacts:
     """The lower end of the measured spread, else the spec's number."""
     slo = spec.sweep.slo
     if record is None:
@@ -303,6 +327,7 @@ def _capacity(spec: BundleSpec, identity: Mapping[str, str], record: Path | None
             f"{record} was measured on something else: {'; '.join(other)}",
             "run `control slo` on this bundle again",
         )
+    _require_alike(record, measured.get("host") or {}, spec, gpu)
     wanted = {"limit_ms": slo.latency_ms, "percentile": slo.percentile}
     try:
         cell = slowest_cell(measured, str(record), wanted)

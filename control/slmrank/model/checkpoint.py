@@ -123,6 +123,11 @@ def read_geometry(path: Path) -> Geometry:
             f"{path} is a {family or 'nameless'} model; supported: {', '.join(SUPPORTED)}",
             "use a Llama, Qwen2 or Qwen3 checkpoint",
         )
+    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
+        raise CheckpointError(
+            f"{path} has attention in a sliding window, which is not run here",
+            "set use_sliding_window to false in its config.json if no prompt is longer than that",
+        )
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])

@@ -202,7 +202,8 @@ class Bundle:
         """The model after pruning, with `left` stages after this one."""
         spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
         first = left == spec.stages - 1
-        settings = {**spec.settings(), "left": left}
+        full = self.spec.full_texts  # it is pruned for what it will read
+        settings = {**spec.settings(), **full, "left": left}
         if spec.recorded is not None:
             settings["recorded"] = file_hash(spec.recorded)
         before = self.finetuned if first else self._recovered(left + 1)
@@ -210,7 +211,7 @@ class Bundle:
             "pruned",
             "pruning",
             settings,
-            partial(_made_by, "pruned", spec, left),
+            partial(_made_by, "pruned", spec, left, full.get("full_tokens")),
             {"data": self.data, "summaries": self.summaries, "checkpoint": before},
             code=(f"{STAGES}.pruned",),
             tools=(*TRAINING, "scipy"),
@@ -261,6 +262,7 @@ class Bundle:
             "target": target.name,
             "section": target.settings(self.spec),
             "parity": spec.parity.settings(),
+            **self.spec.full_texts,
         }
         return self._step(
             "engine",

@@ -8,6 +8,7 @@ an artifact: a search that was interrupted goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ from slmrank.compress.search import (
     whole,
     work_of,
 )
-from slmrank.errors import SpecError
+from slmrank.errors import ParityError, SpecError
 from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference, resamples
 from slmrank.evaluate.table import read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
@@ -92,7 +93,12 @@ class Search:
         start = whole(self.axes)
         losses = {}
         for choice in one_by_one(self.axes):
-            scores = self._score(choice, 0, in_engine=self._by_engine(choice))
+            try:
+                scores = self._score(choice, 0, in_engine=self._by_engine(choice))
+            except ParityError as error:  # its engine would be refused in any combination
+                self.report(f"{choice.words}: {error.message}")
+                losses[choice] = math.inf
+                continue
             losses[choice] = self._loss(scores, reference).value
             self.report(f"{choice.words}: {-losses[choice]:+.4f} NDCG@10, not recovered")
         predicted = predict(self.axes, losses, self._works(), self._costs())
@@ -105,22 +111,27 @@ class Search:
             last = number == self.rounds
             after = []
             for one in running:
-                artifact = self._score(one.choice, steps, in_engine=last)
+                try:
+                    artifact = self._score(one.choice, steps, in_engine=last)
+                except ParityError as error:
+                    self.report(f"{one.choice.words}: {error.message}")
+                    continue
+                trained = steps if self.changes(one.choice, steps)["recover"] else 0
                 loss = self._loss(artifact, reference)
                 seconds = _seconds(artifact) if last else one.seconds
                 tried.append(
                     Tried(
                         choice=one.choice,
                         predicted_loss=hoped[one.choice],
-                        steps=steps,
+                        steps=trained,
                         loss=loss,
                         seconds=seconds,
                         in_engine=last,
                     )
                 )
-                self.report(f"{one.choice.words}: {-loss.value:+.4f} after {steps} steps")
+                self.report(f"{one.choice.words}: {-loss.value:+.4f} after {trained} steps")
                 after.append(replace(one, loss=loss.value, seconds=seconds))
-            running = survivors(after, self.max_loss)
+            running = survivors(after, self.max_loss) if after else []
         good = [one for one in tried if one.in_engine and one.loss.value <= self.max_loss]
         best = min(good, key=lambda one: one.seconds, default=None)
         return Found(predicted=predicted, tried=tried, best=best)
@@ -214,17 +225,21 @@ class Search:
         return {one: work_of(one, self.geometry, tokens[one.budget_tokens]) for one in every}
 
     def _costs(self) -> dict[str, tuple[float, float]]:
-        """A line for each precision, through the longest and the shortest summaries."""
+        """A line for each precision, through the longest and the shortest summaries; no end of it
+        for one whose engine is refused."""
         budgets = self.axes["budget_tokens"]
         costs = {}
         for precision in self.axes["precision"]:
             points = []
             for budget in dict.fromkeys((budgets[0], budgets[-1])):
                 choice = replace(whole(self.axes), precision=precision, budget_tokens=budget)
-                measured = self._score(choice, 0, in_engine=True)
+                try:
+                    measured = self._score(choice, 0, in_engine=True)
+                except ParityError:
+                    break
                 work = work_of(choice, self.geometry, self._item_tokens(budget))
                 points.append((work, _seconds(measured)))
-            costs[precision] = fit_cost(points)
+            costs[precision] = fit_cost(points) if points else (math.inf, 0.0)
         return costs
 
 

@@ -90,7 +90,6 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
             f"the ladder cannot be measured for engine.target {bundle.target.name}",
             "give a target whose engines run on this machine",
         )
-    wide = {"prompt": {"max_item_tokens": spec.evaluate.full_text_tokens}}
 
     def variant(*changes: Mapping[str, Any]) -> Bundle:
         merged: dict[str, Any] = {}
@@ -106,7 +105,7 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
     rungs: list[tuple[str, tuple[Mapping[str, Any], ...], str, bool]] = [
         ("transformers float32, full text", (UNPRUNED, in_type("float32")), "finetuned", True),
         ("transformers bfloat16, full text", (UNPRUNED, in_type("bfloat16")), "finetuned", True),
-        ("+ engine", (UNPRUNED, engine, wide), "engine", True),
+        ("+ engine", (UNPRUNED, engine), "engine", True),
         ("+ summaries", (UNPRUNED, engine), "engine", False),
         ("+ pruned and recovered", (engine,), "engine", False),
     ]
@@ -156,7 +155,7 @@ def measure_ladder(
     table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
     speeds: list[tuple[float | None, float | None]] = []
     for rung, artifact in zip(rungs, made, strict=True):
-        if rung.served:
+        if rung.served and _is_servable(rung, report):
             speeds.append(_served(rung, artifact, items, store, watcher, report))
         else:
             speeds.append((artifact.figures["pairs"] / artifact.figures["scoring_s"], None))
@@ -192,6 +191,29 @@ def _sizes(step: Step, store: ArtifactStore) -> tuple[int, int]:
     return count_parameters(checkpoint)["total"], sum(one.stat().st_size for one in weights)
 
 
+def _whole(rung: Rung) -> Bundle:
+    """The rung's bundle, whose repository takes texts as long as it scores."""
+    spec = rung.bundle.spec
+    tokens = max(spec.prompt.max_item_tokens, spec.evaluate.full_text_tokens)
+    wide = {"prompt": {"max_item_tokens": tokens}}
+    return Bundle(change_spec(spec, wide)) if rung.full_text else rung.bundle
+
+
+def _is_servable(rung: Rung, report: Callable[[str], None]) -> bool:
+    """Whether the rung's ranker can be served with its texts: the limit of items is part of what a
+    ranker is trained as, and another one would be another ranker, hours away."""
+    trained = rung.bundle.spec.finetune
+    same = _whole(rung).finetuned.key == rung.bundle.finetuned.key
+    if same or trained is None or not trained.steps:
+        return True
+    tokens = rung.bundle.spec.evaluate.full_text_tokens
+    report(
+        f"{rung.name}: its rate is the engine's in this process; with prompt.max_item_tokens "
+        f"{tokens} from the start full texts could be served"
+    )
+    return False
+
+
 def _served(
     rung: Rung,
     artifact: Artifact,
@@ -218,7 +240,7 @@ def _served(
         change |= {"texts": "text", "tokens": [max(1, round(mean))]}
     else:
         change |= {"texts": "store"}
-    bundle = Bundle(change_spec(rung.bundle.spec, {"sweep": change}))
+    bundle = Bundle(change_spec(_whole(rung).spec, {"sweep": change}))
 
     session = open_bundle_session(bundle, store, watcher)
     points, _ = session.sweep(lambda _number, _total, point: report(f"{rung.name}: {point}"))

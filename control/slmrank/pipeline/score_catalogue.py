@@ -114,8 +114,8 @@ def score_catalogue(
 
     Raises DataError for a row that is no query.
     """
+    parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
     for step in (bundle.engine, bundle.summaries, bundle.final):
         run(step, store)
     spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
-    parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)

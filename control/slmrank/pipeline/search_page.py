@@ -86,6 +86,7 @@ def winning_lines(search: Search, best: Tried) -> list[str]:
     return [
         "Written by `control compress-search`; use it like any other spec.",
         f"{best.choice.words}: {1 / best.seconds:.3g} items/s in process",
-        f"NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]",
+        f"NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}], on the "
+        "queries by which it was chosen: evaluate it on others",
         *([f"by a ranker trained on summaries of {own} tokens: evaluate this spec"] * other),
     ]

@@ -12,8 +12,7 @@ import numpy as np
 from slmrank.errors import ArtifactError
 from slmrank.html_page import Table
 from slmrank.pyplot import plain_plot
-from slmrank.summarize.generative import POLICY_FOLDER
-from slmrank.summarize.policy import HISTORY_FILE
+from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER
 from slmrank.summarize.summarizer import FITTED_FOLDER
 
 COLUMNS = ("model", "reward", "gain", "-KL", "-length", "tokens", "new words")

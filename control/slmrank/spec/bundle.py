@@ -51,6 +51,14 @@ class BundleSpec(Section):
         own = self.repository.queue_timeout_us
         return own if own is not None else round(self.sweep.slo.latency_ms * 1000)
 
+    @property
+    def full_texts(self) -> dict[str, int]:
+        """`full_tokens`: tokens of whole descriptions, where the ranker that is served was trained
+        on these; empty where it reads summaries."""
+        last = self.recover or self.finetune
+        whole = last is not None and last.text == "full"
+        return {"full_tokens": last.text_tokens} if last is not None and whole else {}
+
     @model_validator(mode="before")
     @classmethod
     def _as_it_is(cls, values: Any) -> Any:

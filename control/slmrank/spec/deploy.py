@@ -57,6 +57,13 @@ class PlacementSpec(Section):
     priority_class: str | None = Field(None, description="PriorityClass of the pods")
 
 
+class EngineBuildSpec(Section):
+    """What the Job gets that compiles an engine, beside a GPU."""
+
+    cores: int = Field(4, ge=1, le=512, description="CPU cores, request and limit")
+    memory_gib: int = Field(32, ge=4, description="memory, request and limit")
+
+
 class ScalingSpec(Section):
     """How many replicas, and what the autoscaler aims at."""
 
@@ -191,6 +198,7 @@ class DeploySpec(Section):
     watch: WatchSpec | None = Field(None, description="unset: nothing follows changed jobs")
     storage: StorageSpec = Field(default_factory=StorageSpec)
     placement: PlacementSpec = Field(default_factory=PlacementSpec)
+    engine_build: EngineBuildSpec = Field(default_factory=EngineBuildSpec)
     scaling: ScalingSpec = Field(default_factory=ScalingSpec)
     rollout: RolloutSpec = Field(default_factory=RolloutSpec)
     rerank: RerankSpec = Field(default_factory=RerankSpec)

@@ -129,6 +129,8 @@ class FinetuneSpec(TrainSpec):
     @model_validator(mode="after")
     def _who_says(self) -> FinetuneSpec:
         self._check_teacher(None if self.teacher else "finetune.teacher: FOLDER of a checkpoint")
+        if self.teacher is not None and not self.steps:
+            raise ValueError("0 steps learn nothing from a teacher; give steps, or no teacher")
         return self
 
 

@@ -9,6 +9,7 @@ stands beside it. Words that the posting does not have can be struck out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.summarize.sentences import cut_words, within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
-POLICY_FOLDER = "policy"
+POLICY_FOLDER, HISTORY_FILE = "policy", "history.json"
 WEIGHTS_FILE = "model.safetensors"
 RUN = 3  # tokens
 ASKED = "\nShort summary for search:"  # what is written starts with a space, which is a token's own
@@ -67,9 +68,11 @@ class GenerativeKind:
         path = folder / POLICY_FOLDER
         if not (path / WEIGHTS_FILE).is_file():
             raise DataError(f"{path} holds no model", "run `control train-summarizer` again")
-        return GenerativeSummarizer(
-            path, spec.generative or GenerativeSpec(), spec.budget_tokens, encode
-        )
+        own = spec.generative
+        if own is None and (path / HISTORY_FILE).is_file():  # as it was trained
+            history = json.loads((path / HISTORY_FILE).read_text(encoding="utf-8"))
+            own = GenerativeSpec.model_validate(history["settings"])
+        return GenerativeSummarizer(path, own or GenerativeSpec(), spec.budget_tokens, encode)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from slmrank.artifacts import write_atomic
 from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.faithfulness import FrozenRanker
-from slmrank.summarize.generative import POLICY_FOLDER, request_of
+from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, without_new_words
 from slmrank.summarize.held_out import Judged, Measured, Reward, judged_jobs, measure_held_out
 from slmrank.summarize.summarizer import Fitting, Progress
 
-HISTORY_FILE = "history.json"
 WARM_FOLDER = "warm"
 
 
@@ -143,7 +142,10 @@ def _reinforce(
                 texts.setdefault(at, []).append(row)
             found = [0.0] * len(completions)
             for at, own in texts.items():
-                values = of(jobs[at], [" ".join(completions[row].split()) for row in own])
+                written = [" ".join(completions[row].split()) for row in own]
+                if not spec.new_words:  # as they are served
+                    written = [without_new_words(jobs[at].job, text) for text in written]
+                values = of(jobs[at], written)
                 for row, value in zip(own, values, strict=True):
                     found[row] = value
             return found

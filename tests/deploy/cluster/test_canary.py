@@ -26,15 +26,15 @@ def canary(bench: Bench) -> Canary:
     return Canary(deployer=bench.deployer)
 
 
-def content(_release: Release) -> str:
+def content(_release: Release, _replica_set: str | None) -> str:
     return "all is well"
 
 
-def never_asked(_release: Release) -> str:
+def never_asked(_release: Release, _replica_set: str | None) -> str:
     raise AssertionError("it was decided before")
 
 
-def too_slow(_release: Release) -> str:
+def too_slow(_release: Release, _replica_set: str | None) -> str:
     raise Refused("the canary is too slow", "abort it")
 
 

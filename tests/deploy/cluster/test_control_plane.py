@@ -134,7 +134,7 @@ def test_a_canary_is_given_its_share_promoted_and_taken_back(
     )
     canary.start(release("777777777777"), 10)
     assert read_share(deployer.cluster, release().place) == 10
-    canary.promote(release().place, lambda _: "all is well")
+    canary.promote(release().place, lambda *_: "all is well")
     status = read_status(deployer.cluster, release().place)
     assert (status.engine, status.canary_percent) == ("777777777777", 0)
     named = {one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", NAMESPACE)}

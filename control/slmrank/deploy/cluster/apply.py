@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.ownership import owned_objects, prune, remove_additions
-from slmrank.deploy.cluster.plan import Planned, check_release, plan_objects
+from slmrank.deploy.cluster.ownership import is_empty, owned_objects, prune, remove_additions
+from slmrank.deploy.cluster.plan import Planned, check_release, is_built, plan_objects, serves
 from slmrank.deploy.cluster.records import (
     Record,
     State,
@@ -59,12 +59,14 @@ class Deployer:
         Raises Refused (nothing changed), RolledBack (the release before serves), DeployFailed.
         """
         planned, records = self._prepare(release)
-        planned = [one for one in planned if not _built(one.content, records, release)]
+        other = replace(release.place, track="stable" if release.track == "canary" else "canary")
+        built = [*records, *list_records(self.cluster, other)]  # they share the claim of engines
+        planned = [one for one in planned if not is_built(one.content, built, release)]
         wanted = [one for one in planned if one.change != "skip"]
         contents = [one.content for one in wanted]
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
-        if all(one.change == "same" for one in wanted) and _serves(records, release):
+        if all(one.change == "same" for one in wanted) and serves(records, release):
             return self._unchanged(release, records[0], planned)
         revision = 1 + max((one.revision for one in records), default=0)
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
@@ -76,7 +78,7 @@ class Deployer:
             self._put_back(release, records, error)
         except BaseException as error:
             self._note(record, "failed", release.place)
-            raise _interrupted(error) from error
+            raise interrupted(error) from error
         removed = self._conclude(release, contents, record, records)
         return {
             "release": release.hash,
@@ -117,7 +119,7 @@ class Deployer:
                 f"revision {target.revision} could not be put back: {error.message}", error.hint
             ) from error
         except BaseException as error:
-            raise _interrupted(error) from error
+            raise interrupted(error) from error
         for one in records:
             # What came after it was left as well: nothing goes back there by itself.
             left = one.release == running or one.revision > target.revision
@@ -135,6 +137,8 @@ class Deployer:
     def delete(self, place: Place, *, dry_run: bool = False) -> list[str]:
         """Remove everything of a bundle and track but claims and the namespace; returns what."""
         removed: list[str] = []
+        if not dry_run:
+            self._require_free(list_records(self.cluster, place), place)
         try:
             for given in owned_objects(self.cluster, place):
                 self.cluster.delete(given, dry_run=dry_run)
@@ -176,7 +180,8 @@ class Deployer:
             records = list_records(self.cluster, release.place)
             self._require_free(records, release.place)
         except BaseException:
-            if namespace is not None:
+            # Others may have begun to use it meanwhile.
+            if namespace is not None and is_empty(self.cluster, release.deploy.namespace):
                 self.cluster.delete(namespace)
                 self.report(f"removed the empty namespace {release.deploy.namespace} again")
             raise
@@ -273,7 +278,7 @@ class Deployer:
                 second.hint,
             ) from second
         except BaseException as second:
-            raise _interrupted(second) from second
+            raise interrupted(second) from second
         raise RolledBack(
             f"{error.message}\nRevision {target.revision} (engine {target.engine}) serves again",
             error.hint,
@@ -313,12 +318,14 @@ class Deployer:
         try:
             set_state(self.cluster, record, "deployed", release.place)
             return prune(self.cluster, release.place, contents, [record, *records])
+        except KeyboardInterrupt as error:
+            raise interrupted(error) from error
         except ApiError as error:
             self.report(f"the release serves, but its records were not tidied: {error.message}")
             return []
 
 
-def _interrupted(error: BaseException) -> DeployFailed:
+def interrupted(error: BaseException) -> DeployFailed:
     why = (
         "interrupted"
         if isinstance(error, KeyboardInterrupt)
@@ -328,21 +335,3 @@ def _interrupted(error: BaseException) -> DeployFailed:
         f"{why}; the cluster goes on with what it was told last",
         "`control deploy status` shows it, `control deploy rollback` puts the earlier back",
     )
-
-
-def _serves(records: Sequence[Record], release: Release) -> bool:
-    """Whether the newest record is of this release, and says that it was deployed."""
-    return bool(records) and (records[0].release, records[0].state) == (release.hash, "deployed")
-
-
-def _built(given: Object, records: Sequence[Record], release: Release) -> bool:
-    """Whether an object is the Job of an engine that served before, from the same claim: it needs a
-    GPU only to find that there is nothing to do."""
-    claim = release.deploy.storage.engines_claim
-    served = any(
-        one.state in ("deployed", "rolled-back")
-        and one.engine == release.engine.tag
-        and (one.release_values or release).deploy.storage.engines_claim == claim
-        for one in records
-    )
-    return given["kind"] == "Job" and served

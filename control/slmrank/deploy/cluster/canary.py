@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.apply import Deployer
+from slmrank.deploy.cluster.apply import Deployer, interrupted
 from slmrank.deploy.cluster.records import GOOD, Record, list_records
+from slmrank.deploy.cluster.rollout import newest_set
 from slmrank.deploy.exposure import GRPC_ROUTE, grpc_route
 from slmrank.deploy.release import Place, Release
 from slmrank.errors import ControlError, DeployFailed, Refused
 
-Judge = Callable[[Release], str]
+Judge = Callable[[Release, str | None], str]  # of a release and the name of its ReplicaSet
 
 
 def read_share(cluster: Cluster, place: Place) -> int:
@@ -60,7 +61,10 @@ class Canary:
                 "calls yourself",
             )
         done = self.deployer.apply(canary)
-        self._send(canary, percent)
+        try:
+            self._send(canary, percent)
+        except KeyboardInterrupt as error:
+            raise interrupted(error) from error
         return {**done, "canary_percent": percent}
 
     def promote(self, place: Place, judge: Judge | None) -> dict[str, Any]:
@@ -79,7 +83,7 @@ class Canary:
                 self.deployer.ask(release, record.revision, again=True)
             except ControlError as error:
                 raise Refused(f"the canary answers wrongly: {error.message}", error.hint) from error
-            verdict = judge(release) if judge is not None else "not looked at"
+            verdict = judge(release, self._newest(canary)) if judge is not None else "not looked at"
             self.deployer.report(f"the canary's calls: {verdict}")
         done = self.deployer.apply(promoted)
         removed = self._end(release, canary, f"revision {done['revision']} is promoted")
@@ -103,11 +107,12 @@ class Canary:
             return self.deployer.delete(canary)
         except DeployFailed:
             raise
-        except ControlError as error:
+        except (ControlError, KeyboardInterrupt) as error:
             if done is None:
                 raise
+            why = error.message if isinstance(error, ControlError) else "interrupted"
             raise DeployFailed(
-                f"{done}, but the canary is not removed: {error.message}",
+                f"{done}, but the canary is not removed: {why}",
                 "repeat the command, or `control deploy abort`",
             ) from error
 
@@ -127,6 +132,14 @@ class Canary:
             ) from error
         self.deployer.report(f"the canary gets {percent} % of the calls through the Gateway")
         return True
+
+    def _newest(self, place: Place) -> str | None:
+        """The name of the ReplicaSet that runs a place's release."""
+        cluster = self.deployer.cluster
+        live = cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
+        sets = cluster.list("apps/v1", "ReplicaSet", place.namespace)
+        newest = newest_set(live, sets) if live is not None else None
+        return newest["metadata"]["name"] if newest is not None else None
 
     def _recorded(self, canary: Place, *, good_only: bool = True) -> tuple[Record, Release]:
         """The newest record of a canary and its release."""

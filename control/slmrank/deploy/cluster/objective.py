@@ -31,12 +31,18 @@ class Observed:
     failed: float
 
 
-def observe(prometheus: str, release: Release, window_s: int) -> Observed:
-    """Ask a Prometheus that runs the rules of `control deploy render`.
+def observe(
+    prometheus: str, release: Release, window_s: int, replica_set: str | None = None
+) -> Observed:
+    """Ask a Prometheus that runs the rules of `control deploy render`, about the pods of a
+    ReplicaSet: those of the release before may have had most of the calls.
 
     Raises Refused when it does not answer.
     """
-    pods, window = f"{{{pods_matching(release)}}}", f"[{window_s}s]"
+    chosen = pods_matching(release)
+    if replica_set is not None:
+        chosen = f'namespace="{release.deploy.namespace}",pod=~"{replica_set}-[a-z0-9]+"'
+    pods, window = f"{{{chosen}}}", f"[{window_s}s]"
     answered = f'nv_inference_request_success{pods[:-1]},model="{ENSEMBLE}"}}'
     latency = _ask(prometheus, f"max(max_over_time({P_METRIC}{pods}{window}))")
     failed = _ask(prometheus, f"max(avg_over_time({FAILED_METRIC}{pods}{window}))")

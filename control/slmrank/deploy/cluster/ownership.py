@@ -11,6 +11,7 @@ from slmrank.deploy.naming import (
     CATALOGUE,
     COMPONENT,
     INSTANCE,
+    KSERVE,
     MANAGED_BY,
     MANAGER,
     RERANK,
@@ -47,6 +48,13 @@ def owned_objects(cluster: Cluster, place: Place) -> list[Object]:
         for given in cluster.list(api_version, kind, place.namespace, labels)
         if (given["metadata"].get("labels") or {}).get(TRACK, "stable") == place.track
     ]
+
+
+def is_empty(cluster: Cluster, namespace: str) -> bool:
+    """Whether a namespace holds no claim and nothing of ours."""
+    ours = {MANAGED_BY: MANAGER}
+    held = any(cluster.list(*kind, namespace, ours) for kind in OWN_KINDS)
+    return not held and not cluster.list("v1", "PersistentVolumeClaim", namespace)
 
 
 def prune(
@@ -94,7 +102,7 @@ def _of_releases(cluster: Cluster, place: Place) -> list[Object]:
     return [
         given
         for given in owned_objects(cluster, place)
-        if _component(given) not in ("smoke", "engine-build", RERANK, CATALOGUE, ROUTE)
+        if _component(given) not in ("smoke", "engine-build", KSERVE, RERANK, CATALOGUE, ROUTE)
         and not given["metadata"].get("ownerReferences")
     ]
 

@@ -11,6 +11,7 @@ from slmrank.deploy.access import is_shared
 from slmrank.deploy.check.run import check_rendered
 from slmrank.deploy.check.schema import as_version, known_versions, load_crds
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict
+from slmrank.deploy.cluster.records import Record
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import UNSET_DIGEST, Release
 from slmrank.deploy.render import identity
@@ -150,3 +151,21 @@ def _comparable(given: Object) -> Any:
     }
     metadata["annotations"] = notes
     return {**content, "metadata": metadata}
+
+
+def serves(records: Sequence[Record], release: Release) -> bool:
+    """Whether the newest record is of this release, and says that it was deployed."""
+    return bool(records) and (records[0].release, records[0].state) == (release.hash, "deployed")
+
+
+def is_built(given: Object, records: Sequence[Record], release: Release) -> bool:
+    """Whether an object is the Job of an engine that served before, from the same claim: it needs a
+    GPU only to find that there is nothing to do."""
+    claim = release.deploy.storage.engines_claim
+    served = any(
+        one.state in ("deployed", "rolled-back")
+        and one.engine == release.engine.tag
+        and (one.release_values or release).deploy.storage.engines_claim == claim
+        for one in records
+    )
+    return given["kind"] == "Job" and served

@@ -117,7 +117,9 @@ def write_record(
 
 
 def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> None:
-    """Change the state of a record."""
+    """Change the state of a record, unless it was deleted meanwhile."""
+    if cluster.get("v1", "ConfigMap", place.namespace, record.name) is None:
+        return
     changed = replace(record, state=state)
     cluster.apply(_content(changed, place), force=True)
 

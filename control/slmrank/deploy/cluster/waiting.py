@@ -245,7 +245,7 @@ def _judged(
     stale: str | None,
 ) -> Standing:
     if deployment is None:
-        raise DeployFailed(f"Deployment {name} is gone", "somebody deleted it meanwhile")
+        raise Overtaken(f"Deployment {name} is gone", "somebody deleted it meanwhile")
     found = (deployment["metadata"].get("annotations") or {}).get(RELEASE)
     if release is not None and found != release:
         raise Overtaken(

@@ -84,6 +84,10 @@ class EngineTarget(ABC):
     def precision(self, spec: EngineSpec) -> str:
         """Such as int8: stands in reports."""
 
+    def elsewhere(self, spec: EngineSpec) -> list[dict[str, Any]]:
+        """Changes of section engine by which other machines would build from the same spec."""
+        return []
+
     @abstractmethod
     def build(self, building: Building) -> dict[str, Any]:
         """Build into `building.folder`, behind the parity gate; returns figures.

@@ -42,6 +42,13 @@ class OpenVinoTarget(InProcessTarget):
         asked = spec.openvino.precision
         return quickest_precision(cpu_features()) if asked == "auto" else asked
 
+    def elsewhere(self, spec: EngineSpec) -> list[dict[str, Any]]:
+        """Other precisions that `auto` gives on other processors, as changes of section engine."""
+        if spec.openvino.precision != "auto":
+            return []
+        others = {"int8", "float32"} - {self.precision(spec)}
+        return [{"openvino": {"precision": one}} for one in sorted(others)]
+
     def write(self, building: Building) -> None:
         from slmrank.engine.openvino.build import write_openvino
 

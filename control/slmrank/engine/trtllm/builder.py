@@ -59,7 +59,7 @@ def find_builder(plan: BuildPlan, *, docker: bool) -> Builder | NoBuilder:
             reason=f"no NVIDIA GPU: {reason}",
             fix="run the Kubernetes Job, or `control build` on a machine with the planned GPU",
         )
-    gpu = next((one for one in gpus if one.capability == plan.capability), None)
+    gpu = next((one for one in gpus if _is_planned(one, plan)), None)
     if gpu is None:
         return _other_gpu(gpus, plan)
     facts: dict[str, Any] = {"gpu": gpu.name, "capability": gpu.capability, "driver": gpu.driver}
@@ -69,6 +69,14 @@ def find_builder(plan: BuildPlan, *, docker: bool) -> Builder | NoBuilder:
             return NoBuilder(reason=f"no Docker engine: {reason}", fix="install and start Docker")
         return _docker_builder(plan, gpu, facts | {"image": plan.image, "docker": server})
     return _local_builder(plan, gpu, facts)
+
+
+def _is_planned(gpu: Gpu, plan: BuildPlan) -> bool:
+    """Kernels are timed where they are built: an L40S has the L4's capability, and is no L4. The
+    node label may end with how the GPU is shared (`-SHARED`, `-MIG-1g.18gb`)."""
+    label = gpu.name.replace(" ", "-")
+    named = plan.gpu == label or plan.gpu.startswith(f"{label}-")
+    return gpu.capability == plan.capability and named
 
 
 def _local_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder | NoBuilder:

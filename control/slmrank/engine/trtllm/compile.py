@@ -128,7 +128,7 @@ def compile_engine(
             folders = Folders(
                 checkpoint=planned.checkpoint,
                 output=draft.path,
-                timings=timings / f"{planned.plan.trtllm}-{planned.plan.capability}",
+                timings=timings / f"{planned.plan.trtllm}-{planned.plan.gpu}",
             )
             _run(builder, builder.command(folders), log, draft.work, timeout_s)
             config = _engine_config(draft.path)

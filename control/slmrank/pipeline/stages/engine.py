@@ -17,10 +17,13 @@ ITEMS_PER_QUERY = 16
 
 def make_engine(spec: BundleSpec, target: EngineTarget, making: Making) -> None:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
-    training = split_queries(making, checkpoint, "train", 1)
+    full_tokens = spec.full_texts.get("full_tokens")
+    training = split_queries(making, checkpoint, "train", 1, full_tokens=full_tokens)
     split: Split = "dev" if making.inputs["data"].figures["pairs"]["dev"] else "test"
     held_out = take_items(
-        split_queries(making, checkpoint, split, 1), spec.engine.parity.pairs, ITEMS_PER_QUERY
+        split_queries(making, checkpoint, split, 1, full_tokens=full_tokens),
+        spec.engine.parity.pairs,
+        ITEMS_PER_QUERY,
     )
     figures = target.build(
         Building(

@@ -15,13 +15,13 @@ from slmrank.spec.compress import PruneSpec
 from slmrank.tokens import Ids
 
 
-def make_pruned(spec: PruneSpec, left: int, making: Making) -> None:
+def make_pruned(spec: PruneSpec, left: int, full_tokens: int | None, making: Making) -> None:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
     spec = stage_of(spec, checkpoint.geometry, left)
     recorded = read_record(spec.recorded) if spec.recorded is not None else None
     prompts: list[Ids] = []
     if recorded is None:
-        queries = split_queries(making, checkpoint, "train", 0)
+        queries = split_queries(making, checkpoint, "train", 0, full_tokens=full_tokens)
         prompts = [prompt for query in queries for prompt in query.prompts()]
         random.Random(spec.seed).shuffle(prompts)
         making.draft.figures.update(corpus_figures(queries))

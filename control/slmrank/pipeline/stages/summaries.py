@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
-from slmrank.artifacts import ArtifactStore
+from slmrank.artifacts import ArtifactStore, read_artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
 from slmrank.errors import ArtifactError, DataError
@@ -27,9 +27,11 @@ FITTED_JOBS = 50_000  # what words are worth does not change any more
 
 def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
-    encoder = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER).encoder()
+    checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
+    encoder, tokenizer = checkpoint.encoder(), checkpoint.ranker.tokenizer_hash
     kind = SUMMARIZERS.get(spec.method)
     if spec.fitted is not None:
+        _require_tokenizer(spec.fitted, spec.method, tokenizer)
         summarizer = kind.load(fitted_folder(spec.fitted), spec, encoder.bodies)
     else:
         labelled = read_labelled(making.inputs["data"].path)
@@ -56,7 +58,21 @@ def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     summarizer.save(folder)
     identity = summarizer.identity()
     identity.pop("budget_tokens", None)  # what was fitted serves any
-    making.draft.figures.update({"identity": identity})
+    making.draft.figures.update({"identity": identity, "tokenizer_hash": tokenizer})
+
+
+def _require_tokenizer(fitted: Path, method: str, tokenizer: str) -> None:
+    """Raises DataError where weights by token (method ranker) were fitted on other tokens: trimming
+    numbers them anew."""
+    try:
+        told = read_artifact(fitted).figures.get("tokenizer_hash")
+    except ArtifactError:
+        return  # `fitted_folder` says what is wrong
+    if method == "ranker" and told not in (None, tokenizer):
+        raise DataError(
+            f"summarize.fitted {fitted} was fitted with another tokenizer (base or trim)",
+            "leave summarize.fitted out, so that it is fitted again",
+        )
 
 
 def make_summaries(spec: SummarizeSpec, making: Making) -> None:
