@@ -424,6 +424,38 @@ def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("deploy", "render", "--set", "a.b=1"), "are for a spec"),
+        (("deploy", "render", "--check", "--track", "canary"), "are for a spec"),
+        (("spec", "--set", "finetune.steps=5"), "--set changes a spec"),
+        (("spec", "{tiny}", "--schema", "--set", "finetune.steps=5"), "--set changes a spec"),
+        (("tune", "{tiny}", "--target", "trtllm-llmapi", "--axis", "threads=1"), "has no threads"),
+        (("watch", "{tiny}", "--from", "bogus:x"), "there is no source of changes 'bogus'"),
+        (("compress-search", "{tiny}", "--max-loss", "nan"), "not a finite number"),
+        (("serve", "{tiny}", "--start-timeout", "inf"), "not a finite number"),
+        (("autoscale", "simulate", "{tiny}"), "is no release"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    control: Control, tiny: TinyBundle, tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    given = [word.format(tiny=tiny.spec) for word in words]
+    done = control(*given, cwd=tmp_path, environment={"CONTROL_ARTIFACTS": str(tmp_path / "a")})
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert not (tmp_path / "a" / "data").exists()
+
+
+def test_a_check_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
+    words = ("deploy", "render", tiny.spec, "--check", "--artifacts", tmp_path / "a")
+    done = control(*words, "--set", "deploy.scaling.items_per_s=5")
+    assert done.returncode == 1
+    assert "is not made, so there is nothing to compare with" in done.stderr
+    assert not (tmp_path / "a" / "data").exists()
+
+
 def test_what_would_end_in_nothing_is_refused_before_it_is_made(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:

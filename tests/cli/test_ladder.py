@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from slmrank.pipeline.ladder import _is_servable, plan_ladder
 
 from tests.conftest import Control, TinyBundle
 
@@ -17,6 +18,7 @@ def test_every_rung_is_scored_and_measured(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:
     command = ("ladder", tiny.spec, "--artifacts", tiny.artifacts, "--items", "4")
+    command += ("--set", "evaluate.full_text_tokens=96")  # what the tiny ranker was trained with
     done = control(*command, "--out", tmp_path, "--json", timeout_s=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
@@ -38,6 +40,16 @@ def test_every_rung_is_scored_and_measured(
     again = control(*command, timeout_s=600)
     assert "transformers bfloat16" in again.stdout
     assert "made in" not in again.stderr
+
+
+def test_no_rung_trains_another_ranker(tiny: TinyBundle) -> None:
+    rungs = plan_ladder(tiny.bundle)
+    full = [one for one in rungs if one.full_text]
+    assert len(full) == 3
+    assert {one.bundle.finetuned.key for one in rungs} == {tiny.bundle.finetuned.key}
+    told: list[str] = []
+    assert [_is_servable(one, told.append) for one in full] == [False] * 3
+    assert "prompt.max_item_tokens 256 from the start" in told[0]
 
 
 def test_a_spec_without_pruning_is_refused(control: Control, tiny: TinyBundle) -> None:

@@ -172,6 +172,10 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             {},
         ),
     ]
+    whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
+    for one in (*called, *blind):
+        for expected in one["exp_alerts"]:
+            expected["exp_labels"] |= whose
     step = f"{STEP_S}s"
     return {
         "rule_files": ["rules.yaml"],

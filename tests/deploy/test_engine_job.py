@@ -48,6 +48,19 @@ def test_it_runs_on_the_planned_gpu_only() -> None:
     assert all(isinstance(one, str) for one in resources["limits"].values())
 
 
+def test_it_goes_where_its_pods_go() -> None:
+    placement = {"node_selector": {"pool": "rank"}, "priority_class": "search"}
+    deploy = DeploySpec.model_validate(
+        {"placement": placement, "engine_build": {"cores": 2, "memory_gib": 12}}
+    )
+    made = engine_job(plan(gpu="NVIDIA-L4"), TAG, "demo", deploy, "/engines")
+    pod = made["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "rank", "nvidia.com/gpu.product": "NVIDIA-L4"}
+    assert pod["priorityClassName"] == "search"
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["memory"]) == ("2", "12Gi")
+
+
 def test_it_runs_restricted_and_cannot_write_its_input() -> None:
     pod = job()["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True

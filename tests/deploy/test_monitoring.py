@@ -44,6 +44,30 @@ def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_every_alert_says_whose_it_is() -> None:
+    """Alertmanager takes two alerts of one name without other labels for one."""
+
+    def labels(release: Release) -> list[dict[str, str]]:
+        rules = [rule for group in rule_groups(release) for rule in group["rules"]]
+        return [rule["labels"] for rule in rules if "alert" in rule]
+
+    one, other = labels(releases.cpu()), labels(releases.cpu(track="canary"))
+    assert {(each["namespace"], each["bundle"], each["track"]) for each in one} == {
+        ("slmrank", "demo", "stable")
+    }
+    assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def test_jobs_that_depth_control_cut_are_offered_load() -> None:
+    (items,) = (
+        rule["expr"]
+        for group in rule_groups(releases.cpu())
+        for rule in group["rules"]
+        if rule.get("record") == ITEMS_METRIC
+    )
+    assert "not_ranked" in items
+
+
 def write(folder: Path, release: Release) -> None:
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": rule_groups(release)}))
     (folder / "rules.test.yaml").write_text(yaml.safe_dump(promtool_tests(release)))

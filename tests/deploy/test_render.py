@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
-from slmrank.deploy.kserve import serving_runtime
+from slmrank.deploy.kserve import around, inference_service, serving_runtime
 from slmrank.deploy.naming import Object, selector
-from slmrank.deploy.release import Release, load_release, shared_ports
+from slmrank.deploy.release import Release, _require_alike, load_release, shared_ports
 from slmrank.deploy.render import identity, render, render_base
 from slmrank.deploy.rerank import rerank_objects
 from slmrank.deploy.sizing import (
@@ -34,6 +35,7 @@ from slmrank.deploy.sizing import (
 from slmrank.deploy.smoke_job import smoke_job
 from slmrank.deploy.yaml_text import to_documents
 from slmrank.errors import DeployError
+from slmrank.spec.deploy import DeploySpec
 from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import ROOT, Control
@@ -123,6 +125,37 @@ def test_a_shared_store_is_reached_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
+def test_kserves_pods_have_a_policy_and_a_budget() -> None:
+    made = [*around(releases.cpu()), inference_service(releases.cpu())]
+    policy, budget, service = made
+    pods = service["spec"]["predictor"]["labels"]
+    for one in (policy["spec"]["podSelector"], budget["spec"]["selector"]):
+        assert one["matchLabels"].items() <= pods.items()
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("host", "gpu", "told"),
+    [
+        ({"cores": 16, "gpus": []}, None, "measured on 16 cores, a replica gets 4"),
+        ({"gpus": [{"name": "NVIDIA H200"}]}, "NVIDIA-L4", "on NVIDIA-H200, a replica gets NVIDIA"),
+        ({"cores": 4, "gpus": []}, None, None),
+        ({"cores": 96, "gpus": [{"name": "NVIDIA L4"}]}, "NVIDIA-L4-SHARED", None),
+        ({}, None, None),
+    ],
+)
+def test_a_capacity_of_other_hardware_is_refused(
+    host: dict[str, Any], gpu: str | None, told: str | None
+) -> None:
+    spec: Any = SimpleNamespace(deploy=DeploySpec())
+    if told is None:
+        _require_alike(Path("r.json"), host, spec, gpu)
+        return
+    with pytest.raises(DeployError, match=told):
+        _require_alike(Path("r.json"), host, spec, gpu)
+
+
 def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     release = releases.gpu()
     first, second = (

@@ -7,7 +7,7 @@ import click
 from slmrank.artifacts import write_atomic
 from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
-from slmrank.cli.options import SHARE, sizes_from
+from slmrank.cli.options import FINITE, sizes_from
 from slmrank.compress.search import combinations
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
@@ -18,7 +18,7 @@ _sizes = sizes_from(1)
 
 @click.command("compress-search")
 @named_set_option
-@click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=SHARE)
+@click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=FINITE)
 @click.option("--layers", callback=_sizes, metavar="N,...", help="[default: 0.9 and 0.8 of all]")
 @click.option("--neurons", callback=_sizes, metavar="N,...", help="MLP neurons a layer  [as above]")
 @click.option("--kv-heads", callback=_sizes, metavar="N,...", help="key heads a layer  [as above]")

@@ -68,7 +68,7 @@ class _Finite(click.FloatRange):
 
 
 POSITIVE = _Finite(min=0, min_open=True)
-SHARE = _Finite(min=0, max=1)
+SHARE, FINITE = _Finite(min=0, max=1), _Finite()
 
 
 def sizes_from(least: int) -> Callable[[click.Context, click.Parameter, str | None], list[int]]:

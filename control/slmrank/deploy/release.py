@@ -254,7 +254,7 @@ def load_release(path: Path) -> Release:
         raise DeployError(
             f"cannot read {path}: {error}", "give a release.yaml of `control deploy render`"
         ) from error
-    if not is_release(path):
+    if isinstance(loaded, dict) and loaded.keys() & {"data", "extends"}:  # a spec
         raise DeployError(
             f"{path} is no release", "give a release.yaml, which `control deploy render` wrote"
         )

@@ -125,8 +125,8 @@ def read_geometry(path: Path) -> Geometry:
         )
     if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
         raise CheckpointError(
-            f"{path} has attention in a sliding window, which is not run here",
-            "set use_sliding_window to false in its config.json if no prompt is longer than that",
+            f"{path} has sliding-window attention, which is not run here",
+            "set use_sliding_window to false in its config.json if no prompt is longer than the window",
         )
     try:
         heads = int(config["num_attention_heads"])

@@ -191,6 +191,16 @@ def test_a_refused_first_release_leaves_no_namespace(bench: Bench, server: ApiSe
     assert server.get("Namespace", "slmrank") is None
 
 
+def test_a_namespace_that_others_began_to_use_stays(bench: Bench, server: ApiServer) -> None:
+    server.fail("PATCH", "/deployments/", 422, "no", count=9)
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+    theirs = {**claim, "metadata": {"name": "theirs", "namespace": "slmrank"}, "spec": {}}
+    server.objects[("v1", "PersistentVolumeClaim", "slmrank", "theirs")] = theirs
+    with pytest.raises(Refused):
+        bench.apply(cpu())
+    assert server.get("Namespace", "slmrank") is not None
+
+
 def test_a_conflict_names_the_manager_and_the_field(bench: Bench, server: ApiServer) -> None:
     bench.apply(cpu())
     budget = {
@@ -668,6 +678,9 @@ def test_two_applies_at_once_are_refused(bench: Bench, server: ApiServer) -> Non
     server.objects[key] = record
     with pytest.raises(Refused, match="is being applied"):
         bench.apply(second())
+    with pytest.raises(Refused, match="is being applied"):
+        bench.deployer.delete(cpu().place)
+    assert bench.deployer.delete(cpu().place, dry_run=True)
     bench.deployer.take_over = True
     bench.apply(second())
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from slmrank.client.client import RankClient
+from slmrank.deploy.cluster import objective as module
 from slmrank.deploy.cluster.objective import Observed, judge, observe
 from slmrank.deploy.monitoring import rule_groups
 from slmrank.deploy.release import Release
@@ -90,6 +91,15 @@ def prometheus(folder: Path, release: Release, metrics: str) -> Iterator[str]:
         yield f"http://{address}"
     finally:
         end(process)
+
+
+def test_only_the_pods_of_one_replica_set_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the canary before, which the same expression found, promoted the next one."""
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_ask", lambda _url, query: asked.append(query))
+    observe("http://nowhere", cpu(track="canary"), 30, "slmrank-demo-canary-5d8f")
+    assert len(asked) == 3
+    assert all('pod=~"slmrank-demo-canary-5d8f-[a-z0-9]+"' in query for query in asked)
 
 
 @pytest.mark.long

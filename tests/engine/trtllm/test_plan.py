@@ -238,7 +238,7 @@ def test_every_departure_from_the_plan_is_named(path: str, value: Any) -> None:
 
 FAKE_SMI = """#!/bin/sh
 echo "NVIDIA A100-SXM4-80GB, 8.0, 580.65.06, 81920, GPU-other"
-echo "NVIDIA H200, {capability}, 580.65.06, 143771, GPU-planned"
+echo "{name}, {capability}, 580.65.06, 143771, GPU-planned"
 """
 FAKE_BUILD = """#!{python}
 import json, os, sys, pathlib
@@ -295,8 +295,8 @@ class FakeGpuMachine:
             "slmrank.engine.trtllm.builder.installed_version", lambda name: self.versions.get(name)
         )
 
-    def gpu(self, capability: str) -> None:
-        self._script("nvidia-smi", FAKE_SMI.format(capability=capability))
+    def gpu(self, capability: str, name: str = "NVIDIA H200") -> None:
+        self._script("nvidia-smi", FAKE_SMI.format(capability=capability, name=name))
 
     def tool(self, name: str, body: str = "pass") -> None:
         import sys
@@ -354,7 +354,7 @@ def test_a_build_is_checked_kept_by_tag_and_found_again(
     assert set(manifest["files"]) == {"config.json", "rank0.engine"}
     config = json.loads((built.path / "config.json").read_text())
     assert config["seen"] == "GPU-planned", "the other GPU of the machine was visible"
-    timings = tmp_path / "work" / "timings" / "1.2.1-9.0"
+    timings = tmp_path / "work" / "timings" / "1.2.1-NVIDIA-H200"
     assert timings.read_text() == "1"
     machine.tool("trtllm-build", "sys.exit('must not run again')")
     assert build(planned, tmp_path).manifest == manifest
@@ -421,6 +421,9 @@ def test_another_gpu_or_version_than_planned_builds_nothing(
 ) -> None:
     machine.gpu("8.9")
     assert "(compute capability 9.0), here is NVIDIA A100" in reason(planned)
+    # Of the same capability, and another product: kernels are timed where they are built.
+    machine.gpu("9.0", "NVIDIA H100 80GB HBM3")
+    assert "NVIDIA H100 80GB HBM3 (9.0)" in reason(planned)
     machine.gpu("9.0")
     machine.versions["tensorrt-llm"] = "1.1.0"
     assert "TensorRT-LLM 1.1.0 is here, the plan is for 1.2.1" in reason(planned)

@@ -225,11 +225,6 @@ def refuse_unsupported(geometry: Geometry, config: Mapping[str, Any]) -> None:
             f"hidden_act is {config.get('hidden_act')!r}, the gated MLP needs 'silu'",
             "use a Llama, Qwen2 or Qwen3 model with SwiGLU",
         )
-    if config.get("use_sliding_window"):
-        raise CheckpointError(
-            "config.json asks for sliding-window attention, which is not emitted",
-            "set use_sliding_window to false if no prompt is longer than the window",
-        )
     if config.get("quantization_config"):
         raise CheckpointError(
             "the checkpoint is already quantised", "give the unquantised weights; quantise here"
