@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from slmrank.data.records import Job, LabelledSet, Pair
 from slmrank.errors import CheckpointError, DataError, ParityError, SpecError
+from slmrank.evaluate.metrics import Interval
 from slmrank.model.checkpoint import read_geometry
 from slmrank.pipeline import score_step as module
 from slmrank.pipeline.bundle import Bundle
@@ -56,7 +58,11 @@ def test_a_card_beside_an_adapter_decides_nothing(tiny: TinyBundle, tmp_path: Pa
 
 
 def test_what_reads_full_texts_is_pruned_and_calibrated_on_them(tiny: TinyBundle) -> None:
-    full = changed(tiny, finetune={"text": "full", "text_tokens": 64}, recover={"text": "full"})
+    full = changed(
+        tiny,
+        finetune={"text": "full", "text_tokens": 64},
+        recover={"text": "full", "teacher_text": "full"},
+    )
     assert full.pruned.settings["full_tokens"] == 1024
     assert full.engine.settings["full_tokens"] == 1024
     assert "full_tokens" not in tiny.bundle.pruned.settings
@@ -68,7 +74,7 @@ def test_a_query_that_no_prompt_takes_is_told_before_training(tiny: TinyBundle) 
     long = Pair(query="nurse " * 400, job_id="a", grade=1)
     short = Pair(query="nurse", job_id="a", grade=1)
     _require_short_queries(LabelledSet(jobs=jobs, pairs={"train": [short]}), encoder)
-    with pytest.raises(DataError, match="1 queries have more than"):
+    with pytest.raises(DataError, match="tokens, the limit is"):
         _require_short_queries(LabelledSet(jobs=jobs, pairs={"test": [short, long]}), encoder)
 
 
@@ -100,7 +106,7 @@ def test_weights_by_token_are_not_used_under_another_tokenizer(tiny: TinyBundle)
     again = {**ranker, "fitted": str(fitted.path)}
     assert run(changed(tiny, summarize=again).summarizer, tiny.store).path.is_dir()
     with pytest.raises(DataError, match="fitted with another tokenizer"):
-        run(changed(tiny, summarize=again, trim={"tokens": 700}).summarizer, tiny.store)
+        run(changed(tiny, summarize=again, trim={"tokens": 704}).summarizer, tiny.store)
 
 
 def test_a_trained_writer_is_used_as_it_was_trained(tmp_path: Path, tiny: TinyBundle) -> None:
@@ -140,15 +146,21 @@ def test_an_engine_that_is_refused_does_not_end_a_search(
     geometry = geometry_of(tiny.bundle, tiny.store, Silent(), "cpu")
     given = {"layers": [2], "intermediate_size": [128], "kv_heads": [], "budget_tokens": [20]}
     axes = open_axes(tiny.bundle, geometry, given)
-    reference = run(score_step(tiny.bundle, "finetuned"), tiny.store)
+    figures = run(score_step(tiny.bundle, "finetuned"), tiny.store).figures
 
     def scored(_search: Search, choice: Choice, steps: int, *, in_engine: bool) -> Any:
         if in_engine and choice.layers == 2:
             raise ParityError("engine refused", "raise the tolerance")
-        return reference
+        return SimpleNamespace(choice=choice, figures=figures)
+
+    def lost(_search: Search, scores: Any, _reference: Any) -> Interval:
+        choice = scores.choice
+        loss = 0.02 * (3 - choice.layers) + 1e-4 * (192 - choice.intermediate_size)
+        return Interval(value=loss, low=loss, high=loss)
 
     monkeypatch.setattr(Search, "_score", scored)
-    monkeypatch.setattr(Search, "_reference", lambda _self: reference)
+    monkeypatch.setattr(Search, "_loss", lost)
+    monkeypatch.setattr(Search, "_reference", lambda _self: None)
     said: list[str] = []
     search = Search(
         bundle=tiny.bundle,

@@ -92,12 +92,24 @@ def attend_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> No
         batch.hidden.copy_(advance(ranker, layer, batch, batch.hidden, run_attention))
 
 
-def feed_all(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> None:
-    """Take every batch through the MLP of a layer whose attention it passed, in place."""
-    for batch in batches:
+def feed_all(
+    ranker: LoadedRanker,
+    layer: Any,
+    batches: Sequence[Batch],
+    neurons: Sequence[Tensor] = (),
+    kept: Sequence[int] = (),
+) -> None:
+    """Take every batch through the MLP of a layer whose attention it passed, in place; what its
+    `kept` neurons give is not computed again where `neurons` of each batch are at hand."""
+    places = torch.as_tensor(kept, device=ranker.placement.device)
+    for number, batch in enumerate(batches):
         with ranker.placement.mixed_precision():
             hidden = batch.hidden.to(ranker.placement.device)
-            batch.hidden.copy_(run_mlp(layer, hidden))
+            if neurons:
+                after = hidden + layer.mlp.down_proj(neurons[number][..., places])
+            else:
+                after = run_mlp(layer, hidden)
+            batch.hidden.copy_(after)
 
 
 def advance(
@@ -128,17 +140,24 @@ def gram_of_heads(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) ->
         handle.remove()
 
 
-def gram_of_neurons(ranker: LoadedRanker, layer: Any, batches: Sequence[Batch]) -> Matrix:
-    """X^T X [I, I] of the MLP's neurons, of batches that passed the layer's attention."""
-    mlp = layer.mlp
+def gram_of_neurons(
+    ranker: LoadedRanker, layer: Any, batches: Sequence[Batch], memory_bytes: int = MEMORY_BYTES
+) -> tuple[Matrix, list[Tensor]]:
+    """X^T X [I, I] of the MLP's neurons, of batches that passed the layer's attention, and X
+    [B, S, I] of each batch; none where they would take more than so many bytes."""
+    mlp, held = layer.mlp, []
+    width = mlp.down_proj.in_features
+    room = 4 * width * sum(batch.real.numel() for batch in batches) <= memory_bytes
 
     def neurons(batch: Batch) -> Tensor:
         with ranker.placement.mixed_precision():
             normed = layer.post_attention_layernorm(batch.hidden.to(ranker.placement.device))
             found: Tensor = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+        if room:
+            held.append(found)
         return found
 
-    return _gram(mlp.down_proj.in_features, neurons, batches)
+    return _gram(width, neurons, batches), held
 
 
 def _gram(width: int, inputs: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> Matrix:

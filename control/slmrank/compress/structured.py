@@ -79,11 +79,12 @@ def prune_model(
                 gram = gram_of_heads(ranker, layer, batches)
                 heads.append(_prune_heads(layer.self_attn, gram, spec, recorded, index))
             attend_all(ranker, layer, batches)
-            gram = gram_of_neurons(ranker, layer, batches)
+            gram, neurons = gram_of_neurons(ranker, layer, batches)
             pruned, error = _prune_layer(layer, gram, spec, recorded, index)
             errors.append(error)
             kept.append(pruned.kept)
-            feed_all(ranker, layer, batches)
+            if index + 1 < len(layers):
+                feed_all(ranker, layer, batches, neurons, pruned.kept.tolist())
             progress(index + 1, len(layers))
     record = PruningRecord(
         tokenizer_hash=tokenizer_hash,

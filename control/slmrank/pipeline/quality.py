@@ -49,7 +49,7 @@ def plan_quality(bundle: Bundle, *, served: bool, on: str = OWN) -> QualityPlan:
     rows: list[tuple[Row, Text]] = [("bm25", "summary")]
     if spec.evaluate.dense_baseline:
         rows += [("minilm", "full"), ("minilm", "summary")]
-    if on == OWN and spec.finetune is not None:
+    if on == OWN and spec.finetune is not None and spec.finetune.steps:  # trained here
         rows.append(("base", "summary"))
     rows.append(("finetuned", "summary"))
     if spec.prune is not None and on == OWN:

@@ -12,6 +12,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,6 @@ class OpenVinoEngine:
         threads = min(threads or usable_cores(), cores)
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
             "ENABLE_HYPER_THREADING": True,
             # With fewer, every process would take the same first cores, and others stand still.
             # Threads on cores of their own are 1.00 to 1.02 times as fast.
@@ -80,15 +80,21 @@ class OpenVinoEngine:
             if fuses and threads == 1:
                 keep_mlp_apart(prefix)
                 keep_mlp_apart(items)
-            self._prefix = core.compile_model(prefix, "CPU", settings)
-            compiled = core.compile_model(items, "CPU", settings)
-            self._whole = self._halves = [compiled.create_infer_request()]
             # Cores that meet behind every kernel wait for one another: two halves of a batch of 32
             # at once are 1.02 to 1.09 times as fast, for 0.2 GB. A stream has whole cores.
-            if halved and not fuses:
-                settings["NUM_STREAMS"] = 2
-                compiled = core.compile_model(items, "CPU", settings)
-                self._halves = [compiled.create_infer_request() for _ in range(2)]
+            graphs = [(prefix, 1), (items, 1), *([(items, 2)] if halved and not fuses else ())]
+            with ThreadPoolExecutor(len(graphs)) as pool:  # 4.4 s instead of 6.5 on two cores
+                self._prefix, *compiled = pool.map(
+                    lambda one: core.compile_model(
+                        one[0], "CPU", settings | {"NUM_STREAMS": one[1]}
+                    ),
+                    graphs,
+                )
+            self._whole, *halves = [
+                [one.create_infer_request() for _ in range(streams)]
+                for one, (_, streams) in zip(compiled, graphs[1:], strict=True)
+            ]
+            self._halves = halves[0] if halves else self._whole
             with np.load(path / HEAD_FILE) as head:
                 self._head, self._head_past = head["ids"], head["past"]
         except (RuntimeError, OSError, KeyError, ValueError, EOFError, BadZipFile) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from slmrank.artifacts import ArtifactStore, read_artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
-from slmrank.errors import ArtifactError, DataError
+from slmrank.errors import ArtifactError, DataError, InvalidQuery
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.pipeline.steps import Making, own_work
 from slmrank.prompt.encoder import PromptEncoder
@@ -108,14 +108,11 @@ def _require_short_queries(labelled: LabelledSet, encoder: PromptEncoder) -> Non
     when training is over."""
     asked = {pair.query for pairs in labelled.pairs.values() for pair in pairs}
     # No token is shorter than a byte.
-    doubtful = (one for one in asked if len(one.encode()) >= encoder.max_query_tokens)
-    long = sorted(one for one in doubtful if not encoder.takes(one))
-    if long:
-        raise DataError(
-            f"{len(long)} queries have more than {encoder.max_query_tokens} tokens, the first: "
-            f"{long[0][:60]!r}",
-            "shorten them, or raise prompt.max_query_tokens in the spec",
-        )
+    for query in sorted(one for one in asked if len(one.encode()) >= encoder.max_query_tokens):
+        try:
+            encoder.prefix(query)
+        except InvalidQuery as error:
+            raise DataError(f"query {query[:60]!r}: {error.message}", error.hint) from error
 
 
 def fitted_folder(path: Path) -> Path:
