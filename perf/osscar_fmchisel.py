@@ -95,7 +95,7 @@ def main() -> None:
             for one in parts:
                 attend_all(ranker, layer, one)
             if index in chosen:
-                gram, unseen = (gram_of_neurons(ranker, layer, one) for one in parts)
+                gram, unseen = (gram_of_neurons(ranker, layer, one)[0] for one in parts)
                 weights = layer.mlp.down_proj.weight.T.double().numpy()
                 for keep in given.widths:
                     row: dict[str, Any] = {"layer": index, "keep": keep}

@@ -448,6 +448,7 @@ def test_options_that_would_do_nothing_are_refused(
     assert not (tmp_path / "a" / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_check_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Path) -> None:
     words = ("deploy", "render", tiny.spec, "--check", "--artifacts", tmp_path / "a")
     done = control(*words, "--set", "deploy.scaling.items_per_s=5")
@@ -456,6 +457,7 @@ def test_a_check_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
     assert not (tmp_path / "a" / "data").exists()
 
 
+@pytest.mark.slow
 def test_what_would_end_in_nothing_is_refused_before_it_is_made(
     control: Control, tiny: TinyBundle, tmp_path: Path
 ) -> None:

@@ -222,7 +222,22 @@ def test_not_every_call_is_asked_twice_when_all_are_slow() -> None:
             await client.score("q", ["7"])
         return server.calls
 
-    assert 70 <= asyncio.run(calls()) <= 77  # ten at once, then a tenth of them
+    assert 70 <= asyncio.run(calls()) <= 79  # ten at once, then a tenth of them
+
+
+def test_a_hung_replica_is_covered_at_any_rate_of_calls() -> None:
+    """Its hedges were counted among those of slow fleets, and ran out within a minute."""
+
+    async def answered() -> int:
+        good, hung = Answering([]), Answering([], [60.0] * 999)
+        client = asking(good, max_items=9, replicas=2, hedge_s=0.002)
+        client._replicas._known["127.0.0.1:2"] = Replica("127.0.0.1:2", hung)
+        for _ in range(60):
+            client._replicas._known["127.0.0.1:2"].resting_until = 0.0  # its rest is over
+            await client.score("q", ["7"], timeout_s=2)
+        return hung.calls
+
+    assert asyncio.run(answered()) > 20
 
 
 def test_a_forked_process_says_why_it_cannot_ask() -> None:

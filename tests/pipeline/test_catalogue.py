@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from slmrank.client.client import RankClient
-from slmrank.data.parts import Place, done_parts, plan_parts, read_part
+from slmrank.data.parts import Place, done_parts, mark_done, plan_parts, read_part
 from slmrank.data.records import Job
 from slmrank.errors import DataError
 from slmrank.pipeline.bundle import Bundle
@@ -66,6 +67,11 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
     # However its place is spelled.
     spelled = tmp_path / "more" / ".." / "a.parquet"
     assert plan_parts(Place(str(spelled)), rows=500) == parts[:2]
+    # A table and its output that were moved together are the same.
+    moved = replace(parts[0], file="/elsewhere/a.parquet")
+    mark_done(Place(str(tmp_path)), moved, {})
+    assert done_parts(Place(str(tmp_path)), parts) == {parts[0].name}
+    assert not done_parts(Place(str(tmp_path)), [replace(parts[0], file_bytes=1)])
     # Rows that take long, wherever the row groups end.
     cut = plan_parts(Place(str(tmp_path / "a.parquet")), rows=500, cut_groups=True)
     assert [(one.start, one.rows) for one in cut] == [(0, 500), (500, 500), (1000, 200)]

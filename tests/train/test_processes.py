@@ -141,7 +141,8 @@ def test_a_step_in_parts_is_the_step_at_once(
 ) -> None:
     """A query's jobs stay together, so that the loss inside it is whole."""
     checkpoint = make_checkpoint()
-    base = {**SPEC.model_dump(), "queries_per_step": 3}
+    # At a higher rate AdamW makes the last bits of two orders of sums a difference of 1e-4.
+    base = {**SPEC.model_dump(), "queries_per_step": 3, "learning_rate": 3e-4}
     whole, parts = load_model(checkpoint), load_model(checkpoint)
     expected = fit(whole, settings(**base), tmp_path / "a")["loss"]
     small = settings(**{**base, "tokens_at_once": 120})

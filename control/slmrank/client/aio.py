@@ -58,7 +58,7 @@ class AsyncRankClient:
     addresses. `timeout_s` is for a whole call with its repetitions; `retry_overload` also repeats
     what a full queue refused, as the parts of a split listing do. With `hedge_s`, a part that has
     no answer after that time is sent once more, to another replica where there is one, and the
-    first answer counts; at most ten of them, then a tenth of the calls.
+    first answer counts; where all of them are slow, ten times, and then for a tenth of the calls.
     `headers` go with every call, for example `{"authorization": "Bearer ..."}`.
 
     Raises InvalidRequest for a url that is none, or certificates that cannot be read.
@@ -230,12 +230,14 @@ class AsyncRankClient:
         tasks = {asyncio.ensure_future(self._ask(ask, first, deadline, failed))}
         try:
             done, _ = await asyncio.wait(tasks, timeout=self.hedge_s)
-            # When all of them are slow, a second request for each would make them slower.
-            if not done and self._spare >= 1:
-                self._spare -= 1
+            if not done:
                 first.rest()
                 other = await self._replicas.pick([*failed, first.address], deadline)
-                if other is not first:  # a lone server that is slow needs no second request
+                # When all of them are slow, a second request for each would make them slower.
+                free = other.resting_until <= time.monotonic()
+                # A lone server that is slow needs no second request.
+                if other is not first and (free or self._spare >= 1):
+                    self._spare -= not free
                     tasks.add(asyncio.ensure_future(self._ask(ask, other, deadline, failed)))
             while True:
                 done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -292,12 +292,13 @@ def _require_alike(
     there = there_are = ""
     if gpu is not None and gpus and not any(gpu.startswith(one) for one in gpus):
         there, there_are = " and ".join(gpus), gpu
-    elif gpu is None and not gpus and cores not in (None, spec.deploy.placement.cores):
+    elif gpu is None and cores not in (None, spec.deploy.placement.cores):
         there, there_are = f"{cores} cores", f"{spec.deploy.placement.cores} (deploy.placement)"
     if there:
         raise DeployError(
             f"{record} was measured on {there}, a replica gets {there_are}",
-            "run `control slo` on such a machine, or set deploy.scaling.items_per_s",
+            "run `control slo` on such a machine (`taskset -c 0-3`: on four of its cores), or set "
+            "deploy.scaling.items_per_s",
         )
 
 

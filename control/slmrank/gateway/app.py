@@ -68,7 +68,7 @@ _STATUS: dict[type[ScoreError], tuple[int, str]] = {
     DeadlineExceeded: (504, "No answer in time"),
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (401, 413, 422, 502, 503, 504)
+    code: {"model": Problem} for code in (401, 408, 413, 422, 500, 502, 503, 504)
 }
 
 

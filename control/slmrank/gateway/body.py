@@ -8,11 +8,14 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+SLOWEST = 64 * 1024  # bytes a second
+
 
 class LimitedBody:
     """ASGI middleware: HTTPException 413 for a body of more than `limit` bytes, by its declared
-    length or by what arrives, and 408 for one that is not there within `limit_s`, raised where the
-    application reads it. Who sends half of a request holds a place among those in flight."""
+    length or by what arrives, and 408 for one that is not there within `limit_s` and as long as
+    what arrived may take at SLOWEST, raised where the application reads it. Who sends half of a
+    request holds a place among those in flight."""
 
     def __init__(self, app: ASGIApp, limit: int, limit_s: float) -> None:
         self.app = app
@@ -30,10 +33,10 @@ class LimitedBody:
             if whole:  # what comes now is that the caller has gone
                 return await receive()
             try:
-                left_s = max(0.0, until - time.monotonic())
+                left_s = max(0.0, until + seen / SLOWEST - time.monotonic())
                 message = await asyncio.wait_for(receive(), left_s)
             except TimeoutError as error:
-                told = f"the request was not there after {self.limit_s:g} s"
+                told = f"the request stopped coming: {seen} bytes so far"
                 raise HTTPException(408, told) from error
             whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))

@@ -126,7 +126,8 @@ def read_geometry(path: Path) -> Geometry:
     if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
         raise CheckpointError(
             f"{path} has sliding-window attention, which is not run here",
-            "set use_sliding_window to false if no prompt is longer than the window",
+            "if no prompt is longer than the window, set use_sliding_window to false and every "
+            "entry of layer_types to full_attention",
         )
     try:
         heads = int(config["num_attention_heads"])

@@ -186,10 +186,13 @@ class Search:
         return self._score_step(bundle, row, choice.budget_tokens)
 
     def _score(self, choice: Choice, steps: int, *, in_engine: bool) -> Artifact:
-        return self._made(self._step(choice, steps, in_engine=in_engine))
+        step = self._step(choice, steps, in_engine=in_engine)
+        if in_engine:
+            return timed_scores(step, self.store, self.watcher, self.device)
+        return self._made(step)
 
     def _made(self, step: Step) -> Artifact:
-        return timed_scores(step, self.store, self.watcher, self.device)
+        return run(step, self.store, self.watcher, device=self.device)
 
     def _score_step(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Step:
         summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})

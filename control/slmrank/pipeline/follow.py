@@ -78,7 +78,8 @@ class Follower:
         MissingDependencyError, before anything is taken, where nothing can be summarised here.
         """
         self._told = told
-        self._summarize([Job(job_id="first", title="Nurse", description="Cares for patients.")])
+        # Longer than any budget, so that what summarises has to be there.
+        self._summarize([Job(job_id="first", description="Cares for patients at night. " * 500)])
         while not self._stopping:
             taken = self._patiently(lambda: source.take(BATCH, WAIT_S))
             if taken:

@@ -161,15 +161,15 @@ def _on_ray(
         def __init__(self) -> None:
             os.environ["RAYON_NUM_THREADS"] = "1"  # an actor has one core; tokenizers take all
             self._worker = make_worker()
-            if self._worker.identity != identity:
+
+        def do(self, part: Part) -> int:
+            if self._worker.identity != identity:  # here: Ray hides what __init__ raises
                 raise DataError(
                     f"a machine of {address} would make another output than this one: "
                     f"{self._worker.identity} instead of {identity}",
                     "give all the same slmrank and artifacts; where processors differ, set "
                     "engine.openvino.precision",
                 )
-
-        def do(self, part: Part) -> int:
             return _do(self._worker, part, out)
 
     options: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}

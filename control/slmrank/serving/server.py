@@ -172,6 +172,7 @@ class Server:
                     for stage in stages:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(stage, signal.SIGKILL)
+            self.log()  # waits for what it said at its end
             self._child = None
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)

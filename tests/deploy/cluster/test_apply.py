@@ -685,6 +685,14 @@ def test_two_applies_at_once_are_refused(bench: Bench, server: ApiServer) -> Non
     bench.apply(second())
 
 
+def test_pods_that_speak_tls_are_not_asked_in_plain_text(bench: Bench, server: ApiServer) -> None:
+    secured = cpu(deploy={"tls": {"secret": "certificate"}})
+    bench.deployer.smoke = lambda _release: None
+    with pytest.raises(Refused, match="asks without TLS"):
+        bench.deployer.apply(secured)
+    assert server.get("Deployment", "slmrank-demo") is None
+
+
 @pytest.mark.long
 def test_rollback_puts_the_objects_of_an_earlier_release_back(
     bench: Bench, server: ApiServer

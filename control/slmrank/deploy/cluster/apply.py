@@ -3,6 +3,7 @@ pods, ask for known answers, and put the earlier release back when one of these 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class Deployer:
 
         Raises Refused (nothing changed), RolledBack (the release before serves), DeployFailed.
         """
+        self.require_askable(release)
         planned, records = self._prepare(release)
         other = replace(release.place, track="stable" if release.track == "canary" else "canary")
         built = [*records, *list_records(self.cluster, other)]  # they share the claim of engines
@@ -105,6 +107,8 @@ class Deployer:
             target = find_record(others, revision)
         except DeployError as error:
             raise Refused(error.message, error.hint) from error
+        if target.release_values is not None:
+            self.require_askable(target.release_values)
         self.report(f"back to revision {target.revision}: engine {target.engine}")
         try:
             self._restore(place, target)
@@ -180,10 +184,11 @@ class Deployer:
             records = list_records(self.cluster, release.place)
             self._require_free(records, release.place)
         except BaseException:
-            # Others may have begun to use it meanwhile.
-            if namespace is not None and is_empty(self.cluster, release.deploy.namespace):
-                self.cluster.delete(namespace)
-                self.report(f"removed the empty namespace {release.deploy.namespace} again")
+            # Others may have begun to use it meanwhile; what was wrong is told in any case.
+            with contextlib.suppress(ApiError):
+                if namespace is not None and is_empty(self.cluster, release.deploy.namespace):
+                    self.cluster.delete(namespace)
+                    self.report(f"removed the empty namespace {release.deploy.namespace} again")
             raise
         return planned, records
 
@@ -238,6 +243,14 @@ class Deployer:
             else:
                 self.cluster.apply(given, force=self.force_conflicts)
         self.waiter.rollout(namespace, name, release.hash, stale)
+
+    def require_askable(self, release: Release) -> None:
+        """Raises Refused where `smoke` could not ask the release, before anything is changed."""
+        if self.smoke is not None and not self.skip_smoke and release.deploy.tls is not None:
+            raise Refused(
+                "--smoke-url asks without TLS, and the pods speak it",
+                "leave it out: the Job inside asks over TLS",
+            )
 
     def ask(self, release: Release, revision: int, *, again: bool = False) -> None:
         """Ask for the known answers; `again`: although a Job has asked this revision before.

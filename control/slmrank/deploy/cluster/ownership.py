@@ -51,10 +51,11 @@ def owned_objects(cluster: Cluster, place: Place) -> list[Object]:
 
 
 def is_empty(cluster: Cluster, namespace: str) -> bool:
-    """Whether a namespace holds no claim and nothing of ours."""
+    """Whether a namespace holds nothing of ours, and nothing that runs or is kept of others."""
+    others = (("v1", "PersistentVolumeClaim"), ("v1", "Pod"), ("v1", "Secret"), *OWN_KINDS[1:2])
     ours = {MANAGED_BY: MANAGER}
     held = any(cluster.list(*kind, namespace, ours) for kind in OWN_KINDS)
-    return not held and not cluster.list("v1", "PersistentVolumeClaim", namespace)
+    return not held and not any(cluster.list(*kind, namespace) for kind in others)
 
 
 def prune(
