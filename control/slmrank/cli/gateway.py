@@ -7,21 +7,16 @@ from pathlib import Path
 import click
 
 from slmrank.cli.listening import GATEWAY, listen
-from slmrank.cli.options import POSITIVE, PathType, client_tls
+from slmrank.cli.options import POSITIVE, PathType, client_tls, url_option
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.replicas import Tls
 from slmrank.errors import SpecError, needs
 
 
 @click.command("gateway")
-@click.option(
-    "--url",
-    default="localhost:8001",
-    show_default=True,
-    envvar="CONTROL_URL",
-    show_envvar=True,
-    help="gRPC address of the ranker: host:port, several with commas between, or a name that "
-    "stands for all replicas",
+@url_option(
+    "gRPC address of the ranker: host:port, several with commas between, or a name that "
+    "stands for all replicas"
 )
 @click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option(

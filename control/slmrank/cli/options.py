@@ -55,6 +55,18 @@ target_option = click.option(
 )
 
 
+def url_option(what: str = "host:port, gRPC") -> Callable[[Decorated], Decorated]:
+    """--url: the server that is asked."""
+    return click.option(
+        "--url",
+        default="localhost:8001",
+        show_default=True,
+        envvar="CONTROL_URL",
+        show_envvar=True,
+        help=what,
+    )
+
+
 class _Finite(click.FloatRange):
     """A finite number: `inf` and `nan` are floats, and no load, no time and no share."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option
+from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option, url_option
 from slmrank.client.aio import DEFAULT_TIMEOUT_S
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.asked import Asked, ItemText, read_asked
@@ -43,9 +43,7 @@ from slmrank.triton.status import Status
     "with title, description ...: sent as it is; job_text: see --text), or one JSON object "
     "{query, jobs}",
 )
-@click.option(
-    "--url", default="localhost:8001", show_default=True, envvar="CONTROL_URL", show_envvar=True
-)
+@url_option()
 @click.option("--deferrable", is_flag=True, help="wait for all others, be refused before them")
 @click.option("--top", type=click.IntRange(0), default=0, help="show only the best N; 0: all")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import POSITIVE, SHARE, PathType, client_tls, json_option
+from slmrank.cli.options import POSITIVE, SHARE, PathType, client_tls, json_option, url_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import TOLERANCE, compare_known
 from slmrank.client.replicas import Tls
@@ -15,14 +15,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
 
 
 @click.command("smoke")
-@click.option(
-    "--url",
-    default="localhost:8001",
-    show_default=True,
-    envvar="CONTROL_URL",
-    show_envvar=True,
-    help="host:port, gRPC",
-)
+@url_option()
 @click.option(
     "--known",
     type=PathType,
