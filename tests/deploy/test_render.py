@@ -140,7 +140,8 @@ def test_kserves_pods_have_a_policy_and_a_budget() -> None:
     [
         ({"cores": 16, "gpus": []}, None, "measured on 16 cores, a replica gets 4"),
         ({"gpus": [{"name": "NVIDIA H200"}]}, "NVIDIA-L4", "on NVIDIA-H200, a replica gets NVIDIA"),
-        ({"cores": 4, "gpus": []}, None, None),
+        ({"gpus": [{"name": "NVIDIA L4"}]}, "NVIDIA-L40S", "on NVIDIA-L4, a replica gets NVIDIA"),
+        ({"cores": 4, "gpus": [{"name": "NVIDIA L4"}]}, None, None),
         ({"cores": 96, "gpus": [{"name": "NVIDIA L4"}]}, "NVIDIA-L4-SHARED", None),
         ({}, None, None),
     ],

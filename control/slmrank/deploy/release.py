@@ -290,7 +290,7 @@ def _require_alike(
     decides; one that does not tell where it was measured is taken."""
     cores, gpus = host.get("cores"), [one["name"].replace(" ", "-") for one in host.get("gpus", ())]
     there = there_are = ""
-    if gpu is not None and gpus and not any(gpu.startswith(one) for one in gpus):
+    if gpu is not None and gpus and not any(f"{gpu}-".startswith(f"{one}-") for one in gpus):
         there, there_are = " and ".join(gpus), gpu
     elif gpu is None and cores not in (None, spec.deploy.placement.cores):
         there, there_are = f"{cores} cores", f"{spec.deploy.placement.cores} (deploy.placement)"
