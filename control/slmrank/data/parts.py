@@ -58,6 +58,7 @@ class Place:
                 self._fs, self.path = fs.FileSystem.from_uri(url)
             else:
                 self._fs, self.path = fs.LocalFileSystem(), os.path.abspath(url)
+                self._fs.get_file_info(url)  # refuses `gs:/jobs`, which below a folder is a path
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
