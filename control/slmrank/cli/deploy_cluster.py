@@ -141,10 +141,9 @@ def apply_command(
     **options: Any,
 ) -> None:
     """Bring SOURCE (a spec, whose repository is made when missing, or a release.yaml) into the
-    cluster: our rules and the server's dry run
-    of every object first, then server-side apply in order, the engine's build Job before the
-    Deployment, then wait for the new pods, then ask for the known answers over gRPC. When one of
-    these fails the last good release is put back.
+    cluster: our rules and the server's dry run of every object first, then server-side apply in
+    order, the engine's build Job before the Deployment, then wait for the new pods, then ask for
+    the known answers over gRPC. When one of these fails the last good release is put back.
 
     With --canary it runs beside the stable release with a share of the calls, until `promote` or
     `abort`; again with another percentage changes the share.

@@ -10,7 +10,7 @@ import click
 
 from slmrank.cli.display import print_json
 from slmrank.cli.options import PathType, json_option
-from slmrank.cli.release_options import open_release, release_options
+from slmrank.cli.release_options import open_release, refuse_spec_options, release_options
 from slmrank.deploy.check.run import Checked, check
 from slmrank.deploy.check.schema import known_versions, load_crds
 from slmrank.deploy.check.sources import read_manifests
@@ -41,10 +41,7 @@ def render_command(
       control deploy render --check
     """
     if source is None:
-        if options["track"] != "stable" or any(
-            options[one] for one in ("overrides", "target", "record")
-        ):
-            raise click.UsageError("--target, --set, --capacity and --track are for a spec")
+        refuse_spec_options(options)
         folders = rendered_folders(folder or ROOT)
     else:
         release = open_release(source, making=not only_check, **options)

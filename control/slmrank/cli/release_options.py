@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,15 @@ def open_release(source: Path, *, making: bool = True, **options: Any) -> Releas
     source = source / RELEASE_FILE if source.is_dir() else source
     if not is_release(source):
         return open_sources(source, making=making, **options).release
-    if options["track"] != "stable" or any(
-        options[one] for one in ("overrides", "target", "record")
-    ):
-        raise click.UsageError("--target, --set, --capacity and --track are for a spec")
+    refuse_spec_options(options)
     return load_release(source)
+
+
+def refuse_spec_options(options: Mapping[str, Any]) -> None:
+    """Raises UsageError where options that change a spec were given, and there is none."""
+    given = (options[one] for one in ("overrides", "target", "record"))
+    if options["track"] != "stable" or any(given):
+        raise click.UsageError("--target, --set, --capacity and --track are for a spec")
 
 
 def _as_made(opened: Opened) -> Opened:

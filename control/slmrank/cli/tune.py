@@ -42,10 +42,11 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     bundle, store = opened.bundle, opened.store
     given = bundle.spec.repository.settings()
     start: Settings = {name: int(given[name]) for name in EXPOSED}
-    axes = _axes(chosen) or default_axes(usable_cores(), start)
+    asked = _axes(chosen)
+    axes = asked or default_axes(usable_cores(), start)
     if not isinstance(bundle.target, InProcessTarget):
         # Its engine runs in a server of its own, which counts instances and threads by itself.
-        if refused := sorted({"instances", "threads"}.intersection(_axes(chosen))):
+        if refused := sorted({"instances", "threads"}.intersection(asked)):
             raise click.UsageError(f"target {bundle.target.name} has no {' and no '.join(refused)}")
         axes = {name: one for name, one in axes.items() if name not in ("instances", "threads")}
     for name, values in axes.items():

@@ -63,15 +63,14 @@ def pod_egress(release: Release) -> list[Object]:
 def network_policy(release: Release) -> Object:
     """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
     Gateway's, metrics from monitoring; nothing goes out but look-ups in a shared store."""
+    return scoring_policy(release, release.object_name, "serve")
+
+
+def scoring_policy(release: Release, name: str, component: str) -> Object:
+    """The same for the pods of a component that score."""
     asking = {"from": clients_of(release), "ports": [{"port": GRPC, "protocol": "TCP"}]}
-    return policy(
-        release,
-        release.object_name,
-        "serve",
-        selector(release),
-        [asking, scraping(release)],
-        pod_egress(release),
-    )
+    chosen, reached = selector(release, component), [asking, scraping(release)]
+    return policy(release, name, component, chosen, reached, pod_egress(release))
 
 
 def grpc_route(release: Release, canary_percent: int = 0) -> Object:

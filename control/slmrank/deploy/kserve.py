@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import shlex
 
-from slmrank.deploy.exposure import clients_of, pod_egress
-from slmrank.deploy.naming import GRPC, KSERVE, Object, labelled, selector
-from slmrank.deploy.parts import budget, policy, scraping
+from slmrank.deploy.exposure import scoring_policy
+from slmrank.deploy.naming import KSERVE, Object, labelled, selector
+from slmrank.deploy.parts import budget
 from slmrank.deploy.release import Release
 from slmrank.deploy.workload import deployment
 
@@ -41,7 +41,7 @@ def serving_runtime(release: Release) -> Object:
         "serving.kserve.io/v1alpha1",
         "ServingRuntime",
         release.object_name,
-        component="kserve",
+        component=KSERVE,
         spec={
             "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
             "protocolVersions": ["grpc-v2"],
@@ -54,12 +54,10 @@ def serving_runtime(release: Release) -> Object:
 
 def around(release: Release) -> list[Object]:
     """What the base has for its own pods, for KServe's: who may reach them, and a budget."""
-    name, chosen = f"{release.object_name}-{KSERVE}", selector(release, KSERVE)
-    asking = {"from": clients_of(release), "ports": [{"port": GRPC, "protocol": "TCP"}]}
-    reached = [asking, scraping(release)]
+    name = f"{release.object_name}-{KSERVE}"
     return [
-        policy(release, name, KSERVE, chosen, reached, pod_egress(release)),
-        budget(release, name, KSERVE, chosen),
+        scoring_policy(release, name, KSERVE),
+        budget(release, name, KSERVE, selector(release, KSERVE)),
     ]
 
 
@@ -80,7 +78,7 @@ def inference_service(release: Release) -> Object:
         "serving.kserve.io/v1beta1",
         "InferenceService",
         release.object_name,
-        component="kserve",
+        component=KSERVE,
         annotations={
             "serving.kserve.io/deploymentMode": "RawDeployment",
             # Otherwise it adds an autoscaler on CPU utilisation.
@@ -91,7 +89,7 @@ def inference_service(release: Release) -> Object:
                 "minReplicas": scaling.min_replicas,
                 "maxReplicas": scaling.max_replicas,
                 # Not those that Services and autoscaler of the base select.
-                "labels": selector(release, "kserve"),
+                "labels": selector(release, KSERVE),
                 **{name: pod[name] for name in kept if name in pod},
                 "model": {
                     "modelFormat": {"name": "slmrank"},

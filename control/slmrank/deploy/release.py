@@ -22,6 +22,7 @@ from slmrank.errors import DeployError, SweepError
 from slmrank.hashing import hash_value
 from slmrank.load.capacity import slowest_cell
 from slmrank.load.record import read_record
+from slmrank.machine.facts import is_product
 from slmrank.repository.generate import read_identity
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
@@ -288,10 +289,10 @@ def _require_alike(
 ) -> None:
     """Raises DeployError for a record of another GPU, or of another number of cores where the CPU
     decides; one that does not tell where it was measured is taken."""
-    cores, gpus = host.get("cores"), [one["name"].replace(" ", "-") for one in host.get("gpus", ())]
+    cores, gpus = host.get("cores"), [one["name"] for one in host.get("gpus", ())]
     there = there_are = ""
-    if gpu is not None and gpus and not any(f"{gpu}-".startswith(f"{one}-") for one in gpus):
-        there, there_are = " and ".join(gpus), gpu
+    if gpu is not None and gpus and not any(is_product(one, gpu) for one in gpus):
+        there, there_are = " and ".join(one.replace(" ", "-") for one in gpus), gpu
     elif gpu is None and cores not in (None, spec.deploy.placement.cores):
         there, there_are = f"{cores} cores", f"{spec.deploy.placement.cores} (deploy.placement)"
     if there:

@@ -34,6 +34,12 @@ class Gpu:
         return int(major) if major.isdigit() else None
 
 
+def is_product(name: str, label: str) -> bool:
+    """Whether a GPU of this name has the node label nvidia.com/gpu.product, which may end with how
+    it is shared (`-SHARED`, `-MIG-1g.18gb`): an L40S is no L4."""
+    return f"{label}-".startswith(f"{name.replace(' ', '-')}-")
+
+
 def find_gpus() -> tuple[list[Gpu], str]:
     """The NVIDIA GPUs, and the reason when there are none."""
     answer, reason = ask(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])

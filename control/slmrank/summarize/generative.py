@@ -49,6 +49,11 @@ def without_new_words(job: Job, summary: str) -> str:
     return " ".join(word for word in summary.split() if word not in struck)
 
 
+def served_text(job: Job, text: str, spec: GenerativeSpec) -> str:
+    """What becomes of a written summary: servers, the reward and its measurement take the same."""
+    return text if spec.new_words else without_new_words(job, text)
+
+
 class GenerativeKind:
     """A causal language model with what reinforcement learning made of it."""
 
@@ -110,7 +115,7 @@ class GenerativeSummarizer:
 
     def _write(self, job: Job, budget: int) -> str:
         text = self._writer.write(request_of(job, self.spec.source_tokens, self.encode), budget)
-        return text if self.spec.new_words else without_new_words(job, text)
+        return served_text(job, text, self.spec)
 
     @cached_property
     def _writer(self) -> Writer:

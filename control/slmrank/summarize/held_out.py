@@ -12,7 +12,7 @@ from slmrank.data.records import Job
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.effects import queried_jobs
 from slmrank.summarize.faithfulness import FrozenRanker, length_cost
-from slmrank.summarize.generative import Writer, new_words, request_of, without_new_words
+from slmrank.summarize.generative import Writer, new_words, request_of, served_text
 from slmrank.summarize.summarizer import Encode, Fitting
 
 SHOWN = 3
@@ -101,9 +101,7 @@ def measure_held_out(
     shown = []
     for number, one in enumerate(held_out, start=1):
         request = request_of(one.job, spec.source_tokens, fitting.encode)
-        text = writer.write(request, spec.tokens)
-        if not spec.new_words:
-            text = without_new_words(one.job, text)
+        text = served_text(one.job, writer.write(request, spec.tokens), spec)
         [faithful], [brief] = reward.faithfulness(one, [text]), reward.brevity(one, [text])
         terms.append((faithful, brief))
         words.append(len(new_words(one.job, text)) / max(len(text.split()), 1))

@@ -19,7 +19,7 @@ from slmrank.artifacts import write_atomic
 from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.faithfulness import FrozenRanker
-from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, without_new_words
+from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, served_text
 from slmrank.summarize.held_out import Judged, Measured, Reward, judged_jobs, measure_held_out
 from slmrank.summarize.summarizer import Fitting, Progress
 
@@ -142,10 +142,9 @@ def _reinforce(
                 texts.setdefault(at, []).append(row)
             found = [0.0] * len(completions)
             for at, own in texts.items():
-                written = [" ".join(completions[row].split()) for row in own]
-                if not spec.new_words:  # as they are served
-                    written = [without_new_words(jobs[at].job, text) for text in written]
-                values = of(jobs[at], written)
+                written = (" ".join(completions[row].split()) for row in own)
+                job = jobs[at].job
+                values = of(jobs[at], [served_text(job, text, spec) for text in written])
                 for row, value in zip(own, values, strict=True):
                     found[row] = value
             return found

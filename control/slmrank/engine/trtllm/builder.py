@@ -13,7 +13,7 @@ from typing import Any
 
 from slmrank.engine.trtllm.compatibility import load_compatibility, same_release
 from slmrank.engine.trtllm.plan import BuildPlan
-from slmrank.machine.facts import Gpu, docker_version, find_gpus, installed_version
+from slmrank.machine.facts import Gpu, docker_version, find_gpus, installed_version, is_product
 
 KILL_TIMEOUT_S = 60.0
 
@@ -72,11 +72,8 @@ def find_builder(plan: BuildPlan, *, docker: bool) -> Builder | NoBuilder:
 
 
 def _is_planned(gpu: Gpu, plan: BuildPlan) -> bool:
-    """Kernels are timed where they are built: an L40S has the L4's capability, and is no L4. The
-    node label may end with how the GPU is shared (`-SHARED`, `-MIG-1g.18gb`)."""
-    label = gpu.name.replace(" ", "-")
-    named = plan.gpu == label or plan.gpu.startswith(f"{label}-")
-    return gpu.capability == plan.capability and named
+    """Of one capability are several products, and kernels are timed where they are built."""
+    return gpu.capability == plan.capability and is_product(gpu.name, plan.gpu)
 
 
 def _local_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder | NoBuilder:
