@@ -22,9 +22,13 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     command = ("compress-search", tiny.spec, "--artifacts", tiny.artifacts, *AXES, *FEW)
     done = control(*command, "--max-loss", "1", "--out", tmp_path, "--json", timeout_s=600)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["rows"]
+    told = json.loads(done.stdout)
+    rows = told["rows"]
+    # Dev queries chose; the loss on the test queries is told beside.
+    assert told["checked"]["low"] <= told["checked"]["value"] <= told["checked"]["high"]
     page = next(tmp_path.glob("*.html")).read_text()
     assert "with 128 neurons on average would leave" in page
+    assert "On the test queries the winner loses" in page
     assert [(row["steps"], row["in_engine"]) for row in rows] == [(1, False)] * 2 + [(2, True)]
     written = next(tmp_path.glob("*.yaml"))
     found = load_spec(written)
@@ -37,6 +41,7 @@ def test_the_cheapest_within_a_loss_becomes_a_spec(
     assert found.data.source == "jsonl"
     assert found.data.jobs.resolve() == tiny.jobs.resolve()
     assert "items/s in process" in written.read_text()
+    assert "The dev queries of the spec's own data chose" in written.read_text()
     assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
     planned = control(*command, "--dry-run")
     assert planned.returncode == 0, planned.stderr

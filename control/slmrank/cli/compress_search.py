@@ -9,9 +9,12 @@ from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.cli.options import FINITE, sizes_from
 from slmrank.compress.search import combinations
+from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
+from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
 from slmrank.pipeline.steps import find_current
+from slmrank.spec.reading import change_spec
 
 _sizes = sizes_from(1)
 
@@ -51,8 +54,9 @@ def compress_search_command(
     Every axis is measured alone first, before recovery. Losses are added and costs are predicted
     from them; of the combinations that none beats in both a few are recovered, in rounds: each
     keeps the better half and doubles the steps. The last ones are measured in the engine. What was
-    measured is kept: an interrupted search goes on. Exit code 1 when nothing stays within the
-    limit.
+    measured is kept: an interrupted search goes on. The dev queries of SPEC's own data choose, and
+    the winner's loss is told on the test queries as well; with --on NAME the queries of that set
+    choose. Exit code 1 when nothing stays within the limit.
 
     \b
     Example:
@@ -63,6 +67,8 @@ def compress_search_command(
         click.echo(line, err=True)
 
     bundle, store = asked.opened.bundle, asked.opened.store
+    if named == OWN:
+        bundle = Bundle(change_spec(bundle.spec, {"evaluate": {"split": "dev"}}))
     name = f"search-{bundle.spec.name}-{named}"
     target = asked.reports / f"{name}.yaml"
     asked.opened.refuse_own_file(target)
@@ -95,7 +101,8 @@ def compress_search_command(
             device=asked.device,
         )
         if not asked.dry_run:
-            found, notes = search.run(), search_notes(search.uneven())
+            found = search.run()
+            notes = search_notes(search, found)
     if asked.dry_run:
         asked.plan(search.plan())
         report(
@@ -111,6 +118,7 @@ def compress_search_command(
         draw_search(found, max_loss),
         found.tried,
         best=found.best,
+        checked=found.checked,
         spec=str(target) if found.best is not None else None,
     )
     if found.best is None:
@@ -120,6 +128,6 @@ def compress_search_command(
     changes = search.changes(choice, found.best.steps)
     budget = {"summarize": {"budget_tokens": choice.budget_tokens}}
     write_atomic(
-        target, asked.opened.overlay(target, winning_lines(search, found.best), budget, changes)
+        target, asked.opened.overlay(target, winning_lines(search, found), budget, changes)
     )
     report(f"best: {choice.words}; spec: {target}")

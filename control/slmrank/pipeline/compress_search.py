@@ -4,6 +4,9 @@ The reference is the unpruned model on full texts or on the spec's summaries, wh
 better: a ranker that was trained on summaries is no judge of what full texts hold. Pruned models
 are compared before recovery on single axes, and after it where they are candidates. Every number is
 an artifact: a search that was interrupted goes on.
+
+On the bundle's own data the dev queries choose, and the winner is checked on the test queries. On a
+named set its test queries choose, and nothing is left to check.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference
 from slmrank.evaluate.table import read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.score_step import Row, score_step, timed_scores
+from slmrank.pipeline.score_step import OWN, Row, score_step, timed_scores
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.reading import change_spec
@@ -61,11 +64,13 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the search did: all predictions, those tried, and the winner, where there is one."""
+    """What the search did: all predictions, those tried, and the winner, where there is one, with
+    its loss on queries that chose nothing, where there are such."""
 
     predicted: list[Predicted]
     tried: list[Tried]
     best: Tried | None
+    checked: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,8 @@ class Search:
             running = survivors(after, self.max_loss) if after else []
         good = [one for one in tried if one.in_engine and one.loss.value <= self.max_loss]
         best = min(good, key=lambda one: one.seconds, default=None)
-        return Found(predicted=predicted, tried=tried, best=best)
+        checked = None if best is None else self._checked(best.choice)
+        return Found(predicted=predicted, tried=tried, best=best, checked=checked)
 
     def changes(self, choice: Choice, steps: int) -> dict[str, Any]:
         """What a choice changes of the spec but its budget; without steps it is not recovered."""
@@ -173,6 +179,17 @@ class Search:
             pruned = self._made(bundle.pruned)
             errors[width] = pruned.figures["relative_error_per_layer"]
         return [uneven_widths(errors, width) for width in list(errors)[1:-1]]
+
+    def _checked(self, choice: Choice) -> Interval | None:
+        """The loss of a choice, as recovered in the last round, on the bundle's test queries."""
+        if self.on != OWN:
+            return None
+        spec = change_spec(self.bundle.spec, {"evaluate": {"split": "test"}})
+        asked = replace(self, bundle=Bundle(spec))
+        scores = asked._score(choice, self.steps, in_engine=True)
+        loss = asked._loss(scores, asked._reference())
+        self.report(f"{choice.words}: {-loss.value:+.4f} on test queries, which chose nothing")
+        return loss
 
     def _by_engine(self, choice: Choice) -> bool:
         return choice.precision != whole(self.axes).precision

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from slmrank.compress.search import Uneven
+from slmrank.evaluate.metrics import Interval
 from slmrank.html_page import Table
-from slmrank.pipeline.compress_search import Found, Search, Tried
+from slmrank.pipeline.compress_search import Found, Search
+from slmrank.pipeline.score_step import OWN
 from slmrank.pyplot import interval_bars, plain_plot
 
 COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
@@ -19,17 +19,18 @@ NOTES = (
 )
 
 
-def search_notes(uneven: Sequence[Uneven]) -> list[str]:
-    """What the columns mean, and what widths by layer would give, which engines refuse."""
+def search_notes(search: Search, found: Found) -> list[str]:
+    """What the columns mean, which queries chose, and what widths by layer would give, which
+    engines refuse."""
     told = "The layers of a model stay alike: TensorRT-LLM's and the exported graphs refuse others."
-    for one in uneven:
+    for one in search.uneven():
         least, most = min(one.widths), max(one.widths)
         told += (
             f" Widths of {least} to {most} by layer with {one.width} neurons on average would "
             f"leave {one.error:.3f} of relative error on calibration tokens, added over the "
             f"layers, instead of {one.even_error:.3f}."
         )
-    return [*NOTES, told]
+    return [*NOTES, _chosen_by(search, found), told]
 
 
 def search_table(found: Found, max_loss: float) -> Table:
@@ -44,7 +45,7 @@ def search_table(found: Found, max_loss: float) -> Table:
                 one.choice.words,
                 f"{one.predicted_loss:.4f}",
                 str(one.steps),
-                f"{one.loss.value:+.4f} [{one.loss.low:+.4f}, {one.loss.high:+.4f}]",
+                _interval(one.loss),
                 f"{1 / one.seconds:.3g}" + ("" if one.in_engine else " predicted"),
                 verdict,
             ]
@@ -79,14 +80,29 @@ def draw_search(found: Found, max_loss: float) -> bytes:
     return plain_plot(draw)
 
 
-def winning_lines(search: Search, best: Tried) -> list[str]:
+def winning_lines(search: Search, found: Found) -> list[str]:
     """The evidence of the winner, for the comments of its spec."""
-    loss, own = best.loss, search.bundle.spec.summarize.budget_tokens
+    best, own = found.best, search.bundle.spec.summarize.budget_tokens
+    assert best is not None
     other = best.choice.budget_tokens != own
     return [
         "Written by `control compress-search`; use it like any other spec.",
         f"{best.choice.words}: {1 / best.seconds:.3g} items/s in process",
-        f"NDCG@10 lost on {search.on}: {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}], on the "
-        "queries by which it was chosen: evaluate it on others",
+        f"NDCG@10 lost: {_interval(best.loss)}",
+        _chosen_by(search, found),
         *([f"by a ranker trained on summaries of {own} tokens: evaluate this spec"] * other),
     ]
+
+
+def _chosen_by(search: Search, found: Found) -> str:
+    """Which queries the losses are of, and what the winner loses on others."""
+    if search.on != OWN:
+        return f"The queries of {search.on} chose: evaluate the winner on others."
+    told = "The dev queries of the spec's own data chose."
+    if found.checked is not None:
+        told += f" On the test queries the winner loses {_interval(found.checked)}."
+    return told
+
+
+def _interval(loss: Interval) -> str:
+    return f"{loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]"
