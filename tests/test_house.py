@@ -144,6 +144,10 @@ def test_the_public_names_are_these() -> None:
         slmrank.nothing  # noqa: B018
 
 
+def test_users_type_checkers_see_the_types() -> None:
+    assert (Path(slmrank.__file__).parent / "py.typed").is_file()
+
+
 def test_what_is_looked_up_and_called_needs_no_training_package() -> None:
     """The public names, and the keys of every artifact of a spec."""
     code = """

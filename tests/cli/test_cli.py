@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from slmrank.cli.display import print_table
+from slmrank.cli.display import json_text, print_table
 from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
 from slmrank.client.asked import Asked, ItemText
@@ -356,6 +356,7 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> No
         (b'{"query": 5, "jobs": ["a"]}', "query is not a string"),
         (b'a\n{"job_id": ', "x:2: not JSON"),
         (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),
+        (b'{"title": ' + b"[" * 100_000, "x:1: not JSON"),
     ],
 )
 def test_broken_requests_are_named(raw: bytes, text: str) -> None:
@@ -420,6 +421,9 @@ def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> 
     assert ":key:" in shown
     assert "db:id:7" in shown
     assert "[b]x[/b]" in shown
+    print_table("half \ud83d", ["a\nb"], [["\ud83d"]])
+    assert "?" in capsys.readouterr().out
+    assert "?" in json_text({"title": "\ud83d"})
     assert markdown_table(["|dp|"], [["a|b"]]) == "| \\|dp\\| |\n|---|\n| a\\|b |"
 
 

@@ -306,6 +306,36 @@ def test_a_lower_limit_is_learnt_after_one_refusal() -> None:
     asyncio.run(ask())
 
 
+def test_a_long_listing_is_split_again_when_the_limit_fell() -> None:
+    class Fewer(Answering):
+        async def get_model_config(self, _model: str, **_: Any) -> Any:
+            limit = SimpleNamespace(string_value="2")
+            return SimpleNamespace(config=SimpleNamespace(parameters={"max_items": limit}))
+
+    async def ask() -> list[int]:
+        server = Fewer([InferenceServerException("InvalidRequest: 5 jobs. Fix: fewer")])
+        client = asking(server, max_items=9)
+        assert len(await client.score("q", [str(one) for one in range(5)])) == 5
+        return sorted(server.sizes)
+
+    assert asyncio.run(ask()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"authorization": "Bearer x\n"}, {"x-a": "ü"}, {"Bad Key": "x"}, {"x-a": 1}],
+)
+def test_headers_that_cannot_be_sent_are_refused(headers: Any) -> None:
+    with pytest.raises(InvalidRequest, match="header"):
+        AsyncRankClient("127.0.0.1:1", headers=headers)
+
+
+@pytest.mark.parametrize("jobs", ["abc", [{"job_id": "a"}], [None]])
+def test_what_is_no_job_is_refused(jobs: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"is no job|is a string"):
+        asyncio.run(asking(Answering([]), max_items=9).score("q", jobs))
+
+
 def test_who_asks_how_a_server_is_does_not_hold_scoring() -> None:
     async def calls() -> int:
         server = Answering([], [0.3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,9 @@ def test_addresses(url: str, places: list[tuple[str, int]]) -> None:
     assert parse_url(url) == places
 
 
-@pytest.mark.parametrize("url", ["", "ranker", "http://ranker:8001", "a:1,b", "a:99999", "a:-1"])
+@pytest.mark.parametrize(
+    "url", ["", "ranker", "http://ranker:8001", "a:1,b", "a:99999", "a:-1", "a:²"]
+)
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(InvalidRequest, match="is not host:port"):
         parse_url(url)
@@ -115,6 +118,28 @@ def test_a_name_that_is_none_is_told() -> None:
         asyncio.run(ask())
 
 
+def test_a_failed_lookup_is_repeated_inside_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked() -> str:
+        looked = 0
+
+        async def getaddrinfo(*_: Any, **__: Any) -> Any:
+            nonlocal looked
+            looked += 1
+            if looked == 1:
+                raise OSError("no name server")
+            return [(socket.AF_INET, 1, 6, "", ("10.0.0.1", 8001))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        replicas = Replicas("ranker:8001")
+        with pytest.raises(Unreachable):
+            await replicas.pick()
+        found = (await replicas.pick()).address
+        await replicas.close()
+        return found
+
+    assert asyncio.run(asked()) == "10.0.0.1:8001"
+
+
 def test_a_name_server_that_hangs_is_no_longer_than_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,6 +164,16 @@ def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
         tls_arguments(Tls(certificate=path))
     with pytest.raises(InvalidRequest, match="ca.pem is not a file"):
         tls_arguments(Tls(authority=tmp_path / "ca.pem"))
+    path.write_text("hello")
+    with pytest.raises(InvalidRequest, match=r"client.pem cannot be used"):
+        tls_arguments(Tls(authority=path))
+    with pytest.raises(InvalidRequest, match=r"client.pem cannot be used"):
+        tls_arguments(Tls(certificate=path, key=path))
+    openssl = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout x -out x.crt"
+    subprocess.run(openssl.split(), cwd=tmp_path, check=True, capture_output=True)
+    with (tmp_path / "x.crt").open("ab") as both:
+        both.write((tmp_path / "x").read_bytes())
+    path = tmp_path / "x.crt"
     given = tls_arguments(Tls(authority=path, certificate=path, key=path))
     assert given["ssl"]
     assert given["root_certificates"] == str(path)

@@ -145,7 +145,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             changes("applied", "5x80"),
             changes("rejected", "0x28 2x52"),
         ]
-        waiting = "7 changed jobs wait and none is applied: scores are those of old texts"
+        waiting = "changed jobs wait and none is applied: scores are those of old texts"
         called += [
             _fires("SlmrankChangesWait", waiting, {}),
             _fires("SlmrankChangesRejected", "changes of jobs could not be applied", {}),

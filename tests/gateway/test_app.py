@@ -141,11 +141,15 @@ def test_texts_are_answered_as_text_embeddings_inference_does() -> None:
     assert reply.json() == [
         {"index": 0, "score": 0.5, "text": "a" * 50},
         {"index": 1, "score": 0.01, "text": "a"},
+        # Clients count on a score for every text (LlamaIndex asserts it).
+        {"index": 2, "score": 0.0, "text": "no"},
     ]
     assert reply.headers["x-warnings"] == "document 2: unknown job"
     raw = send(LengthRanker(), "/rerank", {**body, "raw_scores": True}).json()
     assert raw[0]["score"] == pytest.approx(0, abs=1e-9)
     assert raw[1]["score"] == pytest.approx(math.log(0.01 / 0.99))
+    assert raw[2]["score"] < raw[1]["score"]
+    assert len(send(LengthRanker(), "/rerank", {**body, "top_n": 2}).json()) == 2
 
 
 def test_scores_in_the_order_of_the_request() -> None:
@@ -277,6 +281,7 @@ def test_who_may_ask() -> None:
         headers = {"authorization": f"Bearer {token}".encode()} if token else {}
         reply = send(LengthRanker(), "/v1/rerank", body, limits, headers=headers)
         assert reply.status_code == status
+        assert reply.headers.get("www-authenticate") == (None if status == 200 else "Bearer")
     assert send(LengthRanker(), "/health", None, limits).status_code == 200
 
 
@@ -318,12 +323,14 @@ def test_health_and_metrics() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             await client.post("/v1/rerank", json={"query": "q", "documents": ["a", {"id": "no"}]})
             await client.post("/nothing", json={})
+            await client.post("/rerank", content=b"{", headers={"content-type": "text/plain"})
             return (await client.get("/metrics")).text
 
     page = asyncio.run(counted())
     assert 'slmrank_gateway_requests_total{route="/v1/rerank",status="200"} 1.0' in page
     assert 'slmrank_gateway_documents_total{status="unknown_job"} 1.0' in page
     assert 'route="other",status="404"' in page
+    assert 'route="/rerank",status="422"' in page
 
 
 def test_the_description_of_the_endpoint_names_every_route() -> None:
@@ -336,6 +343,39 @@ def test_the_description_of_the_endpoint_names_every_route() -> None:
         "/health",
         "/health/live",
     }
+    told = paths["/rerank"]["post"]
+    assert told["security"] == [{"HTTPBearer": []}]
+    assert set(told["responses"]["400"]["content"]) == {"application/problem+json"}
+
+
+def test_refusals_say_what_would_be_taken() -> None:
+    reply = send(LengthRanker(), "/rerank")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    headers = {"content-type": "application/json"}
+    reply = send(LengthRanker(), "/rerank", content=b"\x1f\x8b", headers=headers)
+    assert reply.status_code == 400
+    assert "not compressed" in reply.json()["hint"]
+
+
+def test_what_was_sent_is_not_repeated_without_bound() -> None:
+    many = {f"key{number}": "x" for number in range(9)} | {"k" * 1000: "x"}
+    for document, told in ((many, "and 5 more"), ({"k" * 1000: 5}, "is 5, not a string")):
+        reply = send(LengthRanker(), "/rerank", {"query": "q", "documents": [document]})
+        assert reply.status_code == 422
+        assert told in reply.json()["detail"]
+        assert "k" * 100 not in reply.text
+
+
+def test_a_document_without_a_text_is_given_back_with_one() -> None:
+    body = {"query": "q", "documents": [{"text": None, "description": "bake"}]}
+    reply = send(LengthRanker(), "/rerank", {**body, "return_documents": True})
+    assert reply.json()["results"][0]["document"]["text"] == "bake"
+
+
+def test_a_refusal_before_routing_is_counted_as_its_routes() -> None:
+    app = make_app(LengthRanker(), Limits(tokens=("one",)))  # type: ignore[arg-type]
+    ask_app(app, "/rerank", {"query": "q", "documents": ["a"]})
+    assert 'route="/rerank",status="401"} 1.0' in ask_app(app, "/metrics").text
 
 
 @pytest.mark.parametrize(

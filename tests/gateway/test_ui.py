@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job
-from slmrank.errors import Overloaded
+from slmrank.errors import Overloaded, StoreUnavailable
 from slmrank.gateway.app import Limits, make_app
 from slmrank.gateway.kept import kept_spans
 from slmrank.gateway.ui import Shelf, Side
@@ -39,6 +39,17 @@ class Summaries:
         if text is None:
             return None
         return Entry(summary=text, ids=np.array([1]), summary_tokens=8, source_tokens=11)
+
+
+def test_a_store_that_is_down_is_named() -> None:
+    class Down:
+        def get(self, job_id: str) -> Entry | None:
+            raise StoreUnavailable(f"no answer for {job_id}", "start it")
+
+    side: Any = Side(name="one", client=LengthRanker(), summaries=Down())  # type: ignore[arg-type]
+    shelf = Shelf(sides=[side], jobs=JOBS, index=Bm25(JOBS))
+    reply = ask_app(make_app(side.client, Limits(), shelf), "/ui/job?job_id=a")
+    assert (reply.status_code, reply.json()["hint"]) == (503, "start it")
 
 
 def page(path: str, ranker: Any = None, **more: Any) -> Any:

@@ -56,8 +56,9 @@ def test_a_request_is_taken_while_its_answer_is_predicted_in_time() -> None:
 
 
 def test_more_instances_take_more() -> None:
-    def taken(instances: int) -> int:
-        line, pace = Line(1.0, 64), Pace(seconds_per_token=0.001, instances=instances)
+    def taken(instances: int, joined: int, fixed_s: float = 0.0) -> int:
+        line = Line(1.0, 64, joined)
+        pace = Pace(seconds_per_token=0.001, fixed_s=fixed_s, instances=instances)
         for count in range(64):
             try:
                 line.take(1.0, 100, pace)
@@ -65,8 +66,22 @@ def test_more_instances_take_more() -> None:
                 return count
         return 64
 
-    assert taken(1) == 10
-    assert taken(2) == 19
+    assert taken(1, 64) == 10
+    # All that waits is one pass of one instance: 19 were taken, and answered after 1.9 s.
+    assert taken(2, 64) == 10
+    assert taken(2, 1) == 20
+    # Every pass has its fixed part.
+    assert taken(1, 1, 0.1) == 5
+    assert taken(1, 2, 0.1) == 6
+    assert taken(1, 64, 0.1) == 9
+    # What runs on two is done in half of the time.
+    line = Line(1.0, 64)
+    for ticket in (1.0, 1.001):
+        line.take(ticket, 800, Pace())
+    busy = Pace(seconds_per_token=0.001, started=1.001, instances=2)
+    line.take(1.002, 190, busy)
+    with pytest.raises(Overloaded):
+        line.take(1.002, 20, busy)
 
 
 def test_before_a_pace_is_known_requests_are_only_counted() -> None:

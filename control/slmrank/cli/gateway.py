@@ -92,10 +92,17 @@ def _tokens(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        tokens = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read --tokens {path}: {error}", "one token a line") from error
-    known = tuple(token for token in tokens if token)
+    known = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for number, token in enumerate(known, start=1):
+        if not (token.isascii() and token.isprintable()):
+            raise SpecError(
+                f"--tokens {path}: token {number} is not printable ASCII, which is all that a "
+                "header carries",
+                "write another one",
+            )
     if not known:
         raise SpecError(f"--tokens {path} holds no token", "write one a line, or leave it out")
     return known

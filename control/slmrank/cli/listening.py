@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from slmrank.errors import ServerError, SpecError, needs
-from slmrank.serving.ports import claim_port
+from slmrank.serving.ports import claim_port, family_of
 
 GRACE_S = 10
-
+LEAVING_S = 2.0  # after SIGTERM, in which callers learn that their connections will close
 
 GATEWAY = ("the gateway needs its own packages", "gateway")  # of `needs`
 
 
 def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **options: Any) -> None:
     """Serve `app` at (address, port; 0: a free one), print `said` of `address:port`, and end on
-    SIGTERM or Ctrl-C when running requests are answered. `options` are uvicorn's."""
+    SIGTERM or Ctrl-C when running requests are answered. After SIGTERM, as long as callers hold
+    connections and at most for LEAVING_S, every answer asks them to close theirs: one that is
+    closed from here may have the next request on its way. `options` are uvicorn's."""
     with needs(*GATEWAY):
         import uvicorn
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, **options)
+    leaving_until = math.inf
+
+    async def leaving(scope: Any, receive: Any, send: Any) -> None:
+        async def told(message: Any) -> None:
+            if message["type"] == "http.response.start" and leaving_until < math.inf:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, told)
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            nonlocal leaving_until
+            if sig == signal.SIGTERM:
+                leaving_until = min(leaving_until, time.monotonic() + LEAVING_S)
+            else:
+                super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            gone = not self.server_state.connections or time.monotonic() >= leaving_until
+            self.should_exit |= leaving_until < math.inf and gone
+            return bool(await super().on_tick(counter))
+
+    config = uvicorn.Config(
+        leaving, log_level="warning", timeout_graceful_shutdown=GRACE_S, **options
+    )
     try:
         config.load()
     except OSError as error:
@@ -34,12 +63,13 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
         ) from error
     # It listens before it says so: whoever reads the line can connect.
     address = place[0]
-    listening = socket.create_server((address, claim_port(*place, "--port")))
-    click.echo(said(f"{address}:{listening.getsockname()[1]}"))
+    port = claim_port(*place, "--port")
+    listening = socket.create_server((address, port), family=family_of(address))
+    click.echo(said(f"[{address}]:{port}" if ":" in address else f"{address}:{port}"))
     sys.stdout.flush()
-    # uvicorn raises the signal that ended it once more, after the last answer; that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(config)
+    server = Server(config)
+    # Until uvicorn listens to it; which then raises what ended it once more: that is no failure.
+    signal.signal(signal.SIGTERM, server.handle_exit)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
     if not server.started:

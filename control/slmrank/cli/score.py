@@ -143,7 +143,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     if stripped.startswith("{"):
         try:
             whole = json.loads(stripped)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = None
         if isinstance(whole, dict) and "jobs" in whole:
             if not isinstance(whole["jobs"], list):
@@ -160,7 +160,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
         if value.startswith("{"):
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{name}:{number}: not JSON: {error}", "one object a line"
                 ) from error

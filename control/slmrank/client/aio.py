@@ -25,7 +25,15 @@ from tritonclient.utils import InferenceServerException
 from slmrank.client.answer import Answer, join_answers, read_reply
 from slmrank.client.asked import Asked
 from slmrank.client.replicas import Replica, Replicas, Tls
-from slmrank.client.request import Row, build_inputs, explain, output_tensors, rows_of, split
+from slmrank.client.request import (
+    Row,
+    build_inputs,
+    checked_headers,
+    explain,
+    output_tensors,
+    rows_of,
+    split,
+)
 from slmrank.client.tracing import call_span
 from slmrank.errors import DeadlineExceeded, InvalidRequest, Overloaded, ScoreError, Unreachable
 from slmrank.triton.config import DEFERRABLE, ENSEMBLE
@@ -61,7 +69,8 @@ class AsyncRankClient:
     first answer counts; where all of them are slow, ten times, and then for a tenth of the calls.
     `headers` go with every call, for example `{"authorization": "Bearer ..."}`.
 
-    Raises InvalidRequest for a url that is none, or certificates that cannot be read.
+    Raises InvalidRequest for a url that is none, certificates that cannot be used, or headers that
+    gRPC does not send.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class AsyncRankClient:
         self.parts_in_flight = parts_in_flight
         self._spare = HEDGES  # second requests that may be sent
         self._replicas = Replicas(url, tls)
-        self._headers = {name.lower(): value for name, value in (headers or {}).items()}
+        self._headers = checked_headers(headers or {})
         self._identity: dict[str, str] | None = None
         self._closes = 0
 
@@ -131,19 +140,42 @@ class AsyncRankClient:
         ServerFault, all of them ScoreErrors.
         """
         deadline = self._deadline(timeout_s)
-        limit = int((await self._described(deadline)).get("max_items", "1000"))
+        limit = await self._limit(deadline)
         rows = rows_of(jobs)
-        parts = list(split(rows, limit))
         with call_span(self.url, len(jobs)) as span:
             how: dict[str, Any] = {"headers": {**self._headers, **span.headers} or None}
             if deferrable:
                 how["priority"] = DEFERRABLE
-            if len(parts) == 1:  # the usual case needs no tasks
-                answer = await self._score_part(query, rows, 0, deadline, how)
-            else:
-                answer = await self._score_parts(query, parts, deadline, how)
+            try:
+                answer = await self._score_rows(query, rows, limit, deadline, how)
+            except InvalidRequest:
+                # Another release may have taken over, whose limit is lower.
+                sent = min(limit, len(rows))
+                now = await self._limit(deadline) if sent > 1 else sent
+                if now >= sent:
+                    raise
+                answer = await self._score_rows(query, rows, now, deadline, how)
             span.answered(answer)
         return answer
+
+    async def _score_rows(
+        self,
+        query: str,
+        rows: Sequence[Row],
+        limit: int,
+        deadline: float,
+        how: Mapping[str, Any],
+    ) -> Answer:
+        parts = list(split(rows, limit))
+        if len(parts) == 1:  # the usual case needs no tasks
+            return await self._score_part(query, rows, 0, deadline, how)
+        return await self._score_parts(query, parts, deadline, how)
+
+    async def _limit(self, deadline: float) -> int:
+        """Most jobs in one request."""
+        if self._identity is None:
+            self._identity = await self._asked_identity(deadline)
+        return int(self._identity.get("max_items", "1000"))
 
     async def _score_parts(
         self,
@@ -183,11 +215,6 @@ class AsyncRankClient:
         # The parts of one listing are each other's overload: they wait for each other.
         reply = await self._call(ask, deadline, patient=of_many)
         return read_reply(reply, (row.job_id for row in rows), start, time.monotonic() - started)
-
-    async def _described(self, deadline: float) -> dict[str, str]:
-        if self._identity is None:
-            self._identity = await self._asked_identity(deadline)
-        return self._identity
 
     async def _asked_identity(self, deadline: float) -> dict[str, str]:
         async def ask(client: Any, left: float) -> Any:

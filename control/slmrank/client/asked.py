@@ -52,7 +52,7 @@ def read_asked(value: Any, place: int) -> Asked:
             given[other] = given.pop(name)
     wrong = next((key for key, one in given.items() if not isinstance(one, str)), None)
     if wrong is not None:
-        raise InvalidRequest(f"{wrong} is {_kind(given[wrong])}, not a string", _SHAPES)
+        raise InvalidRequest(f"{wrong[:80]} is {_kind(given[wrong])}, not a string", _SHAPES)
     if "job_text" in given and set(given) <= {"job_id", "job_text"}:
         return ItemText(text=given["job_text"], job_id=given.get("job_id", ""))
     # With an empty text it is the caller's own.
@@ -60,7 +60,9 @@ def read_asked(value: Any, place: int) -> Asked:
         return str(given.get("job_id", ""))
     unknown = sorted(set(given) - _KEYS)
     if unknown:
-        raise InvalidRequest(f"unknown keys {', '.join(unknown)}", _SHAPES)
+        named = ", ".join(key[:80] for key in unknown[:5])  # what was sent may be megabytes
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise InvalidRequest(f"unknown keys {named}{more}", _SHAPES)
     try:
         return Job.model_validate({"job_id": f"#{place}", "description": "", **given})
     except ValidationError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import ssl
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class Replicas:
                 found |= self._last[place]
             if found:
                 self._take(found)
-            self._resolved_at = time.monotonic()
+                self._resolved_at = time.monotonic()
         finally:
             self._resolving = None
 
@@ -151,7 +152,12 @@ def parse_url(url: str) -> list[tuple[str, int]]:
     places = []
     for one in url.split(","):
         host, _, port = one.strip().rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+        if (
+            not host
+            or not (port.isascii() and port.isdigit())
+            or not 0 < int(port) < 65536
+            or "/" in host
+        ):
             raise InvalidRequest(f"url {one!r} is not host:port", "write for example ranker:8001")
         places.append((host.strip("[]"), int(port)))
     return places
@@ -170,7 +176,7 @@ async def _addresses(host: str, port: int) -> dict[str, str]:
 
 def tls_arguments(tls: Tls | None) -> dict[str, Any]:
     """Keyword arguments of tritonclient's clients. Raises InvalidRequest for files that cannot be
-    read, or a certificate without its key."""
+    used, or a certificate without its key: gRPC says of both only that nobody answers."""
     if tls is None:
         return {}
     if (tls.certificate is None) != (tls.key is None):
@@ -182,7 +188,20 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
         "certificate_chain": tls.certificate,
         "private_key": tls.key,
     }
-    for path in files.values():
-        if path is not None and not path.is_file():
+    given = {name: str(path) for name, path in files.items() if path is not None}
+    for path in given.values():
+        if not Path(path).is_file():
             raise InvalidRequest(f"{path} is not a file", "give a PEM file")
-    return {"ssl": True} | {name: str(path) for name, path in files.items() if path is not None}
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if tls.authority is not None:
+            context.load_verify_locations(given["root_certificates"])
+        if tls.certificate is not None:
+            # gRPC takes no encrypted key; without a password here, this would ask the terminal.
+            context.load_cert_chain(given["certificate_chain"], given["private_key"], password="")
+    except OSError as error:
+        raise InvalidRequest(
+            f"{', '.join(given.values())} cannot be used: {error}",
+            "give PEM files, the key without a password",
+        ) from error
+    return {"ssl": True, **given}

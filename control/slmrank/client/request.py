@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from slmrank.client.asked import Asked, ItemText
+from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
     InvalidQuery,
@@ -34,6 +36,7 @@ from slmrank.triton.config import (
 _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired", f"{Overloaded.__name__}: ")
 # And of a model that is not loaded yet, that goes because the server ends, or whose process died.
 _NOT_SERVING = ("has no available versions", "is not healthy")
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _BY_NAME: dict[str, type[ScoreError]] = {
     one.__name__: one for one in (InvalidQuery, InvalidRequest)
 }
@@ -75,8 +78,27 @@ class Row:
     text: bytes = b""
 
 
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers as gRPC sends them, names in lower case. Raises InvalidRequest for those that it
+    refuses, which it does with an error of its own in every call."""
+    found = {}
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name.lower()):
+            raise InvalidRequest(f"{name!r} is no header's name", "use letters, digits, - _ and .")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            # Not shown: it may be a token.
+            raise InvalidRequest(
+                f"the value of header {name!r} is not printable ASCII",
+                "give a str; one that was read from a file may end with a line break: strip() it",
+            )
+        found[name.lower()] = value
+    return found
+
+
 def rows_of(jobs: Iterable[Asked]) -> list[Row]:
-    """The jobs as rows, in order."""
+    """The jobs as rows, in order. Raises InvalidRequest for what is no job."""
+    if isinstance(jobs, str):
+        raise InvalidRequest("jobs is a string", "give a list, also of one")
     return [_row(job) for job in jobs]
 
 
@@ -87,6 +109,10 @@ def _row(job: Asked) -> Row:
         if not job.text.strip():  # an empty one would ask for the stored job
             return Row(job.job_id, fields=b"{}")
         return Row(job.job_id, text=_encoded(job.text))
+    if not isinstance(job, Job):
+        raise InvalidRequest(
+            f"a {type(job).__name__} is no job", "give a stored job's id, a Job or an ItemText"
+        )
     fields = json.dumps(job.model_dump(exclude={"job_id"}), ensure_ascii=False)
     return Row(job.job_id, fields=_encoded(fields))
 

@@ -49,7 +49,7 @@ class Pair(BaseModel):
 
     query: str = Field(min_length=1)
     job_id: str = Field(min_length=1)
-    grade: int = Field(ge=0, le=MAX_GRADE)
+    grade: int = Field(default=None, validate_default=True, ge=0, le=MAX_GRADE)
     target: float | None = Field(None, ge=0, le=1)
     split: Split | None = None
     kind: str | None = None

@@ -17,11 +17,13 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
@@ -30,6 +32,7 @@ from slmrank.client.answer import Answer
 from slmrank.client.asked import Asked
 from slmrank.client.tracing import continued
 from slmrank.errors import (
+    ControlError,
     DeadlineExceeded,
     InvalidQuery,
     InvalidRequest,
@@ -67,8 +70,18 @@ _STATUS: dict[type[ScoreError], tuple[int, str]] = {
     Unreachable: (503, "No server"),
     DeadlineExceeded: (504, "No answer in time"),
 }
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (401, 408, 413, 422, 500, 502, 503, 504)
+_POSTED = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/score")
+
+
+def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of them."""
+    shape = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {code: {"description": HTTPStatus(code).phrase, "content": shape} for code in codes}
+
+
+_POSTING: dict[str, Any] = {
+    "responses": _problems(400, 401, 408, 413, 422, 500, 502, 503, 504),
+    "dependencies": [Security(HTTPBearer(auto_error=False))],  # checked before; this documents it
 }
 
 
@@ -115,6 +128,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
             response: Response = problem(
                 request, 401, "Not let in", "the bearer token is not known", "send a known one"
             )
+            response.headers["www-authenticate"] = "Bearer"
         elif asked and in_flight >= limits.max_in_flight:
             failure = Overloaded(
                 f"{in_flight} requests are in flight, the limit", "send again later"
@@ -133,7 +147,8 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
                 in_flight -= asked
         response.headers["x-request-id"] = request.state.id
         if asked:
-            route = getattr(request.scope.get("route"), "path", "other")
+            # What is refused here was not routed.
+            route = request.url.path if request.url.path in _POSTED else "other"
             metrics.requests.labels(route, str(response.status_code)).inc()
             metrics.seconds.labels(route).observe(time.monotonic() - started)
         return response
@@ -151,9 +166,15 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return problem(
-            request, error.status_code, str(error.detail), str(error.detail), "see /docs"
-        )
+        hint = "see /docs"
+        if error.status_code == 400:  # what comes is no JSON
+            hint = "send one JSON object in UTF-8, not compressed; see /docs"
+        told = str(error.detail)
+        return problem(request, error.status_code, told, told, hint, **(error.headers or {}))
+
+    @app.exception_handler(ControlError)
+    async def not_there(request: Request, error: ControlError) -> Response:
+        return problem(request, 503, "Not available", error.message, error.hint)
 
     async def ask(
         query: str,
@@ -177,9 +198,9 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         response.headers["server-timing"] = server_timing(answer.parts)
         return answer
 
-    @app.post("/v1/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
-    @app.post("/v2/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
-    @app.post("/rerank", responses=_PROBLEMS, response_model_exclude_none=True)
+    @app.post("/v1/rerank", **_POSTING, response_model_exclude_none=True)
+    @app.post("/v2/rerank", **_POSTING, response_model_exclude_none=True)
+    @app.post("/rerank", **_POSTING, response_model_exclude_none=True)
     async def rerank(
         body: RerankRequest, request: Request, response: Response
     ) -> RerankAnswer | list[TextScore]:
@@ -197,7 +218,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
             meta={"api_version": {"version": "2"}, **({"warnings": told} if told else {})},
         )
 
-    @app.post("/v1/score", responses=_PROBLEMS)
+    @app.post("/v1/score", **_POSTING)
     async def score(body: ScoreRequest, request: Request, response: Response) -> ScoreAnswer:
         """Score jobs for a query, in the order in which they were sent."""
         answer = await ask(body.query, body.jobs, read_job, request, response)
@@ -208,7 +229,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         """This process answers."""
         return {"status": "ok"}
 
-    @app.get("/health", responses=_PROBLEMS)
+    @app.get("/health", responses=_problems(500, 502, 503, 504))
     async def health() -> dict[str, str]:
         """A server behind this answers, too; what it serves."""
         return await client.describe(timeout_s=limits.health_timeout_s)

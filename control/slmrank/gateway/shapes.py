@@ -191,16 +191,20 @@ def rerank_results(request: RerankRequest, items: Sequence[ItemScore]) -> list[R
 
 
 def text_scores(request: RerankRequest, items: Sequence[ItemScore]) -> list[TextScore]:
-    """The same for Text Embeddings Inference."""
+    """The same for Text Embeddings Inference, whose clients count on a score for every text: one
+    that could not be scored stands last, with the least score."""
     texts = request.texts or []
-    return [
-        TextScore(
-            index=one.index,
-            score=_log_odds(one.relevance_score) if request.raw_scores else one.relevance_score,
-            text=texts[one.index] if request.return_text else None,
+    found = []
+    for item in rank_order(items)[: request.top_n]:
+        p = 0.0 if math.isnan(item.score) else item.score
+        found.append(
+            TextScore(
+                index=item.index,
+                score=_log_odds(p) if request.raw_scores else p,
+                text=texts[item.index] if request.return_text else None,
+            )
         )
-        for one in rerank_results(request, items)
-    ]
+    return found
 
 
 def scored_items(items: Sequence[ItemScore]) -> list[ScoredItem]:
@@ -222,7 +226,7 @@ def server_timing(parts: Sequence[Part]) -> str:
 
 def _returned(document: Document) -> RerankDocument:
     shown: Mapping[str, Any] = {"text": document} if isinstance(document, str) else document
-    if "text" not in shown:  # clients read a document's text
+    if not shown.get("text"):  # clients read a document's text
         shown = {**shown, "text": shown.get("description") or json.dumps(shown)}
     written = json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
     return RerankDocument.model_validate(json.loads(written))

@@ -59,6 +59,7 @@ class Follower:
         self._summarizer, self._encoder = summarizer, encoder
         self.counts = Followed()
         self._stopping = False
+        self._in_hand = 0
         self._told: Told = lambda _counts, _lag: None
 
     def stop(self) -> None:
@@ -82,6 +83,7 @@ class Follower:
         self._summarize([Job(job_id="first", description="Cares for patients at night. " * 500)])
         while not self._stopping:
             taken = self._patiently(lambda: source.take(BATCH, WAIT_S))
+            self._in_hand = len(taken)
             if taken:
                 self._apply(source, taken)
             lag = self._patiently(source.lag)
@@ -146,7 +148,7 @@ class Follower:
                 self.counts.failure = f"{error.message}; {error.hint}"
                 if self._stopping:
                     raise
-                self._told(self.counts, None)
+                self._told(self.counts, self._in_hand or None)  # at least these wait
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_RETRY_S)
             else:

@@ -93,7 +93,11 @@ def render_configs(
     told = {tensor.name: tensor.name for tensor in TOLD}
     scored = {tensor.name: tensor.name for tensor in SCORED}
     if own.deferrable_queue_size is None:
-        door = {"limit_s": spec.queue_timeout_us / 1e6, "max_waiting": own.max_queue_size}
+        door = {
+            "limit_s": spec.queue_timeout_us / 1e6,
+            "max_waiting": own.max_queue_size,
+            "joined": ranker[RANKER].max_batch_size,
+        }
         parameters[ADMISSION] = json.dumps(door)
         add_parameters(ranker[RANKER], {ADMISSION: parameters[ADMISSION]})
     if own.depth is not None:

@@ -60,10 +60,11 @@ class Pace:
 
 class Line:
     """The requests that were taken and not answered yet. `limit_s`: the longest predicted time to
-    an answer, None: any; `max_waiting`: how many of them `ranker` has not started."""
+    an answer, None: any; `max_waiting`: how many of them `ranker` has not started; `joined`: how
+    many it takes in one pass."""
 
-    def __init__(self, limit_s: float | None, max_waiting: int) -> None:
-        self._limit_s, self._max_waiting = limit_s, max_waiting
+    def __init__(self, limit_s: float | None, max_waiting: int, joined: int = 64) -> None:
+        self._limit_s, self._max_waiting, self._joined = limit_s, max_waiting, joined
         self._forget_s = max(FORGET_S, FORGET_LIMITS * (limit_s or 0.0))
         self._taken: deque[tuple[float, int]] = deque()
 
@@ -97,13 +98,24 @@ class Line:
         return idle and now - max(ticket, pace.finished_at) > LOST_S
 
     def _predict(self, now: float, tokens: int, pace: Pace) -> float:
-        """Seconds from the first of those that are joined with this one to their answer."""
-        before = sum(tokens for _, tokens in self._taken)
-        working_s = now - max(self._taken[0][0], pace.finished_at)
-        work_s = pace.fixed_s + before * pace.seconds_per_token / pace.instances
-        left_s = max(work_s - working_s, 0.0)
-        joined = next((ticket for ticket, _ in self._taken if ticket > pace.started), now)
-        return now - joined + left_s + pace.fixed_s + tokens * pace.seconds_per_token
+        """Seconds from the first of those that are joined with this one to their answer.
+
+        Instances share what runs, and the passes of what waits. All that waits is one pass, of one
+        instance, up to `joined` requests: others stay idle meanwhile.
+        """
+        running = [one for ticket, one in self._taken if ticket <= pace.started]
+        waiting = [(ticket, one) for ticket, one in self._taken if ticket > pace.started]
+        waiting.append((now, tokens))
+        left_s = 0.0
+        if running:
+            work_s = pace.fixed_s + sum(running) * pace.seconds_per_token / pace.instances
+            working_s = now - max(self._taken[0][0], pace.finished_at)
+            left_s = max(work_s - working_s, 0.0)
+        passes = math.ceil(len(waiting) / self._joined)
+        at_once = min(passes, pace.instances)
+        own_s = sum(one for _, one in waiting) * pace.seconds_per_token / at_once
+        first, _ = waiting[(passes - 1) * self._joined]  # of the last pass
+        return now - first + left_s + math.ceil(passes / at_once) * pace.fixed_s + own_s
 
 
 def ticket_of(prepared_at: Any) -> float:

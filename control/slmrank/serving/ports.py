@@ -7,9 +7,13 @@ import socket
 from slmrank.errors import ServerError
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def claim_port(address: str, port: int, flag: str) -> int:
     """`port`, or a free one for 0. Raises ServerError when it is in use."""
-    with socket.socket() as probe:
+    with socket.socket(family_of(address)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))

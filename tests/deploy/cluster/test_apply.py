@@ -733,6 +733,28 @@ def test_what_a_rollback_left_is_no_way_back(bench: Bench, server: ApiServer) ->
     assert bench.serving() == {"0123456789ab"}
 
 
+def test_an_interrupted_rollback_goes_on_and_not_back(bench: Bench, server: ApiServer) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    keep = bench.waiter.sleep
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    bench.waiter.sleep = interrupted
+    with pytest.raises(DeployFailed) as caught:
+        bench.deployer.rollback(cpu().place, None)
+    assert "rollback --revision 1` goes on" in caught.value.hint
+    bench.waiter.sleep = keep
+    assert states(bench) == {1: "deployed", 2: "rolled-back"}
+    # What fails now goes back to the target, and not to what was left.
+    bad(server, NEVER, "333333333333")
+    with pytest.raises(RolledBack):
+        bench.apply(cpu(engine={**releases.values()["engine"], "tag": "333333333333"}))
+    assert bench.serving() == {"0123456789ab"}
+    assert bench.deployer.rollback(cpu().place, 1)["revision"] == 1
+
+
 def states(bench: Bench) -> dict[int, str]:
     records = list_records(bench.deployer.cluster, cpu().place)
     return {one.revision: one.state for one in sorted(records, key=lambda one: one.revision)}

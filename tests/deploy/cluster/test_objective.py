@@ -102,6 +102,39 @@ def test_only_the_pods_of_one_replica_set_are_judged(monkeypatch: pytest.MonkeyP
     assert all('pod=~"slmrank-demo-canary-5d8f-[a-z0-9]+"' in query for query in asked)
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ten of a hundred calls failed in five minutes of an hour: a mean over time said 0.8 %."""
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_ask", lambda _url, query: asked.append(query))
+    release = cpu(track="canary")
+    observe("http://nowhere", release, 3600)
+    pod = f"{release.object_name}-5d9c8-x7k2p"
+    labels = f'namespace="{release.deploy.namespace}",pod="{pod}",model="rank"'
+    series = [
+        (f"nv_inference_request_success{{{labels}}}", "0x50 90+90x4 450x5"),
+        (f'nv_inference_request_failure{{{labels},reason="OTHER"}}', "0x50 10+10x4 50x5"),
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": [
+            {
+                "expr": f"round(1000 * {asked[1]})",
+                "eval_time": "60m",
+                "exp_samples": [{"labels": "{}", "value": 100}],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.triton

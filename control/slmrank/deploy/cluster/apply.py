@@ -21,7 +21,7 @@ from slmrank.deploy.cluster.records import (
     write_record,
 )
 from slmrank.deploy.cluster.rollout import timed_out
-from slmrank.deploy.cluster.waiting import Overtaken, Report, Waiter
+from slmrank.deploy.cluster.waiting import Overtaken, Report, Waiter, interrupted
 from slmrank.deploy.naming import RELEASE, Object
 from slmrank.deploy.release import Place, Release
 from slmrank.deploy.render import render
@@ -110,25 +110,34 @@ class Deployer:
         if target.release_values is not None:
             self.require_askable(target.release_values)
         self.report(f"back to revision {target.revision}: engine {target.engine}")
+        # What runs and what came after it is left before anything changes: a rollback that is
+        # stopped half-way, or an apply that fails after it, must not go back there.
+        left = [
+            one
+            for one in records
+            if (one.release == running or one.revision > target.revision)
+            and one.state == "deployed"
+            and one is not target
+        ]
+        for one in left:
+            self._note(one, "rolled-back", place)
         try:
             self._restore(place, target)
             if target.release_values is None:
                 self.report("this revision was recorded without its known answers: not asked")
             else:
                 self.ask(target.release_values, target.revision, again=True)
-        except DeployFailed:
-            raise
         except ControlError as error:
+            for one in left:  # better than this one, as it turns out
+                self._note(one, "deployed", place)
+            if isinstance(error, DeployFailed):
+                raise
             raise DeployFailed(
                 f"revision {target.revision} could not be put back: {error.message}", error.hint
             ) from error
         except BaseException as error:
-            raise interrupted(error) from error
-        for one in records:
-            # What came after it was left as well: nothing goes back there by itself.
-            left = one.release == running or one.revision > target.revision
-            if left and one.state == "deployed":
-                self._note(one, "rolled-back", place)
+            remedy = f"`control deploy rollback --revision {target.revision}` goes on"
+            raise interrupted(error, remedy) from error
         self._note(target, "deployed", place)
         return {"revision": target.revision, "release": target.release, "engine": target.engine}
 
@@ -336,15 +345,3 @@ class Deployer:
         except ApiError as error:
             self.report(f"the release serves, but its records were not tidied: {error.message}")
             return []
-
-
-def interrupted(error: BaseException) -> DeployFailed:
-    why = (
-        "interrupted"
-        if isinstance(error, KeyboardInterrupt)
-        else f"{type(error).__name__}: {error}"
-    )
-    return DeployFailed(
-        f"{why}; the cluster goes on with what it was told last",
-        "`control deploy status` shows it, `control deploy rollback` puts the earlier back",
-    )

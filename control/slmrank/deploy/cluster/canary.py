@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.apply import Deployer, interrupted
+from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.records import GOOD, Record, list_records
 from slmrank.deploy.cluster.rollout import newest_set
+from slmrank.deploy.cluster.waiting import interrupted
 from slmrank.deploy.exposure import GRPC_ROUTE, grpc_route
 from slmrank.deploy.release import Place, Release
 from slmrank.errors import ControlError, DeployFailed, Refused

@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from slmrank.deploy.monitoring import FAILED_METRIC, MOST_FAILED, P_METRIC
+from slmrank.deploy.monitoring import MOST_FAILED, P_METRIC
 from slmrank.deploy.naming import pods_matching
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
@@ -23,7 +23,7 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered, the worst
-    pod's percentile in ms (None: no call) and its mean share of failures."""
+    pod's percentile in ms (None: no call) and its share of failures."""
 
     window_s: int
     calls: float
@@ -43,12 +43,18 @@ def observe(
     if replica_set is not None:
         chosen = f'namespace="{release.deploy.namespace}",pod=~"{replica_set}-[a-z0-9]+"'
     pods, window = f"{{{chosen}}}", f"[{window_s}s]"
-    answered = f'nv_inference_request_success{pods[:-1]},model="{ENSEMBLE}"}}'
+    answered = f'nv_inference_request_success{pods[:-1]},model="{ENSEMBLE}"}}{window}'
+    lost = (
+        f'nv_inference_request_failure{pods[:-1]},model="{ENSEMBLE}",reason!="CANCELED"}}{window}'
+    )
+    # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
+    by_pod = f"sum by (pod) (increase({lost}))"
+    every = f"{by_pod} + sum by (pod) (increase({answered}))"
     latency = _ask(prometheus, f"max(max_over_time({P_METRIC}{pods}{window}))")
-    failed = _ask(prometheus, f"max(avg_over_time({FAILED_METRIC}{pods}{window}))")
+    failed = _ask(prometheus, f"max({by_pod} / clamp_min({every}, 1e-9))")
     return Observed(
         window_s=window_s,
-        calls=_ask(prometheus, f"sum(increase({answered}{window}))") or 0.0,
+        calls=_ask(prometheus, f"sum(increase({answered}))") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
         failed=failed or 0.0,
     )

@@ -253,3 +253,17 @@ def _judged(
             "somebody else deployed meanwhile; see `control deploy status`",
         )
     return judge(deployment, sets, stale=stale)
+
+
+def interrupted(
+    error: BaseException, remedy: str = "`control deploy rollback` puts the earlier back"
+) -> DeployFailed:
+    why = (
+        "interrupted"
+        if isinstance(error, KeyboardInterrupt)
+        else f"{type(error).__name__}: {error}"
+    )
+    return DeployFailed(
+        f"{why}; the cluster goes on with what it was told last",
+        f"`control deploy status` shows it, {remedy}",
+    )

@@ -185,6 +185,8 @@ function cross(step) {
 }
 
 document.addEventListener("keydown", (event) => {
+  // With these they are the browser's own, or a word that is still being composed.
+  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.isComposing) return;
   const typing = document.activeElement === field;
   if (event.key === "/" && !typing) {
     field.focus();
