@@ -55,6 +55,7 @@ TABLE: list[Row] = []
 # Stamps for people and other machines: which version of a catalogue, and when a message was sent.
 WALL_CLOCK = {
     "pipeline/follow.py",
+    "repository/receive.py",  # the age of what was abandoned
     "store/change_lines.py",
     "store/redis_scores.py",
     "store/redis_writer.py",

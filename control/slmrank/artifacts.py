@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,10 +148,11 @@ class ArtifactStore:
             shutil.rmtree(abandoned, ignore_errors=True)
         _make_directory(draft_path)
         draft = Draft(path=draft_path, work=work, lineage=lineage)
-        started = datetime.datetime.now(datetime.UTC)
+        created = datetime.datetime.now(datetime.UTC)
+        started = time.monotonic()
         try:
             yield draft
-            ended = datetime.datetime.now(datetime.UTC)
+            seconds = time.monotonic() - started
             manifest = {
                 "schema": 1,
                 "kind": kind,
@@ -158,8 +160,8 @@ class ArtifactStore:
                 **lineage,
                 "figures": draft.figures,
                 "files": inventory(draft_path),
-                "created": started.isoformat(timespec="seconds"),
-                "seconds": round((ended - started).total_seconds(), 3),
+                "created": created.isoformat(timespec="seconds"),
+                "seconds": round(seconds, 3),
             }
             write_atomic(draft_path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             _replace(final, draft_path)
@@ -211,4 +213,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _mtime(path: Path) -> float:
-    return path.stat().st_mtime
+    """0 for one that is made again at this moment: the new one may be there when it is read."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0

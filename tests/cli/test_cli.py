@@ -18,8 +18,10 @@ from slmrank.cli.display import json_text, print_table
 from slmrank.cli.main import VERBS, cli
 from slmrank.cli.score import read_request
 from slmrank.client.asked import Asked, ItemText
-from slmrank.errors import DataError
+from slmrank.data.records import Job
+from slmrank.errors import DataError, SpecError
 from slmrank.pipeline.steps import run
+from slmrank.spec.reading import load_spec
 from slmrank.table_page import markdown_table
 
 from tests.conftest import Control, TinyBundle
@@ -330,6 +332,68 @@ def test_bad_score_input(control: Control, tiny_server: Any) -> None:
 def test_score_without_a_server(control: Control) -> None:
     done = control("score", "-q", "a", "-j", "b", "--url", "127.0.0.1:1", "--timeout", "1")
     assert "no answer from 127.0.0.1:1" in error_of(done, 9)
+
+
+def test_unnamed_jobs_are_told_apart() -> None:
+    raw = b'{"query": "q", "jobs": [{"title": "a"}, {"title": "b"}]}'
+    assert [one.job_id for one in read_request(raw, "x")[1] if isinstance(one, Job)] == ["#1", "#2"]
+    with pytest.raises(DataError, match="x: job 2: unknown keys tilte"):
+        read_request(raw.replace(b'"title": "b"', b'"tilte": "b"'), "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("spec {tiny} --set base.source=~nobody-here/x", 2, "no such user"),
+        ("spec {tiny} --set data.seed='!!timestamp xx'", 2, "is not YAML"),
+        ("spec {tiny} --set data.seed=yes", 2, "seed is True, not a number"),
+        ("status {tiny} --set data.jobs='\"a\\0b\"'", 1, "embedded null byte"),
+        ("score -q x -i - <&-", 3, "standard input is closed"),
+        ("build {tiny} --device cdua", 2, "none of auto, cpu"),
+        ("compress-table {tiny} --methods ''", 2, "names no summarizer"),
+        ("depth-table {tiny} --out {tiny}", 2, "cannot write to"),
+    ],
+)
+def test_what_nobody_expected_is_an_error_too(
+    tiny: TinyBundle, words: str, code: int, told: str
+) -> None:
+    program = Path(sys.executable).with_name("control")
+    line = f"{program} {words.format(tiny=tiny.spec)} --json"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert told in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_nobody_reads_keeps_its_code(control: Control) -> None:
+    line = f"{Path(sys.executable).with_name('control')} spec /nowhere.yaml --json > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "/nowhere.yaml" in done.stderr
+
+
+def test_a_missing_key_does_not_show_what_stands_around_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("data: {source: onet}\nsummarize: {store: 'redis://u:s3cret@h:6379/0'}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("extends: [a]\n", "extends is ['a'], no file"),
+        ("name: x\ndata: {source: onet}\nprompt: {yes: ' Y'}\n", "quote the key"),
+    ],
+)
+def test_what_yaml_makes_of_words_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert told in f"{caught.value.message} {caught.value.hint}"
 
 
 @pytest.mark.parametrize(

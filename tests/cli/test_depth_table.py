@@ -33,6 +33,27 @@ def test_what_is_not_ranked_stays_behind_in_the_first_stages_order(
     assert order(at_depth(listing(0.9, 0.8, 0.7, 0.1), listing(1, 2, 3, 4), share)) == wanted
 
 
+def test_ties_of_the_first_stage_are_not_broken_by_the_order_of_the_file() -> None:
+    """Pairs often list the good job first: cutting seemed to cost nothing."""
+    count = 40
+    ids = tuple(f"job {n}" for n in range(count))
+    grades = np.array([4.0] + [0.0] * (count - 1))
+
+    def cut(turn: int) -> float:
+        first, ranked = (
+            Listing(
+                scores=np.roll(scores, turn),
+                grades=np.roll(grades, turn),
+                query="q",
+                job_ids=(*ids[-turn:], *ids[:-turn]) if turn else ids,
+            )
+            for scores in (np.zeros(count), np.linspace(1, 0, count))
+        )
+        return mean_ndcg([at_depth(ranked, first, 0.25)])
+
+    assert cut(0) == cut(7) == cut(25)
+
+
 def test_jobs_that_the_first_stage_does_not_tell_apart_share_their_place() -> None:
     """Sorted judgments made its row 1.000 where the first stage's own was 0.453."""
     first = listing(2, 2, 1, 1)

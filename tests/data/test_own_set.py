@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from pydantic import ValidationError
 from slmrank.data.labelled import read_labelled
 from slmrank.data.own_set import write_own_set
+from slmrank.data.parts import Place
 from slmrank.data.records import LabelledSet
 from slmrank.errors import DataError
 from slmrank.spec.data import JsonlData, OwnData, ParquetData
@@ -155,6 +157,52 @@ def test_a_job_id_twice_and_no_job_are_refused(tmp_path: Path) -> None:
         read_own_set(jsonl(tmp_path, pairs(), JOBS[:1] * 2), tmp_path / "made")
     with pytest.raises(DataError, match="holds no jobs"):
         read_own_set(jsonl(tmp_path, pairs(), []), tmp_path / "made")
+
+
+def test_a_job_without_text_is_refused(tmp_path: Path) -> None:
+    """A server scores none of it; it became a known answer that nobody gave."""
+    blank = {"job_id": "blank", "company": "ACME", "description": " \n"}
+    with pytest.raises(DataError, match="job 13: 'blank' has no text"):
+        read_own_set(jsonl(tmp_path, pairs(), [*JOBS, blank]), tmp_path / "made")
+
+
+def test_grades_are_compared_where_both_have_a_target(tmp_path: Path) -> None:
+    apart = [{"query": "zz", "job_id": "j1", "grade": grade, "target": 0.5} for grade in (4, 0)]
+    with pytest.raises(DataError, match="judges job 'j1' in two ways"):
+        read_own_set(jsonl(tmp_path, [*pairs(), *apart]), tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("judged", "told"),
+    [
+        ({"grade": True}, "numbers, not true or false"),
+        ({"target": 1.5}, "target 1.5 is not between 0 and 1"),
+        ({"target": float("nan")}, "target nan is not between"),
+    ],
+)
+def test_a_judgment_that_is_none_is_named(
+    tmp_path: Path, judged: dict[str, Any], told: str
+) -> None:
+    given = [{"query": "q", "job_id": "j1", **judged}]
+    with pytest.raises(DataError, match=told):
+        read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path, pairs())
+    spec.jobs.write_bytes(codecs.BOM_UTF8 + spec.jobs.read_bytes())
+    assert len(read_own_set(spec, tmp_path / "made").jobs) == 12
+
+
+def test_what_a_writer_has_not_finished_is_not_read(tmp_path: Path) -> None:
+    spec = as_parquet(tmp_path, pairs(30))
+    expected = read_own_set(spec, tmp_path / "made")
+    (tmp_path / "pairs" / "_temporary" / "0").mkdir(parents=True)
+    some = next(spec.pairs.glob("*.parquet"))
+    (tmp_path / "pairs" / "_temporary" / "0" / "x.parquet").write_bytes(b"half")
+    (tmp_path / "pairs" / f".{some.name}").write_bytes(b"half")
+    assert read_own_set(spec, tmp_path / "made").pairs == expected.pairs
+    assert len(Place(str(spec.pairs)).files()) == len(list(spec.pairs.glob("[!.]*.parquet")))
 
 
 def test_spellings_of_a_query_stand_in_one_split(tmp_path: Path) -> None:

@@ -227,6 +227,7 @@ def test_budgets_follow_the_engine() -> None:
     for release in (small, large):
         assert progress_deadline_s(release) > startup_budget_s(release)
         assert memory_mib(release) * 2**20 > release.repository.bytes + release.engine.bytes
+    assert memory_mib(releases.cpu(cache_mib=8192)) == memory_mib(small) + 8192
     more = memory_mib(releases.cpu(instances=4)) - memory_mib(small)
     assert more >= 3 * 2 * 300_000_000 / 2**20 - 256
     assert grace_period_s(small) == 10 + 20 + 5

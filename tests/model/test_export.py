@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from slmrank.model.checkpoint import write_ranker
+from slmrank.model.export import exported_files
 from slmrank.model.reference import ReferenceScorer, load_model, save_model
 from slmrank.prompt.template import template_of
 from slmrank.spec.model import BaseSpec, PromptSpec, wording
@@ -49,10 +51,8 @@ def test_it_gives_the_same_scores(
 
 @pytest.mark.slow
 def test_a_presets_template_goes_along(
-    make_model: Callable[..., Path], qwen_tokenizer: Path
+    make_model: Callable[..., Path], qwen_tokenizer: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = make_model(
         "qwen3", vocab_size=151_744, num_hidden_layers=2, max_position_embeddings=1024
     )
@@ -61,3 +61,11 @@ def test_a_presets_template_goes_along(
     template = template_of(wording(BaseSpec(preset="qwen3-reranker"), PromptSpec()))
     checkpoint = write_ranker(folder, template, max_item_tokens=256, max_query_tokens=64)
     assert predicted(folder) == pytest.approx(expected(checkpoint), abs=1e-4)
+    # `.` and the line end behind it are one token: sent as text, scores were off by 0.02.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for name in exported_files(template, checkpoint.ranker.labels):
+        (other / name).unlink()
+    plain = template_of(wording(BaseSpec(), PromptSpec()))
+    write_ranker(other, plain, max_item_tokens=256, max_query_tokens=64)
+    assert not (other / "modules.json").exists()

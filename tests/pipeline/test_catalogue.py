@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from slmrank.client.client import RankClient
-from slmrank.data.parts import Place, done_parts, mark_done, plan_parts, read_part
+from slmrank.data.parts import Part, Place, done_parts, mark_done, plan_parts, read_part
 from slmrank.data.records import Job
 from slmrank.errors import DataError
 from slmrank.pipeline.bundle import Bundle
@@ -26,6 +26,7 @@ from slmrank.pipeline.catalogue import (
     kit_of_bundle,
     summarize_catalogue,
 )
+from slmrank.pipeline.part_runs import _do
 from slmrank.pipeline.publish import publish
 from slmrank.pipeline.score_catalogue import score_catalogue
 from slmrank.pipeline.steps import run
@@ -87,6 +88,26 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
         plan_parts(Place(str(tmp_path)))
     with pytest.raises(DataError, match="names no Parquet file"):
         plan_parts(Place(str(tmp_path / "none")))
+
+
+def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None:
+    """Killed in the middle, it kept the mark of the run before over another table."""
+    parquet.write_table(pa.table({"job_id": ["a"], "description": ["x"]}), tmp_path / "in.parquet")
+    place = Place(str(tmp_path / "out"))
+    place.make()
+    [part] = plan_parts(Place(str(tmp_path / "in.parquet")))
+    mark_done(place, part, {})
+
+    class Killed:
+        def __init__(self) -> None:
+            self.identity: dict[str, Any] = {}
+
+        def do(self, part: Part, target: Place) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _do(Killed(), part, place)
+    assert not done_parts(place, [part])
 
 
 @pytest.mark.slow

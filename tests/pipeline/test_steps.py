@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from slmrank.artifacts import ArtifactStore
-from slmrank.errors import MissingDependencyError
+from slmrank.errors import ArtifactError, MissingDependencyError
 from slmrank.pipeline import steps
 from slmrank.pipeline.steps import Making, Step, in_order, own_work, pending, run
 
@@ -51,6 +51,26 @@ def test_inputs_first_and_once(tmp_path: Path) -> None:
     assert CALLS == ["first", "middle", "last"]
     run(step, ArtifactStore(tmp_path))
     assert len(CALLS) == 3
+
+
+def test_an_input_that_is_made_again_meanwhile_is_not_mixed(tmp_path: Path) -> None:
+    """Another process's `--force`: a repository held files of two engines, with a manifest."""
+    store, content = ArtifactStore(tmp_path), ["old"]
+    first = chain(lambda: content[0]).inputs["first"]
+
+    def reads(making: Making) -> None:
+        (making.draft.path / "file").write_bytes(
+            (making.inputs["first"].path / "file").read_bytes()
+        )
+        content[0] = "new"
+        run(first, store, force=True)
+
+    step = Step(
+        kind="mixed", title="4", settings={}, code=(), make=reads, inputs={"first": first}
+    )  # fmt: skip
+    with pytest.raises(ArtifactError, match="was made again meanwhile"):
+        run(step, store)
+    assert store.find("mixed", step.key) is None
 
 
 def test_a_changed_setting_makes_everything_behind_it_again(tmp_path: Path) -> None:

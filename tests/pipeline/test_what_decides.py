@@ -136,6 +136,10 @@ def test_attention_in_a_window_is_refused(make_model: Any, tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps({**config, "use_sliding_window": True}))
     with pytest.raises(CheckpointError, match="sliding-window"):
         read_geometry(folder)
+    rotary = {**(config.get("rope_parameters") or {}), "rope_type": "longrope"}
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rotary}))
+    with pytest.raises(CheckpointError, match="longrope"):
+        read_geometry(folder)
 
 
 def test_an_engine_that_is_refused_does_not_end_a_search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -82,6 +83,30 @@ def test_another_artifact_does_not_take_the_name(artifact: Artifact, tmp_path: P
     with pytest.raises(RepositoryError, match=f"what came is {artifact.digest}, not f{{16}}"):
         receive_tar(stream, 10**9, target, "f" * 16)
     assert not target.exists()
+
+
+def test_one_that_cannot_be_swapped_stays_and_drafts_of_killed_ones_go(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, sent = tmp_path / "claim" / "r", tar_of(artifact)
+    receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
+    (target / "rank" / "config.pbtxt").write_text('name: "rang"\n')
+    old, new = (target.with_name(f".r.{name}") for name in ("old", "new"))
+    for draft in (old, new):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    replace = os.replace
+
+    def failing(source: Path, aim: Path) -> None:
+        if Path(aim) == target and not str(source).endswith(".old"):
+            raise OSError(5, "Input/output error")
+        replace(source, aim)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
+    assert (target / "rank" / "config.pbtxt").read_text() == 'name: "rang"\n'
+    assert names(target.parent) == [".r.new", "r"]
 
 
 def test_a_damaged_one_is_replaced_and_kept_until_then(artifact: Artifact, tmp_path: Path) -> None:

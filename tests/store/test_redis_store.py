@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from slmrank.errors import SpecError, StoreUnavailable
 from slmrank.store.changes import order_of
 from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore, entries_of
@@ -277,6 +278,48 @@ def test_what_is_published_after_an_eviction_keeps_its_jobs(url: str, made: Any)
     assert looked_up(reader, "a", "b") == [[1], [2]]
     # The change is lost with it, and comes again.
     assert writer.change([("a", order_of(5), ids)]) == [True]
+
+
+def test_a_publication_that_fails_leaves_no_half_of_it(url: str, made: Any) -> None:
+    """It took the memory that single changes need, for a day."""
+    writer = writer_of(url)
+    current = writer.publish(entries_of(made({"a": [1]})), "v").version
+
+    def broken() -> Iterator[list[tuple[str, Any]]]:
+        yield [("b", np.array([2], dtype=np.int32))]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.publish(broken(), "half")
+    left = [key.decode() for key in writer.client.keys(writer._keys.version("*"))]
+    assert left == [writer._keys.version(current)]
+
+
+def test_what_fails_after_the_switch_does_not_deny_it(
+    url: str, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = reader_of(url), writer_of(url)
+    writer.publish(entries_of(made({"a": [1]})), "v")
+
+    def late(*_: Any, **__: Any) -> Any:
+        raise redis.exceptions.TimeoutError("Timeout reading from socket")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "_others", late)
+        with pytest.raises(StoreUnavailable, match="is current, but other ones"):
+            writer.publish(entries_of(made({"a": [2]})), "v")
+    assert looked_up(reader, "a") == [[2]]
+    switch = writer._switch
+
+    def switched(*arguments: Any) -> Any:
+        switch(*arguments)
+        late()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "_switch", switched)
+        with pytest.raises(StoreUnavailable, match="its answer to that was lost"):
+            writer.publish(entries_of(made({"a": [3]})), "v")
+    assert looked_up(reader, "a") == [[3]]
 
 
 def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:

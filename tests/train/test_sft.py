@@ -172,6 +172,21 @@ def test_state_of_other_settings_or_inputs_is_not_used(
     assert figures["resumed_at"] == 0
 
 
+def test_a_state_that_cannot_be_read_is_named(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_model(checkpoint), settings(), tmp_path, stop_at_six)
+    state = next(tmp_path.rglob("state.pt"))
+    whole = state.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2]):
+        state.write_bytes(broken)
+        with pytest.raises(DataError, match="the state of an interrupted run cannot be read"):
+            fit(load_model(checkpoint), settings(), tmp_path)
+    assert not list(tmp_path.rglob(".state*"))
+
+
 def test_a_teacher_replaces_the_grades(make_checkpoint: Callable[..., Any], tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
     teacher = load_model(checkpoint)

@@ -19,7 +19,10 @@ BUDGETS = "36,56,96,128"
 
 
 def _names(_ctx: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    names = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    if not names:
+        raise click.BadParameter("names no summarizer")
+    return names
 
 
 @click.command("compress-table")

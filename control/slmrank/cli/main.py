@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -136,7 +137,19 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         name = f" ({error.filename})" if error.filename else ""
-        known = ControlError(f"{error.strerror or error}{name}", "check disk space and permissions")
+        hint = "check disk space and permissions"
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+            hint = "give another place"
+        known = ControlError(f"{error.strerror or error}{name}", hint)
+        report_error(known, as_json=_wants_json(told))
+        sys.exit(known.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known = ControlError(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a fault of slmrank: run it again with --debug, and report what it prints",
+        )
         report_error(known, as_json=_wants_json(told))
         sys.exit(known.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
@@ -160,7 +173,13 @@ def report_error(error: ControlError, *, as_json: bool) -> None:
 
 def _print_error(error: Exception, code: int, message: str, hint: str) -> None:
     body = {"code": code, "kind": type(error).__name__, "message": message, "hint": hint}
-    click.echo(json.dumps({"schema": 1, "error": body}))
+    text = json.dumps({"schema": 1, "error": body})
+    try:
+        click.echo(text)
+    except OSError:  # nobody reads it, or its disk is full: the exit code says it all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            click.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
+from slmrank.errors import SpecError
 from slmrank.html_page import Table
 from slmrank.load.evidence import host_facts, machine_line
 from slmrank.pipeline.score_step import OWN
@@ -93,6 +94,13 @@ def measured_options(function: Decorated) -> Any:
         if not dry_run:
             headless_pyplot()  # better now than after what is drawn was measured
         asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
+        if not dry_run:
+            try:
+                asked.reports.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SpecError(
+                    f"cannot write to {asked.reports}: {error.strerror}", "name another folder"
+                ) from error
         return function(asked=asked, **own)
 
     return command

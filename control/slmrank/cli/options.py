@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.cli.display import StepDisplay
 from slmrank.client.replicas import Tls
-from slmrank.errors import SpecError
+from slmrank.errors import DataError, SpecError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
@@ -37,9 +39,25 @@ artifacts_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 dry_run_option = click.option("--dry-run", is_flag=True, help="print what would be done and stop")
 force_option = click.option("--force", is_flag=True, help="make it again although nothing changed")
+
+
+def standard_input() -> BinaryIO:
+    """Raises DataError where this process was started without it."""
+    if sys.stdin is None:
+        raise DataError("standard input is closed", "give a file, or leave it open")
+    return sys.stdin.buffer
+
+
+def _device(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N")
+    return value
+
+
 device_option = click.option(
     "--device",
     default="auto",
+    callback=_device,
     show_default=True,
     help="where torch runs: auto, cpu, cuda or cuda:N; auto takes a GPU that torch sees",
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from slmrank.cli.options import PathType
+from slmrank.cli.options import PathType, standard_input
 from slmrank.errors import RepositoryError
 from slmrank.repository.receive import is_whole, receive_tar, receive_url
 
@@ -36,7 +35,7 @@ def receive_command(
     if check:
         raise RepositoryError(f"{target} is not there, or not whole", "push it")
     if url is None:
-        done = receive_tar(sys.stdin.buffer, size or 0, target, digest)
+        done = receive_tar(standard_input(), size or 0, target, digest)
     else:
         done = receive_url(url, target, digest)
     click.echo(f"{target}: {done / 1e6:.1f} MB, as sent")

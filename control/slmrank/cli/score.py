@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import POSITIVE, PathType, client_tls, json_option, url_option
+from slmrank.cli.options import (
+    POSITIVE,
+    PathType,
+    client_tls,
+    json_option,
+    standard_input,
+    url_option,
+)
 from slmrank.client.aio import DEFAULT_TIMEOUT_S
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.asked import Asked, ItemText, read_asked
@@ -151,7 +158,10 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
             query = whole.get("query")
             if not isinstance(query, str | None):
                 raise DataError(f"{name}: query is not a string", "write it in quotes")
-            return query, [_job(value, name, 1) for value in whole["jobs"]]
+            return query, [
+                _job(value, f"{name}: job {place}", place)
+                for place, value in enumerate(whole["jobs"], start=1)
+            ]
     jobs = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -164,20 +174,20 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
                 raise DataError(
                     f"{name}:{number}: not JSON: {error}", "one object a line"
                 ) from error
-        jobs.append(_job(value, name, number))
+        jobs.append(_job(value, f"{name}:{number}", number))
     return None, jobs
 
 
-def _job(value: Any, name: str, number: int) -> Asked:
+def _job(value: Any, where: str, number: int) -> Asked:
     try:
         return read_asked(value, number)
     except InvalidRequest as error:
-        raise DataError(f"{name}:{number}: {error.message}", error.hint) from error
+        raise DataError(f"{where}: {error.message}", error.hint) from error
 
 
 def _read(source: Path) -> bytes:
     if str(source) == "-":
-        return sys.stdin.buffer.read()
+        return standard_input().read()
     try:
         return source.read_bytes()
     except OSError as error:

@@ -6,7 +6,7 @@ below that of the query's best judged job (as in NV-Retriever, arXiv 2407.15831,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import Field
 
@@ -36,9 +36,9 @@ def minable(labelled: LabelledSet) -> set[str]:
     return set(labelled.jobs) - (judged - trained)
 
 
-def unjudged(query: str, judged: Sequence[Pair], index: Bm25, mining: Mining) -> list[str]:
-    """The ids that BM25 retrieves for a query and nobody judged, best first."""
-    known = {pair.job_id for pair in judged}
+def unjudged(query: str, known: Collection[str], index: Bm25, mining: Mining) -> list[str]:
+    """The ids that BM25 retrieves for a query and nobody judged for it, best first; `known` were
+    judged."""
     found = index.top(query, mining.retrieve + len(known))
     return [job_id for job_id in found if job_id not in known][: mining.retrieve]
 

@@ -92,11 +92,18 @@ def _records(
 
 
 def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
-    """The jobs, whose ids go into `known`. Raises DataError when two have one id."""
+    """The jobs, whose ids go into `known`. Raises DataError when two have one id, or
+    one has no text."""
     for number, job in enumerate(jobs, start=1):
         if job.job_id in known:
             raise DataError(
-                f"{spec.jobs}:{number}: job_id {job.job_id!r} appears twice", "make job ids unique"
+                f"{spec.jobs}: job {number}: job_id {job.job_id!r} appears twice",
+                "make job ids unique",
+            )
+        if not any(text.strip() for text in (job.title, job.location, job.description)):
+            raise DataError(
+                f"{spec.jobs}: job {number}: {job.job_id!r} has no text: a server scores none",
+                "give it a title or a description, or leave it out",
             )
         known.add(job.job_id)
         yield job

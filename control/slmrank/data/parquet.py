@@ -14,7 +14,12 @@ BATCH_ROWS = 8192
 def parquet_files(path: Path) -> list[Path]:
     """The files that a path names, in name order. Raises DataError when there is none."""
     if path.is_dir():
-        found = sorted(path.rglob("*.parquet"))
+        # As other readers do: what begins so is of a writer that is not done.
+        found = sorted(
+            one
+            for one in path.rglob("*.parquet")
+            if not any(part[0] in "_." for part in one.relative_to(path).parts)
+        )
     elif "*" in str(path) or "?" in str(path):
         root = Path(path.anchor) if path.is_absolute() else Path()
         found = sorted(root.glob(str(path.relative_to(root) if path.is_absolute() else path)))

@@ -81,7 +81,10 @@ class Place:
             if info.type == self._kinds.FileType.Directory:
                 found = self._fs.get_file_info(self._kinds.FileSelector(self.path, recursive=True))
         named = sorted(
-            (one.path, one.size, one.mtime_ns) for one in found if one.path.endswith(".parquet")
+            (one.path, one.size, one.mtime_ns)
+            for one in found
+            if one.path.endswith(".parquet")
+            and (one is info or not _is_hidden(one.path.removeprefix(self.path)))
         )
         if not named or info.type == self._kinds.FileType.NotFound:
             raise DataError(
@@ -164,6 +167,11 @@ class Place:
         place.path = f"{self.path}/{name}"
         place.url = url_below(self.url, name)
         return place
+
+
+def _is_hidden(path: str) -> bool:
+    """Readers of Parquet folders leave out what begins so: it is of a writer that is not done."""
+    return any(part[0] in "_." for part in path.split("/") if part)
 
 
 def plan_parts(source: Place, rows: int = PART_ROWS, *, cut_groups: bool = False) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Pair(BaseModel):
 
     query: str = Field(min_length=1)
     job_id: str = Field(min_length=1)
-    grade: int = Field(default=None, validate_default=True, ge=0, le=MAX_GRADE)
+    grade: int = Field(default=..., ge=0, le=MAX_GRADE)  # or by `target`
     target: float | None = Field(None, ge=0, le=1)
     split: Split | None = None
     kind: str | None = None
@@ -58,10 +59,15 @@ class Pair(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _graded(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("grade") is None:
-            target = values.get("target")
-            if isinstance(target, int | float) and 0 <= target <= 1:
-                return {**values, "grade": round(target * MAX_GRADE)}
+        if not isinstance(values, dict):
+            return values
+        grade, target = values.get("grade"), values.get("target")
+        if isinstance(grade, bool) or isinstance(target, bool):
+            raise ValueError("grade and target are numbers, not true or false")
+        if grade is None and isinstance(target, int | float):
+            if not 0 <= target <= 1:
+                raise ValueError(f"target {target} is not between 0 and 1")
+            return {**values, "grade": round(target * MAX_GRADE)}
         return values
 
     @property
@@ -107,6 +113,8 @@ def read_jsonl(path: Path, model: type[Record]) -> Iterator[Record]:
     """The records of a JSONL file, one at a time. Raises DataError that names file, line and
     field."""
     for number, line in enumerate(_lines(path), start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         place = f"{path}:{number}"

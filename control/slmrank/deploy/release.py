@@ -108,6 +108,7 @@ class Release(Section):
     instances: int = Field(1, ge=1, description="processes that load the engine")
     max_queue_size: int = Field(ge=1, description="requests that wait for a replica's engine")
     queue_timeout_us: int = Field(ge=1, description="longest predicted time to an answer")
+    cache_mib: int = Field(0, ge=0, description="that the score caches of a pod may take")
     store_ports: list[int] = Field(
         default_factory=list, description="of the shared summary store and score cache"
     )
@@ -215,7 +216,7 @@ def make_release(
     """
     if spec.deploy.watch is not None:
         shared_kind(spec.summarize.store)
-    identity = read_identity(repository.path)
+    identity, cache = read_identity(repository.path), spec.repository.cache
     facts = target.deploy_facts(spec, engine)
     values = {
         "name": spec.name,
@@ -241,6 +242,7 @@ def make_release(
         "instances": spec.repository.instances if isinstance(target, InProcessTarget) else 1,
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
+        "cache_mib": cache.memory_mb * spec.repository.instances if cache else 0,
         "store_ports": shared_ports(spec),
         "deploy": spec.deploy.settings(),
     }

@@ -55,8 +55,8 @@ def shm_mib(release: Release) -> int:
 
 def memory_mib(release: Release) -> int:
     """Host memory, request and limit: twice what each process of the engine loads, 1 GiB for
-    server, tokenizer and activations, and the shared memory, in steps of 256 MiB. The demo's server
-    (315 MB engine) stood at 1.2 GB after its first requests, this gives 2 GiB."""
+    server, tokenizer and activations, the shared memory and the score caches, in steps of 256 MiB.
+    The demo's server (315 MB engine) stood at 1.2 GB after its first requests, this gives 2 GiB."""
     given = release.deploy.placement.memory_gib
     if given is not None:
         return math.ceil(given * 1024)
@@ -64,7 +64,7 @@ def memory_mib(release: Release) -> int:
         one.bytes for name, one in release.repository.files.items() if name.startswith(f"{RANKER}/")
     )
     loaded = loaded_bytes(release) + (release.instances - 1) * engine
-    needed = 2 * loaded / MIB + 1024 + shm_mib(release)
+    needed = 2 * loaded / MIB + 1024 + shm_mib(release) + release.cache_mib
     if release.on_gpu:
         needed += 8192  # CUDA context, TensorRT-LLM and its pinned buffers
     return math.ceil(needed / 256) * 256

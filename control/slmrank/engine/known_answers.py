@@ -60,7 +60,7 @@ def read_known(path: Path) -> list[KnownAnswer]:
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         answers = [KnownAnswer(**one) for one in loaded["answers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} holds no known answers: {error}", "make the repository again: `control repo`"
         ) from error

@@ -30,6 +30,7 @@ from slmrank.load.perf_result import (
     read_result,
 )
 from slmrank.load.points import Point, arrivals_us
+from slmrank.processes import tied
 from slmrank.spec.load import SweepSpec
 
 INPUT_FILE = "input.json"
@@ -38,6 +39,8 @@ OUTPUT_FILE = "perf_analyzer.txt"
 UNSTABLE_STATUS = 2
 # A time window really lasts this much longer than -p.
 WINDOW_STRETCH = 1.2
+WARM_UP = 2  # requests before, for each that is in flight
+SLOWEST_S = 10.0  # one of them, one after the other: 16 of 32 jobs took 84 s on two slow cores
 KILLED_TRIES = 2
 EMPTY = "no request ended inside a window: raise sweep.window_ms"
 EMPTY_TRIES = 3
@@ -121,7 +124,7 @@ def command_line(analyzer: PerfAnalyzer, url: str, point: Point, measuring: Meas
     if point.load.kind == "concurrency":
         level = int(point.load.level)
         command += ["--concurrency-range", str(level)]
-        command += ["--warmup-request-count", str(2 * level)]
+        command += ["--warmup-request-count", str(WARM_UP * level)]
     else:
         # Poisson arrivals differ from window to window by nature: the schedule that was kept and
         # the backlog decide instead of the tool's spread.
@@ -179,6 +182,8 @@ def _try_point(
         (folder / SCHEDULE_FILE).write_text("\n".join(map(str, schedule)) + "\n")
     command = command_line(analyzer, url, point, measuring)
     limit_s = 60 + measuring.spec.trials * window_ms * 2.4 / 1000
+    if point.load.kind == "concurrency":
+        limit_s += WARM_UP * point.load.level * SLOWEST_S
     environment = {**os.environ, **analyzer.environment}
     for _ in range(KILLED_TRIES):
         status, printed = _run(command, folder, environment, limit_s)
@@ -230,7 +235,7 @@ def _run(
     command: list[str], folder: Path, environment: dict[str, str], limit_s: float
 ) -> tuple[int, str]:
     with subprocess.Popen(
-        command,
+        tied(command),  # a server at --url would be loaded on
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -99,7 +99,7 @@ def read_record(path: Path) -> Record:
             lacking = next((key for one in record[part] for key in keys if key not in one), None)
             if lacking is not None:
                 raise ValueError(f"one of its {part} has no {lacking}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SweepError(
             f"{path} is no sweep record: {error}", "`control sweep` prints where it wrote one"
         ) from error

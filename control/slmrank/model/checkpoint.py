@@ -14,7 +14,7 @@ from typing import Any
 
 from slmrank.artifacts import write_atomic
 from slmrank.errors import CheckpointError
-from slmrank.model.export import exported_files, with_pad_token
+from slmrank.model.export import exported_files, text_is_enough, with_pad_token
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import Labels, find_labels
 from slmrank.prompt.template import PromptTemplate, load_tokenizer, tokenizer_hash
@@ -129,6 +129,13 @@ def read_geometry(path: Path) -> Geometry:
             "if no prompt is longer than the window, set use_sliding_window to false and every "
             "entry of layer_types to full_attention",
         )
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" in (rotary.get("rope_type"), rotary.get("type")):
+        # Its frequencies follow the longest prompt of a call: a score would depend on the others.
+        raise CheckpointError(
+            f"{path} has rotary scaling longrope, which is not run here",
+            "if no prompt is longer than original_max_position_embeddings, remove it",
+        )
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
@@ -151,8 +158,8 @@ def read_geometry(path: Path) -> Geometry:
 def write_ranker(
     path: Path, template: PromptTemplate, *, max_item_tokens: int, max_query_tokens: int
 ) -> Checkpoint:
-    """Make a model directory a ranker checkpoint: check the labels, write `ranker.json` and the
-    files by which other tools load it.
+    """Make a model directory a ranker checkpoint: check the labels, write `ranker.json` and, where
+    a prompt's text gives the same ids, the files by which other tools load it.
 
     Raises CheckpointError where labels or limits do not fit the model.
     """
@@ -166,9 +173,6 @@ def write_ranker(
         "max_item_tokens": max_item_tokens,
         "max_query_tokens": max_query_tokens,
     }
-    for name, content in exported_files(template, labels).items():
-        (path / name).parent.mkdir(exist_ok=True)
-        write_atomic(path / name, content)
     tokenizer_config = path / "tokenizer_config.json"
     if tokenizer_config.is_file():
         try:
@@ -179,7 +183,10 @@ def write_ranker(
         write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     checkpoint = open_checkpoint(path)
-    checkpoint.encoder()
+    if text_is_enough(checkpoint.encoder(), load_tokenizer(path)):
+        for name, content in exported_files(template, labels).items():
+            (path / name).parent.mkdir(exist_ok=True)
+            write_atomic(path / name, content)
     largest = max(load_tokenizer(path).get_vocab(with_added_tokens=True).values())
     if largest >= checkpoint.geometry.vocab_size:
         raise CheckpointError(

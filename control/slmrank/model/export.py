@@ -4,6 +4,10 @@ sentence-transformers >= 5.6: `CrossEncoder(DIR).predict([(query, job_text)])` i
 `modules.json`, and renders the pair by `chat_template.jinja`. vLLM and SGLang load the directory as
 the plain causal model that it is: send the rendered prompt, ask for one token with the log
 probabilities of the two label ids of `ranker.json`, and take the sigmoid of their difference.
+
+That holds where the whole prompt, tokenised at once, has the ids of its parts. With Qwen's
+tokenizer and a wording whose question begins on a new line it has not: a mark and the line end
+behind it are one token there. Then these files are not written: other tools must be sent ids.
 """
 
 from __future__ import annotations
@@ -11,10 +15,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import Labels
 from slmrank.prompt.template import PromptTemplate
 
 TEMPLATE_FILE = "chat_template.jinja"
+PROBES = (("nurse", "Care for patients"), ("payroll?", "Care for patients."), ("C++", "(a)"))
 
 
 def exported_files(template: PromptTemplate, labels: Labels) -> dict[str, str]:
@@ -58,6 +66,19 @@ def exported_files(template: PromptTemplate, labels: Labels) -> dict[str, str]:
         "1_LogitScore/config.json": _json(scored),
         TEMPLATE_FILE: chat_template(template),
     }
+
+
+def text_is_enough(encoder: PromptEncoder, tokenizer: Tokenizer) -> bool:
+    """Whether prompts tokenised at once have the ids of the encoder, by texts that end in marks."""
+    template = encoder.template
+    for query, text in PROBES:
+        rendered = template.prefix.replace("{query}", query) + text + template.closing
+        tokenizer.encode_special_tokens = False
+        at_once = tokenizer.encode(rendered, add_special_tokens=False).ids
+        apart = [*encoder.prefix(query), *encoder.item(encoder.body(text)).ids]
+        if at_once != apart:
+            return False
+    return True
 
 
 def chat_template(template: PromptTemplate) -> str:

@@ -13,6 +13,7 @@ from slmrank.artifacts import ArtifactStore
 from slmrank.evaluate.metrics import Listing, align
 from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.hashing import hash_value
 from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step
@@ -31,7 +32,9 @@ def depth_steps(bundle: Bundle, on: str) -> list[Step]:
 def at_depth(ranked: Listing, first: Listing, share: float) -> Listing:
     """A listing of which the first `share` (at least one job, unless it is 0) are ranked; `first`
     holds the same jobs with the scores of the stage before."""
-    order = np.argsort(-first.scores, kind="stable")
+    # Jobs without a word of the query tie, and in the file the good ones may stand first.
+    drawn = np.array([hash_value(f"{first.query} {job_id}") for job_id in first.job_ids])
+    order = np.lexsort((drawn, -first.scores) if len(drawn) else (-first.scores,))
     kept = max(1, round(share * len(order))) if share else 0
     # Below every p, and those that the first stage does not tell apart alike.
     scores = -1.0 - np.unique(-first.scores, return_inverse=True)[1]

@@ -15,6 +15,7 @@ from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import JOBS_FILE, PAIRS_FILE, read_labelled
 from slmrank.data.mining import Mining, minable, mistakes, unjudged
 from slmrank.data.records import SPLITS, Pair, group_by_query, write_jsonl
+from slmrank.data.words import same_query
 from slmrank.errors import DataError
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.model.probability import probability
@@ -62,6 +63,10 @@ def mine(
     summarized = run(bundle.summaries, store, watcher).path
     labelled = read_labelled(data)
     groups = group_by_query(labelled.pairs["train"])
+    judged_as: dict[str, set[str]] = {}  # however the query is spelled, and in any split
+    for split in SPLITS:
+        for pair in labelled.pairs[split]:
+            judged_as.setdefault(same_query(pair.query), set()).add(pair.job_id)
     asked = list(groups)
     if queries is not None and queries < len(asked):
         asked = sorted(random.Random(0).sample(asked, queries))
@@ -74,7 +79,7 @@ def mine(
         items = SummaryItems(encoder, kept)
         for number, query in enumerate(asked, start=1):
             judged = groups[query]
-            found = unjudged(query, judged, index, mining)
+            found = unjudged(query, judged_as[same_query(query)], index, mining)
             listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
             encoded = encode_pairs(listed, encoder, items)[0]
             p = probability(query_logits(ranker, encoded)).tolist()

@@ -116,7 +116,9 @@ def _claim(out: Place, source: str) -> None:
 
 
 def _do(worker: PartWorker, part: Part, out: Place) -> int:
-    """Do a part and mark it; returns its rows."""
+    """Do a part and mark it; returns its rows. An earlier mark goes first: a run that is killed in
+    the middle of a table, this one or one beside it, must not leave it as done."""
+    drop_part(out, part.name)
     started = time.perf_counter()
     worker.do(part, out)
     mark_done(out, part, {"seconds": round(time.perf_counter() - started, 3)})

@@ -79,15 +79,22 @@ class ScoreWorker:
         try:
             prefix = self._encoder.prefix(asked.query)
         except ControlError as error:
-            raise DataError(f"{part.file}: {error.message}", error.hint) from error
+            raise DataError(
+                f"{part.file}: query {asked.query[:60]!r}: {error.message}", error.hint
+            ) from error
         names = list(self._store.job_ids()) if asked.job_ids is None else asked.job_ids
         for start in range(0, len(names), ITEMS):
             job_ids = names[start : start + ITEMS]
             bodies = self._store.ids_many(job_ids)
-            known = [place for place, body in enumerate(bodies) if body is not None]
+            # None: not in the store; without ids: of no text, or damaged.
+            known = [place for place, body in enumerate(bodies) if body is not None and len(body)]
             scores: list[float | None] = [None] * len(job_ids)
             if known:
-                items = [self._encoder.item(body).ids for body in bodies if body is not None]
+                items = [
+                    self._encoder.item(body).ids
+                    for body in bodies
+                    if body is not None and len(body)
+                ]
                 pass_of = _pass(asked.query, prefix, [job_ids[place] for place in known], items)
                 found = probability(np.asarray(self._scorer(pass_of))).tolist()
                 for place, p in zip(known, found, strict=True):

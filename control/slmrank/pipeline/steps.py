@@ -264,6 +264,14 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
                     "make room, or give another folder with --artifacts",
                 ) from error
             raise
+        for name, before in inputs.items():
+            now = store.find(before.kind, before.key)
+            if now is not None and now.digest != before.digest:
+                raise ArtifactError(
+                    f"{step.title}: {name} {before.key} was made again meanwhile, by another "
+                    "process: this would hold parts of both",
+                    "run it again",
+                )
     artifact = store.find(step.kind, step.key)
     assert artifact is not None
     watcher.finished(step, artifact, cached=False)

@@ -52,7 +52,7 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for text in texts:
         key = text.partition("=")[0].strip()
-        values: Any = read_override(text)
+        values: Any = read_override(text, "--vary")
         for part in key.split("."):
             values = values[part]
         if not isinstance(values, list) or not values:

@@ -3,9 +3,10 @@
 prefix (instruction + query) | item (job text + closing question). The parts are tokenised apart,
 everywhere: their ids concatenate exactly, job texts can be stored as ids, and N items share one
 prefix (design.md 5.1). A space of the wording before a text, and line ends behind the query, become
-ids with that text: so the ids are those of the whole prompt tokenised at once, for the wordings
-that are shipped. Texts of users are encoded with special tokens switched off, so that a query
-holding `<|im_end|>` is only text.
+ids with that text: so the ids are those of the whole prompt tokenised at once, as far as the
+tokenizer joins no mark at the end of a text with the closing question (model/export.py). Texts of
+users are encoded with special tokens switched off, so that a query holding `<|im_end|>` is only
+text.
 """
 
 from __future__ import annotations

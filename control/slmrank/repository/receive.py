@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tarfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from slmrank.errors import ArtifactError, RepositoryError
 from slmrank.repository.verify import Expected, verify_repository
 
 BLOCK = 1 << 20
+ABANDONED_S = 24 * 3600
 
 
 def is_whole(folder: Path, digest: str) -> bool:
@@ -169,15 +171,25 @@ def _land(target: Path, digest: str, fill: Callable[[Path], None]) -> int:
     """Fill a folder beside `target`, check it, and give it the name."""
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
     draft.mkdir(parents=True)
+    for other in target.parent.glob(f".{target.name}.*"):
+        with contextlib.suppress(OSError):  # of one that was killed: engines are gigabytes
+            if time.time() - other.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(other)
+    old = draft.with_name(f"{draft.name}.old")
     try:
         fill(draft)
         done = _check(draft, digest)
         for path in (draft, *draft.rglob("*")):  # whoever serves it is another user
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
-            os.replace(target, draft.with_suffix(".old"))
-        os.replace(draft, target)
+            os.replace(target, old)
+        try:
+            os.replace(draft, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(draft.with_suffix(".old"), ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return done

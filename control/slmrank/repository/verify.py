@@ -45,7 +45,7 @@ def read_expected(path: Path) -> Expected:
             engine = loaded["engine"]
             return Expected(files=loaded["repository"], tag=engine["tag"], plan=engine["plan"])
         return Expected(files=loaded["files"], tag="", plan=None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(
             f"{path} is no manifest of a repository: {error}",
             "give the manifest.json that `control repo` wrote",

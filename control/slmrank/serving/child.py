@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TextIO
 
+from slmrank.processes import tied
+
 KEPT_LINES, SHOWN_LINES = 2000, 20
 _FAULT = re.compile(r"^E\d{4}|error|failed|traceback|exception", re.IGNORECASE)
-
-# Linux: the kernel ends the server when this process is killed, so no port stays taken. Asked for
-# between exec and exec, never between fork and exec (`preexec_fn`): there, Python and gRPC's fork
-# handlers run beside gRPC's other threads, and 26 of 1,500 children died before they were anything.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that started this server has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Child:
@@ -60,10 +49,9 @@ class Child:
         environment: Mapping[str, str],
         started: Future[subprocess.Popen[str]],
     ) -> None:
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
         try:
             process = subprocess.Popen(
-                [*launcher, *command],
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from slmrank.errors import ServerError
@@ -18,9 +19,11 @@ def claim_port(address: str, port: int, flag: str) -> int:
         try:
             probe.bind((address, port))
         except OSError as error:
+            hint = f"stop what listens there, or choose another port with {flag} (0 picks one)"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                hint = "give an address of this machine"
             raise ServerError(
-                f"port {port} on {address} cannot be used: {error.strerror}",
-                f"stop what listens there, or choose another port with {flag} (0 picks one)",
+                f"port {port} on {address} cannot be used: {error.strerror}", hint
             ) from error
         chosen: int = probe.getsockname()[1]
     return chosen

@@ -37,6 +37,10 @@ _UNION = {
 }  # pydantic puts a union's tag into the place of an error
 
 
+# Of YAML: a date that is none, a circle, a tag whose value is not of its kind.
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError, AttributeError)
+
+
 def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     """Read a spec file; `overrides` are `section.key=value`, the value as YAML.
 
@@ -99,7 +103,9 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         found.append((path, values))
         if base is None:
             return found
-        path = path.parent / str(base)
+        if not isinstance(base, str) or not base.strip():
+            raise SpecError(f"{path}: extends is {base!r}, no file", "name one spec file")
+        path = path.parent / base
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, a circle
+    except UNREADABLE as error:
         raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
@@ -143,16 +149,16 @@ def _merged(
     return merged
 
 
-def read_override(text: str) -> dict[str, Any]:
-    """`engine.trtllm.max_batch_size=64` as a mapping."""
+def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
+    """`engine.trtllm.max_batch_size=64` as a mapping; `flag` is where it was given."""
     dotted, equals, raw = text.partition("=")
     parts = dotted.strip().split(".")
     if not equals or not all(parts):
-        raise SpecError(f"--set {text!r} is not KEY=VALUE", "write --set sweep.items=[1,32]")
+        raise SpecError(f"{flag} {text!r} is not KEY=VALUE", f"write {flag} sweep.items=[1,32]")
     try:
         value = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"--set {text!r}: the value is not YAML: {error}", "quote it") from error
+    except UNREADABLE as error:
+        raise SpecError(f"{flag} {text!r}: the value is not YAML: {error}", "quote it") from error
     if isinstance(value, dict) and not raw.lstrip().startswith("{"):
         value = raw.strip()  # such as lmdb: or a url
     return _with_paths(nested(dotted.strip(), value), Path.cwd())
@@ -187,8 +193,12 @@ def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _with_path(values: Any, parts: Sequence[str], folder: Path) -> Any:
     """The mapping with the path at `parts`, of which `*` is any key, as seen from the folder."""
     if not parts:
-        known = not isinstance(values, str | Path) or str(values) == PACKAGED_MODEL
-        return values if known else str(folder / Path(values).expanduser())
+        if not isinstance(values, str | Path) or str(values) == PACKAGED_MODEL:
+            return values
+        try:
+            return str(folder / Path(values).expanduser())
+        except RuntimeError as error:
+            raise SpecError(f"{values}: there is no such user here", "write the path") from error
     if not isinstance(values, dict):
         return values
     names = list(values) if parts[0] == "*" else [parts[0]]
@@ -208,8 +218,11 @@ def _explain(error: ValidationError, name: str) -> tuple[str, str]:
             near = difflib.get_close_matches(key, known, n=1)
             text = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
             hint = hint or f"known keys here: {', '.join(sorted(known))}"
-        elif fault["type"] != "value_error":
-            text = f"{text} (got {fault['input']!r})"
+        elif fault["type"] == "invalid_key":
+            hint = hint or "quote the key: without quotes, yes, no, on and off are no strings"
+        elif fault["type"] not in ("value_error", "missing"):  # of the latter, all around it
+            shown = repr(fault["input"])
+            text = f"{text} (got {shown if len(shown) <= 100 else shown[:97] + '...'})"
         lines.append(f"{where}: {text}" if where else text)
     message = f"{name}: " + "; ".join(lines)
     return message, hint or "correct the value; `control spec` shows all keys"

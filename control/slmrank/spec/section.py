@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
@@ -13,6 +13,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_words(cls, values: Any) -> Any:
+        """YAML reads yes and on as true, which pydantic would take for 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name) if isinstance(value, bool) else None
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            if bool not in kinds and {int, float}.intersection(kinds):
+                raise ValueError(f"{name} is {value}, not a number")
+        return values
 
     def settings(self) -> dict[str, Any]:
         """The section as plain JSON values: part of an artifact's key."""

@@ -6,6 +6,7 @@ single job that came in meanwhile. The version before stays for a grace, for req
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -65,6 +66,12 @@ if before and before ~= ARGV[2] then redis.call('EXPIRE', ARGV[1] .. before, ARG
 return {before or '', carried}
 """
 
+_DISCARD = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 0 end
+redis.call('UNLINK', KEYS[2])
+return 1
+"""
+
 
 class RedisWriter:
     """Writes the summaries of one identity."""
@@ -97,35 +104,44 @@ class RedisWriter:
         They hold the changes of single jobs up to the order `as_of`, so that these change nothing
         any more; later ones are carried over.
         `drop_others` ends the summaries of other tokenizers and summarizers after the grace.
-        Raises StoreUnavailable; the version before then stays current.
+        Raises StoreUnavailable; it says whether the version before is still the current one.
         """
         version = f"{name}-{time.time_ns() // 1_000_000}"
         key, done, written, fields = self._keys.version(version), 0, 0, 0
-        with asking(f"nothing was published to the summary store {self.address.place}", REMEDY):
-            for batch in batches:
-                values = {job_id.encode(): encode_ids(ids) for job_id, ids in batch}
-                if not values:
-                    continue
-                asked = self.client.pipeline(transaction=False)
-                asked.hset(key, mapping=values)
-                asked.expire(key, UNFINISHED_S)
-                fields += asked.execute()[0]
-                done += len(values)
-                written += sum(map(len, values.values()))
-                progress(done)
-            fields += self.client.hset(key, WHOLE, json.dumps(self._identity, sort_keys=True))
-            arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s, fields]
-            switched = self._switch([self._keys.current, self._keys.seen], arguments)
-            if not switched:
-                raise StoreUnavailable(
-                    f"{self.address.place} lost jobs while they were published: it started again, "
-                    "or evicts keys; the version before stays current",
-                    "give it the memory (maxmemory), or policy noeviction, and publish again",
-                )
+        own = json.dumps(self._identity, sort_keys=True)
+        try:
+            with asking(f"nothing was published to the summary store {self.address.place}", REMEDY):
+                for batch in batches:
+                    values = {job_id.encode(): encode_ids(ids) for job_id, ids in batch}
+                    if not values:
+                        continue
+                    asked = self.client.pipeline(transaction=False)
+                    asked.hset(key, mapping=values)
+                    asked.expire(key, UNFINISHED_S)
+                    fields += asked.execute()[0]
+                    done += len(values)
+                    written += sum(map(len, values.values()))
+                    progress(done)
+                fields += self.client.hset(key, WHOLE, own)
+                arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s, fields]
+                switched = self._switch([self._keys.current, self._keys.seen], arguments)
+                if not switched:
+                    raise StoreUnavailable(
+                        f"{self.address.place} lost jobs while they were published: it started "
+                        "again, or evicts keys; the version before stays current",
+                        "give it the memory (maxmemory), or policy noeviction, and publish again",
+                    )
+        except BaseException as error:
+            if self._is_discarded(version):
+                raise
+            raise StoreUnavailable(
+                f"version {version} is current in {self.address.place}, but its answer to that was "
+                f"lost: {error}",
+                "nothing has to be done",
+            ) from error
+        with asking(f"version {version} is current, but other ones were not looked at", REMEDY):
             before, carried = switched
-            self.client.hset(
-                self._keys.identities, self.namespace, json.dumps(self._identity, sort_keys=True)
-            )
+            self.client.hset(self._keys.identities, self.namespace, own)
             others = self._others(drop=drop_others)
         return Published(
             version=version,
@@ -157,6 +173,14 @@ class RedisWriter:
                 "run `control publish` first",
             )
         return [one == 1 for one in told]
+
+    def _is_discarded(self, version: str) -> bool:
+        """End a version that is not current: half of a catalogue takes the memory that single
+        changes need. False for the current one."""
+        with contextlib.suppress(Exception):  # the first error is told
+            keys = [self._keys.current, self._keys.version(version)]
+            return bool(self.client.eval(_DISCARD, 2, *keys, version))
+        return True
 
     def _others(self, *, drop: bool) -> int:
         """How many other identities the catalogue has; dropped, their keys end after the grace."""

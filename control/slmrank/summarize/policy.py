@@ -186,12 +186,21 @@ def _reinforce(
     )
     _silence(trainer)
     if spec.steps:
-        # One that was killed while it was written has no state.
-        whole = [path.parent for path in Path(arguments.output_dir).glob("*/trainer_state.json")]
+        states = Path(arguments.output_dir).glob("*/trainer_state.json")
+        whole = [path.parent for path in states if _is_json(path)]
         newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     _save_merged(trainer, warm, target)
     return [_figures(record) for record in trainer.state.log_history]
+
+
+def _is_json(path: Path) -> bool:
+    """The last file of a checkpoint, which is written in place: half of it is none."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _common(spec: GenerativeSpec, device: str, *, saving: bool = False) -> dict[str, Any]:

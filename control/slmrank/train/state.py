@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slmrank.errors import DataError
 from slmrank.train.sharding import gathered, like
 
 STATE_FILE = "state.pt"
@@ -95,9 +97,15 @@ def save_state(
     if not write:
         return
     work.mkdir(parents=True, exist_ok=True)
-    temporary = work / f".{STATE_FILE}.{os.getpid()}"
-    torch.save(kept, temporary)
-    temporary.rename(work / STATE_FILE)
+    temporary = work / f".{STATE_FILE}.tmp"  # of one writer: the next one takes its place
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(kept, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(work / STATE_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def resume_state(
@@ -107,11 +115,20 @@ def resume_state(
     work: Path,
     device: torch.device | str,
 ) -> RunState:
-    """The state of an interrupted run with the same identity, put back; a new one otherwise."""
+    """The state of an interrupted run with the same identity, put back; a new one otherwise.
+
+    Raises DataError for a file that cannot be read.
+    """
     path = work / STATE_FILE
     if not path.is_file():
         return RunState(identity=identity)
-    kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    try:
+        kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"the state of an interrupted run cannot be read: {path}: {error}",
+            "remove it: the run then begins anew",
+        ) from error
     if kept["identity"] != identity:
         return RunState(identity=identity)
     put_values(network, kept["model"])

@@ -14,9 +14,10 @@ from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.engine.known_answers import KNOWN_FILE, read_known
 from slmrank.engine.targets.torch import TorchTarget
-from slmrank.engine.torch.runtime import TorchEngine, batches, make_batch
+from slmrank.engine.torch.runtime import TorchEngine, attending, batches, make_batch
 from slmrank.errors import EngineError, ParityError, SpecError
 from slmrank.model import placement
+from slmrank.model.placement import choose_placement
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
@@ -79,6 +80,20 @@ def test_batches_hold_everything_once_and_keep_the_limit(
         assert len(batch.ids) <= limit or len(chosen) == 1
         assert len(batch.ids) == len(batch.positions) == batch.sizes.sum()
         assert (batch.before < 0).sum() == len({query for query, _ in chosen})
+
+
+def test_a_long_row_is_no_measure_for_short_ones() -> None:
+    """One of 1,500 tokens among 31 of 24: all were padded to it, for ten times the work."""
+    prefix, rng = np.arange(20), np.random.default_rng(0)
+    items = [rng.integers(0, 9, size) for size in (*[24] * 31, 1500)]
+    batch = make_batch([(prefix, item) for item in items])
+    groups = list(attending(batch, choose_placement("cpu")))
+    assert sum(len(one.queries) for one in groups) == 33
+    assert max(one.mask.numel() for one in groups[:-1]) < 33 * 24 * 44 + 1
+    assert groups[-1].queries.shape == (1, 1500)
+    # One row goes through however long it is.
+    lone = make_batch([(prefix, rng.integers(0, 9, 3000)), (prefix, items[0])])
+    assert sum(len(one.queries) for one in attending(lone, choose_placement("cpu"))) == 3
 
 
 def test_bfloat16_keeps_the_order(make_checkpoint: Any, tmp_path: Path) -> None:

@@ -180,7 +180,10 @@ def _run(
         ),
         limits,
         policy.sizing,
-        start=max(policy.floor, math.ceil(first / situation.target_items_per_s)),
+        start=min(
+            max(policy.floor, math.ceil(first / situation.target_items_per_s)),
+            max(situation.maximum, policy.floor),
+        ),
         seconds=trace.seconds,
         seed=situation.seed,
         depth=policy.depth,

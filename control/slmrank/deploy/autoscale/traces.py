@@ -144,7 +144,8 @@ def _read(path: Path) -> Floats:
             "give a part of it; the column seconds holds seconds",
         )
     # The mean of every step, from the integral: a spike between two steps counts.
-    grid = np.arange(seconds[0], seconds[-1] + STEP_S / 2, STEP_S)
+    # A last part of a step is left out: beyond the last row nothing is known.
+    grid = np.arange(seconds[0], seconds[-1] + STEP_S / 1000, STEP_S)
     areas = np.diff(seconds) * (np.array(rates[1:]) + np.array(rates[:-1])) / 2
     integral = np.concatenate([[0.0], np.cumsum(areas)])
     means: Floats = np.diff(_integral_at(grid, np.array(seconds), np.array(rates), integral))

@@ -22,6 +22,7 @@ from slmrank.engine.trtllm.checkpoint import read_trtllm_config
 from slmrank.engine.trtllm.plan import EMITTED_FOLDER, BuildPlan, check_engine_config
 from slmrank.errors import ArtifactError, EngineError
 from slmrank.hashing import hash_value
+from slmrank.processes import tied
 
 COMPILED = "compiled"
 PLAN_FILE = "plan.json"
@@ -161,7 +162,7 @@ def _run(builder: Builder, command: list[str], log: Path, work: Path, timeout_s:
         stream.flush()
         try:
             process = subprocess.Popen(
-                command,
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -174,10 +175,12 @@ def _run(builder: Builder, command: list[str], log: Path, work: Path, timeout_s:
         try:
             status = process.wait(timeout_s)
         except BaseException as error:
-            builder.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            try:
+                builder.cancel()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
                 raise EngineError(
                     f"the build took longer than {timeout_s:.0f} s; log: {log}",
