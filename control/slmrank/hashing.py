@@ -22,12 +22,9 @@ def hash_value(value: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes, read in 1 MiB blocks."""
-    digest = hashlib.sha256()
+    """SHA-256 (64 hex digits) of a file's bytes."""
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def without_nan(value: Any) -> Any:

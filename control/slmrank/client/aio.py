@@ -17,7 +17,6 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, TypedDict
 
 from tritonclient.utils import InferenceServerException
@@ -102,12 +101,7 @@ class AsyncRankClient:
     async def __aenter__(self) -> AsyncRankClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

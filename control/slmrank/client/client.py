@@ -13,7 +13,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine, Sequence
-from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 from slmrank.client.aio import AsyncRankClient, ClientOptions
@@ -50,12 +49,7 @@ class RankClient:
     def __enter__(self) -> RankClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -19,10 +19,9 @@ KIND_WEIGHTS = (3, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A search text, the occupation behind it and the activity ids that it names."""
+    """A search text and the activity ids that it names."""
 
     text: str
-    occupation: str
     activities: frozenset[str]
     kind: str
 
@@ -52,4 +51,4 @@ def _make(
     named = [lower_first(table.activity_titles[name]) for name in asked]
     slots = {"activity": named[0], "other": named[-1]}
     text = rng.choice(phrases()[f"query_{kind}"]).format_map(slots)
-    return Query(text=text, occupation=occupation.code, activities=frozenset(asked), kind=kind)
+    return Query(text=text, activities=frozenset(asked), kind=kind)

@@ -18,7 +18,7 @@ from slmrank.client.client import RankClient
 from slmrank.data.records import LabelledSet
 from slmrank.errors import SweepError
 from slmrank.load.binary import find_perf_analyzer
-from slmrank.load.evidence import require_ready, what_computes
+from slmrank.load.evidence import require_ready, scrape_metrics, what_computes
 from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, PointInput, Pool, make_input, plan_points
 from slmrank.load.record import write_record
@@ -147,6 +147,11 @@ def open_session(
     if url is not None:
         # Another server of the same engine is another measurement.
         identity, versions = _identity_of(url, identity), {"server": url}
+        if metrics_url is not None and scrape_metrics(metrics_url) is None:
+            raise SweepError(
+                f"there is no metrics page at {metrics_url}",
+                "give the whole address, such as http://HOST:8002/metrics, or leave it out",
+            )
     else:
         versions = {name: installed_version(name) or "none" for name in runtime}
         versions |= what_computes()

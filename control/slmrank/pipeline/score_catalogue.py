@@ -3,7 +3,7 @@ engine and the summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,31 +86,20 @@ class ScoreWorker:
         for start in range(0, len(names), ITEMS):
             job_ids = names[start : start + ITEMS]
             bodies = self._store.ids_many(job_ids)
-            # None: not in the store; without ids: of no text, or damaged.
-            known = [place for place, body in enumerate(bodies) if body is not None and len(body)]
+            items = {
+                place: self._encoder.item(body).ids
+                for place, body in enumerate(bodies)
+                # None: not in the store; without ids: of no text, or damaged.
+                if body is not None and len(body)
+            }
             scores: list[float | None] = [None] * len(job_ids)
-            if known:
-                items = [
-                    self._encoder.item(body).ids
-                    for body in bodies
-                    if body is not None and len(body)
-                ]
-                pass_of = _pass(asked.query, prefix, [job_ids[place] for place in known], items)
-                found = probability(np.asarray(self._scorer(pass_of))).tolist()
-                for place, p in zip(known, found, strict=True):
+            if items:
+                names_of = [job_ids[place] for place in items]
+                known = EncodedQuery.unjudged(asked.query, prefix, [*items.values()], names_of)
+                found = probability(np.asarray(self._scorer(known))).tolist()
+                for place, p in zip(items, found, strict=True):
                     scores[place] = p
             yield job_ids, scores
-
-
-def _pass(query: str, prefix: Any, job_ids: Sequence[str], items: Sequence[Any]) -> EncodedQuery:
-    return EncodedQuery(
-        query=query,
-        prefix=prefix,
-        items=tuple(items),
-        job_ids=tuple(job_ids),
-        grades=(0,) * len(items),
-        targets=(0.0,) * len(items),
-    )
 
 
 def score_catalogue(

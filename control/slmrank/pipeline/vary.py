@@ -33,7 +33,6 @@ class Variant:
     """One combination: its values, and the step that scores it."""
 
     values: Values
-    bundle: Bundle
     step: Step
 
 
@@ -74,9 +73,7 @@ def plan_variants(
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         changed = Bundle(change_spec(bundle.spec, *(nested(*one) for one in values.items())))
-        variants.append(
-            Variant(values=values, bundle=changed, step=score_step(changed, row, on=on))
-        )
+        variants.append(Variant(values=values, step=score_step(changed, row, on=on)))
     return variants
 
 

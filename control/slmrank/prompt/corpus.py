@@ -37,6 +37,21 @@ class EncodedQuery:
     targets: tuple[float, ...]
     truncated: int = 0
 
+    @classmethod
+    def unjudged(
+        cls, query: str, prefix: Ids, items: Sequence[Ids], job_ids: Sequence[str] | None = None
+    ) -> EncodedQuery:
+        """A query to be scored, whose items nobody judged."""
+        count = len(items)
+        return cls(
+            query=query,
+            prefix=prefix,
+            items=tuple(items),
+            job_ids=tuple(job_ids or [""] * count),
+            grades=(0,) * count,
+            targets=(0.0,) * count,
+        )
+
     def prompts(self) -> list[Ids]:
         """The whole prompt, prefix and item, of every item."""
         return [np.concatenate([self.prefix, item]) for item in self.items]

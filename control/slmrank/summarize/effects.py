@@ -23,7 +23,6 @@ from slmrank.errors import DataError
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.summarize.summarizer import Progress
-from slmrank.tokens import Ids
 
 GOOD, BAD = 3, 1  # lowest grade of a query that the job answers, highest of one that it does not
 QUERIES = (2, 1)  # queries of the first and of the second kind, per job
@@ -75,7 +74,8 @@ def measure_effects(
         added = []
         for group in queries:
             logits = [
-                query_logits(loaded, query_with_items(encoder, query, items)) for query in group
+                query_logits(loaded, EncodedQuery.unjudged(query, encoder.prefix(query), items))
+                for query in group
             ]
             added.append(np.mean([one[1:] - one[0] for one in logits], axis=0))
         found += [
@@ -127,16 +127,3 @@ def _phrases(job: Job, encoder: PromptEncoder, rng: random.Random) -> list[str]:
         piece for piece in dict.fromkeys(pieces) if 0 < len(encoder.body(piece)) <= MAX_TOKENS
     ]
     return rng.sample(phrases, MAX_PHRASES) if len(phrases) > MAX_PHRASES else phrases
-
-
-def query_with_items(encoder: PromptEncoder, query: str, items: tuple[Ids, ...]) -> EncodedQuery:
-    """The query with these items as its jobs."""
-    count = len(items)
-    return EncodedQuery(
-        query=query,
-        prefix=encoder.prefix(query),
-        items=items,
-        job_ids=("",) * count,
-        grades=(0,) * count,
-        targets=(0.0,) * count,
-    )

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from slmrank.data.records import Job
 from slmrank.model.probability import probability
+from slmrank.prompt.corpus import EncodedQuery
 from slmrank.prompt.template import job_text
-from slmrank.summarize.effects import query_with_items
 
 # A summary that makes the ranker sure of the opposite costs at most 4.6 nats, so that one query
 # does not outweigh a hundred.
@@ -68,6 +68,6 @@ class FrozenRanker:
         from slmrank.model.batch_tensors import query_logits
 
         items = tuple(self._encoder.item(ids).ids for ids in self._encoder.bodies(texts))
-        asked = query_with_items(self._encoder, query, items)
+        asked = EncodedQuery.unjudged(query, self._encoder.prefix(query), items)
         found: Floats = probability(query_logits(self._ranker, asked)).astype(np.float64)
         return found
