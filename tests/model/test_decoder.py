@@ -11,7 +11,7 @@ import torch
 from slmrank.model import batch_tensors
 from slmrank.model.decoder import pad_rows, score_items
 from slmrank.model.reference import ReferenceScorer, load_model
-from slmrank.summarize.effects import query_with_items
+from slmrank.prompt.corpus import EncodedQuery
 
 from tests.conftest import FAMILIES
 
@@ -78,7 +78,7 @@ def test_a_querys_items_in_several_passes_score_as_alone(
     checkpoint = make_checkpoint("qwen3")
     encoder = checkpoint.encoder()
     items = tuple(ids(length) for length in (9, 30, 3, 17, 2, 25))
-    query = query_with_items(encoder, "night nurse", items)
+    query = EncodedQuery.unjudged("night nurse", encoder.prefix("night nurse"), items)
     monkeypatch.setattr(batch_tensors, "BATCH_TOKENS", 40)
     found = batch_tensors.query_logits(load_model(checkpoint), query, mixed=False)
     alone = ReferenceScorer(checkpoint).logits(query.prompts())

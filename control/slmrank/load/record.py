@@ -110,7 +110,9 @@ def _drift(points: Mapping[str, Artifact], repeats: Mapping[str, Artifact]) -> f
     """Throughput of the newest repeated point at the end of its sweep, over that at the start."""
     for place, again in repeats.items():
         first = points.get(place)
-        if first is not None and first.figures["stable"] and again.figures["stable"]:
+        if first is None or first.manifest["created"] > again.manifest["created"]:
+            continue  # measured anew since, perhaps on another day
+        if first.figures["stable"] and again.figures["stable"]:
             ratio: float = again.figures["requests_per_s"] / first.figures["requests_per_s"]
             return ratio
     return None

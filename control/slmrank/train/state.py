@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +123,7 @@ def resume_state(
         return RunState(identity=identity)
     try:
         kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch has no class of its own for a broken file
         raise DataError(
             f"the state of an interrupted run cannot be read: {path}: {error}",
             "remove it: the run then begins anew",
