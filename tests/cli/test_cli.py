@@ -348,6 +348,7 @@ def test_unnamed_jobs_are_told_apart() -> None:
         ("spec {tiny} --set base.source=~nobody-here/x", 2, "no such user"),
         ("spec {tiny} --set data.seed='!!timestamp xx'", 2, "is not YAML"),
         ("spec {tiny} --set data.seed=yes", 2, "seed is True, not a number"),
+        ("spec {tiny} --set sweep.items=[1,on]", 2, "items is [1, True], not a number"),
         ("status {tiny} --set data.jobs='\"a\\0b\"'", 1, "embedded null byte"),
         ("score -q x -i - <&-", 3, "standard input is closed"),
         ("build {tiny} --device cdua", 2, "none of auto, cpu"),

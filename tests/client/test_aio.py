@@ -321,6 +321,17 @@ def test_a_long_listing_is_split_again_when_the_limit_fell() -> None:
     assert asyncio.run(ask()) == [1, 2, 2]
 
 
+def test_a_refusal_is_told_though_nobody_answers_any_more() -> None:
+    class Gone(Answering):
+        async def get_model_config(self, _model: str, **_: Any) -> Any:
+            raise broken()
+
+    server = Gone([InferenceServerException("InvalidRequest: a long query. Fix: less")])
+    client = asking(server, max_items=9, timeout_s=0.2)
+    with pytest.raises(InvalidRequest, match="a long query"):
+        asyncio.run(client.score("q", ["1", "2"]))
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"authorization": "Bearer x\n"}, {"x-a": "ü"}, {"Bad Key": "x"}, {"x-a": 1}],

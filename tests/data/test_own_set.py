@@ -161,7 +161,7 @@ def test_a_job_id_twice_and_no_job_are_refused(tmp_path: Path) -> None:
 
 def test_a_job_without_text_is_refused(tmp_path: Path) -> None:
     """A server scores none of it; it became a known answer that nobody gave."""
-    blank = {"job_id": "blank", "company": "ACME", "description": " \n"}
+    blank = {"job_id": "blank", "company": " ", "description": " \n"}
     with pytest.raises(DataError, match="job 13: 'blank' has no text"):
         read_own_set(jsonl(tmp_path, pairs(), [*JOBS, blank]), tmp_path / "made")
 
@@ -202,6 +202,8 @@ def test_what_a_writer_has_not_finished_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "pairs" / "_temporary" / "0" / "x.parquet").write_bytes(b"half")
     (tmp_path / "pairs" / f".{some.name}").write_bytes(b"half")
     assert read_own_set(spec, tmp_path / "made").pairs == expected.pairs
+    deep = spec.model_copy(update={"pairs": spec.pairs / "**" / "*.parquet"})
+    assert read_own_set(deep, tmp_path / "made").pairs == expected.pairs
     assert len(Place(str(spec.pairs)).files()) == len(list(spec.pairs.glob("[!.]*.parquet")))
 
 

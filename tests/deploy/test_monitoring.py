@@ -91,6 +91,41 @@ def test_rules_and_alerts_pass_their_tests(release: Release, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_store_that_is_away_pages_and_one_that_is_back_does_not(tmp_path: Path) -> None:
+    """Who was caught up, or has just started, knows of none that waits."""
+    release = releases.cpu(store_ports=[6379], deploy={"watch": {}})
+    write(tmp_path, release)
+    labels = (
+        f'namespace="{release.deploy.namespace}",slmrank_io_track="{release.track}",'
+        f'app_kubernetes_io_instance="{release.name}",app_kubernetes_io_component="watch"'
+    )
+    firing = 'count(ALERTS{alertname="SlmrankChangesWait",alertstate="firing"})'
+    tests = []
+    for failures, fires in (("0x20 3+3x50", True), ("0x20 3+3x3 12x50", False)):
+        series = {
+            f"slmrank_watch_failures_total{{{labels}}}": failures,
+            f"slmrank_watch_lag{{{labels}}}": "0x80",
+            f'slmrank_watch_changes_total{{{labels},result="applied"}}': "5x80",
+        }
+        tests.append(
+            {
+                "interval": "15s",
+                "input_series": [{"series": one, "values": of} for one, of in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": firing,
+                        "eval_time": "14m",
+                        "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                    }
+                ],
+            }
+        )
+    both = {"rule_files": ["rules.yaml"], "evaluation_interval": "15s", "tests": tests}
+    (tmp_path / "own.test.yaml").write_text(yaml.safe_dump(both))
+    done = promtool("test", "rules", "own.test.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -169,7 +169,7 @@ def test_an_engine_that_is_refused_does_not_end_a_search(
     said: list[str] = []
     search = Search(
         bundle=tiny.bundle,
-        on="own",
+        on="elsewhere",
         axes=axes,
         geometry=geometry,
         max_loss=1.0,

@@ -91,10 +91,11 @@ def test_one_that_cannot_be_swapped_stays_and_drafts_of_killed_ones_go(
     target, sent = tmp_path / "claim" / "r", tar_of(artifact)
     receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
     (target / "rank" / "config.pbtxt").write_text('name: "rang"\n')
-    old, new = (target.with_name(f".r.{name}") for name in ("old", "new"))
-    for draft in (old, new):
+    old, new, other = (target.with_name(f".r.{one}") for one in ("0123abcd", "4567abcd", "mine"))
+    for draft in (old, new, other):
         draft.mkdir()
-    os.utime(old, (0, 0))
+    for draft in (old, other):
+        os.utime(draft, (0, 0))
     replace = os.replace
 
     def failing(source: Path, aim: Path) -> None:
@@ -106,7 +107,7 @@ def test_one_that_cannot_be_swapped_stays_and_drafts_of_killed_ones_go(
     with pytest.raises(OSError, match="Input/output"):
         receive_tar(io.BytesIO(sent), len(sent), target, artifact.digest)
     assert (target / "rank" / "config.pbtxt").read_text() == 'name: "rang"\n'
-    assert names(target.parent) == [".r.new", "r"]
+    assert names(target.parent) == [".r.4567abcd", ".r.mine", "r"]
 
 
 def test_a_damaged_one_is_replaced_and_kept_until_then(artifact: Artifact, tmp_path: Path) -> None:

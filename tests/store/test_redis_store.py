@@ -317,9 +317,13 @@ def test_what_fails_after_the_switch_does_not_deny_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(writer, "_switch", switched)
-        with pytest.raises(StoreUnavailable, match="its answer to that was lost"):
+        with pytest.raises(StoreUnavailable, match="is current in .*, whose answer was lost"):
             writer.publish(entries_of(made({"a": [3]})), "v")
-    assert looked_up(reader, "a") == [[3]]
+        patched.setattr(writer.client, "eval", late)
+        with pytest.raises(StoreUnavailable, match="may or may not be current"):
+            writer.publish(entries_of(made({"a": [4]})), "v")
+    assert looked_up(reader, "a") == [[4]]
+    assert writer.client.hkeys(writer._keys.identities) == [writer.namespace.encode()]
 
 
 def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:

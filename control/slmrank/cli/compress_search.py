@@ -9,11 +9,13 @@ from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.cli.options import FINITE, sizes_from
 from slmrank.compress.search import combinations
+from slmrank.data.labelled import read_labelled
+from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
-from slmrank.pipeline.steps import find_current
+from slmrank.pipeline.steps import find_current, run
 from slmrank.spec.reading import change_spec
 
 _sizes = sizes_from(1)
@@ -77,6 +79,13 @@ def compress_search_command(
         asked.plan([bundle.finetuned])
         return
     with StepDisplay() as display:
+        if named == OWN and not asked.dry_run:
+            labelled = read_labelled(run(bundle.data, store, display).path)
+            if not labelled.pairs["dev"]:
+                raise SpecError(
+                    "the data has no dev pairs, which choose",
+                    "give some (data.dev_share, or their split), or search with --on NAME",
+                )
         geometry = geometry_of(bundle, store, display, asked.device)
         given = {
             "layers": layers,

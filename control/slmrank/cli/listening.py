@@ -42,7 +42,7 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
     class Server(uvicorn.Server):  # type: ignore[misc]
         def handle_exit(self, sig: int, frame: Any) -> None:
             nonlocal leaving_until
-            if sig == signal.SIGTERM:
+            if sig != signal.SIGINT:
                 leaving_until = min(leaving_until, time.monotonic() + LEAVING_S)
             else:
                 super().handle_exit(sig, frame)
@@ -70,6 +70,8 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
     server = Server(config)
     # Until uvicorn listens to it; which then raises what ended it once more: that is no failure.
     signal.signal(signal.SIGTERM, server.handle_exit)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, server.handle_exit)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
     if not server.started:

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 
 import click
@@ -146,13 +147,26 @@ def main() -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        hint = "it may be a fault of slmrank: report it"
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            hint = "smaller batches, or another machine"
         known = ControlError(
-            f"unexpected {type(error).__name__}: {error}",
-            "this is a fault of slmrank: run it again with --debug, and report what it prints",
+            f"unexpected {type(error).__name__}: {error}", f"{hint}; traceback: {_kept_traceback()}"
         )
         report_error(known, as_json=_wants_json(told))
         sys.exit(known.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _kept_traceback() -> str:
+    """The file that holds it: what failed after hours is not run again for it."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="slmrank-", suffix=".log")
+        with open(handle, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(traceback.format_exc())
+    except OSError:
+        return "under --debug"
+    return name
 
 
 def _wants_json(told: dict[str, bool]) -> bool:

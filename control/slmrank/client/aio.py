@@ -142,10 +142,13 @@ class AsyncRankClient:
                 how["priority"] = DEFERRABLE
             try:
                 answer = await self._score_rows(query, rows, limit, deadline, how)
-            except InvalidRequest:
+            except InvalidRequest as refused:
                 # Another release may have taken over, whose limit is lower.
                 sent = min(limit, len(rows))
-                now = await self._limit(deadline) if sent > 1 else sent
+                try:
+                    now = await self._limit(deadline) if sent > 1 else sent
+                except ScoreError:
+                    raise refused from None
                 if now >= sent:
                     raise
                 answer = await self._score_rows(query, rows, now, deadline, how)

@@ -83,9 +83,10 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     refuses, which it does with an error of its own in every call."""
     found = {}
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name.lower()):
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name.lower()):
             raise InvalidRequest(f"{name!r} is no header's name", "use letters, digits, - _ and .")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        bytes_fit = isinstance(value, bytes) and name.lower().endswith("-bin")
+        if not bytes_fit and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
             # Not shown: it may be a token.
             raise InvalidRequest(
                 f"the value of header {name!r} is not printable ASCII",

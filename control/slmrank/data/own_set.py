@@ -100,7 +100,8 @@ def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
                 f"{spec.jobs}: job {number}: job_id {job.job_id!r} appears twice",
                 "make job ids unique",
             )
-        if not any(text.strip() for text in (job.title, job.location, job.description)):
+        texts = (job.title, job.company, job.location, job.description)
+        if not any(text.strip() for text in texts):
             raise DataError(
                 f"{spec.jobs}: job {number}: {job.job_id!r} has no text: a server scores none",
                 "give it a title or a description, or leave it out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,18 +14,16 @@ BATCH_ROWS = 8192
 
 def parquet_files(path: Path) -> list[Path]:
     """The files that a path names, in name order. Raises DataError when there is none."""
+    fixed = len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
     if path.is_dir():
-        # As other readers do: what begins so is of a writer that is not done.
-        found = sorted(
-            one
-            for one in path.rglob("*.parquet")
-            if not any(part[0] in "_." for part in one.relative_to(path).parts)
-        )
+        found = sorted(path.rglob("*.parquet"))
     elif "*" in str(path) or "?" in str(path):
         root = Path(path.anchor) if path.is_absolute() else Path()
         found = sorted(root.glob(str(path.relative_to(root) if path.is_absolute() else path)))
     else:
         found = [path] if path.is_file() else []
+    # As other readers do: what begins so is of a writer that is not done.
+    found = [one for one in found if not any(part[0] in "_." for part in one.parts[fixed:])]
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
     return found

@@ -167,12 +167,12 @@ def _of(release: Release, alert: dict[str, Any]) -> dict[str, Any]:
 def _follower_alerts(release: Release) -> list[dict[str, Any]]:
     own = f'{{{series_of(release)},app_kubernetes_io_component="watch"}}'
     done = f"sum(rate(slmrank_watch_changes_total{own}[5m]))"
-    refused = f"sum(increase(slmrank_watch_failures_total{own}[5m]))"
+    refused = f"sum(increase(slmrank_watch_failures_total{own}[2m]))"
     rejected = own.replace("}", ',result="rejected"}')
     return [
         _alert(
             "SlmrankChangesWait",
-            # A store that is away does not say how many wait.
+            # A store that is away does not say how many wait; what failed is soon forgotten.
             f"(max(slmrank_watch_lag{own}) > 0 or {refused} > 0) and {done} == 0",
             "5m",
             "page",

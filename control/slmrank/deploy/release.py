@@ -23,7 +23,7 @@ from slmrank.hashing import hash_value
 from slmrank.load.capacity import slowest_cell
 from slmrank.load.record import read_record
 from slmrank.machine.facts import is_product
-from slmrank.repository.generate import read_identity
+from slmrank.repository.generate import ranker_count, read_identity
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.deploy import DNS_LABEL, DeploySpec, Strategy
 from slmrank.spec.repository import MEMORY
@@ -242,7 +242,7 @@ def make_release(
         "instances": spec.repository.instances if isinstance(target, InProcessTarget) else 1,
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
-        "cache_mib": cache.memory_mb * spec.repository.instances if cache else 0,
+        "cache_mib": cache.memory_mb * ranker_count(repository.path) if cache else 0,
         "store_ports": shared_ports(spec),
         "deploy": spec.deploy.settings(),
     }

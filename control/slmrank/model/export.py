@@ -71,9 +71,9 @@ def exported_files(template: PromptTemplate, labels: Labels) -> dict[str, str]:
 def text_is_enough(encoder: PromptEncoder, tokenizer: Tokenizer) -> bool:
     """Whether prompts tokenised at once have the ids of the encoder, by texts that end in marks."""
     template = encoder.template
+    tokenizer.encode_special_tokens = False
     for query, text in PROBES:
         rendered = template.prefix.replace("{query}", query) + text + template.closing
-        tokenizer.encode_special_tokens = False
         at_once = tokenizer.encode(rendered, add_special_tokens=False).ids
         apart = [*encoder.prefix(query), *encoder.item(encoder.body(text)).ids]
         if at_once != apart:

@@ -139,7 +139,7 @@ class Search:
             running = survivors(after, self.max_loss) if after else []
         good = [one for one in tried if one.in_engine and one.loss.value <= self.max_loss]
         best = min(good, key=lambda one: one.seconds, default=None)
-        checked = None if best is None else self._checked(best.choice)
+        checked = None if best is None else self._checked(best.choice, reference)
         return Found(predicted=predicted, tried=tried, best=best, checked=checked)
 
     def changes(self, choice: Choice, steps: int) -> dict[str, Any]:
@@ -180,15 +180,21 @@ class Search:
             errors[width] = pruned.figures["relative_error_per_layer"]
         return [uneven_widths(errors, width) for width in list(errors)[1:-1]]
 
-    def _checked(self, choice: Choice) -> Interval | None:
-        """The loss of a choice, as recovered in the last round, on the bundle's test queries."""
+    def _checked(self, choice: Choice, reference: Artifact) -> Interval | None:
+        """The loss of a choice, as recovered in the last round, on the bundle's test queries, from
+        the same reference."""
         if self.on != OWN:
             return None
         spec = change_spec(self.bundle.spec, {"evaluate": {"split": "test"}})
         asked = replace(self, bundle=Bundle(spec))
         scores = asked._score(choice, self.steps, in_engine=True)
-        loss = asked._loss(scores, asked._reference())
-        self.report(f"{choice.words}: {-loss.value:+.4f} on test queries, which chose nothing")
+        full, summaries = asked._references()
+        step = full if reference.manifest["settings"]["full_text"] else summaries
+        loss = asked._loss(scores, asked._made(step))
+        self.report(
+            f"{choice.words}: {-loss.value:+.4f} on test queries, which chose nothing"
+            + (f": more than {self.max_loss}" if loss.value > self.max_loss else "")
+        )
         return loss
 
     def _by_engine(self, choice: Choice) -> bool:

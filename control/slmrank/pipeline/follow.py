@@ -86,6 +86,7 @@ class Follower:
             self._in_hand = len(taken)
             if taken:
                 self._apply(source, taken)
+            self._in_hand = 0
             lag = self._patiently(source.lag)
             told(self.counts, lag)
             if source.ended or (until_idle and not taken and not lag):

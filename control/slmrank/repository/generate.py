@@ -201,6 +201,12 @@ def read_identity(path: Path) -> dict[str, str]:
     return {name: value.string_value for name, value in parameters.items()}
 
 
+def ranker_count(path: Path) -> int:
+    """Processes of the stage `ranker` in a server over this repository."""
+    count: int = check_repository(path)[RANKER].instance_group[0].count
+    return count
+
+
 def link_tree(source: Path, target: Path) -> None:
     """Copy a folder by hard links; falls back to copies across file systems. Manifests and locks
     stay behind."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -171,9 +172,10 @@ def _land(target: Path, digest: str, fill: Callable[[Path], None]) -> int:
     """Fill a folder beside `target`, check it, and give it the name."""
     draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
     draft.mkdir(parents=True)
-    for other in target.parent.glob(f".{target.name}.*"):
+    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}(\.old)?")
+    for other in target.parent.iterdir():
         with contextlib.suppress(OSError):  # of one that was killed: engines are gigabytes
-            if time.time() - other.stat().st_mtime > ABANDONED_S:
+            if own.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED_S:
                 shutil.rmtree(other)
     old = draft.with_name(f"{draft.name}.old")
     try:

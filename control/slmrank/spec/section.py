@@ -19,15 +19,22 @@ class Section(BaseModel):
     def _numbers_are_no_words(cls, values: Any) -> Any:
         """YAML reads yes and on as true, which pydantic would take for 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(name) if isinstance(value, bool) else None
-            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-            if bool not in kinds and {int, float}.intersection(kinds):
+            given = value if isinstance(value, list) else [value]
+            found = any(isinstance(one, bool) for one in given)
+            field = cls.model_fields.get(name) if found else None
+            kinds = _within(field.annotation) if field else set()
+            if bool not in kinds and kinds & {int, float}:
                 raise ValueError(f"{name} is {value}, not a number")
         return values
 
     def settings(self) -> dict[str, Any]:
         """The section as plain JSON values: part of an artifact's key."""
         return self.model_dump(mode="json")
+
+
+def _within(annotation: Any) -> set[Any]:
+    """A type with those that it is made of."""
+    return {annotation}.union(*(_within(one) for one in get_args(annotation)))
 
 
 def multiple_of_64(name: str, value: int) -> int:

@@ -108,7 +108,7 @@ class RedisWriter:
         """
         version = f"{name}-{time.time_ns() // 1_000_000}"
         key, done, written, fields = self._keys.version(version), 0, 0, 0
-        own = json.dumps(self._identity, sort_keys=True)
+        own, switching = json.dumps(self._identity, sort_keys=True), False
         try:
             with asking(f"nothing was published to the summary store {self.address.place}", REMEDY):
                 for batch in batches:
@@ -123,7 +123,9 @@ class RedisWriter:
                     written += sum(map(len, values.values()))
                     progress(done)
                 fields += self.client.hset(key, WHOLE, own)
+                self.client.hset(self._keys.identities, self.namespace, own)
                 arguments = [f"{self._keys.prefix}v:", version, as_of, self.address.grace_s, fields]
+                switching = True
                 switched = self._switch([self._keys.current, self._keys.seen], arguments)
                 if not switched:
                     raise StoreUnavailable(
@@ -132,16 +134,17 @@ class RedisWriter:
                         "give it the memory (maxmemory), or policy noeviction, and publish again",
                     )
         except BaseException as error:
-            if self._is_discarded(version):
+            current = self._discard(version)
+            if current is False or not switching or not isinstance(error, Exception):
                 raise
+            told = "is current" if current else "may or may not be current"
             raise StoreUnavailable(
-                f"version {version} is current in {self.address.place}, but its answer to that was "
-                f"lost: {error}",
-                "nothing has to be done",
+                f"version {version} {told} in {self.address.place}, whose answer was lost: "
+                f"{error.__cause__ or error}",
+                "nothing has to be done" if current else "publish again when it is back",
             ) from error
         with asking(f"version {version} is current, but other ones were not looked at", REMEDY):
             before, carried = switched
-            self.client.hset(self._keys.identities, self.namespace, own)
             others = self._others(drop=drop_others)
         return Published(
             version=version,
@@ -174,13 +177,13 @@ class RedisWriter:
             )
         return [one == 1 for one in told]
 
-    def _is_discarded(self, version: str) -> bool:
+    def _discard(self, version: str) -> bool | None:
         """End a version that is not current: half of a catalogue takes the memory that single
-        changes need. False for the current one."""
+        changes need. Whether it is the current one, None where that is not known."""
         with contextlib.suppress(Exception):  # the first error is told
             keys = [self._keys.current, self._keys.version(version)]
-            return bool(self.client.eval(_DISCARD, 2, *keys, version))
-        return True
+            return not self.client.eval(_DISCARD, 2, *keys, version)
+        return None
 
     def _others(self, *, drop: bool) -> int:
         """How many other identities the catalogue has; dropped, their keys end after the grace."""

@@ -753,6 +753,11 @@ def test_an_interrupted_rollback_goes_on_and_not_back(bench: Bench, server: ApiS
         bench.apply(cpu(engine={**releases.values()["engine"], "tag": "333333333333"}))
     assert bench.serving() == {"0123456789ab"}
     assert bench.deployer.rollback(cpu().place, 1)["revision"] == 1
+    # Also where the target is one that was rolled back from.
+    bench.waiter.sleep = interrupted
+    with pytest.raises(DeployFailed):
+        bench.deployer.rollback(cpu().place, 2)
+    assert (states(bench)[1], states(bench)[2]) == ("rolled-back", "deployed")
 
 
 def states(bench: Bench) -> dict[int, str]:

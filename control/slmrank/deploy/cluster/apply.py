@@ -121,6 +121,7 @@ class Deployer:
         ]
         for one in left:
             self._note(one, "rolled-back", place)
+        self._note(target, "deployed", place)
         try:
             self._restore(place, target)
             if target.release_values is None:
@@ -130,6 +131,7 @@ class Deployer:
         except ControlError as error:
             for one in left:  # better than this one, as it turns out
                 self._note(one, "deployed", place)
+            self._note(target, target.state, place)
             if isinstance(error, DeployFailed):
                 raise
             raise DeployFailed(
@@ -138,7 +140,6 @@ class Deployer:
         except BaseException as error:
             remedy = f"`control deploy rollback --revision {target.revision}` goes on"
             raise interrupted(error, remedy) from error
-        self._note(target, "deployed", place)
         return {"revision": target.revision, "release": target.release, "engine": target.engine}
 
     def running(self, place: Place) -> str | None:

@@ -248,10 +248,10 @@ def attending(
         longest = np.maximum.accumulate(batch.sizes[rows])
         masks = longest * (longest + np.maximum.accumulate(leads_of[rows]))
         fits = np.arange(1, len(rows) + 1) * masks <= MASK_AT_ONCE
-        rows = rows[: max(1, int(np.argmin(fits)) if not fits.all() else len(rows))]
+        rows = rows[: max(1, int(fits.sum()))]
         start += len(rows)
         before = batch.before[rows]
-        led = np.where(before >= 0, batch.sizes[before], 0)
+        led = leads_of[rows]
         # Only these go to the device; what has the size of the mask is made there.
         facts = np.stack([batch.sizes[rows], led, batch.starts[rows], batch.starts[before]])
         sizes, leads, starts, lead_starts = placement.tensor(facts)[:, :, None]
