@@ -17,6 +17,7 @@ from rich.table import Table
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.hashing import without_nan
 from slmrank.pipeline.steps import Step, in_order, pending
+from slmrank.surrogates import without_surrogates
 
 PLAIN_PAUSE_S = 15.0
 
@@ -161,13 +162,13 @@ def print_json(value: dict[str, Any]) -> None:
 def json_text(value: dict[str, Any]) -> str:
     """JSON with the schema version. Dataclasses are mappings, and NaN, which JSON lacks, null."""
     clean = without_nan({"schema": 1, **value})
-    return _printable(json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False))
+    return without_surrogates(json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; numbers are right-aligned."""
     table = Table(
-        title=_printable(title),
+        title=without_surrogates(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -177,14 +178,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows if row[index])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(_printable, row))
+        table.add_row(*map(without_surrogates, row))
     width = None if sys.stdout.isatty() else 190
     Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=width).print(table)
-
-
-def _printable(text: str) -> str:
-    """Half a surrogate pair, which JSON may hold, has no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _is_number(text: str) -> bool:

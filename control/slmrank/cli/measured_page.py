@@ -91,10 +91,9 @@ def measured_options(function: Decorated) -> Any:
     def command(
         opened: Opened, out: Path | None, device: str, dry_run: bool, as_json: bool, **own: Any
     ) -> Any:
-        if not dry_run:
-            headless_pyplot()  # better now than after what is drawn was measured
         asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
-        if not dry_run:
+        if not dry_run:  # better now than after what is drawn was measured
+            headless_pyplot()
             try:
                 asked.reports.mkdir(parents=True, exist_ok=True)
             except OSError as error:

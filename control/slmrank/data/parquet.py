@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
 BATCH_ROWS = 8192
+
+
+def is_hidden(parts: Iterable[str]) -> bool:
+    """Whether a path below a folder is left out, as other readers of Parquet do: what begins so is
+    of a writer that is not done."""
+    return any(part[:1] in ("_", ".") for part in parts)
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -22,8 +28,7 @@ def parquet_files(path: Path) -> list[Path]:
         found = sorted(root.glob(str(path.relative_to(root) if path.is_absolute() else path)))
     else:
         found = [path] if path.is_file() else []
-    # As other readers do: what begins so is of a writer that is not done.
-    found = [one for one in found if not any(part[0] in "_." for part in one.parts[fixed:])]
+    found = [one for one in found if not is_hidden(one.parts[fixed:])]
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
     return found

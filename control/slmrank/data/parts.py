@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slmrank.data.parquet import is_hidden
 from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
@@ -84,7 +85,7 @@ class Place:
             (one.path, one.size, one.mtime_ns)
             for one in found
             if one.path.endswith(".parquet")
-            and (one is info or not _is_hidden(one.path.removeprefix(self.path)))
+            and (one is info or not is_hidden(one.path.removeprefix(self.path).split("/")))
         )
         if not named or info.type == self._kinds.FileType.NotFound:
             raise DataError(
@@ -167,11 +168,6 @@ class Place:
         place.path = f"{self.path}/{name}"
         place.url = url_below(self.url, name)
         return place
-
-
-def _is_hidden(path: str) -> bool:
-    """Readers of Parquet folders leave out what begins so: it is of a writer that is not done."""
-    return any(part[0] in "_." for part in path.split("/") if part)
 
 
 def plan_parts(source: Place, rows: int = PART_ROWS, *, cut_groups: bool = False) -> list[Part]:

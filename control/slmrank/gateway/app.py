@@ -23,6 +23,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
@@ -70,7 +71,6 @@ _STATUS: dict[type[ScoreError], tuple[int, str]] = {
     Unreachable: (503, "No server"),
     DeadlineExceeded: (504, "No answer in time"),
 }
-_POSTED = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/score")
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -102,6 +102,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
     end."""
     metrics = GatewayMetrics(CollectorRegistry())
     in_flight = 0
+    posted: set[str] = set()  # the paths below
     clients = [client, *(side.client for side in (shelf.sides if shelf else ()))]
 
     @contextlib.asynccontextmanager
@@ -148,7 +149,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         response.headers["x-request-id"] = request.state.id
         if asked:
             # What is refused here was not routed.
-            route = request.url.path if request.url.path in _POSTED else "other"
+            route = request.url.path if request.url.path in posted else "other"
             metrics.requests.labels(route, str(response.status_code)).inc()
             metrics.seconds.labels(route).observe(time.monotonic() - started)
         return response
@@ -238,6 +239,11 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
     async def page() -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
+    posted.update(
+        one.path
+        for one in app.routes
+        if isinstance(one, APIRoute) and "POST" in (one.methods or ())
+    )
     if shelf is not None:
         app.include_router(page_routes(shelf))
     return app

@@ -18,12 +18,13 @@ from slmrank.client.answer import Answer, ItemScore, Part, rank_order
 from slmrank.client.asked import Asked, read_asked
 from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
+from slmrank.surrogates import without_surrogates
 from slmrank.triton.status import Status
 
 Document = str | dict[str, Any]
 MOST_KEYS = 64
-# What is given back of a request. Half a surrogate pair has no UTF-8 form.
-Echoed = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
+# What is given back of a request.
+Echoed = Annotated[str, BeforeValidator(without_surrogates)]
 
 
 class _Asked(BaseModel):
@@ -228,7 +229,7 @@ def _returned(document: Document) -> RerankDocument:
     shown: Mapping[str, Any] = {"text": document} if isinstance(document, str) else document
     if not shown.get("text"):  # clients read a document's text
         shown = {**shown, "text": shown.get("description") or json.dumps(shown)}
-    written = json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
+    written = without_surrogates(json.dumps(shown, ensure_ascii=False))
     return RerankDocument.model_validate(json.loads(written))
 
 

@@ -163,7 +163,8 @@ def write_ranker(
 
     Raises CheckpointError where labels or limits do not fit the model.
     """
-    labels = find_labels(load_tokenizer(path), template)
+    tokenizer = load_tokenizer(path)
+    labels = find_labels(tokenizer, template)
     ranker = {
         "schema": 1,
         "prompt": asdict(template),
@@ -183,15 +184,15 @@ def write_ranker(
         write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     checkpoint = open_checkpoint(path)
-    if text_is_enough(checkpoint.encoder(), load_tokenizer(path)):
+    encoder = checkpoint.encoder()
+    if text_is_enough(encoder, tokenizer):
         for name, content in exported_files(template, labels).items():
             (path / name).parent.mkdir(exist_ok=True)
             write_atomic(path / name, content)
-    largest = max(load_tokenizer(path).get_vocab(with_added_tokens=True).values())
-    if largest >= checkpoint.geometry.vocab_size:
+    if encoder.vocab_size > checkpoint.geometry.vocab_size:
         raise CheckpointError(
-            f"the tokenizer has token {largest}, the embedding {checkpoint.geometry.vocab_size} "
-            "rows",
+            f"the tokenizer has token {encoder.vocab_size - 1}, the embedding "
+            f"{checkpoint.geometry.vocab_size} rows",
             "resize_token_embeddings to the tokenizer's length, and save again",
         )
     return checkpoint

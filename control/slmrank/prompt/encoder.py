@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from slmrank.errors import CheckpointError, InvalidQuery
 from slmrank.prompt.template import PromptTemplate
+from slmrank.surrogates import without_surrogates
 from slmrank.tokens import Ids
 
 MAX_QUERY_BYTES = 16_384
@@ -155,8 +156,7 @@ class PromptEncoder:
 
     def _texts(self, texts: list[str]) -> list[Ids]:
         self._tokenizer.encode_special_tokens = True
-        # A lone surrogate cannot be encoded as UTF-8; it can only come from a broken client.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        clean = [without_surrogates(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
