@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from worker import Request, Score, Setting, main, sigmoid
 
 
-def start(setting: Setting) -> tuple[Score, dict[str, Any]]:
+def start(setting: Setting, model: Path | None = None) -> tuple[Score, dict[str, Any]]:
+    """`model`: the checkpoint in another form."""
     # Read at import. In one process vLLM binds no threads: OMP_NUM_THREADS is what counts.
     os.environ.update(
         CUDA_VISIBLE_DEVICES="",
@@ -35,8 +37,8 @@ def start(setting: Setting) -> tuple[Score, dict[str, Any]]:
     ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
     # Without AVX-512 BF16, bfloat16 took four times as long as float32.
     precision = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-    model = LLM(
-        model=str(setting.checkpoint),
+    engine = LLM(
+        model=str(model or setting.checkpoint),
         skip_tokenizer_init=True,
         dtype=precision,
         max_model_len=2048,
@@ -60,7 +62,7 @@ def start(setting: Setting) -> tuple[Score, dict[str, Any]]:
             for prompt in request.prompts()
         ]
         found = []
-        for output in model.generate(prompts, answer, use_tqdm=False):
+        for output in engine.generate(prompts, answer, use_tqdm=False):
             logits = output.outputs[0].logprobs[0]
             found.append(sigmoid(logits[setting.yes].logprob - logits[setting.no].logprob))
         return found

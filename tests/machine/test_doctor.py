@@ -26,7 +26,6 @@ LOCAL = Machine(
         "torch": "2.13.0",
         "transformers": "5.23.0",
         "openvino": "2026.4",
-        "nncf": "3.4",
         "numpy": "1.26.4",
     },
     cpu=frozenset({"avx512_vnni"}),

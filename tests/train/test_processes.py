@@ -120,7 +120,13 @@ def test_a_broken_run_goes_on_to_the_bit(
 ) -> None:
     checkpoint = make_checkpoint()
     spec = settings(
-        **{**SPEC.model_dump(), "lora": LoraSpec(rank=4), "dev_every": 2, "shard": shard}
+        **{
+            **SPEC.model_dump(),
+            "lora": LoraSpec(rank=4),
+            "dev_every": 2,
+            "shard": shard,
+            "ema_decay": 0.9,
+        }
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert launch(checkpoint, spec, whole, processes=processes).returncode == 0

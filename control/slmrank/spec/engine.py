@@ -28,11 +28,12 @@ class OpenVinoSpec(Section):
     """OpenVINO on CPUs."""
 
     precision: Literal["auto", "float32", "bfloat16", "int8-weights", "int8"] = "auto"
-    """int8: weights and activations by NNCF SmoothQuant, item passes only; int8-weights:
+    """int8: weights and activations, smoothed, except where that moves p too far; int8-weights:
     weights, activations quantised at run time; auto: int8 where the processor that builds has
     products of it (VNNI, AMX), else float32, which is faster there"""
-    calibration_prompts: int = Field(96, ge=8, description="items seen by INT8 calibration")
-    smooth_quant_alpha: float = Field(0.65, ge=0, le=1, description="SmoothQuant strength")
+    calibration_prompts: int = Field(160, ge=8, description="items seen by INT8 calibration")
+    smooth_quant_alpha: float | None = Field(None, ge=0, le=1)
+    """SmoothQuant's strength in all layers; unset: for each input what moves p least"""
     max_batch_items: int = Field(32, ge=1, le=512, description="items in one engine call")
 
 

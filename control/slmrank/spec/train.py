@@ -42,6 +42,9 @@ class TrainSpec(Section):
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of AdamW, cosine to a tenth")
     warmup_steps: int = Field(8, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """evaluate and keep the moving average of the weights over about 1 / (1 - ema_decay) steps
+    instead of the last ones; unset: the last ones"""
     seed: int = Field(0, ge=0, description="seed of batches")
     checkpoint_every: int = Field(16, ge=1, description="steps between resumable states")
     dev_every: int | None = Field(None, ge=1)

@@ -30,6 +30,7 @@ from slmrank.model.placement import Placement
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.train import TrainSpec
 from slmrank.train.adapter import add_adapter, load_adapter, merge_adapter, save_adapter
+from slmrank.train.average import MovingAverage
 from slmrank.train.batches import draw_batches, learning_rate_at, micro_batches, tokens_of
 from slmrank.train.launch import end_at_exit, of_main_process, start_processes
 from slmrank.train.losses import LIST_LOSSES, Summed, bernoulli_kl
@@ -135,6 +136,8 @@ def _run(
     )
     identity = hash_value({"spec": spec.deciding(), "inputs": dict(inputs), "processes": processes})
     state = resume_state(identity, network, optimizer, work, ranker.placement.device)
+    average = MovingAverage(network, spec.ema_decay)
+    average.go_on(state.mean, state.done)
     launched.wait_for_everyone()
     model = scorer if split else launched.prepare_model(scorer, device_placement=False)
     resumed_at, tokens, started = state.done, 0, time.monotonic()
@@ -152,22 +155,27 @@ def _run(
         launched.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update()
         tokens += sum(tokens_of(one) for one in batches[step])
         record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
         state.log.append(record)
         if spec.dev_every and dev and (step + 1 == spec.steps or not (step + 1) % spec.dev_every):
-            scored = score_dev(model, ranker.placement, dev[: spec.dev_queries])
-            figures, by_query = of_main_process(scored)
-            record |= figures
-            if state.keeps(by_query):
-                state.best, state.kept_step = trained_values(network), step + 1
+            with average.in_place():
+                scored = score_dev(model, ranker.placement, dev[: spec.dev_queries])
+                figures, by_query = of_main_process(scored)
+                record |= figures
+                if state.keeps(by_query):
+                    state.best, state.kept_step = trained_values(network), step + 1
         launched.log({key: value for key, value in record.items() if key != "step"}, step + 1)
         progress(step + 1, spec.steps, loss)
         if (step + 1) % spec.checkpoint_every == 0 and step + 1 < spec.steps:
+            state.mean = average.values()
             save_state(state, network, optimizer, work, write=launched.is_main_process)
             launched.wait_for_everyone()
     if state.best is not None:
         put_values(network, state.best)
+    else:
+        average.put()
     if split:
         put_values(ranker.network, trained_values(network))
         ranker.network.to(ranker.placement.device)

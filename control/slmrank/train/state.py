@@ -22,12 +22,13 @@ STATE_FILE = "state.pt"
 @dataclass(kw_only=True)
 class RunState:
     """Where a run stands. `log` has one record per finished step; `top` are the highest
-    evaluation's NDCG@10 of the dev queries, `best` the trained parameters that are kept, those
-    after `kept_step` steps."""
+    evaluation's NDCG@10 of the dev queries, `mean` the moving average of the trained parameters,
+    `best` those that are kept, of `kept_step` steps."""
 
     identity: str
     log: list[dict[str, float]] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
+    mean: dict[str, Tensor] | None = None
     best: dict[str, Tensor] | None = None
     kept_step: int = 0
 
@@ -90,6 +91,7 @@ def save_state(
         "optimizer": _each(optimizer.state_dict(), lambda _place, value: gathered(value)),
         "log": state.log,
         "top": state.top,
+        "mean": state.mean,
         "best": state.best,
         "kept_step": state.kept_step,
     }
@@ -136,7 +138,9 @@ def resume_state(
         _each(kept["optimizer"], lambda place, value: like(value, trained[place]))
     )
     # A run may go on in another version than began it.
-    known = {name: kept[name] for name in ("log", "top", "best", "kept_step") if name in kept}
+    known = {
+        name: kept[name] for name in ("log", "top", "mean", "best", "kept_step") if name in kept
+    }
     return RunState(identity=identity, **known)
 
 

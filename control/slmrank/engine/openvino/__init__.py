@@ -2,5 +2,5 @@
 
 import sys
 
-# openvino and nncf send what they are used for to Google Analytics unless this package is absent.
+# openvino sends what it is used for to Google Analytics unless this package is absent.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -9,32 +9,44 @@ import numpy as np
 from slmrank.engine.openvino.export import (
     ITEMS_GRAPH,
     PREFIX_GRAPH,
-    compiled_prefix,
+    ItemsPass,
+    calibration_inputs,
     export_items,
-    past_of,
     prefix_of_items,
-    quantize,
-    quantize_weights,
     save_graph,
+    separate_outputs,
 )
+from slmrank.engine.openvino.int8 import all_products, round_graph, smooth
 from slmrank.engine.openvino.runtime import ENGINE_FILE, HEAD_FILE
 from slmrank.engine.targets.base import Building
+from slmrank.errors import DataError
+from slmrank.model.reference import load_model
 
 
 def write_openvino(building: Building, precision: str) -> None:
     """Write prefix.xml, items.xml, head.npz and engine.json into the folder."""
     spec, folder = building.spec.engine.openvino, building.folder
     building.report("trace")
-    items_graph = export_items(building.checkpoint)
+    items_pass = ItemsPass(load_model(building.checkpoint))
     head = building.checkpoint.encoder().head_ids
-    compiled = compiled_prefix(items_graph)
-    np.savez(folder / HEAD_FILE, ids=head, past=past_of(compiled, head))
+    steps: dict[str, float | None] = {}
+    if precision == "int8-weights":
+        steps = dict.fromkeys(all_products(items_pass.model))
     if precision == "int8":
         building.report("calibrate INT8")
         calibration = building.calibration(spec.calibration_prompts)
-        items_graph = quantize(items_graph, compiled, calibration, spec.smooth_quant_alpha)
-    elif precision == "int8-weights":
-        items_graph = quantize_weights(items_graph)
+        inputs = calibration_inputs(items_pass, head, calibration)
+        if not inputs:
+            raise DataError(
+                "INT8 needs training pairs for its ranges, and there is none",
+                "add pairs with split 'train', or set engine.openvino.precision to bfloat16",
+            )
+        steps.update(smooth(items_pass, inputs, spec.smooth_quant_alpha))
+    np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
+    items_graph = export_items(items_pass, building.checkpoint.geometry)
+    round_graph(items_graph, steps)
+    if precision == "int8":
+        separate_outputs(items_graph)
     half = precision != "float32"
     save_graph(prefix_of_items(items_graph), folder / PREFIX_GRAPH, half_weights=half)
     save_graph(items_graph, folder / ITEMS_GRAPH, half_weights=half)

@@ -14,8 +14,7 @@ destroyed, design.md section 7). Behind them a query's tokens are INT8 like an i
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,35 @@ from openvino import opset13 as opset
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
-from slmrank.engine.openvino.runtime import keep_apart, no_past, prefix_inputs
-from slmrank.model.checkpoint import Checkpoint
-from slmrank.model.decoder import item_mask, label_row, run_layers
+from slmrank.engine.openvino.int8 import PassInputs
+from slmrank.engine.openvino.runtime import begins, keep_apart
+from slmrank.model.checkpoint import Geometry
+from slmrank.model.decoder import LoadedRanker, causal_mask, item_mask, label_row, run_layers
 from slmrank.model.quiet import quiet
-from slmrank.model.reference import load_model
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.tokens import Ids
 
 PREFIX_GRAPH = "prefix.xml"
 ITEMS_GRAPH = "items.xml"
-ItemInputs = dict[str, Any]
 
 
-class _ItemsPass(nn.Module):
-    def __init__(self, model: nn.Module, head: Tensor) -> None:
+class ItemsPass(nn.Module):
+    """What `items.xml` computes, of a ranker in float32."""
+
+    def __init__(self, ranker: LoadedRanker) -> None:
         super().__init__()
-        self.model = model
-        self.register_buffer("head", head)
+        self.model: Any = ranker.network
+        _fold_scale(self.model)
+        self.register_buffer("head", label_row(ranker).detach().float())
+
+    @torch.no_grad()
+    def past_of(self, ids: Ids) -> Tensor:
+        """Keys and values [1, L, 2, K, P, D] of a prompt's first tokens."""
+        rows = torch.from_numpy(ids[None].astype(np.int64))
+        places = torch.arange(rows.shape[1])
+        mask = causal_mask(rows.shape[1], rows.device)
+        _, cache = run_layers(self.model, rows, places[None], mask)
+        return torch.stack([torch.stack(one, dim=1) for one in cache], dim=1)
 
     def forward(
         self, ids: Tensor, lengths: Tensor, past: Tensor, prefix_lengths: Tensor, prefix_of: Tensor
@@ -54,20 +64,15 @@ class _ItemsPass(nn.Module):
         mask = item_mask(starts, past.shape[4], size)
         cache = [(one[:, 0][prefix_of], one[:, 1][prefix_of]) for one in past.unbind(1)]
         hidden, _ = run_layers(self.model, ids, positions, mask, cache, last=lengths - 1)
-        network: Any = self.model
-        normed: Tensor = network.model.norm(hidden)
+        normed: Tensor = self.model.model.norm(hidden)
         head: Tensor = self.head  # type: ignore[assignment]
         # Not a matrix product, which would be rounded to INT8, where it made more than half of the
         # error of p (mean |dp| 0.011 instead of 0.005), or to bfloat16, where neighbours tie.
         return (normed.float() * head).sum(-1)
 
 
-def export_items(checkpoint: Checkpoint) -> Any:
+def export_items(items_pass: ItemsPass, shape: Geometry) -> Any:
     """The items graph, in float32."""
-    ranker = load_model(checkpoint)
-    _fold_scale(ranker.network)
-    head = label_row(ranker).detach().float()
-    shape = checkpoint.geometry
     kept = (shape.layers, 2, shape.kv_heads)
     example = {
         "ids": torch.ones(3, 7, dtype=torch.long),
@@ -84,7 +89,7 @@ def export_items(checkpoint: Checkpoint) -> Any:
         "prefix_of": [-1],
     }
     with torch.no_grad(), quiet():
-        items_graph = _convert(_ItemsPass(ranker.network, head), example, shapes)
+        items_graph = _convert(items_pass, example, shapes)
     _name(items_graph, "items", "logits")
     return items_graph
 
@@ -118,18 +123,6 @@ def prefix_of_items(items_graph: Any) -> Any:
     return made
 
 
-def past_of(compiled_prefix: Any, ids: Ids) -> Any:
-    """Keys and values [1, L, 2, K, P, D] of a prompt's first tokens."""
-    nothing = no_past(compiled_prefix)
-    return compiled_prefix(prefix_inputs(ids[None], nothing))[0].copy()
-
-
-def compiled_prefix(items_graph: Any) -> Any:
-    """The prefix graph of a float32 items graph, to be run here."""
-    graph = prefix_of_items(items_graph)
-    return ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-
 def _convert(network: nn.Module, example: dict[str, Tensor], shapes: dict[str, list[int]]) -> Any:
     """`network` as a graph whose inputs have `shapes`, -1 for any size.
 
@@ -147,78 +140,41 @@ def _convert(network: nn.Module, example: dict[str, Tensor], shapes: dict[str, l
         raise
 
 
-def quantize_weights(items_graph: Any) -> Any:
-    """INT8 weights per output channel; activations are quantised at run time."""
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
-    with quiet():
-        return nncf.compress_weights(items_graph, mode=nncf.CompressWeightsMode.INT8_SYM)
-
-
-def quantize(items_graph: Any, compiled: Any, queries: Sequence[EncodedQuery], alpha: float) -> Any:
-    """INT8 weights and activations with SmoothQuant, calibrated on item passes alone.
-
-    The down projections stay in bfloat16: their inputs have outliers that cost more accuracy
-    (error 0.19 -> 0.23 logits) than INT8 gains (5 % items/s); measured in design.md section 7.
-    Attention stays whole: NNCF would round its queries and keys, which no INT8 product follows, and
-    keep the plugin from running it in one kernel (mean |dp| 0.018 instead of 0.016, 192 pairs).
-    """
-    import nncf
-
-    inputs = list(calibration_inputs(compiled, queries))
-    nncf.set_log_level(logging.ERROR)
-    # NNCF draws its progress on stdout, which belongs to results.
-    with quiet():
-        quantized = nncf.quantize(
-            items_graph,
-            nncf.Dataset(inputs),
-            subset_size=len(inputs),
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            ignored_scope=nncf.IgnoredScope(
-                patterns=[".*down_proj.*"], types=["ScaledDotProductAttention"]
-            ),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
-            ),
-        )
-    _keep_apart(quantized)
-    return quantized
+def separate_outputs(graph: Any) -> None:
+    """Clamps that change nothing behind the output projections. The plugin takes their scales
+    behind the addition of the residual, which then must be divided by them: two more passes over
+    all states."""
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and "o_proj" in node.get_friendly_name():
+            keep_apart(list(node.output(0).get_target_inputs()))
+    graph.validate_nodes_and_infer_types()
 
 
-def _keep_apart(quantized: Any) -> None:
-    """Clamps that change nothing, between operations that the plugin joins to its own loss.
-
-    It takes the scales of an output projection behind the addition of the residual, which then must
-    be divided by them: two more passes over all states. And it takes SmoothQuant's scales into the
-    norm, from where rounding to INT8 takes two kernels instead of one with those scales. Without
-    both an INT8 pass takes 10 % less time, and scores stay as they are.
-    """
-    for node in quantized.get_ordered_ops():
-        name, kind = node.get_friendly_name(), node.get_type_name()
-        if kind == "MatMul" and "o_proj" in name:
-            readers = list(node.output(0).get_target_inputs())
-        elif kind == "Multiply" and "norm" in name and name.endswith("nncf_smooth_quant"):
-            readers = [node.input(0)]
-        else:
-            continue
-        keep_apart(readers)
-    quantized.validate_nodes_and_infer_types()
-
-
-def calibration_inputs(compiled: Any, queries: Sequence[EncodedQuery]) -> Iterable[ItemInputs]:
-    """Inputs of the items graph for real queries and items, without padding rows."""
+def calibration_inputs(
+    items_pass: ItemsPass, head: Ids, queries: Iterable[EncodedQuery]
+) -> list[PassInputs]:
+    """Inputs of the items pass for real queries and items, one item each: behind the `head` that
+    all prompts begin with where it can be, as the query's tokens are to be rounded as well."""
+    pasts: dict[bytes, Any] = {}
+    found = []
     for query in queries:
-        past = past_of(compiled, query.prefix)
+        size = len(head) if begins(query.prefix, head) else len(query.prefix)
+        shared, rest = query.prefix[:size], query.prefix[size:]
+        past = pasts.setdefault(shared.tobytes(), None)
+        if past is None:
+            past = pasts[shared.tobytes()] = items_pass.past_of(shared).numpy()
         for item in query.items:
-            yield {
-                "ids": item[None].astype(np.int64),
-                "lengths": np.array([len(item)], dtype=np.int64),
-                "past": past,
-                "prefix_lengths": np.array([len(query.prefix)], dtype=np.int64),
-                "prefix_of": np.zeros(1, dtype=np.int64),
-            }
+            ids = np.concatenate([rest, item]).astype(np.int64)
+            found.append(
+                {
+                    "ids": ids[None],
+                    "lengths": np.array([len(ids)], dtype=np.int64),
+                    "past": past,
+                    "prefix_lengths": np.array([size], dtype=np.int64),
+                    "prefix_of": np.zeros(1, dtype=np.int64),
+                }
+            )
+    return found
 
 
 def save_graph(graph: Any, path: Path, *, half_weights: bool) -> None:

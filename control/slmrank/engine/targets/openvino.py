@@ -33,7 +33,7 @@ class OpenVinoTarget(InProcessTarget):
     unquantized: Mapping[str, Any] = {"openvino": {"precision": "bfloat16"}}
 
     def tools(self, spec: EngineSpec) -> tuple[tuple[str, ...], str]:
-        return ("torch", "transformers", "openvino", "nncf"), "local"
+        return ("torch", "transformers", "openvino"), "local"
 
     def settings(self, spec: BundleSpec) -> dict[str, Any]:
         return super().settings(spec) | {"precision": self.precision(spec.engine)}
@@ -67,7 +67,7 @@ class OpenVinoTarget(InProcessTarget):
             ".".join(map(str, machine.python)),
             "use Python 3.11 or 3.12: the packaged server has a backend for these",
         )
-        extras = {"torch": "train", "transformers": "train", "openvino": "local", "nncf": "local"}
+        extras = {"torch": "train", "transformers": "train", "openvino": "local"}
         for name, extra in extras.items():
             version = machine.versions.get(name)
             fix = f"pip install 'slmrank[{extra}]'"

@@ -1,0 +1,235 @@
+"""INT8 for the products of a ranker's layers: how each is rounded, chosen by what it does to p.
+
+Weights have a scale for every row, inputs one for the whole tensor, symmetric. SmoothQuant's scales
+of input channels (arXiv 2211.10438, equation 4) stand inside what makes the channels, so that they
+cost nothing: the norm before queries, keys and values and before gate and up, the values before the
+output projection, and the up projection before the down projection. Products that read the same
+input are one group, with a strength of its own.
+
+What rounding a group does to p is taken to first order: the error of its outputs times the gradient
+of the log-odds, an item at a time. Groups that would move p most stay in bfloat16.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from openvino import opset13 as opset
+from torch import Tensor, nn
+
+from slmrank.model.probability import probability
+
+STRENGTHS = (0.55, 0.7, 0.85, 1.0)
+LEAST_SCALE = 0.2  # of the median: channels that calibration hardly saw would be blown up
+DP_LIMIT = 0.009
+TRIED_PROMPTS = 48  # on which strengths are compared, with the ranges of others
+STEPS = 127
+CHUNK_TOKENS = 1024  # some 0.7 GB for a ranker of 92M parameters
+PassInputs = dict[str, Any]
+_PRODUCT = re.compile(r"\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj\b")
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Products [O, I] of one layer that read the same input, and the module that makes it: a norm
+    or a product, each of whose outputs is read `repeats` times in a row of `width`."""
+
+    products: list[Any]
+    maker: Any
+    repeats: int = 1
+    width: int = 1
+    most: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.most = torch.full((self.products[0].in_features,), 1e-5)
+
+    def made(self, values: Tensor) -> Tensor:
+        """The greatest of the values [I] of every output of the maker."""
+        return values.view(-1, self.repeats, self.width).amax(1).flatten()
+
+    def read(self, values: Tensor) -> Tensor:
+        """Values of the maker's outputs as the inputs [I] that they become."""
+        rows = values.view(-1, 1, self.width).expand(-1, self.repeats, -1)
+        return rows.flatten()
+
+    def scales_at(self, strength: float) -> Tensor:
+        """Scales [I] of the inputs."""
+        weight = torch.stack([one.weight.detach().abs().amax(0) for one in self.products]).amax(0)
+        most, least = self.made(self.most), self.made(weight).clamp(min=1e-5)
+        found = most**strength / least ** (1 - strength)
+        return self.read(found.clamp(min=LEAST_SCALE * float(found.median())))
+
+    def step(self, scales: Tensor | None = None) -> float:
+        """The size of a step of the inputs, divided by scales that are not folded yet."""
+        return float((self.most if scales is None else self.most / scales).max()) / STEPS
+
+    @torch.no_grad()
+    def fold(self, scales: Tensor) -> None:
+        """Let the maker divide its outputs by the scales, and the products undo it."""
+        made = self.made(scales)
+        for parameter in self.maker.parameters(recurse=False):
+            parameter.data = parameter.data / made.view(-1, *[1] * (parameter.dim() - 1))
+        for one in self.products:
+            one.weight.data = one.weight.data * scales
+        self.most = self.most / scales
+
+
+def groups_of(network: Any) -> list[Group]:
+    """All products of the layers, in the order in which they are computed."""
+    found = []
+    for layer in network.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        width = attention.head_dim
+        repeats = attention.o_proj.in_features // attention.v_proj.out_features
+        queries = [attention.q_proj, attention.k_proj, attention.v_proj]
+        found += [
+            Group(products=queries, maker=layer.input_layernorm),
+            Group(
+                products=[attention.o_proj], maker=attention.v_proj, repeats=repeats, width=width
+            ),
+            Group(products=[mlp.gate_proj, mlp.up_proj], maker=layer.post_attention_layernorm),
+            Group(products=[mlp.down_proj], maker=mlp.up_proj),
+        ]
+    return found
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """A weight [O, I] on the 255 steps of each of its rows."""
+    steps = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / STEPS
+    return (weight / steps).round() * steps
+
+
+def smooth(
+    items_pass: Any, inputs: Sequence[PassInputs], strength: float | None
+) -> dict[str, float]:
+    """Fold scales of input channels into the network of `items_pass`; returns the size of a step of
+    what a product reads, by the product's name, for those that are to be INT8: as many as move p,
+    by the root of the sum of squares, by no more than DP_LIMIT on average.
+
+    `inputs` are of passes of one item each; `strength` None: what moves p least, group by group.
+    """
+    groups = groups_of(items_pass.model)
+    passes = [{key: torch.from_numpy(one) for key, one in given.items()} for given in inputs]
+    # Of the prompts that gave the ranges, equal channels look best and others fall out of them.
+    _widen(items_pass, groups, passes[1::2] or passes)
+    tried = passes[::2][:TRIED_PROMPTS]
+    strengths = STRENGTHS if strength is None else (strength,)
+    moved = sum(_moved(items_pass, groups, chunk, strengths) for chunk in _chunks(tried))
+    moved /= len(tried)
+    _widen(items_pass, groups, passes[::2])
+    best, least = moved.argmin(1), moved.min(1)
+    for group, place in zip(groups, best, strict=True):
+        group.fold(group.scales_at(strengths[place]))
+    work = [sum(one.weight.numel() for one in group.products) for group in groups]
+    order = np.argsort(least**2 / work, kind="stable")
+    kept = order[np.sqrt(np.cumsum(least[order] ** 2)) <= DP_LIMIT]
+    names = {one: name for name, one in items_pass.model.named_modules()}
+    chosen = [groups[place] for place in sorted(kept)]
+    return {names[one]: group.step() for group in chosen for one in group.products}
+
+
+def all_products(network: Any) -> list[str]:
+    """The names of the layers' products."""
+    return [name for name, _ in network.named_modules() if _PRODUCT.fullmatch(name)]
+
+
+@torch.no_grad()
+def _widen(items_pass: Any, groups: Sequence[Group], passes: Sequence[PassInputs]) -> None:
+    """Raise the ranges of the groups' inputs to what these passes have."""
+    for given in passes:
+        with _watched(groups) as (read, _):
+            items_pass(**given)
+        for group in groups:
+            for one in group.products:
+                group.most = torch.maximum(group.most, read[one].abs().amax(0))
+
+
+def _moved(
+    items_pass: Any, groups: Sequence[Group], passes: Sequence[Any], strengths: Sequence[float]
+) -> Any:
+    """The sum over passes of what rounding a group at a strength moves p by [groups, strengths]."""
+    reads: dict[Any, list[Tensor]] = {}
+    slopes: dict[Any, list[Tensor]] = {}
+    for given in passes:
+        with _watched(groups) as (read, zeros):
+            logit = items_pass(**given).sum()
+            found = torch.autograd.grad(logit, list(zeros.values()))
+        p = float(probability(logit.detach().numpy()))
+        for one, slope in zip(zeros, found, strict=True):
+            reads.setdefault(one, []).append(read[one])
+            slopes.setdefault(one, []).append(slope.flatten(0, -2) * (p * (1 - p)))
+    moved = np.zeros((len(groups), len(strengths)))
+    for row, group in enumerate(groups):
+        for column, strength in enumerate(strengths):
+            scales = group.scales_at(strength)
+            step = group.step(scales)
+            by = torch.zeros(len(passes))
+            for one in group.products:
+                weight, states = one.weight.detach(), torch.cat(reads[one])
+                near = (states / scales / step).round().clamp(-STEPS - 1, STEPS) * step
+                error = near @ rounded(weight * scales).T - states @ weight.T
+                parts = (error * torch.cat(slopes[one])).sum(1).split([*map(len, reads[one])])
+                by += torch.stack([part.sum() for part in parts])
+            moved[row, column] = float(by.abs().sum())
+    return moved
+
+
+def _chunks(passes: Sequence[PassInputs]) -> Iterator[list[PassInputs]]:
+    chunk: list[PassInputs] = []
+    for given in passes:
+        chunk.append(given)
+        if sum(one["ids"].numel() for one in chunk) >= CHUNK_TOKENS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def _watched(groups: Sequence[Group]) -> Iterator[tuple[dict[Any, Tensor], dict[Any, Tensor]]]:
+    """During one pass: what each product reads [T, I], and zeros that are added to what it gives,
+    by which one may differentiate."""
+    read: dict[Any, Tensor] = {}
+    zeros: dict[Any, Tensor] = {}
+
+    def note(product: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        read[product] = given[0].detach().flatten(0, -2)
+        zeros[product] = torch.zeros_like(output, requires_grad=True)
+        return output + zeros[product]
+
+    hooks = [one.register_forward_hook(note) for group in groups for one in group.products]
+    try:
+        yield read, zeros
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def round_graph(graph: Any, steps: Mapping[str, float | None]) -> None:
+    """Give the products that `steps` names INT8 weights with a scale for each row, and let them
+    read inputs of 256 steps of that size; None leaves the inputs as they are."""
+    read: dict[tuple[str, int], Any] = {}
+    for node in graph.get_ordered_ops():
+        named = _PRODUCT.search(node.get_friendly_name())
+        if node.get_type_name() != "MatMul" or named is None or named[0] not in steps:
+            continue
+        weight, step = node.input_value(1).get_node().data, steps[named[0]]
+        scale = np.abs(weight).max(axis=1, keepdims=True).clip(min=1e-12) / STEPS
+        whole = opset.constant(np.rint(weight / scale).astype(np.int8))
+        back = opset.multiply(opset.convert(whole, "f32"), opset.constant(scale))
+        node.input(1).replace_source_output(back.output(0))
+        if step is None:
+            continue
+        source = node.input_value(0)
+        place = (source.get_node().get_friendly_name(), source.get_index())
+        if place not in read:
+            low, high = np.float32(-(STEPS + 1) * step), np.float32(STEPS * step)
+            read[place] = opset.fake_quantize(source, low, high, low, high, 2 * (STEPS + 1))
+        node.input(0).replace_source_output(read[place].output(0))
+    graph.validate_nodes_and_infer_types()

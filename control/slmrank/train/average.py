@@ -1,0 +1,69 @@
+"""The moving average of what is trained (torch's `swa_utils`): less noise than the last steps have.
+
+The last weights of a run swing about a point that ranks better than any of them; their exponential
+moving average lies nearer to it, for a copy of the trained parameters and no other cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from slmrank.train.sharding import gathered, like
+
+
+class MovingAverage:
+    """Of a network's trained parameters, after every step; with decay None nothing is averaged,
+    and the weights are the last ones."""
+
+    def __init__(self, network: nn.Module, decay: float | None) -> None:
+        named = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
+        self._names = [name for name, _ in named]
+        self._trained = nn.ParameterList([one for _, one in named])
+        self._average = None
+        if decay is not None:
+            average_of = get_ema_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(self._trained, avg_fn=average_of)
+
+    def update(self) -> None:
+        """Take the parameters of a step in; the first ones are the average."""
+        if self._average is not None:
+            self._average.update_parameters(self._trained)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network with the average for its weights; afterwards its own again."""
+        own = [one.detach().clone() for one in self._trained]
+        self.put()
+        yield
+        self._set(own)
+
+    def put(self) -> None:
+        """Give the network the average."""
+        if self._average is not None and self._average.n_averaged:
+            self._set([one.detach() for one in self._average.parameters()])
+
+    def values(self) -> dict[str, Tensor] | None:
+        """The average by name and whole, to be kept: every process has to ask."""
+        if self._average is None:
+            return None
+        held = zip(self._names, self._average.parameters(), strict=True)
+        return {name: gathered(one.detach()).clone() for name, one in held}
+
+    def go_on(self, values: Mapping[str, Tensor] | None, steps: int) -> None:
+        """Take up what `values` gave after so many steps."""
+        if self._average is None or values is None:
+            return
+        with torch.no_grad():
+            for name, one in zip(self._names, self._average.parameters(), strict=True):
+                one.copy_(like(values[name], one))
+        self._average.n_averaged.fill_(steps)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._trained, values, strict=True):
+            parameter.copy_(value)
