@@ -104,11 +104,16 @@ def test_the_graph_is_the_rounded_network(
     graph = export_items(items_pass, checkpoint.geometry)
     round_graph(graph, steps)
     kinds = [one.get_type_name() for one in graph.get_ops()]
+    constants = [one for one in graph.get_ops() if one.get_type_name() == "Constant"]
+    whole = [one for one in constants if one.get_element_type() == ov.Type.i8]
+    assert len(whole) == len(steps) + 1, "the weights, and the embedding"
     # One for the inputs of a group, two where the last layer's queries read fewer rows; less one.
     assert kinds.count("FakeQuantize") == 4 * checkpoint.geometry.layers * inputs_rounded
     whole = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     plain = ov.Core().compile_model(graph, "CPU", whole)
     found = [float(plain(given)[0][0]) for given in inputs]
+    embedding = items_pass.model.get_input_embeddings().weight
+    embedding.data = rounded(embedding.data)
     network = dict(items_pass.model.named_modules())
     for name, step in steps.items():
         one: Any = network[name]

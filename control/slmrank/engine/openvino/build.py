@@ -44,7 +44,8 @@ def write_openvino(building: Building, precision: str) -> None:
         steps.update(smooth(items_pass, inputs, spec.smooth_quant_alpha))
     np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
     items_graph = export_items(items_pass, building.checkpoint.geometry)
-    round_graph(items_graph, steps)
+    if precision in ("int8", "int8-weights"):
+        round_graph(items_graph, steps)
     if precision == "int8":
         separate_outputs(items_graph)
     half = precision != "float32"

@@ -32,6 +32,7 @@ TRIED_PROMPTS = 48  # on which strengths are compared, with the ranges of others
 STEPS = 127
 CHUNK_TOKENS = 1024  # some 0.7 GB for a ranker of 92M parameters
 PassInputs = dict[str, Any]
+_EMBEDDING = re.compile(r"\bmodel\.embed_tokens\b")
 _PRODUCT = re.compile(r"\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj\b")
 
 
@@ -212,18 +213,19 @@ def _watched(groups: Sequence[Group]) -> Iterator[tuple[dict[Any, Tensor], dict[
 
 
 def round_graph(graph: Any, steps: Mapping[str, float | None]) -> None:
-    """Give the products that `steps` names INT8 weights with a scale for each row, and let them
-    read inputs of 256 steps of that size; None leaves the inputs as they are."""
+    """Give the embedding and the products that `steps` names INT8 weights with a scale for each
+    row, and let these products read inputs of 256 steps of that size; None leaves the inputs as
+    they are."""
     read: dict[tuple[str, int], Any] = {}
     for node in graph.get_ordered_ops():
-        named = _PRODUCT.search(node.get_friendly_name())
-        if node.get_type_name() != "MatMul" or named is None or named[0] not in steps:
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        if kind == "Gather" and _EMBEDDING.search(name):
+            _round_weight(node.input(0))
+        found = _PRODUCT.search(name) if kind == "MatMul" else None
+        if found is None or found[0] not in steps:
             continue
-        weight, step = node.input_value(1).get_node().data, steps[named[0]]
-        scale = np.abs(weight).max(axis=1, keepdims=True).clip(min=1e-12) / STEPS
-        whole = opset.constant(np.rint(weight / scale).astype(np.int8))
-        back = opset.multiply(opset.convert(whole, "f32"), opset.constant(scale))
-        node.input(1).replace_source_output(back.output(0))
+        _round_weight(node.input(1))
+        step = steps[found[0]]
         if step is None:
             continue
         source = node.input_value(0)
@@ -233,3 +235,12 @@ def round_graph(graph: Any, steps: Mapping[str, float | None]) -> None:
             read[place] = opset.fake_quantize(source, low, high, low, high, 2 * (STEPS + 1))
         node.input(0).replace_source_output(read[place].output(0))
     graph.validate_nodes_and_infer_types()
+
+
+def _round_weight(reader: Any) -> None:
+    """Let an input of a graph's operation read its constant [O, I] in INT8."""
+    weight = reader.get_source_output().get_node().data
+    scale = np.abs(weight).max(axis=1, keepdims=True).clip(min=1e-12) / STEPS
+    whole = opset.constant(np.rint(weight / scale).astype(np.int8))
+    back = opset.multiply(opset.convert(whole, "f32"), opset.constant(scale))
+    reader.replace_source_output(back.output(0))
