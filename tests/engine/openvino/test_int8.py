@@ -11,7 +11,14 @@ import pytest
 import torch
 from slmrank.engine.openvino import int8
 from slmrank.engine.openvino.export import ItemsPass, calibration_inputs, export_items
-from slmrank.engine.openvino.int8 import all_products, groups_of, round_graph, rounded, smooth
+from slmrank.engine.openvino.int8 import (
+    Reading,
+    all_products,
+    groups_of,
+    round_graph,
+    rounded,
+    smooth,
+)
 from slmrank.model.reference import load_model
 
 from tests.conftest import FAMILIES
@@ -35,18 +42,18 @@ def logits(items_pass: ItemsPass, inputs: list[dict[str, Any]]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_scales_change_no_score(make_checkpoint: Callable[..., Any], family: str) -> None:
-    """Also where heads share keys and values, and where products have biases. The instruction's
-    keys and values are those of the scaled network."""
+    """Also where products have biases: what is read divided by the scales gives what it gave."""
     checkpoint = make_checkpoint(family)
     items_pass, inputs = calibrated(checkpoint)
     before = logits(items_pass, inputs)
     random = torch.Generator().manual_seed(0)
     for group in groups_of(items_pass.model):
-        made = torch.rand(len(group.made(group.most)), generator=random) * 4 + 0.2
-        group.fold(group.read(made))
-    head = queries(1)[0].prefix[:3]
-    after = logits(items_pass, calibration_inputs(items_pass, head, queries(2, 6)))
-    np.testing.assert_allclose(after, before, atol=2e-4)
+        scales = torch.rand(len(group.most), generator=random) * 4 + 0.2
+        reading = group.fold(scales)
+        assert (reading.scales is None) == (group.maker is not None)
+        for one in group.products if reading.scales is not None else ():
+            one.register_forward_pre_hook(lambda _, given, scales=scales: (given[0] / scales,))
+    np.testing.assert_allclose(logits(items_pass, inputs), before, atol=2e-4)
     assert len({round(one, 3) for one in before}) > 6
 
 
@@ -94,33 +101,37 @@ def test_the_graph_is_the_rounded_network(
     monkeypatch.setattr(int8, "DP_LIMIT", 1.0)
     checkpoint = make_checkpoint("llama")
     items_pass, inputs = calibrated(checkpoint)
-    steps: dict[str, float | None] = dict(smooth(items_pass, inputs, None))
+    readings: dict[str, Reading | None] = dict(smooth(items_pass, inputs, None))
     names = all_products(items_pass.model)
     assert len(names) == 7 * checkpoint.geometry.layers
     if not inputs_rounded:
-        steps = dict.fromkeys(names)
-    left = names.pop()
-    steps.pop(left, None)
+        readings = dict.fromkeys(names)
+        items_pass, inputs = calibrated(checkpoint)
     graph = export_items(items_pass, checkpoint.geometry)
-    round_graph(graph, steps)
+    round_graph(graph, readings)
     kinds = [one.get_type_name() for one in graph.get_ops()]
     constants = [one for one in graph.get_ops() if one.get_type_name() == "Constant"]
     whole = [one for one in constants if one.get_element_type() == ov.Type.i8]
-    assert len(whole) == len(steps) + 1, "the weights, and the embedding"
-    # One for the inputs of a group, two where the last layer's queries read fewer rows; less one.
-    assert kinds.count("FakeQuantize") == 4 * checkpoint.geometry.layers * inputs_rounded
+    assert len(whole) == len(readings) + 1, "the weights, and the embedding"
+    # One for the inputs of a group, two where the last layer's queries read fewer rows.
+    assert kinds.count("FakeQuantize") == (4 * checkpoint.geometry.layers + 1) * inputs_rounded
     whole = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     plain = ov.Core().compile_model(graph, "CPU", whole)
     found = [float(plain(given)[0][0]) for given in inputs]
     embedding = items_pass.model.get_input_embeddings().weight
     embedding.data = rounded(embedding.data)
     network = dict(items_pass.model.named_modules())
-    for name, step in steps.items():
+    for name, reading in readings.items():
         one: Any = network[name]
         one.weight.data = rounded(one.weight.data)
-        if step is not None:
+        if reading is not None:
             one.register_forward_pre_hook(
-                lambda _, given, step=step: ((given[0] / step).round().clamp(-128, 127) * step,)
+                lambda _, given, reading=reading: (
+                    (given[0] / (1 if reading.scales is None else reading.scales) / reading.step)
+                    .round()
+                    .clamp(-128, 127)
+                    * reading.step,
+                )
             )
     # A state on the edge of two steps falls on either side.
     np.testing.assert_allclose(found, logits(items_pass, inputs), atol=0.02)

@@ -16,7 +16,7 @@ from slmrank.engine.openvino.export import (
     save_graph,
     separate_outputs,
 )
-from slmrank.engine.openvino.int8 import all_products, round_graph, smooth
+from slmrank.engine.openvino.int8 import Reading, all_products, round_graph, smooth
 from slmrank.engine.openvino.runtime import ENGINE_FILE, HEAD_FILE
 from slmrank.engine.targets.base import Building
 from slmrank.errors import DataError
@@ -29,9 +29,10 @@ def write_openvino(building: Building, precision: str) -> None:
     building.report("trace")
     items_pass = ItemsPass(load_model(building.checkpoint))
     head = building.checkpoint.encoder().head_ids
-    steps: dict[str, float | None] = {}
+    np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
+    readings: dict[str, Reading | None] = {}
     if precision == "int8-weights":
-        steps = dict.fromkeys(all_products(items_pass.model))
+        readings = dict.fromkeys(all_products(items_pass.model))
     if precision == "int8":
         building.report("calibrate INT8")
         calibration = building.calibration(spec.calibration_prompts)
@@ -41,11 +42,10 @@ def write_openvino(building: Building, precision: str) -> None:
                 "INT8 needs training pairs for its ranges, and there is none",
                 "add pairs with split 'train', or set engine.openvino.precision to bfloat16",
             )
-        steps.update(smooth(items_pass, inputs, spec.smooth_quant_alpha))
-    np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
+        readings.update(smooth(items_pass, inputs, spec.smooth_quant_alpha))
     items_graph = export_items(items_pass, building.checkpoint.geometry)
     if precision in ("int8", "int8-weights"):
-        round_graph(items_graph, steps)
+        round_graph(items_graph, readings)
     if precision == "int8":
         separate_outputs(items_graph)
     half = precision != "float32"

@@ -1,10 +1,9 @@
 """INT8 for the products of a ranker's layers: how each is rounded, chosen by what it does to p.
 
 Weights have a scale for every row, inputs one for the whole tensor, symmetric. SmoothQuant's scales
-of input channels (arXiv 2211.10438, equation 4) stand inside what makes the channels, so that they
-cost nothing: the norm before queries, keys and values and before gate and up, the values before the
-output projection, and the up projection before the down projection. Products that read the same
-input are one group, with a strength of its own.
+of input channels (arXiv 2211.10438, equation 4) are part of the kernel that rounds or, before the
+down projection, stand in the rows of the up projection. Products that read the same input are one
+group, with a strength of its own.
 
 What rounding a group does to p is taken to first order: the error of its outputs times the gradient
 of the log-odds, an item at a time. Groups that would move p most stay in bfloat16.
@@ -23,6 +22,7 @@ import torch
 from openvino import opset13 as opset
 from torch import Tensor, nn
 
+from slmrank.engine.openvino.runtime import NO_LIMIT
 from slmrank.model.probability import probability
 
 STRENGTHS = (0.55, 0.7, 0.85, 1.0)
@@ -36,49 +36,46 @@ _EMBEDDING = re.compile(r"\bmodel\.embed_tokens\b")
 _PRODUCT = re.compile(r"\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj\b")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What an INT8 product reads: `step`, the size of one of 256 steps, and the scales [I] by which
+    the input is divided before, None where what makes it does so already."""
+
+    step: float
+    scales: Tensor | None = None
+
+
 @dataclass(kw_only=True)
 class Group:
-    """Products [O, I] of one layer that read the same input, and the module that makes it: a norm
-    or a product, each of whose outputs is read `repeats` times in a row of `width`."""
+    """Products [O, I] of one layer that read the same input, and the product that makes it from
+    another input by the row, where there is one."""
 
     products: list[Any]
-    maker: Any
-    repeats: int = 1
-    width: int = 1
+    maker: Any = None
     most: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.most = torch.full((self.products[0].in_features,), 1e-5)
 
-    def made(self, values: Tensor) -> Tensor:
-        """The greatest of the values [I] of every output of the maker."""
-        return values.view(-1, self.repeats, self.width).amax(1).flatten()
-
-    def read(self, values: Tensor) -> Tensor:
-        """Values of the maker's outputs as the inputs [I] that they become."""
-        rows = values.view(-1, 1, self.width).expand(-1, self.repeats, -1)
-        return rows.flatten()
-
     def scales_at(self, strength: float) -> Tensor:
         """Scales [I] of the inputs."""
         weight = torch.stack([one.weight.detach().abs().amax(0) for one in self.products]).amax(0)
-        most, least = self.made(self.most), self.made(weight).clamp(min=1e-5)
-        found = most**strength / least ** (1 - strength)
-        return self.read(found.clamp(min=LEAST_SCALE * float(found.median())))
+        found = self.most**strength / weight.clamp(min=1e-5) ** (1 - strength)
+        return found.clamp(min=LEAST_SCALE * float(found.median()))
 
-    def step(self, scales: Tensor | None = None) -> float:
-        """The size of a step of the inputs, divided by scales that are not folded yet."""
-        return float((self.most if scales is None else self.most / scales).max()) / STEPS
+    def step(self, scales: Tensor) -> float:
+        return float((self.most / scales).max()) / STEPS
 
     @torch.no_grad()
-    def fold(self, scales: Tensor) -> None:
-        """Let the maker divide its outputs by the scales, and the products undo it."""
-        made = self.made(scales)
-        for parameter in self.maker.parameters(recurse=False):
-            parameter.data = parameter.data / made.view(-1, *[1] * (parameter.dim() - 1))
+    def fold(self, scales: Tensor) -> Reading:
+        """Multiply the products' weights by the scales; the maker's rows are divided by them."""
         for one in self.products:
             one.weight.data = one.weight.data * scales
-        self.most = self.most / scales
+        if self.maker is None:
+            return Reading(step=self.step(scales), scales=scales)
+        for parameter in self.maker.parameters(recurse=False):
+            parameter.data = parameter.data / scales.view(-1, *[1] * (parameter.dim() - 1))
+        return Reading(step=self.step(scales))
 
 
 def groups_of(network: Any) -> list[Group]:
@@ -86,15 +83,10 @@ def groups_of(network: Any) -> list[Group]:
     found = []
     for layer in network.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        width = attention.head_dim
-        repeats = attention.o_proj.in_features // attention.v_proj.out_features
-        queries = [attention.q_proj, attention.k_proj, attention.v_proj]
         found += [
-            Group(products=queries, maker=layer.input_layernorm),
-            Group(
-                products=[attention.o_proj], maker=attention.v_proj, repeats=repeats, width=width
-            ),
-            Group(products=[mlp.gate_proj, mlp.up_proj], maker=layer.post_attention_layernorm),
+            Group(products=[attention.q_proj, attention.k_proj, attention.v_proj]),
+            Group(products=[attention.o_proj]),
+            Group(products=[mlp.gate_proj, mlp.up_proj]),
             Group(products=[mlp.down_proj], maker=mlp.up_proj),
         ]
     return found
@@ -108,10 +100,10 @@ def rounded(weight: Tensor) -> Tensor:
 
 def smooth(
     items_pass: Any, inputs: Sequence[PassInputs], strength: float | None
-) -> dict[str, float]:
-    """Fold scales of input channels into the network of `items_pass`; returns the size of a step of
-    what a product reads, by the product's name, for those that are to be INT8: as many as move p,
-    by the root of the sum of squares, by no more than DP_LIMIT on average.
+) -> dict[str, Reading]:
+    """Fold scales of input channels into the products of `items_pass`, those that are to be INT8,
+    and return what these read, by the product's name: as many as move p, by the root of the sum of
+    squares, by no more than DP_LIMIT on average. Only with what they read are scores as before.
 
     `inputs` are of passes of one item each; `strength` None: what moves p least, group by group.
     """
@@ -125,14 +117,16 @@ def smooth(
     moved /= len(tried)
     _widen(items_pass, groups, passes[::2])
     best, least = moved.argmin(1), moved.min(1)
-    for group, place in zip(groups, best, strict=True):
-        group.fold(group.scales_at(strengths[place]))
     work = [sum(one.weight.numel() for one in group.products) for group in groups]
     order = np.argsort(least**2 / work, kind="stable")
     kept = order[np.sqrt(np.cumsum(least[order] ** 2)) <= DP_LIMIT]
     names = {one: name for name, one in items_pass.model.named_modules()}
-    chosen = [groups[place] for place in sorted(kept)]
-    return {names[one]: group.step() for group in chosen for one in group.products}
+    found: dict[str, Reading] = {}
+    for place in sorted(kept):
+        group = groups[place]
+        reading = group.fold(group.scales_at(strengths[best[place]]))
+        found |= {names[one]: reading for one in group.products}
+    return found
 
 
 def all_products(network: Any) -> list[str]:
@@ -162,21 +156,22 @@ def _moved(
             logit = items_pass(**given).sum()
             found = torch.autograd.grad(logit, list(zeros.values()))
         p = float(probability(logit.detach().numpy()))
-        for one, slope in zip(zeros, found, strict=True):
+        for one, gradient in zip(zeros, found, strict=True):
             reads.setdefault(one, []).append(read[one])
-            slopes.setdefault(one, []).append(slope.flatten(0, -2) * (p * (1 - p)))
+            slopes.setdefault(one, []).append(gradient.flatten(0, -2) * (p * (1 - p)))
     moved = np.zeros((len(groups), len(strengths)))
     for row, group in enumerate(groups):
         by = torch.zeros(len(strengths), len(passes))
         for one in group.products:
-            weight, states, slope = one.weight.detach(), torch.cat(reads[one]), slopes[one]
+            weight, states = one.weight.detach(), torch.cat(reads[one])
+            slope = torch.cat(slopes[one])
             exact = states @ weight.T
             for column, strength in enumerate(strengths):
                 scales = group.scales_at(strength)
                 step = group.step(scales)
                 near = (states / scales / step).round().clamp(-STEPS - 1, STEPS) * step
                 error = near @ rounded(weight * scales).T - exact
-                parts = (error * torch.cat(slope)).sum(1).split([*map(len, reads[one])])
+                parts = (error * slope).sum(1).split([*map(len, reads[one])])
                 by[column] += torch.stack([part.sum() for part in parts])
         moved[row] = by.abs().sum(1).numpy()
     return moved
@@ -213,29 +208,41 @@ def _watched(groups: Sequence[Group]) -> Iterator[tuple[dict[Any, Tensor], dict[
             hook.remove()
 
 
-def round_graph(graph: Any, steps: Mapping[str, float | None]) -> None:
-    """Give the embedding and the products that `steps` names INT8 weights with a scale for each
-    row, and let these products read inputs of 256 steps of that size; None leaves the inputs as
-    they are."""
+def round_graph(graph: Any, readings: Mapping[str, Reading | None]) -> None:
+    """Give the embedding and the products that `readings` names INT8 weights with a scale for each
+    row, and let these products read what it says; None leaves their inputs as they are."""
     read: dict[tuple[str, int], Any] = {}
     for node in graph.get_ordered_ops():
         kind, name = node.get_type_name(), node.get_friendly_name()
         if kind == "Gather" and _EMBEDDING.search(name):
             _round_weight(node.input(0))
         found = _PRODUCT.search(name) if kind == "MatMul" else None
-        if found is None or found[0] not in steps:
+        if found is None or found[0] not in readings:
             continue
         _round_weight(node.input(1))
-        step = steps[found[0]]
-        if step is None:
+        reading = readings[found[0]]
+        if reading is None:
             continue
         source = node.input_value(0)
         place = (source.get_node().get_friendly_name(), source.get_index())
         if place not in read:
-            low, high = np.float32(-(STEPS + 1) * step), np.float32(STEPS * step)
-            read[place] = opset.fake_quantize(source, low, high, low, high, 2 * (STEPS + 1))
-        node.input(0).replace_source_output(read[place].output(0))
+            read[place] = _rounded_input(source, reading).output(0)
+        node.input(0).replace_source_output(read[place])
     graph.validate_nodes_and_infer_types()
+
+
+def _rounded_input(source: Any, reading: Reading) -> Any:
+    """An output of the graph divided by scales and rounded. The plugin would take the scales into
+    the norm before, behind which rounding is two kernels in float32; behind a clamp that changes
+    nothing they are one with it."""
+    if reading.scales is not None:
+        if "norm" in source.get_node().get_friendly_name():
+            source = opset.clamp(source, -NO_LIMIT, NO_LIMIT).output(0)
+        factors = (1 / reading.scales).numpy().astype(np.float32)
+        source = opset.multiply(source, opset.constant(factors[None, None])).output(0)
+    low = np.float32(-(STEPS + 1) * reading.step)
+    high = np.float32(STEPS * reading.step)
+    return opset.fake_quantize(source, low, high, low, high, 2 * (STEPS + 1))
 
 
 def _round_weight(reader: Any) -> None:
