@@ -29,7 +29,7 @@ def convert(setting: Setting) -> None:
     for path in setting.checkpoint.iterdir():
         if path.suffix == ".safetensors":
             tensors |= load_file(path)
-        elif path.is_file() and path.suffix != ".json" or path.name.startswith("token"):
+        elif (path.is_file() and path.suffix != ".json") or path.name.startswith("token"):
             shutil.copy(path, folder)
     for name in [one for one in tensors if PRODUCT.search(one)]:
         weight = tensors[name].float()
