@@ -19,6 +19,8 @@ from slmrank.engine.openvino.int8 import (
     rounded,
     smooth,
 )
+from slmrank.engine.targets.openvino import quickest_precision
+from slmrank.machine.facts import cpu_features
 from slmrank.model.reference import load_model
 
 from tests.conftest import FAMILIES
@@ -133,8 +135,10 @@ def test_the_graph_is_the_rounded_network(
                     * reading.step,
                 )
             )
-    # A state on the edge of two steps falls on either side.
-    np.testing.assert_allclose(found, logits(items_pass, inputs), atol=0.02)
+    # A state on the edge of two steps falls on either side. Without instructions for it, sums of
+    # two products of INT8 are cut off at 16 bits.
+    whole_sums = not inputs_rounded or quickest_precision(cpu_features()) == "int8"
+    np.testing.assert_allclose(found, logits(items_pass, inputs), atol=0.02 if whole_sums else 0.5)
 
 
 @pytest.mark.slow
