@@ -105,8 +105,9 @@ def test_two_processes_are_one_with_the_doubled_batch(
     ours = weights_of(tmp_path / "two")
     whole_weights = whole.network.state_dict()
     gaps = torch.cat([(ours[name] - value).flatten() for name, value in whole_weights.items()])
-    # Adam divides a gradient near zero by its own size: a single weight may be 2e-5 away.
-    assert gaps.abs().max() < 5e-5
+    # Adam divides a gradient near zero by its own size: a single weight may be 2e-5 away, 6e-5 on
+    # Zen 4, which adds in another order.
+    assert gaps.abs().max() < 1e-4
     assert (gaps.abs() > 1e-5).sum() <= 2, "of all weights"
     theirs = weights_of(tmp_path / "two", 1)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
