@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from slmrank.train.sharding import gathered, like
+from slmrank.train.state import put_values, trained_values
 
 
 class MovingAverage:
@@ -21,9 +22,9 @@ class MovingAverage:
     and the weights are the last ones."""
 
     def __init__(self, network: nn.Module, decay: float | None) -> None:
-        named = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
-        self._names = [name for name, _ in named]
-        self._trained = nn.ParameterList([one for _, one in named])
+        named = {name: one for name, one in network.named_parameters() if one.requires_grad}
+        self._network, self._names = network, list(named)
+        self._trained = nn.ParameterList(named.values())
         self._average = None
         if decay is not None:
             average_of = get_ema_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -37,15 +38,19 @@ class MovingAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The network with the average for its weights; afterwards its own again."""
-        own = [one.detach().clone() for one in self._trained]
+        if self._average is None:
+            yield
+            return
+        own = trained_values(self._network)
         self.put()
         yield
-        self._set(own)
+        put_values(self._network, own)
 
     def put(self) -> None:
-        """Give the network the average."""
-        if self._average is not None and self._average.n_averaged:
-            self._set([one.detach() for one in self._average.parameters()])
+        """Give the network the average: every process has to ask."""
+        values = self.values()
+        if values is not None:
+            put_values(self._network, values)
 
     def values(self) -> dict[str, Tensor] | None:
         """The average by name and whole, to be kept: every process has to ask."""
@@ -62,8 +67,3 @@ class MovingAverage:
             for name, one in zip(self._names, self._average.parameters(), strict=True):
                 one.copy_(like(values[name], one))
         self._average.n_averaged.fill_(steps)
-
-    @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._trained, values, strict=True):
-            parameter.copy_(value)

@@ -117,8 +117,8 @@ def test_the_graph_is_the_rounded_network(
     assert len(whole) == len(readings) + 1, "the weights, and the embedding"
     # One for the inputs of a group, two where the last layer's queries read fewer rows.
     assert kinds.count("FakeQuantize") == (4 * checkpoint.geometry.layers + 1) * inputs_rounded
-    whole = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    plain = ov.Core().compile_model(graph, "CPU", whole)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    plain = ov.Core().compile_model(graph, "CPU", exact)
     found = [float(plain(given)[0][0]) for given in inputs]
     embedding = items_pass.model.get_input_embeddings().weight
     embedding.data = rounded(embedding.data)

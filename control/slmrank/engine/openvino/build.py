@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -30,10 +31,10 @@ def write_openvino(building: Building, precision: str) -> None:
     items_pass = ItemsPass(load_model(building.checkpoint))
     head = building.checkpoint.encoder().head_ids
     np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
-    readings: dict[str, Reading | None] = {}
+    readings: Mapping[str, Reading | None] | None = None
     if precision == "int8-weights":
         readings = dict.fromkeys(all_products(items_pass.model))
-    if precision == "int8":
+    elif precision == "int8":
         building.report("calibrate INT8")
         calibration = building.calibration(spec.calibration_prompts)
         inputs = calibration_inputs(items_pass, head, calibration)
@@ -42,9 +43,9 @@ def write_openvino(building: Building, precision: str) -> None:
                 "INT8 needs training pairs for its ranges, and there is none",
                 "add pairs with split 'train', or set engine.openvino.precision to bfloat16",
             )
-        readings.update(smooth(items_pass, inputs, spec.smooth_quant_alpha))
+        readings = smooth(items_pass, inputs, spec.smooth_quant_alpha)
     items_graph = export_items(items_pass, building.checkpoint.geometry)
-    if precision in ("int8", "int8-weights"):
+    if readings is not None:
         round_graph(items_graph, readings)
     if precision == "int8":
         separate_outputs(items_graph)

@@ -26,7 +26,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from slmrank.engine.openvino.int8 import PassInputs
-from slmrank.engine.openvino.runtime import begins, keep_apart
+from slmrank.engine.openvino.runtime import keep_apart, prefix_inputs, unshared
 from slmrank.model.checkpoint import Geometry
 from slmrank.model.decoder import LoadedRanker, causal_mask, item_mask, label_row, run_layers
 from slmrank.model.quiet import quiet
@@ -158,22 +158,13 @@ def calibration_inputs(
     pasts: dict[bytes, Any] = {}
     found = []
     for query in queries:
-        size = len(head) if begins(query.prefix, head) else len(query.prefix)
-        shared, rest = query.prefix[:size], query.prefix[size:]
-        past = pasts.setdefault(shared.tobytes(), None)
-        if past is None:
-            past = pasts[shared.tobytes()] = items_pass.past_of(shared).numpy()
         for item in query.items:
-            ids = np.concatenate([rest, item]).astype(np.int64)
-            found.append(
-                {
-                    "ids": ids[None],
-                    "lengths": np.array([len(ids)], dtype=np.int64),
-                    "past": past,
-                    "prefix_lengths": np.array([size], dtype=np.int64),
-                    "prefix_of": np.zeros(1, dtype=np.int64),
-                }
-            )
+            prefix, (ids,) = unshared(head, query.prefix, [item])
+            key = prefix.tobytes()
+            if key not in pasts:
+                pasts[key] = items_pass.past_of(prefix).numpy()
+            length = np.array([len(ids)], dtype=np.int64)
+            found.append({**prefix_inputs(ids[None], pasts[key]), "lengths": length})
     return found
 
 

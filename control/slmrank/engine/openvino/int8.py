@@ -162,12 +162,12 @@ def _moved(
     moved = np.zeros((len(groups), len(strengths)))
     for row, group in enumerate(groups):
         by = torch.zeros(len(strengths), len(passes))
+        ways = [group.scales_at(strength) for strength in strengths]
         for one in group.products:
             weight, states = one.weight.detach(), torch.cat(reads[one])
             slope = torch.cat(slopes[one])
             exact = states @ weight.T
-            for column, strength in enumerate(strengths):
-                scales = group.scales_at(strength)
+            for column, scales in enumerate(ways):
                 step = group.step(scales)
                 near = (states / scales / step).round().clamp(-STEPS - 1, STEPS) * step
                 error = near @ rounded(weight * scales).T - exact
