@@ -101,10 +101,11 @@ def test_the_client_sees_the_same_tensors_for_every_target() -> None:
 def test_prompts_are_put_together_and_taken_apart() -> None:
     prefix = np.array([1, 2], np.int32)
     ids, lengths = np.array([5, 6, 7], np.int32), np.array([2, 0, 1], np.int32)
-    items = split_items(prefix, ids, lengths)
+    limits = {"vocab_size": 8, "max_tokens": 4}
+    items = split_items(prefix, ids, lengths, **limits)
     assert [one.tolist() for one in whole_prompts(prefix, items)] == [[1, 2, 5, 6], [], [1, 2, 7]]
     with pytest.raises(EngineError, match="sum to 3, item_ids has 2"):
-        split_items(prefix, ids[:2], lengths)
+        split_items(prefix, ids[:2], lengths, **limits)
     logits = np.array([[[[0.0, 3.0, -1.0]]]], np.float32)
     assert label_probability(logits, Labels(yes=1, no=2)) == pytest.approx(1 / (1 + np.exp(-4)))
     with pytest.raises(EngineError, match="shape"):
@@ -288,6 +289,10 @@ def test_many_requests_at_once_join_in_the_backend(engine_server: tuple[Server, 
         np.testing.assert_allclose(scores, alone[number % 3], atol=1e-6)
     joined = json.loads(log.read_text())
     assert max(joined) > 1, "the backend saw every call alone"
+    with RankClient(server.url, retry_overload=True) as client:
+        client.score("nurse", STORED * 4)
+    # All prompts but the first wait while it is scored; a pool of 32 threads would hold them back.
+    assert max(json.loads(log.read_text())) > 32
 
 
 @pytest.mark.long

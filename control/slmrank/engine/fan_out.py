@@ -24,12 +24,7 @@ def only_rows(tensors: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
 
 
 def split_items(
-    prefix: Ids,
-    item_ids: Ids,
-    item_lengths: Ids,
-    *,
-    vocab_size: int | None = None,
-    max_tokens: int | None = None,
+    prefix: Ids, item_ids: Ids, item_lengths: Ids, *, vocab_size: int, max_tokens: int
 ) -> list[Ids]:
     """The items of `item_ids` [sum of lengths], which holds them end to end.
 
@@ -44,9 +39,9 @@ def split_items(
         fault = f"item_lengths sum to {total}, item_ids has {len(item_ids)}"
     elif total and not len(prefix):
         fault = "there is no prefix"
-    elif max_tokens is not None and total and len(prefix) + longest > max_tokens:
+    elif total and len(prefix) + longest > max_tokens:
         fault = f"a prompt has {len(prefix) + longest} tokens, the limit is {max_tokens}"
-    elif vocab_size is not None:
+    else:
         least = min(int(ids.min(initial=0)) for ids in (prefix, item_ids))
         most = max(int(ids.max(initial=0)) for ids in (prefix, item_ids))
         if least < 0 or most >= vocab_size:

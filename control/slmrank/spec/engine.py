@@ -74,7 +74,9 @@ class TrtllmSpec(Section):
     multiple_profiles: bool = True
     """several optimisation profiles: slower build, better kernels"""
     logits_dtype: Literal["float32", "float16"] = Field("float32", description="type of logits")
-    kv_cache_reuse: bool = Field(True, description="reuse the blocks of a shared query prefix")
+    kv_cache_reuse: bool = True
+    """reuse the blocks of a shared query prefix; sweeps repeat their requests, whose prompts then
+    lie there whole: with false they give the lower bound of a rate"""
     kv_cache_fraction: float = Field(0.25, gt=0, lt=1)
     """share of free GPU memory for the KV cache"""
     engines: str = Field("/engines", pattern="^/")

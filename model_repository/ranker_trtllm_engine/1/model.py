@@ -4,6 +4,7 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,9 +28,13 @@ class TritonPythonModel:
         self._cache = open_cache(given, pb_utils)
         self._depth = open_depth(given, pb_utils)
         self._meter = open_meter(given, args["model_instance_name"], pb_utils)
+        self._limits = {name: int(value[name]) for name in ("vocab_size", "max_tokens")}
         self._max_in_flight = int(value["max_in_flight"])
+        self._threads = ThreadPoolExecutor(self._max_in_flight)
 
     async def execute(self, requests):
+        # `async_exec` blocks a thread of the loop's own pool, which has no more than 32.
+        asyncio.get_running_loop().set_default_executor(self._threads)
         limit = asyncio.Semaphore(self._max_in_flight)
         with self._meter.passing(requests):
             return await asyncio.gather(*(self._answer(request, limit) for request in requests))
@@ -45,7 +50,7 @@ class TritonPythonModel:
             )
             async with limit:  # a request starts when its first prompt may
                 (depth,) = self._depth.begin([request])
-            items = first_items(split_items(prefix, ids, lengths), depth)
+            items = first_items(split_items(prefix, ids, lengths, **self._limits), depth)
             planned = self._cache.plan([(prefix, items)])
             scored = []
             for one in planned.missing:
@@ -54,7 +59,8 @@ class TritonPythonModel:
             (score,) = planned.finish(scored)
         except ControlError as error:
             text = f"{error.message}. Fix: {error.hint}"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
+            failure = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=failure)
         except _BackendError as error:
             return pb_utils.InferenceResponse(error=error.failure)
         self._cache.publish()

@@ -25,6 +25,7 @@ class TritonPythonModel:
         self._cache = open_cache(given, pb_utils)
         self._depth = open_depth(given, pb_utils)
         self._meter = open_meter(given, args["model_instance_name"], pb_utils)
+        self._limits = {name: int(value[name]) for name in ("vocab_size", "max_tokens")}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
         self._llm = LLM(
             model=str(folder / "model"),
@@ -54,9 +55,10 @@ class TritonPythonModel:
         asked, failures = {}, {}
         for index, request in enumerate(requests):
             try:
-                asked[index] = _read(request, depths[index])
+                asked[index] = self._read(request, depths[index])
             except ControlError as error:
-                failures[index] = f"{error.message}. Fix: {error.hint}"
+                text = f"{error.message}. Fix: {error.hint}"
+                failures[index] = pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)
         try:
             scores = self._scores(asked)
         except Exception:
@@ -66,11 +68,11 @@ class TritonPythonModel:
                 try:
                     scores |= self._scores({index: one})
                 except Exception as error:
-                    failures[index] = f"TensorRT-LLM: {error}"
+                    failures[index] = pb_utils.TritonError(f"TensorRT-LLM: {error}")
         self._cache.publish()
         micros = round((time.perf_counter() - started) * 1e6)
         return [
-            _refused(failures[index])
+            pb_utils.InferenceResponse(error=failures[index])
             if index in failures
             else self._answer(request, depths[index], scores[index], micros)
             for index, request in enumerate(requests)
@@ -78,6 +80,14 @@ class TritonPythonModel:
 
     def finalize(self):
         self._llm.shutdown()
+
+    def _read(self, request, depth):
+        """The prefix and the items of one request."""
+        names = ("prefix_ids", "item_ids", "item_lengths")
+        prefix, ids, lengths = only_rows(
+            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
+        )
+        return prefix, first_items(split_items(prefix, ids, lengths, **self._limits), depth)
 
     def _scores(self, asked):
         """P(relevant) [N] by request, in one call: the engine batches the prompts."""
@@ -108,16 +118,3 @@ class TritonPythonModel:
             pb_utils.Tensor("ranker_us", taken),
         ]
         return pb_utils.InferenceResponse(tensors + self._depth.answer(request, depth, lengths))
-
-
-def _read(request, depth):
-    """The prefix and the items of one request."""
-    names = ("prefix_ids", "item_ids", "item_lengths")
-    prefix, ids, lengths = only_rows(
-        [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
-    )
-    return prefix, first_items(split_items(prefix, ids, lengths), depth)
-
-
-def _refused(text):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))

@@ -13,6 +13,13 @@ class TritonPythonModel:
     def initialize(self, args):
         given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
+        for name in (
+            "gpt_model_type",
+            "guided_decoding_backend",
+            "tokenizer_dir",
+            "xgrammar_tokenizer_info_path",
+        ):
+            assert name in value, f"Cannot find parameter with name: {name}"
         self._model = EmittedModel(Path(value["stand_in_checkpoint"]))
         self._max_input_len = int(value["stand_in_max_input_len"])
         self._log = Path(value["stand_in_log"])

@@ -166,9 +166,7 @@ class InProcessTarget(EngineTarget):
         parameters = {
             "runtime": self.engine_module,
             "threads": str(own.threads),
-            "vocab_size": str(checkpoint.geometry.vocab_size),
-            "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
-        }
+        } | prompt_limits(checkpoint)
         return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
 
     def stage(self) -> Path:
@@ -176,3 +174,11 @@ class InProcessTarget(EngineTarget):
 
     def links(self, engine: Path) -> dict[str, Path]:
         return {f"{RANKER}/1/engine": engine}
+
+
+def prompt_limits(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a stage `ranker` holds the prompts of its callers to (`split_items`)."""
+    return {
+        "vocab_size": str(checkpoint.geometry.vocab_size),
+        "max_tokens": str(checkpoint.encoder().max_prompt_tokens),
+    }

@@ -13,7 +13,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact, inventory
 from slmrank.engine.parity import Scorer, check_parity
-from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget
+from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget, prompt_limits
 from slmrank.engine.trtllm.backend_config import BACKEND_MODEL, backend_model
 from slmrank.engine.trtllm.compatibility import MODELOPT, TABLE
 from slmrank.engine.trtllm.compile import compiled_path, read_planned, write_plan
@@ -105,7 +105,7 @@ class TrtllmEngineTarget(EngineTarget):
         self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
     ) -> dict[str, ModelConfig]:
         own = spec.engine.trtllm
-        parameters = label_parameters(checkpoint.labels)
+        parameters = label_parameters(checkpoint.labels) | prompt_limits(checkpoint)
         parameters |= {"max_in_flight": str(own.max_in_flight)}
         requests = spec.repository.max_batch_size
         engine = compiled_path(own.engines, figures["tag"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact
 from slmrank.engine.parity import Scorer, check_parity
-from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget
+from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget, prompt_limits
 from slmrank.engine.trtllm.diagnosis import diagnose_trtllm
 from slmrank.engine.trtllm.layout import positions_of
 from slmrank.engine.trtllm.plan import check_limits, check_spec
@@ -74,14 +74,18 @@ class TrtllmLlmApiTarget(EngineTarget):
     ) -> dict[str, ModelConfig]:
         own = spec.engine.trtllm
         _check(own, checkpoint)
-        parameters = label_parameters(checkpoint.labels) | {
-            "max_batch_size": str(own.max_batch_size),
-            "max_num_tokens": str(own.max_num_tokens),
-            "max_seq_len": str(checkpoint.encoder().max_prompt_tokens + 1),
-            "tokens_per_block": str(own.tokens_per_block),
-            "kv_cache_reuse": str(own.kv_cache_reuse).lower(),
-            "kv_cache_fraction": str(own.kv_cache_fraction),
-        }
+        parameters = (
+            label_parameters(checkpoint.labels)
+            | prompt_limits(checkpoint)
+            | {
+                "max_batch_size": str(own.max_batch_size),
+                "max_num_tokens": str(own.max_num_tokens),
+                "max_seq_len": str(checkpoint.encoder().max_prompt_tokens + 1),
+                "tokens_per_block": str(own.tokens_per_block),
+                "kv_cache_reuse": str(own.kv_cache_reuse).lower(),
+                "kv_cache_fraction": str(own.kv_cache_fraction),
+            }
+        )
         # One instance, because it owns the GPU.
         return {RANKER: ranker_model(spec.repository.max_batch_size, queue, parameters)}
 

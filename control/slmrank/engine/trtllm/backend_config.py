@@ -57,6 +57,10 @@ def backend_model(spec: TrtllmSpec, engine_path: str) -> ModelConfig:
         "gpt_model_type": "inflight_fused_batching",
         "kv_cache_free_gpu_mem_fraction": str(spec.kv_cache_fraction),
         "max_beam_width": "1",
+        # The backend reads these three without a default, and ends where one is not there.
+        "guided_decoding_backend": "",
+        "tokenizer_dir": "",
+        "xgrammar_tokenizer_info_path": "",
     }
     add_parameters(config, parameters)
     return config
