@@ -43,6 +43,20 @@ def names(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
+def test_a_file_of_8_gib_has_its_place_in_a_stream(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    lineage = {"settings": {}, "inputs": {}, "code": "c", "versions": {}}
+    with store.create("repository", "0123456789abcdef", lineage) as draft:
+        (draft.path / ("long" * 30)).write_bytes(b"x")
+    made = store.read("repository", "0123456789abcdef")
+    assert tar_bytes(made) == len(tar_of(made))
+    before = tar_bytes(made)
+    (name,) = made.manifest["files"]
+    with (made.path / name).open("r+b") as file:
+        file.truncate(8 << 30)
+    assert tar_bytes(made) == pytest.approx(before + (8 << 30), abs=tarfile.RECORDSIZE)
+
+
 def test_a_stream_and_a_url_bring_the_same(artifact: Artifact, tmp_path: Path) -> None:
     target, other = tmp_path / "claim" / "r", tmp_path / "pod" / "r"
     sent = tar_of(artifact)

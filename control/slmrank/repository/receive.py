@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Final
 
 from slmrank.artifacts import MANIFEST, Artifact, read_artifact
 from slmrank.data.parts import Place
@@ -23,6 +23,7 @@ from slmrank.repository.verify import Expected, verify_repository
 
 BLOCK = 1 << 20
 ABANDONED_S = 24 * 3600
+TAR_FORMAT: Final = tarfile.GNU_FORMAT  # USTAR has no files of 8 GiB, and one of pax no fixed size
 
 
 def is_whole(folder: Path, digest: str) -> bool:
@@ -124,7 +125,7 @@ def send_url(artifact: Artifact, url: str) -> bool:
 
 def write_tar(artifact: Artifact, sink: IO[bytes]) -> None:
     """An artifact as a tar stream: the same bytes on every machine."""
-    with tarfile.open(mode="w|", fileobj=sink, format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(mode="w|", fileobj=sink, format=TAR_FORMAT) as archive:
         for entry, path in tar_entries(artifact):
             with path.open("rb") as content:
                 archive.addfile(entry, content)
@@ -132,8 +133,11 @@ def write_tar(artifact: Artifact, sink: IO[bytes]) -> None:
 
 def tar_bytes(artifact: Artifact) -> int:
     """The length of what `write_tar` writes."""
-    blocks = sum(1 + -(-entry.size // tarfile.BLOCKSIZE) for entry, _ in tar_entries(artifact))
-    return -(-(blocks + 2) * tarfile.BLOCKSIZE // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    size = 2 * tarfile.BLOCKSIZE
+    for entry, _ in tar_entries(artifact):
+        size += len(entry.tobuf(TAR_FORMAT))
+        size += -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return -(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def tar_entries(artifact: Artifact) -> Iterator[tuple[tarfile.TarInfo, Path]]:
