@@ -152,6 +152,13 @@ def test_singular() -> None:
     ]  # fmt: skip
 
 
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"{','.join(COLUMNS)}\n1,Caf\u00e9,2,x,3,y\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"cannot read .*t\.csv"):
+        read_occupations(path)
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("Title,Task\nx,y\n")

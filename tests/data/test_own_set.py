@@ -207,6 +207,27 @@ def test_what_a_writer_has_not_finished_is_not_read(tmp_path: Path) -> None:
     assert len(Place(str(spec.pairs)).files()) == len(list(spec.pairs.glob("[!.]*.parquet")))
 
 
+def test_partitions_and_tables_in_folders_are_read(tmp_path: Path) -> None:
+    """A table that is partitioned by `split` had its pairs dealt anew, half of the test ones into
+    training; and Spark's folders are named like files."""
+    given = [{**one, "split": "test" if n % 4 < 2 else "train"} for n, one in enumerate(pairs())]
+    spec = as_parquet(tmp_path, given)
+    expected = read_own_set(spec, tmp_path / "made")
+    table = arrow.Table.from_pylist(given)
+    parquet.write_to_dataset(table, tmp_path / "by" / "pairs.parquet", partition_cols=["split"])
+    for path in (tmp_path / "by", tmp_path / "by" / "*.parquet"):
+        found = read_own_set(spec.model_copy(update={"pairs": path}), tmp_path / "made")
+        assert {split: len(of) for split, of in found.pairs.items()} == {
+            split: len(of) for split, of in expected.pairs.items()
+        }
+
+
+def test_null_is_what_was_not_given(tmp_path: Path) -> None:
+    jobs = [{**job, "company": None, "location": None} for job in JOBS]
+    made = read_own_set(jsonl(tmp_path, pairs(), jobs), tmp_path / "made")
+    assert {job.company for job in made.jobs.values()} == {""}
+
+
 def test_spellings_of_a_query_stand_in_one_split(tmp_path: Path) -> None:
     """A prompt joins white space: two of them would be one prompt, trained on and tested."""
     spelled = [str.upper, str.title, lambda text: text.replace(" ", "  ") + " "]

@@ -160,3 +160,24 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (broken / "Alternate Titles.txt").write_text("a\tb\n")
     with pytest.raises(DataError, match="lacks the columns O\\*NET-SOC Code, Alternate Title"):
         read_database(broken)
+    (broken / "Alternate Titles.txt").unlink()
+    (broken / "Task Statements.txt").write_text("O*NET-SOC Code\tTask\tDate\n11-0011.00\tDo pa")
+    with pytest.raises(DataError, match=r"Task Statements\.txt:2 has too few columns"):
+        read_database(broken)
+
+
+def test_the_names_of_later_releases_are_known(tmp_path: Path) -> None:
+    """As of 30.3, by its list of changed files; with a byte-order mark, as some tools save it."""
+    renamed = {
+        "Alternate Titles": ("Job Titles", "Alternate Title", "Job Title"),
+        "Technology Skills": ("Software Skills", "Example", "Workplace Example"),
+    }
+    for later in (False, True):
+        folder = tmp_path / str(later)
+        folder.mkdir()
+        for name, rows in tables().items():
+            file, old, new = renamed[name] if later and name in renamed else (name, "", "")
+            head = [new if one == old else one for one in rows[0]]
+            text = "".join("\t".join(row) + "\n" for row in [head, *rows[1:]])
+            (folder / f"{file}.txt").write_text(text, encoding="utf-8-sig" if later else "utf-8")
+    assert read_database(tmp_path / "True") == read_database(tmp_path / "False")

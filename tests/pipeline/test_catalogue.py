@@ -81,13 +81,54 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
     assert read == [row["job_id"] for row in rows[:1200]]
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
-    with pytest.raises(DataError, match="two files .* would give a part 'a-000000000'"):
+    assert len({one.name for one in plan_parts(Place(str(tmp_path)), rows=500)}) == 6
+    (tmp_path / "more-a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    with pytest.raises(DataError, match="two files .* would give a part 'more-a-000000000'"):
         plan_parts(Place(str(tmp_path)))
     (tmp_path / "more" / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"cannot read .*a\.parquet"):
         plan_parts(Place(str(tmp_path)))
     with pytest.raises(DataError, match="names no Parquet file"):
         plan_parts(Place(str(tmp_path / "none")))
+
+
+def test_a_partitioned_table_is_read_with_what_its_folders_say(tmp_path: Path) -> None:
+    rows = [
+        {"job_id": f"{n}", "description": "x", "company": company}
+        for n, company in enumerate(["A & B", "C/D", None])
+    ]
+    table = pa.Table.from_pylist(rows)
+    parquet.write_to_dataset(table, tmp_path / "t", partition_cols=["company"])
+    place = Place(str(tmp_path / "t"))
+    read = {
+        job.job_id: job.company
+        for part in plan_parts(place)
+        for jobs in read_part(place, part, Job)
+        for job in jobs
+    }
+    assert read == {"0": "A & B", "1": "C/D", "2": ""}
+
+
+def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
+    good = pa.table({"job_id": ["a"], "description": ["x" * 10_000]})
+    parquet.write_table(good, tmp_path / "in.parquet", compression="none")
+    blank = pa.table({"job_id": ["a", "b"], "description": ["x", " "], "title": [None, None]})
+    parquet.write_table(blank, tmp_path / "blank.parquet")
+    kit = kit_of_bundle(tiny.bundle, tiny.store)
+    with pytest.raises(DataError, match=r"blank\.parquet: job 'b' has no text"):
+        summarize_catalogue(kit, str(tmp_path / "blank.parquet"), str(tmp_path / "out"))
+    made = summarize_catalogue(kit, str(tmp_path / "in.parquet"), str(tmp_path / "out2"))
+    *_, batches = catalogue_entries(made["out"])
+    (Path(made["out"]) / "in-000000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"cannot read .*in-000000000\.parquet"):
+        list(batches)
+    for column, values in (("job_id", ["a"]), ("candidates", [["a"]])):
+        table = pa.table({"query": ["q"], column: values})
+        parquet.write_table(table, tmp_path / "queries.parquet")
+        with pytest.raises(DataError, match=f"no column job_ids, and '{column}' is not read"):
+            score_catalogue(
+                tiny.bundle, tiny.store, str(tmp_path / "queries.parquet"), str(tmp_path / "s")
+            )
 
 
 def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None:

@@ -299,22 +299,29 @@ def replace_id(job: Any) -> Any:
 def test_changes_as_lines(shared: Shared, tiny: Any, control: Any, tmp_path: Path) -> None:
     lines = tmp_path / "changes.jsonl"
     job = {"job_id": "extra", "title": "pilot", "description": "You fly at night."}
-    text = "\n".join([json.dumps({"job": job}), '{"job": {}}', "", json.dumps({"delete": "job-3"})])
-    lines.write_text(f"{text}\n")
+    blank = json.dumps({"job": {"job_id": "job-4", "title": None, "description": " "}})
+    given = [json.dumps({"job": job}), '{"job": {}}', "", json.dumps({"delete": "job-3"}), blank]
+    lines.write_text("\n".join(given) + "\n")
     done = control("watch", *shared.arguments, "--from", f"jsonl:{lines}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "2 changes applied, 0 older than what was there, 1 rejected\n"
-    letter = json.loads((tmp_path / "changes.jsonl.rejected").read_text())
+    assert done.stdout == "2 changes applied, 0 older than what was there, 2 rejected\n"
+    letters = (tmp_path / "changes.jsonl.rejected").read_text().splitlines()
+    letter, empty = map(json.loads, letters)
     assert (letter["line"], letter["change"]) == (2, '{"job": {}}')
     assert "job_id" in letter["reason"]
+    assert (empty["line"], empty["reason"]) == (5, "the job has no text: a server scores none")
     time.sleep(0.3)
     with RankClient(shared.server.url) as client:
-        added, gone = client.score("nurse shift", ["extra", "job-3"])
+        added, gone, kept = client.score("nurse shift", ["extra", "job-3", "job-4"])
     assert (added.status, gone.status) == (Status.OK, Status.UNKNOWN_JOB)
+    assert kept.status is Status.OK
     added_back = f"{json.dumps({'job': job})}\n"
     repository = run(shared.bundle.repository, tiny.store).path
     done = control("watch", repository, "--from", "jsonl:-", stdin=added_back)
     assert done.stdout.startswith("1 changes applied"), done.stderr
+    future = control("publish", *shared.arguments, "--as-of", "2999-01-01")
+    assert (future.returncode, future.stdout) == (2, "")
+    assert "lies in the future" in future.stderr
     kept = control("publish", *shared.arguments)
     carried = re.search(r"(\d+) later changes of single jobs were carried over", kept.stdout)
     assert carried is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -49,6 +50,13 @@ def test_orders_compare_as_texts() -> None:
         order_of(1_700_000_000_000),
     ]
     assert made == sorted(made)
+
+
+def test_a_byte_order_mark_is_no_change(tmp_path: Path) -> None:
+    lines = io.BytesIO(codecs.BOM_UTF8 + b"one\r\ntwo\r\n")
+    source = LinesSource(lines, tmp_path / "rejected", follow=False)
+    taken = source.take(1, 1.0) + source.take(1, 1.0)
+    assert [one.raw.strip() for one in taken] == [b"one", b"two"]
 
 
 def test_lines_until_the_end_and_what_is_rejected(tmp_path: Path) -> None:

@@ -97,6 +97,13 @@ def test_what_is_published_is_read(url: str, made: Any) -> None:
     assert reader.identity() == IDENTITY
 
 
+def test_an_id_that_comes_twice_is_one_job(url: str) -> None:
+    batches = [[("a", np.array([1])), ("b", np.array([2]))], [("a", np.array([3]))]]
+    published = writer_of(url).publish(batches, "v")
+    assert (published.jobs, published.repeated) == (2, 1)
+    assert looked_up(reader_of(url), "a", "b") == [[3], [2]]
+
+
 def test_a_switch_is_seen_by_the_next_request_and_the_old_version_goes(url: str, made: Any) -> None:
     reader, writer = reader_of(url), writer_of(url)
     first = writer.publish(entries_of(made({"a": [1]})), "v")

@@ -53,7 +53,14 @@ def publish_command(
     """
     order = ""
     if as_of is not None:
-        order = order_of(int(as_of.replace(tzinfo=datetime.UTC).timestamp() * 1000))
+        moment, now = as_of.replace(tzinfo=datetime.UTC), datetime.datetime.now(datetime.UTC)
+        if moment > now:
+            raise click.BadParameter(
+                f"{as_of.isoformat()} lies in the future: changes until then would change nothing. "
+                f"In UTC it is {now:%Y-%m-%dT%H:%M:%S}",
+                param_hint="--as-of",
+            )
+        order = order_of(int(moment.timestamp() * 1000))
     shared_kind(opened.bundle.spec.summarize.store)  # before summaries are made
     opened.run(opened.bundle.summaries)
     with StepDisplay() as display:
@@ -70,6 +77,8 @@ def publish_command(
         print_json(dataclasses.asdict(made))
         return
     click.echo(f"version {made.version} is current: {made.jobs} jobs, {made.value_bytes} bytes")
+    if made.repeated:
+        click.echo(f"{made.repeated} rows repeat a job's id: the last of each counts")
     if made.carried:
         click.echo(f"{made.carried} later changes of single jobs were carried over")
     if made.others:

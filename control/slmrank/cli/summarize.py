@@ -93,5 +93,5 @@ def summarize_command(
             return
         source.run(source.bundle.summarizer, force=force, device=device)
         kit = kit_of_bundle(source.bundle, source.store)
-    work = partial(summarize_catalogue, kit, jobs, out, on=where, workers=workers)
+    work = partial(summarize_catalogue, kit, jobs, out, on=where, workers=workers, device=device)
     show_run("catalogue", "jobs", lambda told: work(told=told), as_json=as_json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,17 @@ class Occupations:
         )
 
 
+def _readable(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    """The rows of the table. Raises DataError for what is none of text, or lacks a column."""
+    try:
+        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} lacks the columns {', '.join(missing)}", "use Task_DWA.csv")
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}", "save it as UTF-8, with commas") from error
+
+
 def read_occupations(path: Path) -> Occupations:
     """Read the table. Raises DataError when a column is missing or no row is left."""
     tasks: dict[str, dict[str, tuple[str, list[str]]]] = {}
@@ -64,10 +76,7 @@ def read_occupations(path: Path) -> Occupations:
     activity_titles: dict[str, str] = {}
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} lacks the columns {', '.join(missing)}", "use Task_DWA.csv")
-        for row in rows:
+        for row in _readable(rows, path):
             values = [row[name] for name in COLUMNS]
             if None in values:
                 raise DataError(f"{path}:{rows.line_num} has too few columns", "use Task_DWA.csv")

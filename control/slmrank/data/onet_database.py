@@ -21,6 +21,13 @@ CODE = "O*NET-SOC Code"
 # Relatedness tier -> grade of that occupation's jobs.
 TIERS = {"Primary-Short": 3, "Primary-Long": 2, "Supplemental": 1}
 LEAST_TASKS = 5
+# A table and its columns, by the names that it has had: the second ones since release 30.3.
+Tables = Mapping[str, tuple[str, ...]]
+TECHNOLOGY = {"Technology Skills": ("Example",), "Software Skills": ("Workplace Example",)}
+TITLES = {
+    "Alternate Titles": ("Alternate Title", "Short Title"),
+    "Job Titles": ("Job Title", "Short Title"),
+}
 
 
 @dataclass(kw_only=True)
@@ -44,24 +51,24 @@ def read_database(folder: Path) -> list[TitledOccupation]:
     Raises DataError for a missing table or column.
     """
     known: dict[str, TitledOccupation] = {}
-    for code, title, description in _rows(folder, "Occupation Data", ("Title", "Description")):
+    for code, title, description in _rows(folder, {"Occupation Data": ("Title", "Description")}):
         known[code] = TitledOccupation(code=code, title=title, description=description)
     rows = partial(_known_rows, folder, known)
-    for code, task in rows("Task Statements", ("Task",)):
+    for code, task in rows({"Task Statements": ("Task",)}):
         known[code].tasks.append(task)
-    for code, example in rows("Technology Skills", ("Example",)):
+    for code, example in rows(TECHNOLOGY):
         known[code].technologies.append(example)
     for code, other, tier in rows(
-        "Related Occupations", ("Related O*NET-SOC Code", "Relatedness Tier")
+        {"Related Occupations": ("Related O*NET-SOC Code", "Relatedness Tier")}
     ):
         known[code].related[other] = TIERS.get(tier, 1)
     owners: dict[str, set[str]] = {}
     named: list[tuple[str, str, bool]] = []
-    for code, title, form in rows("Alternate Titles", ("Alternate Title", "Short Title")):
+    for code, title, form in rows(TITLES):
         named.append((code, title, False))
         if form != "n/a":
             named.append((code, form, True))
-    for code, title in rows("Sample of Reported Titles", ("Reported Job Title",)):
+    for code, title in rows({"Sample of Reported Titles": ("Reported Job Title",)}):
         named.append((code, title, False))
     for code, title, _ in named:
         owners.setdefault(title.lower(), set()).add(code)
@@ -86,30 +93,40 @@ def read_held_back(path: Path, occupations: Sequence[TitledOccupation]) -> froze
 
 
 def _known_rows(
-    folder: Path, known: Mapping[str, object], table: str, columns: tuple[str, ...]
+    folder: Path, known: Mapping[str, object], tables: Tables
 ) -> Iterator[tuple[str, ...]]:
     """The rows of a table about occupations. Raises DataError for a code that is none's."""
-    for code, *more in _rows(folder, table, columns):
+    for code, *more in _rows(folder, tables):
         if code not in known:
             raise DataError(
-                f"{folder}: table {table!r} names occupation {code!r}, which Occupation Data lacks",
+                f"{folder}: table {_named(tables)} names occupation {code!r}, which Occupation "
+                "Data lacks",
                 "give tables of one release",
             )
         yield (code, *more)
 
 
-def _rows(folder: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """(code, columns ...) of every row of a table."""
-    kept = table.lower().replace(" ", "_")
-    names = [f"{name}.txt{end}" for name in (table, kept) for end in ("", ".gz")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+def _named(tables: Tables) -> str:
+    return " or ".join(map(repr, tables))
+
+
+def _rows(folder: Path, tables: Tables) -> Iterator[tuple[str, ...]]:
+    """(code, columns ...) of every row of the table that goes by one of these names."""
+    named = {
+        folder / f"{name}.txt{end}": columns
+        for table, columns in tables.items()
+        for name in (table, table.lower().replace(" ", "_"))
+        for end in ("", ".gz")
+    }
+    path = next((path for path in named if path.is_file()), None)
     if path is None:
         raise DataError(
-            f"{folder} has no table {table!r} ({' or '.join(names)})",
-            "give the folder of an O*NET database release in text form",
+            f"{folder} has no table {_named(tables)} ({' or '.join(one.name for one in named)})",
+            "give the folder of an O*NET database release in text form (27.0 is tested)",
         )
+    columns = named[path]
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", newline="") as stream:
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             missing = [name for name in (CODE, *columns) if name not in (rows.fieldnames or ())]
@@ -118,6 +135,10 @@ def _rows(folder: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[
                     f"{path} lacks the columns {', '.join(missing)}", "use the release's"
                 )
             for row in rows:
+                if None in row.values():
+                    raise DataError(
+                        f"{path}:{rows.line_num} has too few columns", "download it again"
+                    )
                 yield (row[CODE], *(row[name] for name in columns))
         except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
             raise DataError(f"cannot read {path}: {error}", "download it again") from error

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pydantic import BaseModel
 
 from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
 BATCH_ROWS = 8192
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def is_hidden(parts: Iterable[str]) -> bool:
@@ -18,39 +24,82 @@ def is_hidden(parts: Iterable[str]) -> bool:
     return any(part[:1] in ("_", ".") for part in parts)
 
 
+def columns_in(parts: Iterable[str], model: type[BaseModel]) -> dict[str, str]:
+    """The fields of a record that the folders of its file name, as writers of partitioned tables
+    keep them: `split=test`."""
+    named = (part.partition("=") for part in parts)
+    return {
+        name: unquote(value)
+        for name, mark, value in named
+        if mark and name in model.model_fields and value != NO_VALUE
+    }
+
+
+@contextlib.contextmanager
+def reading(file: object) -> Iterator[None]:
+    """What pyarrow says of a file, as DataError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # its own errors are either, or both
+        raise DataError(f"cannot read {file}: {error}", "check that it is Parquet") from error
+
+
+def batches_of(
+    opened: Any, model: type[BaseModel], rows: int, groups: Sequence[int] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of an opened file, or of some of its row groups: the model's fields of each."""
+    known = [name for name in opened.schema_arrow.names if name in model.model_fields]
+    for batch in opened.iter_batches(rows, row_groups=groups, columns=known):
+        rows_of_batch: list[dict[str, Any]] = batch.to_pylist()
+        yield rows_of_batch
+
+
 def parquet_files(path: Path) -> list[Path]:
     """The files that a path names, in name order. Raises DataError when there is none."""
-    fixed = len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
     if path.is_dir():
-        found = sorted(path.rglob("*.parquet"))
+        named = [path]
     elif "*" in str(path) or "?" in str(path):
         root = Path(path.anchor) if path.is_absolute() else Path()
-        found = sorted(root.glob(str(path.relative_to(root) if path.is_absolute() else path)))
+        named = [*root.glob(str(path.relative_to(root) if path.is_absolute() else path))]
     else:
-        found = [path] if path.is_file() else []
-    found = [one for one in found if not is_hidden(one.parts[fixed:])]
+        named = [path]
+    fixed = _fixed_parts(path)
+    # A folder of one table may be named like a file.
+    below = (one.rglob("*.parquet") if one.is_dir() else [one] for one in named)
+    found = {
+        one
+        for one in itertools.chain.from_iterable(below)
+        if one.is_file() and not is_hidden(one.parts[fixed:])
+    }
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
-    return found
+    return sorted(found)
+
+
+def _fixed_parts(path: Path) -> int:
+    """How many parts of a path are no pattern."""
+    return len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
 
 
 def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
-    """The rows of all files as records, some thousand in memory at a time. Columns of other names
-    are left out; null is a field that was not given.
+    """The rows of all files as records, some thousand in memory at a time, with what partitioned
+    tables keep in their folders' names. Columns of other names are left out; null is a field that
+    was not given.
 
     Raises DataError that names file, row and field, MissingDependencyError without pyarrow.
     """
     with needs("Parquet files need pyarrow", "parquet"):
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import parquet
+    fixed = _fixed_parts(path)
     for file in parquet_files(path):
-        number = 0
-        try:
-            with parquet.ParquetFile(file) as opened:
-                known = [name for name in opened.schema_arrow.names if name in model.model_fields]
-                for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=known):
-                    for row in batch.to_pylist():
-                        number += 1
-                        given = {name: value for name, value in row.items() if value is not None}
-                        yield checked(model, given, f"{file}: row {number}")
-        except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {file}: {error}", "check that it is Parquet") from error
+        number, named = 0, columns_in(file.parts[fixed:-1], model)
+        with reading(file), parquet.ParquetFile(file) as opened:
+            for rows in batches_of(opened, model, BATCH_ROWS):
+                for row in rows:
+                    number += 1
+                    yield checked(model, named | given(row), f"{file}: row {number}")
+
+
+def given(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without its nulls."""
+    return {name: value for name, value in row.items() if value is not None}

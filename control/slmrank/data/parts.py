@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrank.data.parquet import is_hidden
+from slmrank.data.parquet import batches_of, columns_in, given, is_hidden, reading
 from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
@@ -25,9 +25,11 @@ COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Consecutive rows of one file. `file_bytes` and `file_ns`: a file that changed is another."""
+    """Consecutive rows of one file, which is called `stem` among those of its table. `file_bytes`
+    and `file_ns`: a file that changed is another."""
 
     file: str
+    stem: str
     start: int
     rows: int
     file_bytes: int
@@ -35,8 +37,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        stem = self.file.rsplit("/", 1)[-1].removesuffix(".parquet")
-        return f"{stem}-{self.start:09d}"
+        return f"{self.stem}-{self.start:09d}"
 
 
 def url_below(url: str, name: str) -> str:
@@ -85,6 +86,7 @@ class Place:
             (one.path, one.size, one.mtime_ns)
             for one in found
             if one.path.endswith(".parquet")
+            and one.type != self._kinds.FileType.Directory
             and (one is info or not is_hidden(one.path.removeprefix(self.path).split("/")))
         )
         if not named or info.type == self._kinds.FileType.NotFound:
@@ -178,18 +180,18 @@ def plan_parts(source: Place, rows: int = PART_ROWS, *, cut_groups: bool = False
     """
     parts: list[Part] = []
     for path, size, changed_ns in source.files():
-        try:
-            with source.open(path) as opened:
-                counts = _group_rows(opened)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path}: {error}", "check that it is Parquet") from error
+        with reading(path), source.open(path) as opened:
+            counts = _group_rows(opened)
+        # Writers of partitioned tables give files of all partitions one name.
+        below = path.removeprefix(source.path).strip("/") or path.rsplit("/", 1)[-1]
+        stem = below.removesuffix(".parquet").replace("/", "-")
         start = held = 0
         for count in [rows] * (-(-sum(counts) // rows)) if cut_groups else counts:
             held += count
             if held >= rows or start + held >= sum(counts):
                 held = min(held, sum(counts) - start)
                 facts = {"file_bytes": size, "file_ns": changed_ns}
-                parts.append(Part(file=path, start=start, rows=held, **facts))
+                parts.append(Part(file=path, stem=stem, start=start, rows=held, **facts))
                 start, held = start + held, 0
     named = Counter(part.name for part in parts)
     twice = next((name for name, count in named.items() if count > 1), None)
@@ -205,8 +207,8 @@ def read_part(source: Place, part: Part, model: type[Record]) -> Iterator[list[R
 
     Raises DataError that names file and row.
     """
-    with source.open(part.file) as opened:
-        known = [name for name in opened.schema_arrow.names if name in model.model_fields]
+    named = columns_in(part.file.removeprefix(source.path).split("/")[:-1], model)
+    with reading(part.file), source.open(part.file) as opened:
         groups, first, before = [], 0, None
         for number, count in enumerate(_group_rows(opened)):
             if first < part.start + part.rows and first + count > part.start:
@@ -214,12 +216,12 @@ def read_part(source: Place, part: Part, model: type[Record]) -> Iterator[list[R
                 before = first if before is None else before
             first += count
         row = before or 0
-        for batch in opened.iter_batches(BATCH_ROWS, row_groups=groups, columns=known):
+        for batch in batches_of(opened, model, BATCH_ROWS, groups):
             records = []
-            for values in batch.to_pylist():
+            for values in batch:
                 if part.start <= row < part.start + part.rows:
-                    given = {name: value for name, value in values.items() if value is not None}
-                    records.append(checked(model, given, f"{part.file}: row {row + 1}"))
+                    place = f"{part.file}: row {row + 1}"
+                    records.append(checked(model, named | given(values), place))
                 row += 1
             if records:
                 yield records

@@ -31,6 +31,16 @@ class Job(BaseModel):
     location: str = ""
     description: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        optional = ("title", "company", "location")
+        return {
+            name: one for name, one in values.items() if one is not None or name not in optional
+        }
+
     @field_validator("job_id")
     @classmethod
     def _short(cls, value: str) -> str:

@@ -69,3 +69,10 @@ shall not no any some such all each every both either neither other another more
 least very too also only own same there here etc e.g i.e
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
+_ABBREVIATIONS = frozenset({"it", "us", "am"})  # in capitals: the trade, the country, the morning
+
+
+def is_stop_word(word: str) -> bool:
+    """Whether a word, without its punctuation, is a function word."""
+    lowered = word.lower()
+    return lowered in STOP_WORDS and not (word.isupper() and lowered in _ABBREVIATIONS)

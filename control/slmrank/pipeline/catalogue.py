@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import ArtifactStore
+from slmrank.data.parquet import reading
 from slmrank.data.parts import Part, Place, plan_parts, read_part
 from slmrank.data.records import Job
+from slmrank.errors import DataError
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, RANKER_FILE, open_ranker_file
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.part_runs import read_manifest, run_parts
@@ -20,7 +22,7 @@ from slmrank.pipeline.steps import run
 from slmrank.serving.prepare import read_summarizing
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.registry import load_summarizer
-from slmrank.summarize.summarizer import FITTED_FOLDER, identity_of, summarize_entries
+from slmrank.summarize.summarizer import FITTED_FOLDER, identity_of, placed, summarize_entries
 from slmrank.tokens import Ids
 from slmrank.triton.config import PREPARE
 
@@ -66,7 +68,7 @@ def _files(checkpoint: Path, fitted: Path) -> dict[str, bytes]:
 class SummaryWorker:
     """Summarises the jobs of `source`."""
 
-    def __init__(self, kit: Kit, source: str) -> None:
+    def __init__(self, kit: Kit, source: str, device: str = "auto") -> None:
         spec = SummarizeSpec.model_validate_json(kit.spec)
         # As long as the worker: a summarizer may read its weights when it first needs them.
         self._work = tempfile.TemporaryDirectory(prefix="slmrank-kit-")
@@ -77,7 +79,7 @@ class SummaryWorker:
             path.write_bytes(content)
         ranker = open_ranker_file(work)
         self._encoder = ranker.encoder()
-        self._summarizer = load_summarizer(work, spec, self._encoder)
+        self._summarizer = placed(load_summarizer(work, spec, self._encoder), device)
         self.identity = identity_of(ranker.tokenizer_hash, self._encoder, self._summarizer)
         self._source = Place(source)
 
@@ -96,6 +98,12 @@ class SummaryWorker:
         with target.table(part.name, schema) as writer:
             for jobs in read_part(self._source, part, Job):
                 entries = summarize_entries(jobs, self._summarizer, self._encoder)
+                for job, entry in zip(jobs, entries, strict=True):
+                    if not len(entry.ids):
+                        raise DataError(
+                            f"{part.file}: job {job.job_id!r} has no text: a server scores none",
+                            "give it a title or a description, or leave it out",
+                        )
                 columns = [
                     [job.job_id for job in jobs],
                     [entry.summary for entry in entries],
@@ -106,10 +114,12 @@ class SummaryWorker:
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-def summarize_catalogue(kit: Kit, source: str, target: str, **how: Any) -> dict[str, Any]:
+def summarize_catalogue(
+    kit: Kit, source: str, target: str, *, device: str = "auto", **how: Any
+) -> dict[str, Any]:
     """Summaries of the jobs of `source` (Parquet; path or url) below `target`; `how` as `run_parts`
     takes it. Raises DataError with file and row for what is no job."""
-    make_worker = partial(SummaryWorker, kit, source)
+    make_worker = partial(SummaryWorker, kit, source, device)
     return run_parts(make_worker, plan_parts(Place(source)), source, target, **how)
 
 
@@ -122,7 +132,9 @@ def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[t
 
     def batches() -> Iterator[list[tuple[str, Ids]]]:
         for name in manifest["parts"]:
-            with place.open(f"{place.path}/{name}.parquet") as opened:
+            path = f"{place.path}/{name}.parquet"
+            # Here: whoever writes them would take a fault of theirs for one of the store.
+            with reading(path), place.open(path) as opened:
                 for batch in opened.iter_batches(1000, columns=["job_id", "ids"]):
                     lists = batch.column("ids")
                     values = lists.flatten().to_numpy(zero_copy_only=False)

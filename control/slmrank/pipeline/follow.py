@@ -124,10 +124,13 @@ class Follower:
                 return [row for one in changes for row in self._entries(source, [one])]
             self._reject(source, changes[0][0], f"{type(error).__name__}: {error}")
             return []
-        return [
-            (change.job_id, delivery.order, ids)
-            for (delivery, change), ids in zip(changes, made, strict=True)
-        ]
+        entries: list[tuple[str, str, Ids | None]] = []
+        for (delivery, change), ids in zip(changes, made, strict=True):
+            if ids is not None and not len(ids):
+                self._reject(source, delivery, "the job has no text: a server scores none")
+            else:
+                entries.append((change.job_id, delivery.order, ids))
+        return entries
 
     def _summarize(self, jobs: Sequence[Job]) -> list[Ids]:
         if not jobs:

@@ -179,12 +179,23 @@ def _on_ray(
         options = {"address": address}
     elif "RAY_ADDRESS" in os.environ:
         options = {}  # inside a cluster, as the entrypoint of a Ray job
-    ray.init(log_to_driver=False, logging_level="error", **options)
+    try:
+        ray.init(log_to_driver=False, logging_level="error", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"no Ray answers at {address}: {error}",
+            "check the address (ray://HOST:10001), and that its Ray has this one's version",
+        ) from error
     try:
         actor = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(Actor)
         pool = ActorPool([actor.remote() for _ in range(workers)])
         yield from pool.map_unordered(lambda one, part: one.do.remote(part), list(parts))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.RayActorError as error:
+        raise DataError(
+            f"workers of {address} died more than three times: {error}",
+            "give them more memory, and run the same command again: what is done is kept",
+        ) from error
     finally:
         ray.shutdown()

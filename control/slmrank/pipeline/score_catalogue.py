@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.code_hash import code_hash
+from slmrank.data.parquet import reading
 from slmrank.data.parts import Part, Place, plan_parts, read_part
 from slmrank.errors import ControlError, DataError
 from slmrank.model.probability import probability
@@ -108,10 +109,29 @@ def score_catalogue(
     """Scores of the queries of a Parquet table (`query`, and `job_ids` where they have candidates)
     below `target`; `how` as `run_parts` takes it.
 
-    Raises DataError for a row that is no query.
+    Raises DataError for a row that is no query, or columns that look like candidates and are not
+    named so.
     """
+    _check_columns(Place(queries))
     parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
     for step in (bundle.engine, bundle.summaries, bundle.final):
         run(step, store)
     spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)
+
+
+def _check_columns(source: Place) -> None:
+    """Raises DataError where a table without `job_ids` has what looks like it: without candidates
+    every query is scored against all jobs."""
+    for path, *_ in source.files():
+        with reading(path), source.open(path) as opened:
+            schema = opened.schema_arrow
+        if "job_ids" in schema.names:
+            continue
+        for field in schema:
+            if field.name.startswith("job") or "list" in str(field.type):
+                raise DataError(
+                    f"{path} has no column job_ids, and {field.name!r} is not read: every query "
+                    "would be scored against all jobs",
+                    "name the lists of candidates job_ids, or leave that column out for all jobs",
+                )

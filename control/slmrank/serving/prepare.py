@@ -257,7 +257,7 @@ def _read_job(fields: bytes) -> tuple[Job | None, Status]:
         if not isinstance(values, dict) or not set(values) <= {"job_id", *JOB_FIELDS}:
             return None, Status.BAD_JOB
         cut = any(len(str(value)) > MAX_TEXT_CHARACTERS for value in values.values())
-        values = {name: _shortened(values.get(name, "")) for name in JOB_FIELDS}
+        values = {name: _shortened(values.get(name)) for name in JOB_FIELDS}
         job = Job.model_validate({**values, "job_id": "sent"})
         json.dumps(values, ensure_ascii=False).encode("utf-8")  # no half surrogate pairs
     except (ValueError, RecursionError):
@@ -277,6 +277,8 @@ def _read_text(text: bytes) -> tuple[str | None, Status]:
 
 
 def _shortened(value: object) -> object:
+    if value is None:  # many producers write what they do not know so
+        return ""
     return value[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import queue
 import threading
@@ -42,6 +43,8 @@ class LinesSource:
             if isinstance(line, Exception):
                 raise line
             self._number += 1
+            if self._number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 # A clock that steps back would make later changes older than what they change.
                 self._clock = now = max(self._clock, time.time_ns() // 1_000_000)

@@ -107,11 +107,13 @@ class StoreKind(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """What became current. `before`: the version until then; `carried`: changes of single jobs that
-    are newer than the catalogue; `others`: identities of other tokenizers and summarizers."""
+    are newer than the catalogue; `repeated`: rows whose job stands again behind them; `others`:
+    identities of other tokenizers and summarizers."""
 
     version: str
     before: str | None
     jobs: int
+    repeated: int
     value_bytes: int
     carried: int
     others: int

@@ -119,7 +119,7 @@ class RedisWriter:
                     asked.hset(key, mapping=values)
                     asked.expire(key, UNFINISHED_S)
                     fields += asked.execute()[0]
-                    done += len(values)
+                    done += len(batch)
                     written += sum(map(len, values.values()))
                     progress(done)
                 fields += self.client.hset(key, WHOLE, own)
@@ -149,7 +149,8 @@ class RedisWriter:
         return Published(
             version=version,
             before=before.decode() or None,
-            jobs=done,
+            jobs=fields - 1,  # one is WHOLE
+            repeated=done - (fields - 1),
             value_bytes=written,
             carried=carried,
             others=others,
