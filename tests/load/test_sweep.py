@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.records import Job
@@ -180,12 +181,14 @@ def test_stored_jobs_are_sent_by_id_with_their_true_tokens(encoder: PromptEncode
 
 
 def test_arrivals_are_poisson_with_the_exact_mean() -> None:
-    gaps = arrivals_us(25.0, 4000, "seed")
+    gaps = arrivals_us(25.0, 400, 10, "seed")
     assert sum(gaps) / len(gaps) == pytest.approx(40_000, rel=1e-3)
     mean = sum(gaps) / len(gaps)
     spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert spread == pytest.approx(mean, rel=0.1), "an exponential's deviation is its mean"
-    assert gaps == arrivals_us(25.0, 4000, "seed") != arrivals_us(25.0, 4000, "other")
+    assert gaps == arrivals_us(25.0, 400, 10, "seed") != arrivals_us(25.0, 400, 10, "other")
+    # What is measured is the start of the schedule.
+    assert sum(gaps[:400]) / 400 == pytest.approx(40_000, rel=1e-3)
 
 
 def test_another_engine_runtime_tool_or_setting_is_another_point(encoder: PromptEncoder) -> None:
@@ -240,8 +243,8 @@ def export(ends_ms: list[int], borders_ms: list[int]) -> dict[str, Any]:
 
 def test_only_requests_that_end_in_the_last_three_windows_count() -> None:
     given = export([5, 50, 150, 250, 350, 450], [0, 100, 200, 300, 400])
-    latencies, begin, end = merged_requests(given)
-    assert len(latencies) == 3
+    latencies, ended, begin, end = merged_requests(given)
+    assert (ended / 1e6).tolist() == [150, 250, 350]
     assert (end - begin) / 1e9 == pytest.approx(0.3)
     assert latencies.tolist() == [5.0] * 3
 
@@ -273,7 +276,7 @@ def test_a_late_request_has_waited_since_it_was_due() -> None:
     """The tool was held up for 25 ms: what it sent late is not counted as quickly answered."""
     schedule = [10_000] * 8
     given = sent([0, 10, 45, 45, 45, 50, 60], [0, 100])
-    latencies, _, _ = merged_requests(given, schedule)
+    latencies, *_ = merged_requests(given, schedule)
     assert latencies.round(2).tolist() == [0, 0, 25, 15, 5, 0, 0]
     assert merged_requests(given)[0].max() < 0.01
 
@@ -310,6 +313,56 @@ def test_requests_that_were_due_but_never_answered_are_an_overload(tmp_path: Pat
     measured = read_result(tmp_path, point, 100, schedule)
     assert measured.verdict == "overload"
     assert measured.backlog == 16
+
+
+def parallel(
+    servers: int, service_s: float, rate: float, seed: str, window_s: float = 2.4
+) -> tuple[dict[str, Any], list[int]]:
+    """The export of a server of `servers` equal places with exponential spread, and the schedule:
+    the run begins with nothing under way, and what is not answered at its end is not exported."""
+    rng = np.random.default_rng(abs(hash(seed)) % 2**32)
+    block = round(rate * 3 * window_s)
+    schedule = arrivals_us(rate, block, 4, seed)
+    end = 3 * window_s
+    times = np.cumsum(np.resize(schedule, 3 * block)) / 1e6
+    free = [0.0] * servers
+    requests = []
+    for due in times[times < end]:
+        place = int(np.argmin(free))
+        free[place] = max(due, free[place]) + service_s * rng.uniform(0.5, 1.5)
+        if free[place] < end:
+            requests.append((due, free[place]))
+    borders = [int(number * window_s * 1e9) for number in range(4)]
+    exported = [
+        {"timestamp": int(due * 1e9), "response_timestamps": [int(done * 1e9)]}
+        for due, done in requests
+    ]
+    return {"experiments": [{"requests": exported, "window_boundaries": borders}]}, schedule
+
+
+@pytest.mark.parametrize(
+    ("servers", "service_s", "rate", "verdict"),
+    [
+        (64, 0.45, 20, "ok"),  # nine under way at the end: they were taken for a backlog
+        (64, 0.4, 100, "ok"),
+        (16, 0.35, 30, "ok"),
+        (1, 0.05, 12, "ok"),
+        (1, 0.05, 30, "overload"),
+        (16, 0.35, 70, "overload"),
+    ],
+)
+def test_what_is_under_way_in_a_parallel_server_is_no_backlog(
+    tmp_path: Path, servers: int, service_s: float, rate: float, verdict: str
+) -> None:
+    found = []
+    for seed in range(20):
+        given, schedule = parallel(servers, service_s, rate, f"{seed}")
+        (tmp_path / "profile.json").write_text(json.dumps(given))
+        answered = len(given["experiments"][0]["requests"]) / 7.2
+        (tmp_path / "latency.csv").write_text(f"Request Rate,Inferences/Second\n9,{answered}\n")
+        point = replace(POINT, load=Load(kind="rate", level=rate))
+        found.append(read_result(tmp_path, point, 2400, schedule).verdict)
+    assert found.count(verdict) >= 19, found  # one may miss by chance
 
 
 def fake_tool(tmp_path: Path, script: str) -> PerfAnalyzer:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import os
 import platform
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,10 +17,11 @@ import grpc
 from tritonclient import grpc as triton
 
 from slmrank.errors import SweepError
-from slmrank.machine.facts import find_gpus, memory_gib
+from slmrank.machine.facts import find_gpus, memory_gib, usable_cores
 from slmrank.triton.config import ENSEMBLE
 
 TIMEOUT_S = 10.0
+QUIET_S, QUIET_LIMIT_S = 3.0, 300.0
 STAGES = ("prepare", "ranker", "tensorrt_llm")
 COUNTS_FILE = "triton_statistics.json"
 CONFIG_FILE = "served_config.json"
@@ -63,6 +65,19 @@ def read_counts(url: str) -> dict[str, dict[str, int]]:
             "compute_us": int(stats.get("compute_infer", {}).get("ns", 0)) // 1000,
         }
     return counts
+
+
+def wait_quiet(url: str) -> None:
+    """Return once the server answers nothing more, after QUIET_LIMIT_S at the latest: it goes on
+    with what it has even where nobody waits for it any more."""
+    until = time.monotonic() + QUIET_LIMIT_S
+    before = read_counts(url)
+    while time.monotonic() < until:
+        time.sleep(QUIET_S)
+        now = read_counts(url)
+        if now == before:
+            return
+        before = now
 
 
 def joined_requests(
@@ -119,7 +134,7 @@ def host_facts() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": None if memory is None else round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -76,7 +76,9 @@ class Measuring:
         """What decides a measurement, for its key; a closed loop counts no requests."""
         names = ("window_ms", "trials", "stability_percent")
         own = {name: getattr(self.spec, name) for name in names}
-        return {**own, "min_requests": 0 if closed_loop else self.min_requests}
+        if closed_loop:
+            return {**own, "min_requests": 0}
+        return {**own, "min_requests": self.min_requests, "seed": self.spec.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +178,11 @@ def _try_point(
     window_ms = measuring.window_for(point)
     schedule: list[int] = []
     if point.load.kind == "rate":
-        span_s = measuring.spec.trials * window_ms * 2 * WINDOW_STRETCH / 1000
-        count = max(16, math.ceil(point.load.level * span_s))
-        schedule = arrivals_us(point.load.level, count, f"{point.name}")
+        merged_s = MERGED_WINDOWS * window_ms * WINDOW_STRETCH / 1000
+        block = max(16, round(point.load.level * merged_s))
+        blocks = math.ceil(2 * measuring.spec.trials / MERGED_WINDOWS)
+        seed = f"{measuring.spec.seed}/{point.name}"
+        schedule = arrivals_us(point.load.level, block, blocks, seed)
         (folder / SCHEDULE_FILE).write_text("\n".join(map(str, schedule)) + "\n")
     command = command_line(analyzer, url, point, measuring)
     limit_s = 60 + measuring.spec.trials * window_ms * 2.4 / 1000
@@ -187,7 +191,7 @@ def _try_point(
     environment = {**os.environ, **analyzer.environment}
     for _ in range(KILLED_TRIES):
         status, printed = _run(command, folder, environment, limit_s)
-        if status >= 0:
+        if status is None or status >= 0:
             break
     (folder / OUTPUT_FILE).write_text(printed, encoding="utf-8")
     warnings = tuple(line.strip() for line in printed.splitlines() if _WARNING.search(line))
@@ -202,6 +206,12 @@ def _try_point(
         )
 
     export = folder / EXPORT_FILE
+    if status is None:
+        if point.load.kind == "rate":  # at its end the tool waits for all that is under way
+            return ended("overload", f"requests were still waiting after {limit_s:.0f} s")
+        raise SweepError(
+            f"perf_analyzer did not end within {limit_s:.0f} s", "is the server stuck?"
+        )
     if status == UNSTABLE_STATUS:
         export.unlink(missing_ok=True)
         return ended("unstable", "the tool found no three windows alike")
@@ -233,7 +243,8 @@ def _try_point(
 
 def _run(
     command: list[str], folder: Path, environment: dict[str, str], limit_s: float
-) -> tuple[int, str]:
+) -> tuple[int | None, str]:
+    """Exit status, None where it did not end in time, and what was printed."""
     with subprocess.Popen(
         tied(command),  # a server at --url would be loaded on
         cwd=folder,
@@ -246,12 +257,10 @@ def _run(
     ) as process:
         try:
             printed, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired as error:
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
-            raise SweepError(
-                f"perf_analyzer did not end within {limit_s:.0f} s", "is the server stuck?"
-            ) from error
+            printed, _ = process.communicate()
+            return None, printed
         except BaseException:
             process.send_signal(signal.SIGTERM)
             process.wait(10)

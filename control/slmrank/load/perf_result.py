@@ -25,7 +25,10 @@ MERGED_WINDOWS = 3
 DISAGREEMENT = 0.02
 LEAST_ACHIEVED = 0.99
 BACKLOG_SHARE = 0.05
+# Standard deviations of what arrivals and answers differ by where nothing piles up.
+BACKLOG_DEVIATIONS = 3
 
+Times = np.ndarray[Any, Any]
 Verdict = Literal["ok", "disagrees", "unstable", "late", "overload", "refused", "failed"]
 # Measuring again would tell nothing new.
 FINAL: tuple[Verdict, ...] = ("ok", "disagrees", "late", "overload", "refused")
@@ -35,8 +38,9 @@ FINAL: tuple[Verdict, ...] = ("ok", "disagrees", "late", "overload", "refused")
 class Measured:
     """One point's result; latencies in milliseconds over the merged stable windows, in an open loop
     from when a request was due. `achieved`: share of the asked rate that was really sent, 1 in a
-    closed loop. `backlog`: requests that were due in the windows of an open loop, less those
-    answered in them."""
+    closed loop. `backlog`: requests that were due after the first window of an open loop, less
+    those answered after it; `in_flight`: how many were under way in the first one, by Little's law,
+    which is no backlog, however many a parallel server has."""
 
     window_ms: int
     requests: int
@@ -51,6 +55,7 @@ class Measured:
     disagreement: float
     achieved: float
     backlog: int
+    in_flight: float
     stages_us: dict[str, dict[str, float]]
 
     @property
@@ -58,7 +63,9 @@ class Measured:
         """`ok` where the tool's own figure agrees with ours within 2 %."""
         if self.achieved < LEAST_ACHIEVED:
             return "late"
-        if self.backlog > max(3, BACKLOG_SHARE * self.requests):
+        # The number under way at two moments is Poisson around the same mean.
+        chance = BACKLOG_DEVIATIONS * math.sqrt(2 * self.in_flight)
+        if self.backlog > max(3, BACKLOG_SHARE * self.requests, chance):
             return "overload"
         return "ok" if self.disagreement <= DISAGREEMENT else "disagrees"
 
@@ -80,7 +87,7 @@ def read_result(
     Raises SweepError when a file or the row is missing, or no request ended in the windows.
     """
     export = _read_json(folder / EXPORT_FILE)
-    latencies, begin, end = merged_requests(export, schedule)
+    latencies, ended, begin, end = merged_requests(export, schedule)
     if not len(latencies):
         raise SweepError(
             f"no request of {point.name} ended inside a window",
@@ -92,6 +99,13 @@ def read_result(
         raise SweepError(f"perf_analyzer wrote no row for {point.name}", "see the tool's own lines")
     reported = float(rows[0]["Inferences/Second"])
     p50, p90, p95, p99 = (float(x) for x in np.percentile(latencies, [50, 90, 95, 99]))
+    backlog, in_flight = 0, 0.0
+    if schedule:
+        borders = export["experiments"][0]["window_boundaries"]
+        # The run begins with nothing under way: until then a parallel server fills.
+        filled = borders[max(len(borders) - MERGED_WINDOWS, 1)] if len(borders) > 2 else begin
+        backlog = due_requests(export, schedule, filled, end) - int((ended > filled).sum())
+        in_flight = float(latencies[ended <= filled].sum()) * 1e6 / max(filled - begin, 1)
     return Measured(
         window_ms=window_ms,
         requests=len(latencies),
@@ -105,7 +119,8 @@ def read_result(
         reported_requests_per_s=reported,
         disagreement=abs(reported - rate) / rate,
         achieved=kept_share(export, schedule) if schedule else 1.0,
-        backlog=due_requests(export, schedule, begin, end) - len(latencies) if schedule else 0,
+        backlog=backlog,
+        in_flight=in_flight,
         stages_us=_stages(folder),
     )
 
@@ -113,11 +128,32 @@ def read_result(
 def kept_share(export: dict[str, Any], schedule: list[int]) -> float:
     """Share of the asked rate that was sent: what the schedule's gaps between the first and the
     last request were to take, over what they took. Above 1 is early by rounding."""
-    sent = sorted(request["timestamp"] for request in export["experiments"][0]["requests"])
+    sent = _sent(export)
+    sent = sent[: _known(export, sent)]
     if len(sent) < 2:
         return 1.0
-    wanted = _due_times(sent[0], schedule, len(sent))[-1] - sent[0]
+    wanted = _due_times(int(sent[0]), schedule, len(sent))[-1] - sent[0]
     return float(wanted / (sent[-1] - sent[0]))
+
+
+def _sent(export: dict[str, Any]) -> Times:
+    """When the exported requests were sent, in ns, in order."""
+    requests = export["experiments"][0]["requests"]
+    return np.sort(np.array([one["timestamp"] for one in requests], dtype=np.int64))
+
+
+def _known(export: dict[str, Any], sent: Times) -> int:
+    """How many of the first ones are the schedule's, one by one: the export lacks what was not
+    answered at the end, and among those that were sent late an answer may have overtaken them."""
+    experiment = export["experiments"][0]
+    took = [
+        one["response_timestamps"][-1] - one["timestamp"]
+        for one in experiment["requests"]
+        if one["response_timestamps"]
+    ]
+    borders = experiment["window_boundaries"]
+    until = max(borders[-1] if borders else 0, int(sent[-1]) if len(sent) else 0)
+    return int((sent <= until - max(took, default=0)).sum())
 
 
 def due_requests(export: dict[str, Any], schedule: list[int], begin: int, end: int) -> int:
@@ -131,36 +167,40 @@ def due_requests(export: dict[str, Any], schedule: list[int], begin: int, end: i
 
 def merged_requests(
     export: dict[str, Any], schedule: list[int] | None = None
-) -> tuple[np.ndarray[Any, Any], int, int]:
-    """Latencies in ms of the requests that ended inside the last three windows, and the windows'
-    begin and end in ns. The export holds all windows; the tool reports the merged last three.
+) -> tuple[Times, Times, int, int]:
+    """Latencies in ms of the requests that ended inside the last three windows, when they ended,
+    and the windows' begin and end, in ns. The export holds all windows; the tool reports the merged
+    last three.
 
     With the `schedule` of an open loop a latency begins when the request was due, where the tool
-    sent it later than that (coordinated omission); requests are answered or stand at the end, so
-    that the n-th that was sent is the n-th of the schedule.
+    sent it later than that (coordinated omission): by as much as the last one whose place in the
+    schedule is known, where it is not.
     """
     experiment = export["experiments"][0]
     borders = experiment["window_boundaries"]
     if len(borders) < 2:
-        return np.zeros(0), 0, 0
+        return np.zeros(0), np.zeros(0), 0, 0
     begin, end = borders[max(len(borders) - 1 - MERGED_WINDOWS, 0)], borders[-1]
     requests = sorted(experiment["requests"], key=lambda request: request["timestamp"])
     since = np.array([request["timestamp"] for request in requests], dtype=np.int64)
     if schedule and requests:
-        since = np.minimum(since, _due_times(int(since[0]), schedule, len(requests)))
-    latencies = [
-        (request["response_timestamps"][-1] - start) / 1e6
+        known = max(_known(export, since), 1)
+        late = np.maximum(since[:known] - _due_times(int(since[0]), schedule, known), 0)
+        since = since - np.concatenate([late, np.full(len(since) - known, late[-1])])
+    found = [
+        (request["response_timestamps"][-1], start)
         for request, start in zip(requests, since.tolist(), strict=True)
         if request["response_timestamps"] and begin <= request["response_timestamps"][-1] <= end
     ]
-    return np.array(latencies), begin, end
+    times = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return (times[:, 0] - times[:, 1]) / 1e6, times[:, 0], begin, end
 
 
-def _due_times(started: int, schedule: list[int], count: int) -> np.ndarray[Any, Any]:
+def _due_times(started: int, schedule: list[int], count: int) -> Times:
     """When `count` requests are due, in ns: the tool waits one gap before its first, which counts
     as on time, and starts over at the end of the list."""
     gaps = np.resize(np.array(schedule, dtype=np.int64) * 1000, count + 1)[1:count]
-    due: np.ndarray[Any, Any] = started + np.concatenate([[0], np.cumsum(gaps)])
+    due: Times = started + np.concatenate([[0], np.cumsum(gaps)])
     return due
 
 

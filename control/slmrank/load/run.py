@@ -27,6 +27,7 @@ from slmrank.load.evidence import (
     require_ready,
     scrape_metrics,
     served_config,
+    wait_quiet,
 )
 from slmrank.load.perf_analyzer import Measuring, run_point
 from slmrank.load.perf_result import FINAL
@@ -142,6 +143,8 @@ class Bench:
                 )
                 draft.figures.update(outcome.as_dict())
                 draft.figures["command"] = list(outcome.command)
+                if outcome.verdict == "overload" and outcome.measured is None:
+                    wait_quiet(url)
             except SweepError as error:
                 require_ready(url)
                 draft.figures.update(
