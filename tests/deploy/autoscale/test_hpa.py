@@ -57,7 +57,8 @@ def test_the_recorded_trace_is_reproduced_exactly() -> None:
         (0, 4, 5, 5, 0),
         (40, 4, 8, 4, 10),  # four pods are pending: counted as idle
         (20, 4, 8, 4, 8),  # with them there is nothing to add
-        (8, 4, 8, 4, 2),  # when removing, pending pods are left out
+        (8, 4, 8, 4, 6),  # when removing, those without a metric count as loaded to the target
+        (50, 100, 4, 2, 3),
         (8, 4, 3, 0, 3),  # nobody to ask
         (0.3, 0.1, 3, 3, 3),  # 0.3 / 0.1 is 2.9999999999999996
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Seen, run_fleet
 from slmrank.deploy.autoscale.hpa import Behavior
-from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
+from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor, policies_of
 from slmrank.deploy.autoscale.situation import Situation, read_depth_table, service_for
 from slmrank.deploy.autoscale.traces import KINDS, Trace, make_trace, read_trace
 from slmrank.errors import DataError
@@ -20,7 +20,7 @@ from tests.conftest import Control
 from tests.deploy import releases
 
 pytestmark = pytest.mark.slow
-SHIPPED = "floor + shedding + pending (shipped)"
+PLANNED = "floor + shedding + pending"
 
 
 class Fixed:
@@ -51,6 +51,7 @@ def situation(**changes: object) -> Situation:
         pending=8,
         floor=8,
         maximum=60,
+        rendered=(2, 8),
         behavior=Behavior(),
         seed=0,
         depth=DepthSpec(target_ms=210, floor=1, step=1),
@@ -169,10 +170,10 @@ def test_bursts_are_a_matter_of_floor_and_shedding() -> None:
     trace = make_trace("burst", load=160, burst=4, hours=1, seed=0)
     results, _ = compare(situation(floor=18), trace, quiet)
     found = by_name(results)
-    assert set(found) >= {"reactive", "trend", "scheduled", "floor + shedding", SHIPPED}
+    assert set(found) >= {"reactive", "trend", "scheduled", "floor + shedding", PLANNED}
     assert found["reactive"].within < 0.9
     assert found["trend"].within < 0.95
-    assert found[SHIPPED].within > 0.99
+    assert found[PLANNED].within > 0.99
     assert found["reactive"].p99_s > 5
     assert found["reactive + shedding"].p99_s < 0.9
     assert found["floor"].replica_hours > found["reactive"].replica_hours
@@ -196,7 +197,7 @@ def test_the_least_floor_is_found_and_one_less_does_not_do() -> None:
     shares = dict(tried)
     assert shares[floor] >= 0.99
     below, _ = compare(situation(floor=floor - 1), trace, quiet)
-    assert by_name(below)[SHIPPED].within < 0.99
+    assert by_name(below)[PLANNED].within < 0.99
     none, _ = find_floor(situation(service_s=0.6), trace, 0.99, quiet)
     assert none is None
 
@@ -248,6 +249,23 @@ def test_a_csv_is_a_trace_and_bad_rows_are_named(tmp_path: Path) -> None:
             read_trace(path)
     with pytest.raises(DataError, match="no trace"):
         make_trace("noon", load=1, burst=1, hours=1, seed=0)
+
+
+def test_a_history_stands_beside_the_same_time_of_day(tmp_path: Path) -> None:
+    """Sunday from midnight on was laid beside a Monday that starts at eight."""
+    for name, first, last in (("monday", 8, 20), ("sunday", 0, 24)):
+        rows = [f"{hour * 3600},{100 if hour < 12 else 300}\n" for hour in range(first, last + 1)]
+        (tmp_path / f"{name}.csv").write_text("seconds,items_per_s\n" + "".join(rows))
+    trace = read_trace(tmp_path / "monday.csv", tmp_path / "sunday.csv")
+    assert trace.history is not None
+    assert np.allclose(trace.history, trace.rates)
+
+
+def test_the_manifests_own_bounds_are_one_of_the_policies() -> None:
+    given = replace(situation(), rendered=(2, 3))
+    trace = make_trace("burst", load=40, burst=4, hours=0.5, seed=0)
+    rendered = policies_of(given, trace)["as in the manifests"]
+    assert (rendered.floor, rendered.most) == (2, 3)
 
 
 def test_the_service_time_just_meets_the_objective() -> None:

@@ -78,8 +78,8 @@ def propose(
     total: float, target: float, *, current: int, ready: int, tolerance: float = TOLERANCE
 ) -> int:
     """Replicas for a metric whose values over the `ready` pods sum to `total`, with `target` for
-    the average of one pod. The others (`current` - `ready`) are Pending: they count as idle when
-    the answer is to add, and not at all when it is to remove."""
+    the average of one pod. The others (`current` - `ready`) give no metric yet: they count as idle
+    when the answer is to add, and as loaded to the target when it is to remove."""
     if ready <= 0:
         return current
     ratio = total / ready / target
@@ -90,6 +90,11 @@ def propose(
         return math.ceil(_rounded(again * current))
     if abs(ratio - 1) <= tolerance:
         return current
+    if current > ready:
+        again = (total + (current - ready) * target) / current / target
+        if abs(again - 1) <= tolerance or again > 1:
+            return current
+        return math.ceil(_rounded(again * current))
     return math.ceil(_rounded(ratio * ready))
 
 

@@ -23,7 +23,8 @@ from slmrank.spec.repository import DepthSpec
 PATIENCE_S = 30.0
 NO_LIMIT = 1_000_000
 MOST_REQUESTS = 20_000_000
-SHIPPED = "floor + shedding + pending (shipped)"
+PLANNED = "floor + shedding + pending"
+RENDERED = "as in the manifests"  # the same, between the release's own bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +47,28 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A floor, whether requests are refused, how replicas follow, and whether depth does."""
+    """The fewest and the most replicas, whether requests are refused, how replicas follow, and
+    whether depth does."""
 
     floor: int
+    most: int
     sheds: bool
     sizing: Sizing
     depth: DepthSpec | None = None
 
 
 def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
-    """The compared policies by name. `reactive` has the floor that the trace's quiet load needs;
-    `shipped` is what the manifests hold."""
+    """The compared policies by name. `reactive` has the floor that the trace's quiet load needs,
+    the others with a floor have the planned one, and `as in the manifests` the release's bounds."""
     quiet = float(np.percentile(trace.rates, 5))
     low = max(1, math.ceil(quiet / situation.target_items_per_s))
 
-    def reactive(floor: int, *, pending: bool = False) -> Reactive:
+    def most_of(floor: int) -> int:
+        return max(situation.maximum, floor)
+
+    def reactive(floor: int, *, pending: bool = False, most: int | None = None) -> Reactive:
         scaler = Autoscaler(
-            minimum=floor, maximum=max(situation.maximum, floor), behavior=situation.behavior
+            minimum=floor, maximum=most or most_of(floor), behavior=situation.behavior
         )
         return Reactive(
             autoscaler=scaler,
@@ -74,7 +80,7 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
     floor = situation.floor
 
     def policy(least: int, sheds: bool, sizing: Sizing, depth: DepthSpec | None = None) -> Policy:
-        return Policy(floor=least, sheds=sheds, sizing=sizing, depth=depth)
+        return Policy(floor=least, most=most_of(least), sheds=sheds, sizing=sizing, depth=depth)
 
     compared = {
         "reactive": policy(low, False, reactive(low)),
@@ -83,8 +89,11 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
         "trend": policy(low, False, Trend(inner=reactive(low), horizon_s=horizon)),
         "floor": policy(floor, False, reactive(floor)),
         "floor + shedding": policy(floor, True, reactive(floor)),
-        SHIPPED: policy(floor, True, reactive(floor, pending=True)),
+        PLANNED: policy(floor, True, reactive(floor, pending=True)),
     }
+    least, most = situation.rendered
+    sizing = reactive(least, pending=True, most=most)
+    compared[RENDERED] = Policy(floor=least, most=most, sheds=True, sizing=sizing)
     if trace.history is not None:
         scheduled = Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon)
         compared["scheduled"] = policy(low, False, scheduled)
@@ -109,7 +118,7 @@ def compare(
 def find_floor(
     situation: Situation, trace: Trace, attainment: float, report: Callable[[str], None]
 ) -> tuple[int | None, list[tuple[int, float]]]:
-    """The least floor with which the shipped policy keeps `attainment` of the requests within the
+    """The least floor with which the planned policy keeps `attainment` of the requests within the
     objective, by bisection, and (floor, share) of what was tried. None: not with any floor up to
     what carries the trace's peak."""
     arrivals = arrivals_of(situation, trace)
@@ -119,9 +128,9 @@ def find_floor(
         if floor not in tried:
             report(f"floor {floor}")
             given = replace(situation, floor=floor, maximum=max(situation.maximum, floor))
-            policy = policies_of(given, trace)[SHIPPED]
+            policy = policies_of(given, trace)[PLANNED]
             outcome = _run(given, trace, arrivals, policy)
-            tried[floor] = _result(SHIPPED, policy.floor, outcome, given).within
+            tried[floor] = _result(PLANNED, policy.floor, outcome, given).within
         return tried[floor]
 
     low = 1
@@ -182,7 +191,7 @@ def _run(
         policy.sizing,
         start=min(
             max(policy.floor, math.ceil(first / situation.target_items_per_s)),
-            max(situation.maximum, policy.floor),
+            policy.most,
         ),
         seconds=trace.seconds,
         seed=situation.seed,

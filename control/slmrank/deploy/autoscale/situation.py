@@ -24,7 +24,8 @@ from slmrank.spec.repository import DepthSpec
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """Everything beside trace and policy. `capacity_items_per_s`: what one replica serves at the
-    objective; times in seconds; `ndcg_of`: (share of jobs ranked, measured NDCG@10)."""
+    objective; times in seconds; `floor` and `maximum` are planned for the trace, `rendered` those
+    of the release; `ndcg_of`: (share of jobs ranked, measured NDCG@10)."""
 
     capacity_items_per_s: float
     target_items_per_s: float
@@ -38,6 +39,7 @@ class Situation:
     pending: int
     floor: int
     maximum: int
+    rendered: tuple[int, int]
     behavior: Behavior
     seed: int
     depth: DepthSpec
@@ -109,6 +111,7 @@ def plan_situation(
         pending=scaling.pending,
         floor=spec.floor or plan.floor,
         maximum=spec.maximum or math.ceil(peak / target) + 1,
+        rendered=(scaling.min_replicas, scaling.max_replicas),
         behavior=parse_behavior(behavior(release)),
         seed=spec.seed,
         depth=_depth(spec, limit_s, service_s),

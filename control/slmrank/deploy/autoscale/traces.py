@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 STEP_S = 10.0
 KINDS = ("diurnal", "burst", "ramp")
 MOST_DAYS = 31
+DAY_S = 86_400
 HOURS = {"diurnal": 24.0, "burst": 2.0, "ramp": 2.0}
 
 
@@ -68,14 +69,17 @@ def make_trace(kind: str, *, load: float, burst: float, hours: float, seed: int)
 
 
 def read_trace(path: Path, history: Path | None = None) -> Trace:
-    """A CSV with the columns `seconds` and `items_per_s`; between two rows the load is linear.
+    """A CSV with the columns `seconds` and `items_per_s`; between two rows the load is linear. The
+    `history` is laid beside it by the time of day that its seconds say, and repeated.
 
     Raises DataError that names the row.
     """
-    before = None if history is None else _read(history)
-    rates = _read(path)
-    if before is not None:
-        before = np.resize(before, len(rates))
+    started, rates = _read(path)
+    before = None
+    if history is not None:
+        earlier, found = _read(history)
+        ahead = round((started - earlier) % DAY_S / STEP_S)
+        before = np.resize(np.roll(found, -(ahead % len(found))), len(rates))
     return Trace(name=path.stem, rates=rates, history=before)
 
 
@@ -113,7 +117,8 @@ def _noise(steps: int, seed: int) -> Floats:
     return 1 + 0.05 * smooth
 
 
-def _read(path: Path) -> Floats:
+def _read(path: Path) -> tuple[float, Floats]:
+    """The first second of a file, and its load in steps."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -137,7 +142,7 @@ def _read(path: Path) -> Floats:
         rates.append(rate)
     if len(seconds) < 2:
         raise DataError(f"{path} holds {len(seconds)} rows", "at least two are needed")
-    days = (seconds[-1] - seconds[0]) / 86400
+    days = (seconds[-1] - seconds[0]) / DAY_S
     if days > MOST_DAYS:
         raise DataError(
             f"{path} is {days:,.0f} days long, the limit is {MOST_DAYS}",
@@ -149,7 +154,8 @@ def _read(path: Path) -> Floats:
     areas = np.diff(seconds) * (np.array(rates[1:]) + np.array(rates[:-1])) / 2
     integral = np.concatenate([[0.0], np.cumsum(areas)])
     means: Floats = np.diff(_integral_at(grid, np.array(seconds), np.array(rates), integral))
-    return np.maximum(means / STEP_S, 0.0) if len(means) else np.array([rates[0]])
+    load = np.maximum(means / STEP_S, 0.0) if len(means) else np.array([rates[0]])
+    return seconds[0], load
 
 
 def _integral_at(times: Floats, seconds: Floats, rates: Floats, integral: Floats) -> Floats:
