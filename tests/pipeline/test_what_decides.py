@@ -20,6 +20,7 @@ from slmrank.pipeline.stages.summaries import _require_short_queries
 from slmrank.pipeline.steps import Silent, run
 from slmrank.spec.reading import change_spec, load_spec
 from slmrank.summarize.generative import GenerativeKind
+from slmrank.train import sft
 
 from tests.conftest import TinyBundle
 
@@ -35,6 +36,21 @@ def test_where_losses_go_and_how_often_a_state_is_kept_trains_nothing_again(
     other = changed(tiny, finetune=quiet, recover=quiet)
     assert other.recovered.key == tiny.bundle.recovered.key
     assert changed(tiny, finetune={"seed": 9}).finetuned.key != tiny.bundle.finetuned.key
+
+
+def test_what_a_logger_wrote_stays(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lay in the working folder, which goes when the training is done."""
+    start = sft.start_processes
+
+    def logging(placement: Any, spec: Any, logs: Path) -> Any:
+        logs.mkdir(parents=True)
+        (logs / "events").write_text("loss")
+        return start(placement, spec, logs)
+
+    monkeypatch.setattr(sft, "start_processes", logging)
+    logged = changed(tiny, finetune={"steps": 2, "seed": 41}).finetuned
+    run(logged, tiny.store)
+    assert (tiny.artifacts / "logs" / f"finetuned-{logged.key}" / "events").is_file()
 
 
 def test_a_card_beside_an_adapter_decides_nothing(tiny: TinyBundle, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from slmrank.errors import CheckpointError
+from slmrank.errors import CheckpointError, DataError
 from slmrank.model.reference import ReferenceScorer, load_model
 from slmrank.prompt.template import template_of
 from slmrank.spec.model import PromptSpec
@@ -173,6 +173,54 @@ def test_an_adapter_of_another_model_is_refused(
     (tmp_path / "a" / "ranker_adapter.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is no note"):
         read_note(tmp_path / "a", template_of(PromptSpec()))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_the_embedding_is_refused(
+    make_checkpoint: Callable[..., Any], tmp_path: Path, target: str
+) -> None:
+    """It was merged into the table that both share, and what dev judged was another model."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", target], task_type="CAUSAL_LM")
+    get_peft_model(load_model(make_checkpoint()).network, config).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="which is frozen here"):
+        fit(
+            load_model(make_checkpoint()), settings(steps=0, adapter=tmp_path / "a"), tmp_path / "w"
+        )
+
+
+def test_an_adapter_with_dropout_goes_on_as_if_it_had_not_stopped(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=2, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    get_peft_model(load_model(make_checkpoint()).network, config).save_pretrained(tmp_path / "a")
+    spec = settings(adapter=tmp_path / "a")
+    whole, halved = load_model(make_checkpoint()), load_model(make_checkpoint())
+    fit(whole, spec, tmp_path / "w")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_model(make_checkpoint()), spec, tmp_path / "h", stop_at_six)
+    assert fit(halved, spec, tmp_path / "h")["resumed_at"] == 4
+    for one, other in zip(whole.network.parameters(), halved.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_goes_on_with_as_many_processes_as_it_began_with(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its state was overwritten by a run that began anew, without a word."""
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_model(make_checkpoint()), settings(), tmp_path, stop_at_six)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**state, "processes": 2}, tmp_path / "state.pt")
+    with pytest.raises(DataError, match="had 2 processes, this one has 1"):
+        fit(load_model(make_checkpoint()), settings(), tmp_path)
 
 
 def test_scores_of_the_merged_model_are_the_reference_scorers(

@@ -34,12 +34,29 @@ def test_it_is_the_exponential_moving_average_of_the_steps() -> None:
     average = MovingAverage(network, 0.75)
     for values in ([1.0, 2.0], [3.0, 2.0], [5.0, -2.0]):
         step_to(network, values, average)
-    wanted = [0.75 * (0.75 * 1 + 0.25 * 3) + 0.25 * 5, 0.75 * 2 - 0.25 * 2]
+    # The first decays are 2/11 and 3/12, until they reach the one that was asked for.
+    second = [2 / 11 * 1 + 9 / 11 * 3, 2.0]
+    wanted = pytest.approx([0.25 * second[0] + 0.75 * 5, 0.25 * second[1] - 0.75 * 2])
     with average.in_place():
         assert network.weight.flatten().tolist() == wanted
     assert network.weight.flatten().tolist() == [5.0, -2.0], "training goes on with its own"
     average.put()
     assert network.weight.flatten().tolist() == wanted
+    for _ in range(60):
+        step_to(network, [0.0, 0.0], average)
+    before = float(average.values()["weight"][0])  # type: ignore[index]
+    step_to(network, [0.0, 0.0], average)
+    assert float(average.values()["weight"][0]) == pytest.approx(0.75 * before)  # type: ignore[index]
+
+
+def test_a_long_average_of_a_short_run_is_not_its_first_step() -> None:
+    """With 0.999 and 64 steps, 94 % of what was kept were the weights of the first one."""
+    network = two_weights()
+    average = MovingAverage(network, 0.999)
+    for step in range(64):
+        step_to(network, [0.0 if step == 0 else 1.0, 2.0], average)
+    average.put()
+    assert float(network.weight[0].detach()) > 0.99
 
 
 def test_one_that_goes_on_is_the_one_that_never_stopped() -> None:
@@ -90,7 +107,8 @@ def test_a_run_ends_with_the_average_of_its_steps(
     figures = fit(averaged, settings(ema_decay=0.5, **given), tmp_path / "b", dev=dev)
     assert figures["kept_step"] == 5
     wanted = seen[0]
-    for one in seen[1:]:
-        wanted = 0.5 * wanted + 0.5 * one
+    for count, one in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        wanted = decay * wanted + (1 - decay) * one
     assert torch.allclose(averaged.network.model.norm.weight, wanted, atol=1e-5)
     assert not torch.allclose(plain.network.model.norm.weight, wanted, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
 def test_batches_follow_the_seed_and_mix_grades() -> None:
     batches = draw_batches(QUERIES, settings())
     again = draw_batches(QUERIES, settings())
-    assert [[q.job_ids for q in b] for b in batches] == [[q.job_ids for q in b] for b in again]
-    for batch in batches:
+    assert [[q.job_ids for q in b] for [b] in batches] == [[q.job_ids for q in b] for [b] in again]
+    for [batch] in batches:
         for one in batch:
             assert len(one.items) == 4
             assert set(one.grades) == {0, 2, 4}
@@ -108,15 +109,17 @@ def test_batches_follow_the_seed_and_mix_grades() -> None:
 
 def test_a_token_budget_fills_steps_with_whole_queries() -> None:
     spec = settings(tokens_per_step=200, steps=20)
-    for batch in draw_batches(QUERIES, spec):
+    for [batch] in draw_batches(QUERIES, spec):
         assert 1 <= sum(tokens_of(one) for one in batch) <= 200
         assert len(batch) == 2
-    for batch in draw_batches(QUERIES, spec, processes=3):
-        assert len(batch) == 6
-    small = draw_batches(QUERIES, settings(tokens_per_step=16), processes=2)
-    assert {len(batch) for batch in small} == {2}, "every process has a query"
-    parts = micro_batches(QUERIES, 300)
-    assert [len(part) for part in parts] == [2, 1]
+    for parts in draw_batches(QUERIES, spec, processes=3):
+        assert [len(part) for part in parts] == [2, 2, 2]
+    for parts in draw_batches(QUERIES, settings(tokens_per_step=16), processes=2):
+        assert [len(part) for part in parts] == [1, 1], "every process has a query"
+    uneven = [*QUERIES, replace(QUERIES[0], items=(np.arange(90, dtype=np.int32),) * 6)]
+    for parts in draw_batches(uneven, settings(tokens_per_step=500, steps=40), processes=2):
+        assert max(sum(tokens_of(one) for one in part) for part in parts) <= 500
+    assert [len(part) for part in micro_batches(QUERIES, 300)] == [2, 1]
     assert micro_batches(QUERIES, None) == [QUERIES]
 
 

@@ -71,7 +71,8 @@ def write_note(folder: Path, template: PromptTemplate, temperature: float | None
 def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
     """An adapter from its folder, on the ranker's network (changed in place).
 
-    Raises CheckpointError when it is not there or was made for a model of other sizes.
+    Raises CheckpointError when it is not there, was made for a model of other sizes, or changes
+    more than the blocks: the embedding and the label head, often one, are frozen here.
     """
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
     from safetensors import SafetensorError
@@ -90,6 +91,11 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
         kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
         if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
             raise ValueError("it was made for other layers")
+        config = model.peft_config["default"]
+        more = config.modules_to_save or getattr(config, "trainable_token_indices", None)
+        outside = sorted(key for key in kept if ".layers." not in key)
+        if more or outside:
+            raise ValueError(f"it changes {more or outside[0]}, which is frozen here")
     except (RuntimeError, ValueError, KeyError, OSError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"adapter {folder} does not fit the model: {str(error)[:300]}",
@@ -98,6 +104,9 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # its masks are no part of a state that a run goes on from
     return model
 
 

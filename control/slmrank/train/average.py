@@ -1,7 +1,9 @@
 """The moving average of what is trained (torch's `swa_utils`): less noise than the last steps have.
 
 The last weights of a run swing about a point that ranks better than any of them; their exponential
-moving average lies nearer to it, for a copy of the trained parameters and no other cost.
+moving average lies nearer to it, for a copy of the trained parameters and no other cost. It begins
+with the weights of the first step, which a long average would keep for longer than a short run
+lasts: its decay grows from 2/11 to the one that was asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from slmrank.train.sharding import gathered, like
 from slmrank.train.state import put_values, trained_values
@@ -27,7 +29,11 @@ class MovingAverage:
         self._trained = nn.ParameterList(named.values())
         self._average = None
         if decay is not None:
-            average_of = get_ema_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+            def average_of(mean: Tensor, own: Tensor, steps: Tensor | int) -> Tensor:
+                count = float(steps)
+                return torch.lerp(mean, own, 1 - min(decay, (1 + count) / (10 + count)))
+
             self._average = AveragedModel(self._trained, avg_fn=average_of)
 
     def update(self) -> None:

@@ -21,37 +21,40 @@ def learning_rate_at(step: int, spec: TrainSpec) -> float:
 
 def draw_batches(
     examples: Sequence[EncodedQuery], spec: TrainSpec, processes: int = 1
-) -> list[list[EncodedQuery]]:
+) -> list[list[list[EncodedQuery]]]:
     """The whole run's batches, from the seed alone: a resumed run sees what it would have seen.
 
-    A batch is a step of all processes together: `queries_per_step` for each of them, or what fits
-    into `tokens_per_step` for each. Within a query, items are drawn so that different targets meet:
-    the training signal of a listing is the order inside it. Raises DataError when there is no
-    example.
+    A batch is a step of all processes together, in one part for each of them: `queries_per_step`
+    queries, or what fits into `tokens_per_step`. Within a query, items are drawn so that different
+    targets meet: the training signal of a listing is the order inside it. Raises DataError when
+    there is no example.
     """
     rng = random.Random(spec.seed)
     if not examples and spec.steps:
         raise DataError("no training pairs", "add pairs with split 'train'")
     queue: list[EncodedQuery] = []
     batches = []
-    budget = spec.tokens_per_step * processes if spec.tokens_per_step else None
-    most = spec.queries_per_step * processes
+    budget = spec.tokens_per_step
     for _ in range(spec.steps):
-        batch: list[EncodedQuery] = []
-        tokens = 0
-        while budget is not None or len(batch) < most:
+        parts: list[list[EncodedQuery]] = [[] for _ in range(processes)]
+        held = [0] * processes
+        number = 0
+        while budget is not None or number < spec.queries_per_step * processes:
             if not queue:
                 queue = list(examples)
                 rng.shuffle(queue)
                 queue.reverse()
             taken = _subset(queue[-1], spec.items_per_query, rng)
-            tokens += tokens_of(taken)
+            size = tokens_of(taken)
+            place = number % processes if budget is None else held.index(min(held))
             # Every process needs a query, however small the budget is.
-            if budget is not None and tokens > budget and len(batch) >= processes:
+            if budget is not None and held[place] + size > budget and parts[place]:
                 break
             queue.pop()
-            batch.append(taken)
-        batches.append(batch)
+            parts[place].append(taken)
+            held[place] += size
+            number += 1
+        batches.append(parts)
     return batches
 
 

@@ -27,8 +27,8 @@ def _end_processes() -> None:
         distributed.destroy_process_group()
 
 
-def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
-    """accelerate's `Accelerator` on the placement, with the spec's logger started.
+def start_processes(placement: Placement, spec: TrainSpec, logs: Path) -> Any:
+    """accelerate's `Accelerator` on the placement, with the spec's logger started in `logs`.
 
     Raises SpecError when the launcher's configuration asks for more than copies of the model: that
     it is split is a setting of the spec. Raises MissingDependencyError for a logger that is not
@@ -47,7 +47,7 @@ def start_processes(placement: Placement, spec: TrainSpec, work: Path) -> Any:
         cpu=placement.device == "cpu",
         mixed_precision="no",  # the placement's own autocast decides
         log_with=logger,
-        project_dir=str(work / "logs"),
+        project_dir=str(logs),
     )
     many = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if launched.distributed_type not in many:

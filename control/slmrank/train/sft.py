@@ -68,6 +68,7 @@ def train(
     teacher_reads: Callable[[EncodedQuery], EncodedQuery] | None = None,
     dev: Sequence[EncodedQuery] = (),
     adapter_folder: Path | None = None,
+    logs: Path | None = None,
 ) -> dict[str, Any]:
     """Train in place; returns figures (log of the steps, pairs, tokens, seconds of this run).
 
@@ -80,11 +81,13 @@ def train(
     `spec.shard` the processes split weights, gradients and optimizer state instead of copying them.
 
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
-    the same settings and `inputs` (digests of student, data and teacher). The embedding and the
+    the same settings and `inputs` (digests of student, data and teacher); `logs` is where a logger
+    writes. The embedding and the
     label head, often one, stay frozen: 21 % of the parameters of the 135M model, and the labels'
     rows keep their meaning. With `dev_every`, what is returned are the weights of the last
     evaluation on `dev` that is not worse than the best one by more than noise. Raises DataError
-    when there is nothing to train on or the loss is lost, SpecError for a launcher's configuration
+    when there is nothing to train on, the loss is lost, or the interrupted run had another number
+    of processes, SpecError for a launcher's configuration
     of another kind.
     """
     torch.manual_seed(spec.seed)
@@ -98,7 +101,7 @@ def train(
     figures: dict[str, Any] = {"steps": 0}
     if spec.steps:
         targets_of = partial(_targets, ranker.placement, teacher, teacher_reads)
-        figures = _run(ranker, examples, spec, work, progress, inputs, targets_of, dev)
+        figures = _run(ranker, examples, spec, work, progress, inputs, targets_of, dev, logs)
     network.eval()
     if adapter is not None:
         if adapter_folder is not None:
@@ -116,9 +119,10 @@ def _run(
     inputs: Mapping[str, str],
     targets_of: TargetsOf,
     dev: Sequence[EncodedQuery],
+    logs: Path | None,
 ) -> dict[str, Any]:
     """The steps, from where an interrupted run stopped."""
-    launched = start_processes(ranker.placement, spec, work)
+    launched = start_processes(ranker.placement, spec, logs or work / "logs")
     processes = launched.num_processes
     batches = draw_batches(examples, spec, processes)
     split = spec.shard and processes > 1
@@ -134,8 +138,8 @@ def _run(
         betas=(0.9, 0.95),
         fused=True,
     )
-    identity = hash_value({"spec": spec.deciding(), "inputs": dict(inputs), "processes": processes})
-    state = resume_state(identity, network, optimizer, work, ranker.placement.device)
+    identity = hash_value({"spec": spec.deciding(), "inputs": dict(inputs)})
+    state = resume_state(identity, processes, network, optimizer, work, ranker.placement.device)
     average = MovingAverage(network, spec.ema_decay)
     average.go_on(state.mean, state.done)
     launched.wait_for_everyone()
@@ -148,7 +152,7 @@ def _run(
         rate = learning_rate_at(step, spec)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        own = batches[step][launched.process_index :: processes]
+        own = batches[step][launched.process_index]
         loss = _step(model, own, spec, launched, ranker.placement, targets_of)
         if not math.isfinite(loss):
             raise DataError(f"the loss became {loss} at step {step}", "lower the learning rate")
@@ -156,7 +160,7 @@ def _run(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update()
-        tokens += sum(tokens_of(one) for one in batches[step])
+        tokens += sum(tokens_of(one) for part in batches[step] for one in part)
         record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
         state.log.append(record)
         if spec.dev_every and dev and (step + 1 == spec.steps or not (step + 1) % spec.dev_every):
@@ -196,7 +200,9 @@ def _run(
         "processes": processes,
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "parameters_here": sum(local(parameter).numel() for parameter in trained),
-        "pairs": sum(len(one.items) for batch in batches[: state.done] for one in batch),
+        "pairs": sum(
+            len(one.items) for batch in batches[: state.done] for part in batch for one in part
+        ),
         "tokens_this_run": tokens,
         "seconds_this_run": round(time.monotonic() - started, 1),
         "resumed_at": resumed_at,

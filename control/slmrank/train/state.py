@@ -26,6 +26,7 @@ class RunState:
     `best` those that are kept, of `kept_step` steps."""
 
     identity: str
+    processes: int = 1
     log: list[dict[str, float]] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
     mean: dict[str, Tensor] | None = None
@@ -87,6 +88,7 @@ def save_state(
     `write`."""
     kept = {
         "identity": state.identity,
+        "processes": state.processes,
         "model": trained_values(network),
         "optimizer": _each(optimizer.state_dict(), lambda _place, value: gathered(value)),
         "log": state.log,
@@ -111,6 +113,7 @@ def save_state(
 
 def resume_state(
     identity: str,
+    processes: int,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     work: Path,
@@ -118,11 +121,13 @@ def resume_state(
 ) -> RunState:
     """The state of an interrupted run with the same identity, put back; a new one otherwise.
 
-    Raises DataError for a file that cannot be read.
+    Raises DataError for a file that cannot be read, and for a run of another number of processes,
+    whose batches are others.
     """
     path = work / STATE_FILE
+    begun = RunState(identity=identity, processes=processes)
     if not path.is_file():
-        return RunState(identity=identity)
+        return begun
     try:
         kept: Mapping[str, Any] = torch.load(path, weights_only=True, map_location=device)
     except Exception as error:  # torch has no class of its own for a broken file
@@ -131,7 +136,12 @@ def resume_state(
             "remove it: the run then begins anew",
         ) from error
     if kept["identity"] != identity:
-        return RunState(identity=identity)
+        return begun
+    if kept["processes"] != processes:
+        raise DataError(
+            f"the interrupted run had {kept['processes']} processes, this one has {processes}",
+            f"launch as many, or remove {path}: the run then begins anew",
+        )
     put_values(network, kept["model"])
     trained = [one for one in network.parameters() if one.requires_grad]
     optimizer.load_state_dict(
@@ -141,7 +151,7 @@ def resume_state(
     known = {
         name: kept[name] for name in ("log", "top", "mean", "best", "kept_step") if name in kept
     }
-    return RunState(identity=identity, **known)
+    return RunState(identity=identity, processes=processes, **known)
 
 
 def _each(optimizer: Mapping[str, Any], change: Callable[[int, Any], Any]) -> dict[str, Any]:

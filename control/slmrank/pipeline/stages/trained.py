@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from slmrank.artifacts import write_atomic
+from slmrank.data.labelled import read_labelled
 from slmrank.errors import CheckpointError, DataError
 from slmrank.model.checkpoint import ADAPTER_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.placement import choose_placement
@@ -17,6 +20,8 @@ from slmrank.train.adapter import read_note, write_note
 from slmrank.train.log import LOG_FILE, write_log
 from slmrank.train.sft import train
 from slmrank.train.temperature import apply_temperature, calibrate
+
+UNLABELLED_FILE = "unlabelled_queries.json"  # what was trained on beside the pairs' own queries
 
 
 def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
@@ -56,12 +61,13 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         queries,
         spec,
         making.draft.work,
-        lambda step, steps, loss: making.watcher.progress(step, steps, f"KL {loss:.3f}"),
+        lambda step, steps, loss: making.watcher.progress(step, steps, f"loss {loss:.3f}"),
         inputs=digests,
         teacher=teacher,
         teacher_reads=teacher_reads,
         dev=dev,
         adapter_folder=adapter,
+        logs=making.store.root / "logs" / making.draft.work.name,
     )
     if not is_first():
         return
@@ -72,6 +78,11 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         apply_temperature(ranker, temperature)
     if adapter.is_dir():
         write_note(adapter, student.ranker.template, temperature)
+    if spec.unlabelled_queries:
+        labelled = read_labelled(making.inputs["data"].path)
+        judged = {pair.query for pair in labelled.pairs["train"]}
+        asked = sorted({one.query for one in queries} - judged)
+        write_atomic(making.draft.path / UNLABELLED_FILE, json.dumps(asked) + "\n")
     if figures.get("log"):
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)
