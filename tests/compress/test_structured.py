@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import torch
 from slmrank.compress.calibration import embed
 from slmrank.compress.record import read_record, write_record
-from slmrank.compress.structured import count_parameters, prune_model
+from slmrank.compress.structured import count_parameters, prune_model, stage_of
 from slmrank.errors import CheckpointError, SpecError
+from slmrank.model.checkpoint import Geometry, allowed_kv_heads
 from slmrank.model.reference import load_model
 from slmrank.spec.compress import PruneSpec
 from transformers import AutoModelForCausalLM
@@ -114,6 +116,38 @@ def test_a_recorded_pruning_gives_the_same_model(
     assert again.damping == read.damping != 0.5  # what was used, and not what the spec says
 
 
+def test_a_record_without_a_refit_gives_the_same_model(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A replay refitted what the pruning had left as it was."""
+    checkpoint = make_checkpoint("llama")
+    here, there = load_model(checkpoint), load_model(checkpoint)
+    plain = spec(method="magnitude")
+    _, record = prune_model(here, PROMPTS, plain, lambda *_: None, tokenizer_hash="t")
+    write_record(tmp_path / "pruning.json", record)
+    read = read_record(tmp_path / "pruning.json")
+    prune_model(there, [], plain, lambda *_: None, tokenizer_hash="t", recorded=read)
+    for one, other in zip(here.network.parameters(), there.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_query_heads_of_a_llama_divide_its_hidden_size(
+    make_checkpoint: Callable[..., Any],
+) -> None:
+    """transformers refused to save the pruned model, after the pruning."""
+    assert allowed_kv_heads("llama", 2048, 32, 8) == [1, 2, 4, 8]
+    assert allowed_kv_heads("qwen3", 2048, 32, 8) == list(range(1, 9))
+    model = load_model(make_checkpoint("llama", num_attention_heads=4, num_key_value_heads=4))
+    with pytest.raises(SpecError, match="hidden size 64"):
+        prune_model(model, PROMPTS, spec(kv_heads=3), lambda *_: None)
+    shape = Geometry(
+        family="llama", layers=4, hidden_size=128, heads=32, kv_heads=8, head_dim=4,
+        intermediate_size=256, vocab_size=100,
+    )  # fmt: skip
+    staged = spec(layers=4, intermediate_size=256, kv_heads=4, stages=2)
+    assert [stage_of(staged, shape, left).kv_heads for left in (1, 0)] == [8, 4]
+
+
 def test_states_in_a_file_give_the_same_model(
     make_checkpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +210,12 @@ def test_heads_go_in_groups_and_the_model_stays_ordinary(
     assert there.network.config.num_key_value_heads == 1
     with pytest.raises(SpecError, match="the model has 2"):
         prune_model(load_model(checkpoint), PROMPTS, spec(kv_heads=3), lambda *_: None)
+    # Of the last of several stages: its heads are numbered among those that were left.
+    with pytest.raises(SpecError, match="key heads"):
+        later = replace(read, kv_heads_before=1)
+        prune_model(
+            load_model(checkpoint), [], wanted, lambda *_: None, tokenizer_hash="t", recorded=later
+        )
 
 
 @pytest.mark.long

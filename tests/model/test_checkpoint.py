@@ -15,6 +15,8 @@ from slmrank.model.tensor_files import count_parameters
 from slmrank.prompt.template import template_of
 from slmrank.spec.model import PromptSpec
 
+from tests.conftest import FAMILIES
+
 
 def edit(path: Path, **changes: Any) -> None:
     loaded = json.loads(path.read_text())
@@ -93,10 +95,19 @@ def test_unknown_families_and_missing_parts(
         import_directory(folder, tmp_path)
 
 
-def test_an_imported_copy_opens(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    import_directory(make_model("qwen2"), tmp_path)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_imported_copy_opens(
+    make_model: Callable[..., Path], tmp_path: Path, family: str, tied: bool
+) -> None:
+    import_directory(make_model(family, tie_word_embeddings=tied), tmp_path)
     write_ranker(tmp_path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32)
-    assert open_checkpoint(tmp_path).geometry.family == "qwen2"
+    assert open_checkpoint(tmp_path).geometry.family == family
+
+
+def test_a_model_with_biases_is_imported(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    import_directory(make_model("llama", attention_bias=True, mlp_bias=True), tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +157,17 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_on_import(
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     refused("lacks 1 weights of its index, for example model.more")
     (source / "model.safetensors.index.json").unlink()
+    lacking = ("model.layers.1.mlp.up_proj.weight", "model.norm.weight")
+    for name in lacking:
+        some = {one: value for one, value in weights.items() if one != name}
+        save_file(some, source / "model.safetensors", metadata={"format": "pt"})
+        refused(f"{source} lacks 1 weights of its config.json, for example {name}")
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    edit(source / "config.json", tie_word_embeddings=False)
+    refused("for example lm_head.weight")
+    edit(source / "config.json", tie_word_embeddings=True, attention_bias=True)
+    refused("lacks 12 weights of its config.json")
+    edit(source / "config.json", attention_bias=False)
     bare = {name.removeprefix("model."): one for name, one in weights.items()}
     save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
     refused("no whole causal language model")

@@ -69,3 +69,8 @@ def test_a_presets_template_goes_along(
     plain = template_of(wording(BaseSpec(), PromptSpec()))
     write_ranker(other, plain, max_item_tokens=256, max_query_tokens=64)
     assert not (other / "modules.json").exists()
+    # Nor may the wording of the model that it comes from be taken for its own.
+    write_ranker(folder, plain, max_item_tokens=256, max_query_tokens=64)
+    assert not (folder / "modules.json").exists()
+    assert not (folder / "chat_template.jinja").exists()
+    assert "chat_template" not in (folder / "tokenizer_config.json").read_text()

@@ -26,12 +26,14 @@ Kept = npt.NDArray[np.intp]
 class PruningRecord:
     """`layers` of the model before that stayed, in each of them the neurons and, where heads were
     pruned, the key/value heads that stayed, the calibration prompts as ids of the tokenizer with
-    `tokenizer_hash`, and the damping of the refit."""
+    `tokenizer_hash`, and the damping of the refit, where there was one."""
 
     tokenizer_hash: str
     layers_before: int
     intermediate_size_before: int
     damping: float
+    refit: bool = True
+    kv_heads_before: int | None = None
     layers: tuple[int, ...]
     neurons: tuple[Kept, ...]
     kv_heads: tuple[tuple[int, ...], ...] | None = None
@@ -47,6 +49,8 @@ def write_record(path: Path, record: PruningRecord) -> None:
         "layers_before": record.layers_before,
         "intermediate_size_before": size,
         "damping": record.damping,
+        "refit": record.refit,
+        "kv_heads_before": record.kv_heads_before,
         "layers": list(record.layers),
         "neurons": [_mask(one, size) for one in record.neurons],
         "kv_heads": record.kv_heads and [list(one) for one in record.kv_heads],
@@ -65,6 +69,8 @@ def read_record(path: Path) -> PruningRecord:
             layers_before=int(kept["layers_before"]),
             intermediate_size_before=size,
             damping=float(kept["damping"]),
+            refit=bool(kept.get("refit", True)),
+            kv_heads_before=kept.get("kv_heads_before"),
             layers=tuple(kept["layers"]),
             neurons=tuple(_unmask(one, size) for one in kept["neurons"]),
             kv_heads=kept["kv_heads"] and tuple(tuple(one) for one in kept["kv_heads"]),

@@ -36,7 +36,7 @@ from slmrank.compress.osscar import (
 )
 from slmrank.compress.record import Kept, PruningRecord
 from slmrank.errors import SpecError
-from slmrank.model.checkpoint import Geometry
+from slmrank.model.checkpoint import Geometry, allowed_kv_heads
 from slmrank.model.decoder import LoadedRanker
 from slmrank.spec.compress import PruneSpec
 from slmrank.tokens import Ids
@@ -91,6 +91,8 @@ def prune_model(
         layers_before=network.config.num_hidden_layers,
         intermediate_size_before=network.config.intermediate_size,
         damping=recorded.damping if recorded else spec.damping,
+        refit=recorded.refit if recorded else CRITERIA[spec.method][1],
+        kv_heads_before=network.config.num_key_value_heads,
         layers=tuple(layers),
         neurons=tuple(kept),
         kv_heads=tuple(heads) if heads else None,
@@ -129,7 +131,11 @@ def stage_of(spec: PruneSpec, geometry: Geometry, left: int) -> PruneSpec:
         "intermediate_size": towards(geometry.intermediate_size, spec.intermediate_size, 64),
     }
     if spec.kv_heads is not None:
-        sizes["kv_heads"] = towards(geometry.kv_heads, spec.kv_heads)
+        least = towards(geometry.kv_heads, spec.kv_heads)
+        allowed = allowed_kv_heads(
+            geometry.family, geometry.hidden_size, geometry.heads, geometry.kv_heads
+        )
+        sizes["kv_heads"] = min((one for one in allowed if one >= least), default=least)
     return spec.model_copy(update=sizes)
 
 
@@ -154,15 +160,37 @@ def _check(
             f"{config.num_key_value_heads}",
             "lower prune.kv_heads",
         )
+    allowed = allowed_kv_heads(
+        config.model_type,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
+    if spec.kv_heads is not None and spec.kv_heads not in allowed:
+        raise SpecError(
+            f"prune keeps {spec.kv_heads} key/value heads: a Llama model must have as many query "
+            f"heads as divide its hidden size {config.hidden_size}",
+            f"set prune.kv_heads to one of {', '.join(map(str, allowed))}",
+        )
     if recorded is None:
         return
-    theirs = (recorded.layers_before, recorded.intermediate_size_before, recorded.tokenizer_hash)
-    ours = (config.num_hidden_layers, config.intermediate_size, tokenizer_hash)
+    theirs = (
+        recorded.layers_before,
+        recorded.intermediate_size_before,
+        recorded.kv_heads_before or config.num_key_value_heads,
+        recorded.tokenizer_hash,
+    )
+    ours = (
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.num_key_value_heads,
+        tokenizer_hash,
+    )
     if theirs != ours:
         raise SpecError(
-            f"prune.recorded is of a model with (layers, neurons, tokenizer) {theirs}, "
+            f"prune.recorded is of a model with (layers, neurons, key heads, tokenizer) {theirs}, "
             f"this one has {ours}",
-            "use the record with the base model that it was made for",
+            "use the record with the base model, and the section trim, that it was made for",
         )
     heads = len(recorded.kv_heads[0]) if recorded.kv_heads else None
     size = (len(recorded.layers), len(recorded.neurons[0]), heads)
@@ -198,7 +226,7 @@ def _prune_heads(
     if recorded is not None and recorded.kv_heads is not None:
         units = np.array(recorded.kv_heads[index], dtype=np.intp)
         kept = members(units, group)
-        fitted = refit(damped(gram, recorded.damping), weights, kept)
+        fitted = _replayed(recorded, gram, weights, kept)
     else:
         pruned = prune_neurons(
             gram,
@@ -242,7 +270,7 @@ def _prune_layer(
     }
     if recorded is not None:
         kept = recorded.neurons[index]
-        fitted = refit(damped(gram, recorded.damping), weights, kept)
+        fitted = _replayed(recorded, gram, weights, kept)
         error = relative_error(gram, weights, kept, fitted, product)
         results["recorded"] = Pruned(kept=kept, weights=fitted, relative_error=error)
     chosen = results["recorded" if recorded else spec.method]
@@ -252,6 +280,13 @@ def _prune_layer(
     down.weight = nn.Parameter(torch.from_numpy(chosen.weights.T.copy()).to(down.weight))
     down.in_features = spec.intermediate_size
     return chosen, {method: result.relative_error for method, result in results.items()}
+
+
+def _replayed(recorded: PruningRecord, gram: Matrix, weights: Matrix, kept: Kept) -> Matrix:
+    """The kept rows of the weights as the recorded pruning left them."""
+    if not recorded.refit:
+        return weights[kept]
+    return refit(damped(gram, recorded.damping), weights, kept)
 
 
 def _keep_rows(linear: Any, kept: Tensor) -> None:

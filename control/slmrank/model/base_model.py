@@ -105,8 +105,36 @@ def import_directory(source: Path, target: Path) -> None:
             f"{source} has no weight {embedding}: it is no whole causal language model",
             "save the AutoModelForCausalLM, not its inner model",
         )
+    lacking = sorted(_needed(source) - names)
+    if lacking:
+        raise CheckpointError(
+            f"{source} lacks {len(lacking)} weights of its config.json, for example {lacking[0]}",
+            "save the whole model again",
+        )
     for path in imported_files(source):
         shutil.copy2(path, target / path.name)
+
+
+def _needed(source: Path) -> set[str]:
+    """The weights that a causal language model of this configuration has."""
+    geometry, config = read_geometry(source), read_config(source)
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+    mlp = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    inside = {*attention, *mlp, "input_layernorm", "post_attention_layernorm"}
+    biased: set[str] = set()
+    if geometry.family == "qwen2":
+        biased = set(attention[:3])
+    elif config.get("attention_bias"):
+        biased = set(attention)
+    if geometry.family == "llama" and config.get("mlp_bias"):
+        biased |= set(mlp)
+    if geometry.family == "qwen3":
+        inside |= {"self_attn.q_norm", "self_attn.k_norm"}
+    names = {f"{name}.weight" for name in inside} | {f"{name}.bias" for name in biased}
+    needed = {f"model.layers.{index}.{one}" for index in range(geometry.layers) for one in names}
+    if not config.get("tie_word_embeddings"):
+        needed.add("lm_head.weight")
+    return {*needed, "model.norm.weight"}
 
 
 def _indexed(source: Path) -> set[str]:

@@ -155,6 +155,17 @@ def read_geometry(path: Path) -> Geometry:
         raise CheckpointError(f"{path}/config.json: {error}", "restore it") from error
 
 
+def allowed_kv_heads(family: str, hidden_size: int, heads: int, kv_heads: int) -> list[int]:
+    """The numbers of key/value heads that may be kept: transformers' Llama has no other numbers of
+    query heads than those that divide the hidden size, whatever the size of a head."""
+    group = heads // kv_heads
+    return [
+        count
+        for count in range(1, kv_heads + 1)
+        if family != "llama" or hidden_size % (count * group) == 0
+    ]
+
+
 def write_ranker(
     path: Path, template: PromptTemplate, *, max_item_tokens: int, max_query_tokens: int
 ) -> Checkpoint:
@@ -178,6 +189,7 @@ def write_ranker(
     if tokenizer_config.is_file():
         try:
             given = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+            given.pop("chat_template", None)  # of the base model: ours is a file of its own
             padded = with_pad_token(given)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{tokenizer_config}: {error}", "restore it") from error
@@ -185,10 +197,13 @@ def write_ranker(
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     checkpoint = open_checkpoint(path)
     encoder = checkpoint.encoder()
-    if text_is_enough(encoder, tokenizer):
-        for name, content in exported_files(template, labels).items():
+    enough = text_is_enough(encoder, tokenizer)
+    for name, content in exported_files(template, labels).items():
+        if enough:
             (path / name).parent.mkdir(exist_ok=True)
             write_atomic(path / name, content)
+        else:  # of the base model: others would score with its wording
+            (path / name).unlink(missing_ok=True)
     if encoder.vocab_size > checkpoint.geometry.vocab_size:
         raise CheckpointError(
             f"the tokenizer has token {encoder.vocab_size - 1}, the embedding "

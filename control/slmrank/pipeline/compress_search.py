@@ -36,7 +36,7 @@ from slmrank.compress.search import (
 from slmrank.errors import ParityError, SpecError
 from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference, resamples
 from slmrank.evaluate.table import read_scores
-from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, read_geometry
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, allowed_kv_heads, read_geometry
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import OWN, Row, score_step, timed_scores
 from slmrank.pipeline.stages.scores import SCORES_FILE
@@ -294,15 +294,26 @@ def open_axes(
         "kv_heads": (geometry.kv_heads, 1, 1),
         "budget_tokens": (spec.summarize.budget_tokens, 1, LEAST_BUDGET),
     }
+    heads = allowed_kv_heads(
+        geometry.family, geometry.hidden_size, geometry.heads, geometry.kv_heads
+    )
     axes: dict[str, list[Any]] = {}
     for name, (most, multiple, low) in sizes.items():
         smaller = (int(most * share) // multiple * multiple for share in SHRINKING)
+        if name == "kv_heads":
+            smaller = (max(one for one in heads if one <= max(few, 1)) for few in smaller)
         values = given.get(name) or [one for one in smaller if one >= low]
         wrong = [one for one in values if not low <= one <= most or one % multiple]
         if wrong:
             raise SpecError(
                 f"{name} {wrong[0]} is not one to {most} in steps of {multiple}, from {low} on",
                 "give values up to the model's own",
+            )
+        if name == "kv_heads" and not set(values) <= set(heads):
+            raise SpecError(
+                f"kv_heads {', '.join(map(str, values))}: the query heads of a Llama model must "
+                f"divide its hidden size {geometry.hidden_size}",
+                f"choose among {', '.join(map(str, heads))}",
             )
         axes[name] = sorted({most, *values}, reverse=True)
     plain = Bundle(change_spec(spec, {"engine": dict(bundle.target.unquantized)}))

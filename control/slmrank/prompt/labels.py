@@ -45,7 +45,8 @@ def _single_token(tokenizer: Tokenizer, name: str, text: str) -> int:
         raise CheckpointError(
             f"prompt.{name} {text!r} is {len(encoded.ids)} tokens {encoded.tokens}, "
             "a label must be exactly one",
-            "choose an answer that this tokenizer holds as one token, often with a leading space",
+            "choose an answer that this tokenizer holds as one token, often with a leading space; "
+            "the wording of a base.preset is for its own model's tokenizer, else take plain",
         )
     token = tokenizer.get_added_tokens_decoder().get(encoded.ids[0])
     if token is not None and token.special:

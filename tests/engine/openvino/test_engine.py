@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from slmrank.engine.openvino import runtime
 from slmrank.engine.openvino.runtime import OpenVinoEngine, buckets, halves, pad, unshared
 from slmrank.engine.parity import Parity, measure_parity, require_parity
-from slmrank.errors import EngineError, ParityError
+from slmrank.errors import EngineError, ParityError, SpecError
 from slmrank.evaluate.metrics import Listing
 from slmrank.machine.facts import usable_cores
+from slmrank.model.checkpoint import write_ranker
 from slmrank.model.reference import ReferenceScorer
+from slmrank.prompt.template import template_of
 from slmrank.spec.engine import ParitySpec
+from slmrank.spec.model import PromptSpec
 
 from tests.conftest import FAMILIES
 from tests.engine.building import build, queries
@@ -229,6 +232,20 @@ def test_lower_precision_builds_and_stays_near(
             axis=1,
         )
         assert np.corrcoef(ranks)[0, 1] > 0.7
+
+
+@pytest.mark.slow
+def test_a_prompt_may_begin_with_its_query(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    template = template_of(PromptSpec(prefix="{query}\n"))
+    checkpoint = write_ranker(make_model(), template, max_item_tokens=96, max_query_tokens=48)
+    build("openvino", checkpoint, tmp_path, TIGHT, precision="float32")
+    engine, reference = OpenVinoEngine(tmp_path), ReferenceScorer(checkpoint)
+    one = queries(1)[0]
+    expected = reference.logits([np.concatenate([one.prefix, item]) for item in one.items])
+    assert np.abs(engine.logits(one.prefix, one.items) - expected).max() < 1e-3
+    # Its first tokens would ruin the ranges of all others: the ranking was destroyed.
+    with pytest.raises(SpecError, match=r"INT8 needs words before \{query\}"):
+        build("openvino", checkpoint, tmp_path, LOOSE, precision="int8")
 
 
 @pytest.mark.long

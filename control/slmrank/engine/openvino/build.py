@@ -20,7 +20,7 @@ from slmrank.engine.openvino.export import (
 from slmrank.engine.openvino.int8 import Reading, all_products, round_graph, smooth
 from slmrank.engine.openvino.runtime import ENGINE_FILE, HEAD_FILE
 from slmrank.engine.targets.base import Building
-from slmrank.errors import DataError
+from slmrank.errors import DataError, SpecError
 from slmrank.model.reference import load_model
 
 
@@ -30,6 +30,12 @@ def write_openvino(building: Building, precision: str) -> None:
     building.report("trace")
     items_pass = ItemsPass(load_model(building.checkpoint))
     head = building.checkpoint.encoder().head_ids
+    if precision == "int8" and not len(head):
+        # The first tokens of a decoder carry activations that ruin the ranges of all others.
+        raise SpecError(
+            "INT8 needs words before {query} in prompt.prefix, and there is none",
+            "put some there, or set engine.openvino.precision to bfloat16",
+        )
     np.savez(folder / HEAD_FILE, ids=head, past=items_pass.past_of(head).numpy())
     readings: Mapping[str, Reading | None] | None = None
     if precision == "int8-weights":

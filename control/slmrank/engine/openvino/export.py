@@ -48,7 +48,11 @@ class ItemsPass(nn.Module):
 
     @torch.no_grad()
     def past_of(self, ids: Ids) -> Tensor:
-        """Keys and values [1, L, 2, K, P, D] of a prompt's first tokens."""
+        """Keys and values [1, L, 2, K, P, D] of a prompt's first tokens, which may be none."""
+        if not len(ids):
+            config = self.model.config
+            kept = (config.num_hidden_layers, 2, config.num_key_value_heads)
+            return torch.zeros(1, *kept, 0, self.model.model.layers[0].self_attn.head_dim)
         rows = torch.from_numpy(ids[None].astype(np.int64))
         places = torch.arange(rows.shape[1])
         mask = causal_mask(rows.shape[1], rows.device)
@@ -169,7 +173,8 @@ def calibration_inputs(
 
 
 def save_graph(graph: Any, path: Path, *, half_weights: bool) -> None:
-    """Write `path` (.xml) and its .bin; `half_weights` stores float weights as float16."""
+    """Write `path` (.xml) and its .bin; `half_weights` stores float weights as float16, but beside
+    rounded inputs: OpenVINO keeps those of such a graph as they are."""
     ov.save_model(graph, str(path), compress_to_fp16=half_weights)
 
 
