@@ -130,6 +130,22 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert spec.data.jobs == tmp_path / "j.jsonl"
 
 
+def test_paths_of_an_overlay_are_its_own(tmp_path: Path) -> None:
+    """They were read from the folder of the file that it extends: another folder's data."""
+    for name in ("base", "own"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "s.yaml").write_text(
+        "name: x\ndata: {source: jsonl, jobs: j.jsonl, pairs: p.jsonl}\nbase: {source: model}\n"
+    )
+    path = tmp_path / "own" / "s.yaml"
+    path.write_text("extends: ../base/s.yaml\ndata: {jobs: j.jsonl}\n")
+    spec = load_spec(path)
+    assert spec.data.source == "jsonl"
+    assert spec.data.jobs.resolve() == tmp_path / "own" / "j.jsonl"
+    assert spec.data.pairs.resolve() == tmp_path / "base" / "p.jsonl"
+    assert Path(spec.base.source).resolve() == tmp_path / "base" / "model"
+
+
 def test_none_and_numbers_that_are_none(tmp_path: Path) -> None:
     spec = load_spec(DEMO)
     assert change_spec(spec, read_override("finetune=null")).finetune is None

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from slmrank.cli.compress_table import trained_on
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.compress_table import plan_compress_table
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -49,9 +51,21 @@ def test_every_summarizer_is_measured_against_full_text(
         assert part in page
         assert part in text
     assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    data = Bundle(load_spec(tiny.spec)).data.key
+    assert found["provenance"]["data"] == data
+    assert "engine" not in found["provenance"]
+    assert "summarize.learn_jobs=4" in found["provenance"]["spec"]
     again = control(*command)
     assert "ranker" in again.stdout
     assert "made in" not in again.stderr
+
+
+def test_what_a_ranker_was_trained_on_is_told(tiny: TinyBundle) -> None:
+    spec = tiny.bundle.spec
+    assert "summaries of method salience with 40 tokens" in trained_on(spec, "finetuned")
+    full = change_spec(spec, {"finetune": {"text": "full", "text_tokens": 300}})
+    assert trained_on(full, "finetuned") == "trained on full texts of 300 tokens"
+    assert trained_on(spec.model_copy(update={"finetune": None}), "finetuned") == "not trained here"
 
 
 def test_a_ranker_that_is_not_trained_has_no_twin(tiny: TinyBundle) -> None:

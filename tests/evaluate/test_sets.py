@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from slmrank.cli.evaluate import queries_of
 from slmrank.data.labelled import read_labelled
 from slmrank.evaluate.metrics import Listing
-from slmrank.evaluate.table import ScoredRow
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.quality import asked_in_training, plan_quality
+from slmrank.pipeline.quality import asked_in_training, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN, score_step
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import load_spec
@@ -87,9 +85,8 @@ def test_queries_of_a_set_that_were_trained_on_are_counted(tiny: TinyBundle, spe
     trained = [pair.query for pair in read_labelled(data.path).pairs["train"]]
     asked = [f" {trained[0].upper()}  ", trained[0], trained[-1], "never asked"]
     listings = [Listing(scores=np.ones(1), grades=np.ones(1), query=one) for one in asked]
-    rows = [ScoredRow(name="a", text="b", listings=listings)]
     distinct = len({trained[0].lower(), trained[-1].lower()})
-    assert asked_in_training(bundle, tiny.store, rows) == distinct
+    assert asked_in_training(bundle, tiny.store, listings) == distinct
     assert f"{distinct} of its queries were TRAINED ON" in queries_of("trades", "test", distinct)
     assert queries_of(OWN, "dev") == "dev queries"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.card import require_exportable
 from slmrank.pipeline.steps import run
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -28,8 +31,15 @@ def spec(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["finetune"] |= {"lora": SMALL, "dev_every": 2}
     values["recover"] |= {"lora": SMALL, "steps": 4, "learning_rate": 2e-3}
     values["prune"] |= {"select": "importance"}
-    values["evaluate"]["sets"] = {"held": {"source": "jsonl", **own}}
-    path = tmp_path_factory.mktemp("boxed") / "train.yaml"
+    folder = tmp_path_factory.mktemp("boxed")
+    pairs = [json.loads(line) for line in Path(own["pairs"]).read_text().splitlines()]
+    mixed = folder / "mixed.jsonl"
+    mixed.write_text("".join(f"{json.dumps({**one, 'split': None})}\n" for one in pairs))
+    values["evaluate"]["sets"] = {
+        "held": {"source": "jsonl", **own},
+        "mixed": {"source": "jsonl", "jobs": own["jobs"], "pairs": str(mixed)},
+    }
+    path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -103,5 +113,46 @@ def test_an_adapter_of_another_prompt_is_refused(spec: Path, box: Path, tiny: Ti
 def test_whole_weights_are_not_exported(tiny: TinyBundle, control: Control, tmp_path: Path) -> None:
     done = control("export", tiny.spec, "--artifacts", tiny.artifacts, "--out", tmp_path / "x")
     assert done.returncode != 0
-    assert "without an adapter" in done.stderr
+    assert "finetune trains all weights, and no adapter" in done.stderr
     assert "lora: {rank: 16}" in done.stderr
+    assert "made" not in done.stderr  # said before hours of training
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_the_spec_alone_decides_is_said_first(spec: Path, tmp_path: Path) -> None:
+    given = load_spec(spec)
+    assert require_exportable(given, tmp_path) == ["full", "pruned"]
+    staged = change_spec(given, {"prune": {"stages": 2}})
+    with pytest.raises(SpecError, match="pruned in 2 stages"):
+        require_exportable(staged, tmp_path)
+    (tmp_path / "pruned").mkdir()
+    alone = change_spec(given, {"recover": None, "prune": None})
+    with pytest.raises(SpecError, match="pruned is of another export"):
+        require_exportable(alone, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_card_tells_what_was_trained_and_names_no_path(
+    spec: Path, box: Path, tiny: TinyBundle, control: Control
+) -> None:
+    """Of a base model from a folder."""
+    card = (box / "pruned" / "README.md").read_text()
+    told = re.search(r"## Quality on mixed \((\d+) of its queries were TRAINED ON\)", card)
+    assert told is not None
+    assert "## Quality on held:" in card
+    compared = control(
+        "depth-table", spec, "--on", "mixed", "--artifacts", tiny.artifacts, "--out", box.parent
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert re.search(rf"{told[1]} of the \d+ queries were TRAINED ON", compared.stdout)
+    assert str(tiny.spec.parent) not in card
+    assert "the adapter `full` merged, then pruned" in card
+    target = spec.parent / "alone"
+    none = ("--set", "finetune=null", "--set", "evaluate.sets={}")
+    done = control("export", spec, "--artifacts", tiny.artifacts, "--out", target, *none)
+    assert done.returncode == 0, done.stderr
+    assert "`full`" not in (target / "pruned" / "README.md").read_text()
+    (target / "pruned" / "train.jsonl").write_text("of another ranker")
+    done = control("export", spec, "--artifacts", tiny.artifacts, "--out", target, *none)
+    assert "of another" not in (target / "pruned" / "train.jsonl").read_text()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +19,17 @@ from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.catalogue import SummaryWorker, kit_of_bundle
 from slmrank.pipeline.steps import run
-from slmrank.pipeline.summarizer_page import read_history
+from slmrank.pipeline.summarizer_page import draw_history, read_history
 from slmrank.prompt.template import job_text
 from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.faithfulness import CLIP, FrozenRanker, divergence, length_cost
 from slmrank.summarize.generative import (
     GenerativeKind,
     _forbid_runs,
     new_words,
+    served_text,
     without_new_words,
 )
 from slmrank.summarize.registry import load_summarizer
@@ -117,6 +121,45 @@ def test_words_that_the_posting_does_not_have_are_found() -> None:
     assert without_new_words(job, "") == ""
 
 
+def test_where_nothing_is_left_the_posting_begins() -> None:
+    """The reward judged an empty text where stores and servers have the description's start."""
+    job = Job(job_id="a", title="Nurse", description="Cares for patients, by night.")
+    spec = GenerativeSpec(new_words=False)
+
+    def encode(texts: Sequence[str]) -> list[Any]:
+        return [np.zeros(len(text.split())) for text in texts]
+
+    for written in ("", "Great opportunity!"):
+        assert served_text(job, written, spec, 3, encode) == "Cares for patients,"
+    assert served_text(job, "night patients", spec, 3, encode) == "night patients"
+
+
+def test_a_trained_model_is_used_as_it_was_trained_but_for_what_is_asked(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "model.safetensors").write_text("")
+    settings = GenerativeSpec(source_tokens=24).settings()
+    (policy / "history.json").write_text(json.dumps({"settings": settings}))
+    for generative in (None, {"new_words": False}):
+        spec = SummarizeSpec.model_validate({"method": "generative", "generative": generative})
+        loaded = GenerativeKind().load(tmp_path, spec, lambda texts: [])
+        assert loaded.spec.source_tokens == 24
+        assert loaded.spec.new_words is (generative is None)
+
+
+def test_the_judge_is_the_ranker_of_the_spec(tiny: TinyBundle) -> None:
+    """Where its own summaries need none, another one was trained for hours, silently."""
+    for own in ({"method": "lead"}, {"fitted": str(tiny.artifacts)}):
+        bundle = Bundle(change_spec(tiny.bundle.spec, {"summarize": own}))
+        if "fitted" in own:
+            bundle.__dict__["finetuned"] = tiny.bundle.base
+        assert bundle.first_ranker.key == bundle.finetuned.key
+
+
+def test_without_reinforcement_there_is_a_page() -> None:
+    assert draw_history({"log": []}).startswith(b"\x89PNG")
+
+
 def test_nothing_that_was_written_is_written_again() -> None:
     torch = pytest.importorskip("torch")
     # What stands before `start`, the request, may be said again; what was written may not.
@@ -172,7 +215,7 @@ def test_three_real_steps_and_what_serves_after_them(
     summarizer = run(bundle.summarizer, tiny.store)
     history = read_history(summarizer.path)
     steps = [one for one in history["log"] if "reward" in one]
-    # Two passes over what was sampled once: three steps have two samplings.
+    # One sampling feeds two steps: three steps have two samplings.
     assert [one["step"] for one in steps] == [1, 3]
     for one in steps:
         assert one["reward"] == pytest.approx(one["faithfulness"] + one["brevity"], abs=1e-5)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slmrank.data.records import Job
 from slmrank.spec.compress import SummarizeSpec
+from slmrank.summarize.lead import without_stop_words
 from slmrank.summarize.registry import SUMMARIZERS
 from slmrank.summarize.summarizer import Fitting, Summarizer
 from slmrank.tokens import Ids
@@ -66,3 +67,9 @@ def test_the_budget_holds_and_a_summary_is_never_empty(text: str, budget: int) -
         [summary] = fitted(method, budget).summarize([Job(job_id="a", description=text)])
         assert summary.tokens == len(encode([summary.text])[0]) <= budget
         assert bool(summary.text) == bool(text.split())
+
+
+def test_abbreviations_are_no_function_words() -> None:
+    """IT was struck as a pronoun, US as another and AM as a verb."""
+    text = "IT support for us: US offices, AM shift. It is we who are here"
+    assert without_stop_words(text) == "IT support US offices, AM shift."

@@ -13,6 +13,7 @@ from slmrank.pipeline.compress_table import (
     measure_compress_table,
     plan_compress_table,
 )
+from slmrank.spec.bundle import BundleSpec
 
 METHODS = "lead,stopwords,salience,ranker"
 BUDGETS = "36,56,96,128"
@@ -87,12 +88,10 @@ def compress_table_command(
         rows = measure_compress_table(
             asked.opened.bundle, cells, asked.opened.store, display, asked.device
         )
-    own = asked.opened.bundle.spec.summarize
     note = (
-        f"One ranker ({scorer}), trained on summaries of method {own.method} with "
-        f"{own.budget_tokens} tokens, reads every text. removed: share of the descriptions' "
-        "tokens. delta: NDCG@10 against full text, paired. order: share of pairs of different "
-        "grade in the right order. |dp|: against full text."
+        f"One ranker ({scorer}), {trained_on(asked.opened.bundle.spec, scorer)}, reads every text. "
+        "removed: share of the descriptions' tokens. delta: NDCG@10 against full text, paired. "
+        "order: share of pairs of different grade in the right order. |dp|: against full text."
     )
     asked.show_page(
         f"compress-{asked.opened.bundle.spec.name}-{named}",
@@ -101,4 +100,16 @@ def compress_table_command(
         compress_table(rows),
         draw_compress_table(rows),
         rows,
+        [cell.step for cell in cells],
     )
+
+
+def trained_on(spec: BundleSpec, scorer: str) -> str:
+    """What texts the ranker at a stage has seen, in words."""
+    trained = spec.finetune if scorer == "finetuned" else spec.recover or spec.finetune
+    if trained is None:
+        return "not trained here"
+    if trained.text == "full":
+        return f"trained on full texts of {trained.text_tokens} tokens"
+    own = spec.summarize
+    return f"trained on summaries of method {own.method} with {own.budget_tokens} tokens"

@@ -29,8 +29,9 @@ def depth_table_command(asked: Measurement, named: str) -> None:
       control depth-table build/demo.yaml
       control depth-table build/demo.yaml --on onet-titles
     """
+    steps = depth_steps(asked.opened.bundle, named)
     if asked.dry_run:
-        asked.plan(depth_steps(asked.opened.bundle, named))
+        asked.plan(steps)
         return
     with StepDisplay() as display:
         rows = measure_depth_table(
@@ -47,4 +48,5 @@ def depth_table_command(asked: Measurement, named: str) -> None:
         depth_table(rows),
         draw_depth_table(rows),
         rows,
+        steps,
     )

@@ -24,6 +24,7 @@ from slmrank.pipeline.quality import (
     measure_quality,
     plan_quality,
     quality_tables,
+    queries_of,
 )
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.steps import run
@@ -76,7 +77,9 @@ def evaluate_command(
         jobs = JobFile(data.path / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        trained_on = 0 if name == OWN else asked_in_training(opened.bundle, opened.store, scored)
+        trained_on = 0
+        if name != OWN:
+            trained_on = asked_in_training(opened.bundle, opened.store, scored[0].listings)
         asked = queries_of(name, opened.bundle.spec.evaluate.split, trained_on)
         title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
         write_atomic(page, quality_page(title, rows, scored, jobs))
@@ -107,12 +110,3 @@ def show_quality(rows: list[QualityRow], few: list[QualityRow], asked: str) -> N
             QUALITY_COLUMNS,
             quality_cells(few),
         )
-
-
-def queries_of(name: str, split: str, trained_on: int = 0) -> str:
-    """What a table's queries are, in words: dev chose the checkpoint, and is not unseen."""
-    if name == OWN:
-        return "unseen queries" if split == "test" else f"{split} queries"
-    if trained_on:
-        return f"{name} ({trained_on} of its queries were TRAINED ON)"
-    return name

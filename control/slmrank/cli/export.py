@@ -15,9 +15,14 @@ from slmrank.cli.options import (
     json_option,
     spec_options,
 )
-from slmrank.errors import SpecError
-from slmrank.pipeline.card import export_rankers
-from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables
+from slmrank.pipeline.card import export_rankers, require_exportable
+from slmrank.pipeline.quality import (
+    asked_in_training,
+    measure_quality,
+    plan_quality,
+    quality_tables,
+    queries_of,
+)
 from slmrank.pipeline.steps import run
 from slmrank.pyplot import headless_pyplot
 
@@ -39,10 +44,7 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
       control export build/train.yaml --out my-ranker
     """
     bundle, store = opened.bundle, opened.store
-    if bundle.spec.finetune is None and bundle.spec.recover is None:
-        raise SpecError(
-            "the spec trains nothing: there is no ranker to export", "add finetune or recover"
-        )
+    require_exportable(bundle.spec, out)  # better now than after hours of training
     plans = {
         name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
     }
@@ -50,13 +52,15 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
         steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
         show_plan(steps, store, as_json=as_json)
         return
-    headless_pyplot()  # better now than after hours of training
+    headless_pyplot()
     with StepDisplay() as display:
         run(bundle.final, store, display, device=device)
         quality = {}
         for name, plan in plans.items():
             scored = measure_quality(bundle, plan, store, display, device=device)
-            quality[name] = quality_tables(bundle, *scored)[0]
+            trained_on = asked_in_training(bundle, store, scored[0][0].listings)
+            asked = queries_of(name, bundle.spec.evaluate.split, trained_on)
+            quality[asked] = quality_tables(bundle, *scored)[0]
     written = export_rankers(bundle, store, out, quality)
     if as_json:
         print_json({"folders": [str(path) for path in written]})

@@ -43,8 +43,9 @@ def ladder_command(
       control ladder build/demo.yaml --on onet-titles --set evaluate.set_queries=40
     """
     rungs = plan_ladder(asked.opened.bundle)
+    steps = [rung.scores(named) for rung in rungs]
     if asked.dry_run:
-        asked.plan([rung.scores(named) for rung in rungs])
+        asked.plan(steps)
         return
     with StepDisplay() as display:
         rows = measure_ladder(
@@ -63,4 +64,5 @@ def ladder_command(
         ladder_table(rows),
         draw_ladder(rows),
         rows,
+        steps,
     )

@@ -22,12 +22,17 @@ from slmrank.cli.options import (
     spec_options,
 )
 from slmrank.errors import SpecError
+from slmrank.evaluate.table import read_scores
 from slmrank.html_page import Table
 from slmrank.load.evidence import host_facts, machine_line
+from slmrank.pipeline.quality import asked_in_training
 from slmrank.pipeline.score_step import OWN
-from slmrank.pipeline.steps import Step
+from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.steps import Step, find_current
 from slmrank.pyplot import headless_pyplot
 from slmrank.table_page import TablePage, write_table_page
+
+SHOWN_KEYS = 3
 
 named_set_option = click.option(
     "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
@@ -64,11 +69,13 @@ class Measurement:
         table: Table,
         plot: bytes,
         rows: Sequence[Any],
+        steps: Sequence[Step],
         **found: Any,
     ) -> None:
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
-        (dataclasses), and what else was found."""
-        provenance = _provenance(self.opened)
+        (dataclasses), and what else was found; `steps` are those that measured it."""
+        provenance = _provenance(self.opened, steps)
+        notes = [*_trained_on(self.opened, steps), *notes]
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
         figures: dict[str, Any] = {"rows": rows, **found, "provenance": provenance}
         written = write_table_page(self.reports, name, page, figures)
@@ -76,6 +83,8 @@ class Measurement:
             print_json({**figures, "page": str(written)})
             return
         print_table(*table)
+        for line in _trained_on(self.opened, steps):
+            click.echo(line)
         click.echo(f"page: {written}")
 
 
@@ -105,14 +114,31 @@ def measured_options(function: Decorated) -> Any:
     return command
 
 
-def _provenance(opened: Opened) -> dict[str, str]:
-    """Spec, artifacts and machine, as text."""
-    bundle = opened.bundle
+def _provenance(opened: Opened, steps: Sequence[Step]) -> dict[str, str]:
+    """Spec, what the steps read, and machine, as text."""
+    read: dict[str, dict[str, None]] = {}
+    for step in steps:
+        for one in step.inputs.values():
+            read.setdefault(one.kind, {})[one.key] = None
     return {
-        "spec": f"{bundle.spec.name} ({opened.path.name})",
+        "spec": " ".join((f"{opened.bundle.spec.name} ({opened.path.name})", *opened.overrides)),
         "slmrank": __version__,
-        "data": bundle.data.key,
-        "fine-tuned": bundle.finetuned.key,
-        "served": f"checkpoint {bundle.final.key}, engine {bundle.engine.key}",
+        **{kind: _first_of(list(keys)) for kind, keys in read.items()},
         "machine": machine_line(host_facts()),
     }
+
+
+def _trained_on(opened: Opened, steps: Sequence[Step]) -> list[str]:
+    """What a reader has to know of a set that training has seen a part of."""
+    scored = next((step for step in steps if step.kind == "scores"), None)
+    made = None if scored is None else find_current(scored, opened.store)
+    if made is None:
+        return []
+    listings = read_scores(made.path / SCORES_FILE)
+    count = asked_in_training(opened.bundle, opened.store, listings)
+    return [f"{count} of the {len(listings)} queries were TRAINED ON."] if count else []
+
+
+def _first_of(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS])
+    return shown if len(keys) <= SHOWN_KEYS else f"{shown} and {len(keys) - SHOWN_KEYS} more"

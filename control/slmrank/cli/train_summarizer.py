@@ -6,14 +6,12 @@ import click
 
 from slmrank.cli.measured_page import Measurement, measured_options
 from slmrank.cli.options import force_option
-from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.summarizer_page import (
     draw_history,
     history_table,
     read_history,
     samples_of,
 )
-from slmrank.spec.reading import change_spec
 from slmrank.summarize.policy import require_trl
 
 METHOD = "generative"
@@ -28,8 +26,9 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
 
     The reward of a summary is -KL(p(.|q, summary) || p(.|q, posting)), a mean over queries of the
     job, less summarize.generative.length_weight (0.4) times the squared share of the tokens that it
-    keeps. The ranker is the one that SPEC trains, frozen. Its settings are
-    summarize.generative.*; a run that was killed goes on. Needs slmrank[rl].
+    keeps. The ranker is the one that SPEC trains, frozen; where SPEC's own method needs a ranker,
+    one that is trained on summaries of the default method. Settings are summarize.generative.*; a
+    run that was killed goes on. Needs slmrank[rl].
 
     Use what was trained by summarize: {method: generative, fitted: FOLDER}.
 
@@ -39,18 +38,21 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
       control compress-table build/demo.yaml --set summarize.generative.steps=60 \\
         --methods ranker,generative --budgets 36
     """
-    spec = change_spec(asked.opened.bundle.spec, {"summarize": {"method": METHOD, "fitted": None}})
-    bundle = Bundle(spec)
+    bundle = asked.opened.bundle
+    spec = bundle.spec
+    step = bundle.summarizer_of(
+        spec.summarize.model_copy(update={"method": METHOD, "fitted": None, "options": {}})
+    )
     if asked.dry_run:
-        asked.plan([bundle.summarizer], force=force)
+        asked.plan([step], force=force)
         return
     require_trl()  # better now than after the ranker was trained
-    made = asked.opened.run(bundle.summarizer, force=force, device=asked.device)
-    history = read_history(made.path)
+    made = asked.opened.run(step, force=force, device=asked.device)
+    history, fitted = read_history(made.path), made.path.resolve()
     note = (
         "Reward of the likeliest summaries of held-out jobs, in nats. gain: paired by job, with "
         "the standard error of the mean. "
-        f"Use it: summarize: {{method: {METHOD}, fitted: {made.path}}}"
+        f"Use it: summarize: {{method: {METHOD}, fitted: {fitted}}}"
     )
     asked.show_page(
         f"summarizer-{spec.name}",
@@ -59,7 +61,8 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
         history_table(history),
         draw_history(history),
         [dict(one) for one in history["held_out"]],
-        fitted=str(made.path),
+        [step],
+        fitted=str(fitted),
     )
-    use = f"--set summarize.method={METHOD} --set summarize.fitted={made.path}"
+    use = f"--set summarize.method={METHOD} --set summarize.fitted={fitted}"
     click.echo(f"use it: {use}", err=True)

@@ -60,8 +60,8 @@ def vary_command(
     kind = bundle.final.kind
     row = row or (kind if kind in NAMES else "finetuned")
     variants = plan_variants(bundle, read_grid(grid), row, named)
+    steps = [reference_step(bundle, named), *(one.step for one in variants)]
     if asked.dry_run:
-        steps = [reference_step(bundle, named), *(one.step for one in variants)]
         asked.plan(steps)
         return
     with StepDisplay() as display:
@@ -76,4 +76,5 @@ def vary_command(
         vary_table(rows),
         draw_variants(rows),
         rows,
+        steps,
     )

@@ -109,9 +109,10 @@ class Bundle:
     @cached_property
     def summarizer(self) -> Step:
         """What is fitted once."""
-        return self._summarizer(self.spec.summarize)
+        return self.summarizer_of(self.spec.summarize)
 
-    def _summarizer(self, spec: SummarizeSpec) -> Step:
+    def summarizer_of(self, spec: SummarizeSpec) -> Step:
+        """What is fitted once for another section `summarize`, with this bundle's own ranker."""
         kind = SUMMARIZERS.get(spec.method)
         inputs = {"checkpoint": self.base}
         settings = spec.settings()
@@ -139,11 +140,14 @@ class Bundle:
 
     @cached_property
     def first_ranker(self) -> Step:
-        """The ranker that a summarizer can be fitted with: the one that this bundle trains on the
-        summaries of the default method."""
+        """The ranker that a summarizer can be fitted with: the bundle's, or where its own summaries
+        wait for a ranker, one that is trained on those of the default method."""
+        own = self.spec.summarize
+        if own.fitted is not None or not SUMMARIZERS.get(own.method).needs_ranker:
+            return self.finetuned
         default = SummarizeSpec.model_fields["method"].default
         first = {"method": default, "options": {}, "fitted": None}
-        summarize = self.spec.summarize.model_copy(update=first)
+        summarize = own.model_copy(update=first)
         return Bundle(self.spec.model_copy(update={"summarize": summarize})).finetuned
 
     @cached_property
@@ -153,7 +157,7 @@ class Bundle:
     def summaries_of(self, data: Step, spec: SummarizeSpec | None = None) -> Step:
         """The store of these jobs' summaries, by the bundle's summarizer or by another one."""
         own = spec is None
-        fitted = self.summarizer if spec is None else self._summarizer(spec)
+        fitted = self.summarizer if spec is None else self.summarizer_of(spec)
         spec = spec or self.spec.summarize
         url = embedded_url(spec.store)
         kind, _ = store_kind(url)

@@ -10,18 +10,21 @@ from typing import Any
 
 import yaml
 
-from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
+from slmrank.artifacts import ArtifactStore, write_atomic
 from slmrank.compress.record import RECORD_FILE
-from slmrank.errors import ArtifactError
+from slmrank.errors import SpecError
 from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells, sizes_of
 from slmrank.evaluate.table import QualityRow
 from slmrank.model.checkpoint import ADAPTER_FOLDER
 from slmrank.pipeline.bundle import Bundle
+from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.model import PACKAGED_MODEL
 from slmrank.table_page import markdown_table
+from slmrank.train.adapter import NOTE_FILE
 from slmrank.train.log import LOG_FILE, read_log, write_log
 from slmrank.train.plot import draw_log
 
+PLOT_FILE = "train.png"
 LICENCE = "Licence: Apache-2.0, like its base model; what it learnt from is CC BY 4.0."
 LIMITS = """\
 It ranks job postings for short English queries that name work: titles, headlines, a duty. It has
@@ -38,7 +41,8 @@ class Card:
 
     title: str
     made_of: str
-    attribution: str | None  # of a base and data that we know
+    attribution: str | None  # of data that we know
+    packaged: bool  # so is the base model
     section: Mapping[str, Any]
     figures: Mapping[str, Any]
     log: Sequence[Mapping[str, float]]
@@ -63,7 +67,7 @@ def card_text(card: Card) -> str:
         means = [sum(one["loss"] for one in part) / len(part) for part in (first, last)]
         parts.append(
             f"Loss, first and last twentieth: {means[0]:.3f}, {means[1]:.3f}. Every step is in "
-            f"`{LOG_FILE}`, drawn in `train.png`."
+            f"`{LOG_FILE}`, drawn in `{PLOT_FILE}`."
         )
     parts.append("```yaml\n" + yaml.safe_dump(dict(card.section), sort_keys=False) + "```")
     for name, rows in card.quality.items():
@@ -75,9 +79,10 @@ def card_text(card: Card) -> str:
 def _what_it_is_from(card: Card) -> list[str]:
     if card.attribution is None:
         return ["Data: your own. Licence and limits: those of your base model and of your data."]
+    theirs = "Licence: that of your base model; what it learnt from is CC BY 4.0."
     return [
         f"Data: {card.attribution}. {card.held_back} occupations were never trained on.",
-        LICENCE,
+        LICENCE if card.packaged else theirs,
         "## What it cannot do",
         LIMITS.strip(),
     ]
@@ -87,6 +92,8 @@ def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | 
     """Write one ranker's folder: the adapter's files, the record of its pruning, log and plot, and
     last the card."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (LOG_FILE, PLOT_FILE, RECORD_FILE, NOTE_FILE):  # of another export, perhaps
+        (folder / name).unlink(missing_ok=True)
     for path in sorted(adapter.iterdir()):
         if path.name != "README.md":
             shutil.copyfile(path, folder / path.name)  # readable by all, as every file of a folder
@@ -94,8 +101,37 @@ def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | 
         shutil.copy2(record, folder / RECORD_FILE)
     if card.log:
         write_log(folder / LOG_FILE, card.log)
-        (folder / "train.png").write_bytes(draw_log(card.log, card.title))
+        (folder / PLOT_FILE).write_bytes(draw_log(card.log, card.title))
     write_atomic(folder / "README.md", card_text(card))
+
+
+def require_exportable(spec: BundleSpec, target: Path) -> list[str]:
+    """The folders that an export will write. Raises SpecError for what the spec alone decides, and
+    where the ranker of another export would stay beside them."""
+    sections = {"full": spec.finetune, "pruned": spec.recover}
+    names = [name for name, section in sections.items() if section is not None]
+    if not names:
+        raise SpecError(
+            "the spec trains nothing: there is no ranker to export", "add finetune or recover"
+        )
+    for name, section in sections.items():
+        if section is not None and section.lora is None and section.adapter is None:
+            raise SpecError(
+                f"{'finetune' if name == 'full' else 'recover'} trains all weights, and no adapter "
+                "that could be exported",
+                "add `lora: {rank: 16}` to the section",
+            )
+        if section is None and (target / name).exists():
+            raise SpecError(
+                f"{target / name} is of another export, and this spec makes none",
+                "give another --out, or remove that folder",
+            )
+    if spec.recover is not None and spec.prune is not None and spec.prune.stages > 1:
+        raise SpecError(
+            f"the ranker is pruned in {spec.prune.stages} stages: one record cannot say how",
+            "set prune.stages: 1 to export it",
+        )
+    return names
 
 
 def export_rankers(
@@ -104,45 +140,37 @@ def export_rankers(
     target: Path,
     quality: Mapping[str, Sequence[QualityRow]],
 ) -> list[Path]:
-    """The trained rankers of a bundle, `full` and, where it prunes, `pruned`, under `target`.
+    """The trained rankers of a bundle, `full` and, where it prunes, `pruned`, under `target`;
+    `quality` are tables by the words for their queries.
 
-    Raises ArtifactError when a training is not made or trained no adapter.
+    Raises SpecError as `require_exportable` does, ArtifactError when a training is not made.
     """
     spec = bundle.spec
+    names = require_exportable(spec, target)
     made = store.read(bundle.data.kind, bundle.data.key)
-    base = spec.base.source
-    sections: list[tuple[str, Artifact, Any, str]] = []
-    if spec.finetune is not None:
-        full = store.read("finetuned", bundle.finetuned.key)
-        told = f"A LoRA adapter for `{base}`: the unpruned ranker."
-        sections.append(("full", full, spec.finetune, told))
-    if spec.recover is not None:
-        if spec.prune is not None and spec.prune.stages > 1:
-            raise ArtifactError(
-                f"the ranker was pruned in {spec.prune.stages} stages: one record cannot say how",
-                "set prune.stages: 1 to export it",
-            )
-        pruned = store.read("recovered", bundle.recovered.key)
-        labels = spec.recover.teacher == "labels"
-        told = (
-            f"A LoRA adapter for `{base}` with the adapter `full` merged and then pruned as "
-            f"`{RECORD_FILE}` says; trained "
-            + ("on the labels." if labels else "with the unpruned ranker as its teacher.")
-        )
-        sections.append(("pruned", pruned, spec.recover, told))
+    packaged = spec.base.source == PACKAGED_MODEL
+    base = f"`{spec.base.source if packaged else Path(spec.base.source).name}`"
+    if spec.trim is not None:
+        base += f" with its vocabulary trimmed to {spec.trim.tokens} tokens of this very data"
+    steps = {
+        "full": (bundle.finetuned, spec.finetune, "the unpruned ranker."),
+        "pruned": (bundle.recovered, spec.recover, _way_of_pruning(spec)),
+    }
     written = []
-    for name, artifact, section, told in sections:
-        adapter = artifact.path / ADAPTER_FOLDER
-        if not adapter.is_dir():
-            raise ArtifactError(
-                f"{artifact.path} was trained without an adapter",
-                "add `lora: {rank: 16}` to the section, and train again",
-            )
+    for name in names:
+        step, section, told = steps[name]
+        assert section is not None
+        artifact = store.read(step.kind, step.key)
         card = Card(
             title=f"slmrank {spec.name}, {name}",
-            made_of=told,
-            attribution=made.figures.get("attribution") if base == PACKAGED_MODEL else None,
-            section=section.model_dump(mode="json", exclude_unset=True),
+            made_of=f"A LoRA adapter for {base}: {told}",
+            attribution=made.figures.get("attribution"),
+            packaged=packaged,
+            section={
+                # No path of the machine that trained it.
+                key: Path(value).name if isinstance(getattr(section, key), Path) else value
+                for key, value in section.model_dump(mode="json", exclude_unset=True).items()
+            },
             figures=artifact.figures,
             log=read_log(artifact.path / LOG_FILE),
             quality=quality,
@@ -151,6 +179,16 @@ def export_rankers(
         record = None
         if name == "pruned":
             record = store.read("pruned", bundle.pruned.key).path / RECORD_FILE
-        write_ranker_folder(target / name, card, adapter, record)
+        write_ranker_folder(target / name, card, artifact.path / ADAPTER_FOLDER, record)
         written.append(target / name)
     return written
+
+
+def _way_of_pruning(spec: BundleSpec) -> str:
+    merged = "the adapter `full` merged, then " if spec.finetune is not None else ""
+    taught = (
+        "on the labels"
+        if spec.recover is not None and spec.recover.teacher == "labels"
+        else ("with the unpruned ranker as its teacher")
+    )
+    return f"{merged}pruned as `{RECORD_FILE}` says, and trained {taught}."

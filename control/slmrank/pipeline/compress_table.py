@@ -11,6 +11,7 @@ from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
+from slmrank.load.evidence import what_computes
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
@@ -48,7 +49,8 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class CompressRow:
     """One row of the table. `removed` is the share of the descriptions' tokens that is gone,
-    `ms_per_job` what one summary costs on one core (None where it was found, not made)."""
+    `ms_per_job` what one summary costs (None where it was found, not made, or made on another
+    machine)."""
 
     method: str
     budget: int | None
@@ -123,10 +125,15 @@ def measure_compress_table(
                 prompt_tokens=artifact.figures["prompt_tokens"] / artifact.figures["pairs"],
             )
         )
-        made = cell.step.inputs["summaries"]
-        figures = store.read(made.kind, made.key).figures
-        kept = figures["summary_tokens_mean"] / figures["description_tokens_mean"]
-        costs.append((1 - kept, figures["ms_per_job"]) if cell.budget else (0.0, None))
+        if not cell.budget:
+            costs.append((0.0, None))
+            continue
+        # Scores stay where summaries were cleaned away.
+        figures = run(cell.step.inputs["summaries"], store, watcher, device=device).figures
+        whole = figures["description_tokens_mean"]  # 0: the jobs have titles alone
+        here = figures["measured_on"] == what_computes()
+        removed = 1 - figures["summary_tokens_mean"] / whole if whole else 0.0
+        costs.append((removed, figures["ms_per_job"] if here else None))
     evaluate = bundle.spec.evaluate
     table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
     return [

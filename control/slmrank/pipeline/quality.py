@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.data.labelled import read_labelled
 from slmrank.data.words import same_query
+from slmrank.evaluate.metrics import Listing
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import OWN, Row, Text, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
+from slmrank.pipeline.stages.trained import UNLABELLED_FILE
 from slmrank.pipeline.steps import Step, Watcher, find_current, run
 
 NAMES: dict[Row, str] = {
@@ -92,18 +95,32 @@ def measure_quality(
     )
 
 
-def asked_in_training(bundle: Bundle, store: ArtifactStore, rows: Sequence[ScoredRow]) -> int:
-    """How many queries of an evaluation set the pairs hold that the bundle trains on, however they
-    are spelled: a set of another seed may be cut across them."""
-    trains = any(
-        one is not None and one.steps for one in (bundle.spec.finetune, bundle.spec.recover)
-    )
+def asked_in_training(bundle: Bundle, store: ArtifactStore, listings: Sequence[Listing]) -> int:
+    """How many queries of an evaluation set the bundle trains on, judged or not, however they are
+    spelled: a set of another seed may be cut across them."""
+    spec = bundle.spec
+    runs = [(spec.finetune, bundle.finetuned), (spec.recover, bundle.recovered)]
+    trains = [step for section, step in runs if section is not None and section.steps]
     data = find_current(bundle.data, store) if trains else None
     if data is None:
         return 0
-    asked = {same_query(listing.query) for listing in rows[0].listings}
     trained = {pair.query for pair in read_labelled(data.path).pairs["train"]}
+    for step in trains:
+        made = find_current(step, store)
+        if made is not None and (made.path / UNLABELLED_FILE).is_file():
+            text = (made.path / UNLABELLED_FILE).read_text(encoding="utf-8")
+            trained.update(json.loads(text))
+    asked = {same_query(listing.query) for listing in listings}
     return len(asked.intersection(map(same_query, trained)))
+
+
+def queries_of(name: str, split: str, trained_on: int = 0) -> str:
+    """What a table's queries are, in words: dev chose the checkpoint, and is not unseen."""
+    if name == OWN:
+        return "unseen queries" if split == "test" else f"{split} queries"
+    if trained_on:
+        return f"{name} ({trained_on} of its queries were TRAINED ON)"
+    return name
 
 
 def quality_tables(

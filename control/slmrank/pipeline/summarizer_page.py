@@ -85,4 +85,7 @@ def draw_history(history: History) -> bytes:
         axes.set_ylabel("nats, of sampled summaries")
         axes.legend(frameon=False)
 
-    return plain_plot(draw)
+    def draw_nothing(axes: Any) -> None:
+        axes.text(0.5, 0.5, "no steps by reinforcement", ha="center", transform=axes.transAxes)
+
+    return plain_plot(draw if log else draw_nothing)

@@ -31,7 +31,9 @@ class GenerativeSpec(Section):
     batch_size: int = Field(12, ge=2, description="summaries in one pass")
     samples: int = Field(6, ge=2, description="summaries of a job that are compared")
     gradient_accumulation_steps: int = Field(1, ge=1)
-    steps_per_generation: int = Field(2, ge=1, description="passes over what was sampled once")
+    steps_per_generation: int = Field(2, ge=1)
+    """passes that one sampling feeds, each with its own batch_size summaries: the later ones learn
+    from what an older policy wrote"""
     temperature: float = Field(1.0, gt=0)
     loss: Literal["dr_grpo", "luspo"] = "luspo"
     """how tokens are summed, neither of which favours short answers as the plain GRPO loss does:
@@ -44,9 +46,9 @@ class GenerativeSpec(Section):
         if self.steps_per_generation <= self.gradient_accumulation_steps:
             raise ValueError(
                 f"generative.steps_per_generation {self.steps_per_generation} must be above "
-                f"generative.gradient_accumulation_steps {self.gradient_accumulation_steps}: with "
-                "every sample used for one update its importance ratio is 1, and sequence-level "
-                "sampling (GSPO) has no effect"
+                f"generative.gradient_accumulation_steps {self.gradient_accumulation_steps}: where "
+                "one update takes all that was sampled, every importance ratio is 1, and "
+                "sequence-level sampling (GSPO) has no effect"
             )
         if self.batch_size * self.steps_per_generation % self.samples:
             raise ValueError(

@@ -45,8 +45,8 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     """Read a spec file; `overrides` are `section.key=value`, the value as YAML.
 
     A file with the key `extends: other.yaml` is an overlay: its keys replace those of the other
-    file, whose folder its paths then belong to. Raises SpecError that names the key, the rule and,
-    for an unknown key, the nearest known one.
+    file. The paths of each file are as seen from its own folder. Raises SpecError that names the
+    key, the rule and, for an unknown key, the nearest known one.
     """
     *above, (last, values) = _files(path)
     for _, own in reversed(above):
@@ -100,7 +100,7 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         base = values.pop("extends", None)
         if path.resolve() in [one.resolve() for one, _ in found]:
             raise SpecError(f"{path} extends itself", "remove the key extends")
-        found.append((path, values))
+        found.append((path, _with_paths(values, path.parent.absolute())))
         if base is None:
             return found
         if not isinstance(base, str) or not base.strip():

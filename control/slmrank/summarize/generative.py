@@ -49,9 +49,11 @@ def without_new_words(job: Job, summary: str) -> str:
     return " ".join(word for word in summary.split() if word not in struck)
 
 
-def served_text(job: Job, text: str, spec: GenerativeSpec) -> str:
-    """What becomes of a written summary: servers, the reward and its measurement take the same."""
-    return text if spec.new_words else without_new_words(job, text)
+def served_text(job: Job, text: str, spec: GenerativeSpec, budget: int, encode: Encode) -> str:
+    """What becomes of a written summary: servers, the reward and its measurement take the same.
+    Where nothing is left the first words of the description are served."""
+    kept = text if spec.new_words else without_new_words(job, text)
+    return kept or cut_words(job.description, budget, encode)
 
 
 class GenerativeKind:
@@ -73,11 +75,12 @@ class GenerativeKind:
         path = folder / POLICY_FOLDER
         if not (path / WEIGHTS_FILE).is_file():
             raise DataError(f"{path} holds no model", "run `control train-summarizer` again")
-        own = spec.generative
-        if own is None and (path / HISTORY_FILE).is_file():  # as it was trained
+        own = spec.generative or GenerativeSpec()
+        if (path / HISTORY_FILE).is_file():  # as it was trained, but for what is asked for
             history = json.loads((path / HISTORY_FILE).read_text(encoding="utf-8"))
-            own = GenerativeSpec.model_validate(history["settings"])
-        return GenerativeSummarizer(path, own or GenerativeSpec(), spec.budget_tokens, encode)
+            asked = own.model_dump(exclude_unset=True)
+            own = GenerativeSpec.model_validate({**history["settings"], **asked})
+        return GenerativeSummarizer(path, own, spec.budget_tokens, encode)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class GenerativeSummarizer:
 
     def _write(self, job: Job, budget: int) -> str:
         text = self._writer.write(request_of(job, self.spec.source_tokens, self.encode), budget)
-        return served_text(job, text, self.spec)
+        return served_text(job, text, self.spec, budget, self.encode)
 
     @cached_property
     def _writer(self) -> Writer:

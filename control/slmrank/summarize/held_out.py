@@ -101,7 +101,8 @@ def measure_held_out(
     shown = []
     for number, one in enumerate(held_out, start=1):
         request = request_of(one.job, spec.source_tokens, fitting.encode)
-        text = served_text(one.job, writer.write(request, spec.tokens), spec)
+        written = writer.write(request, spec.tokens)
+        text = served_text(one.job, written, spec, spec.tokens, fitting.encode)
         [faithful], [brief] = reward.faithfulness(one, [text]), reward.brevity(one, [text])
         terms.append((faithful, brief))
         words.append(len(new_words(one.job, text)) / max(len(text.split()), 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
-from slmrank.data.words import STOP_WORDS
+from slmrank.data.words import is_stop_word
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.sentences import within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
@@ -25,7 +25,7 @@ def whole(text: str) -> str:
 
 def without_stop_words(text: str) -> str:
     """The text without English stop words (a list of function words; other languages keep all)."""
-    return " ".join(word for word in text.split() if word.lower().strip(".,;:") not in STOP_WORDS)
+    return " ".join(word for word in text.split() if not is_stop_word(word.strip(".,;:")))
 
 
 @dataclass(frozen=True)

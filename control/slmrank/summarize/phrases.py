@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.data.words import FULL_STOPS, LONG_WORD, STOP_WORDS, WORD_PATTERN, words_of
+from slmrank.data.words import FULL_STOPS, LONG_WORD, WORD_PATTERN, is_stop_word, words_of
 from slmrank.summarize.summarizer import Encode
 
 # Words with what holds them together inside (C++, .NET, e-mail, A/B, nurse's), or one sign.
@@ -55,10 +55,6 @@ def clauses_of(text: str) -> list[list[str]]:
     return [words for words in clauses if words]
 
 
-def is_stop(word: str) -> bool:
-    return word.lower() in STOP_WORDS
-
-
 @dataclass(frozen=True)
 class PhraseScorer:
     """What tokens say: `weights` [V] by token id, and how a text is encoded."""
@@ -72,7 +68,9 @@ class PhraseScorer:
         found = self._known.get(word)
         if found is None:
             [ids] = self.encode([word])
-            worth = STOP_WORTH if is_stop(word) else WORD_WORTH + float(self.weights[ids].mean())
+            worth = (
+                STOP_WORTH if is_stop_word(word) else WORD_WORTH + float(self.weights[ids].mean())
+            )
             if len(self._known) >= KEPT_WORDS:
                 self._known.clear()
             found = (worth, len(ids))
@@ -89,7 +87,7 @@ class PhraseScorer:
         chosen: list[tuple[int, list[str]]] = []
         for _, start, words, cost in sorted(self._candidates(text), key=lambda one: -one[0]):
             places = range(start, start + len(words))
-            content = {stem for word in words if not is_stop(word) for stem in words_of(word)}
+            content = {stem for word in words if not is_stop_word(word) for stem in words_of(word)}
             news = content - said
             if cost > left or 2 * len(news) <= len(content) or not taken.isdisjoint(places):
                 continue
@@ -110,17 +108,17 @@ class PhraseScorer:
         place = 0
         for words, more in self._in_context(text):
             known = [
-                (worth if is_stop(word) else worth + more, cost)
+                (worth if is_stop_word(word) else worth + more, cost)
                 for word, (worth, cost) in ((word, self.of(word)) for word in words)
             ]
             for first in range(len(words)):
-                if is_stop(words[first]):
+                if is_stop_word(words[first]):
                     continue
                 worth, cost = 0.0, 1  # the comma
                 for last in range(first, min(first + MAX_WORDS, len(words))):
                     worth += known[last][0]
                     cost += known[last][1]
-                    if worth > 0 and not is_stop(words[last]):
+                    if worth > 0 and not is_stop_word(words[last]):
                         rate = worth / cost**COST_EXPONENT
                         yield rate, place + first, words[first : last + 1], cost
             place += len(words) + 1
@@ -131,7 +129,9 @@ class PhraseScorer:
         sentences = [clauses_of(one) for one in _SENTENCE_END.split(text)]
         means = []
         for clauses in sentences:
-            worths = [self.of(word)[0] for words in clauses for word in words if not is_stop(word)]
+            worths = [
+                self.of(word)[0] for words in clauses for word in words if not is_stop_word(word)
+            ]
             summed = sum(worths) + PRIOR_WORDS * WORD_WORTH
             means.append(summed / (len(worths) + PRIOR_WORDS))
         said = sorted(mean for mean, clauses in zip(means, sentences, strict=True) if clauses)

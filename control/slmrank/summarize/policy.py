@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
+from slmrank.data.records import Job
 from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.faithfulness import FrozenRanker
@@ -135,6 +136,9 @@ def _reinforce(
         for place, one in enumerate(jobs)
     ]
 
+    def texts_of(job: Job, written: Iterable[str]) -> list[str]:
+        return [served_text(job, text, spec, spec.tokens, fitting.encode) for text in written]
+
     def term(of: Callable[[Judged, Sequence[str]], list[float]], name: str) -> Any:
         def rewards(completions: list[str], place: list[int], **_: Any) -> list[float]:
             texts: dict[int, list[int]] = {}
@@ -144,7 +148,7 @@ def _reinforce(
             for at, own in texts.items():
                 written = (" ".join(completions[row].split()) for row in own)
                 job = jobs[at].job
-                values = of(jobs[at], [served_text(job, text, spec) for text in written])
+                values = of(jobs[at], texts_of(job, written))
                 for row, value in zip(own, values, strict=True):
                     found[row] = value
             return found

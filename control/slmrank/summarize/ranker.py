@@ -18,10 +18,11 @@ import numpy as np
 
 from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
+from slmrank.data.words import is_stop_word
 from slmrank.errors import DataError
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.effects import Effect, Embeddings, measure_effects
-from slmrank.summarize.phrases import PhraseScorer, Weights, clauses_of, is_stop
+from slmrank.summarize.phrases import PhraseScorer, Weights, clauses_of
 from slmrank.summarize.sentences import within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
@@ -101,7 +102,7 @@ def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weig
     reduced = centred @ (directions[:, last] / np.sqrt(variances[last]))
     features, targets = [], []
     for one in effects:
-        words = [word for part in clauses_of(one.phrase) for word in part if not is_stop(word)]
+        words = [word for part in clauses_of(one.phrase) for word in part if not is_stop_word(word)]
         if words:
             summed = sum(reduced[ids].mean(axis=0) for ids in encode(words))
             features.append(summed / np.sqrt(len(words)))

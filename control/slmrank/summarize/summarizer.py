@@ -8,7 +8,7 @@ one, and a summary can be found by its content.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +75,17 @@ class SummarizerKind(Protocol):
     def fit(self, fitting: Fitting) -> Summarizer: ...
 
     def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> Summarizer: ...
+
+
+def placed(summarizer: Summarizer, device: str) -> Summarizer:
+    """The summarizer on a device, where it runs a model: by the field's name, for an import would
+    hang every summary on the code of those that do."""
+    if not is_dataclass(summarizer) or isinstance(summarizer, type):
+        return summarizer
+    if "device" not in {one.name for one in fields(summarizer) if one.init}:
+        return summarizer
+    found: Summarizer = replace(summarizer, device=device)
+    return found
 
 
 def summarize_entries(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 from slmrank.artifacts import ArtifactStore, read_artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
 from slmrank.errors import ArtifactError, DataError, InvalidQuery
+from slmrank.load.evidence import what_computes
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.pipeline.steps import Making, own_work
 from slmrank.prompt.encoder import PromptEncoder
@@ -20,7 +20,7 @@ from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 from slmrank.summarize.build_store import build_store, require_room
 from slmrank.summarize.registry import SUMMARIZERS, load_summarizer
-from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, identity_of
+from slmrank.summarize.summarizer import FITTED_FOLDER, Fitting, identity_of, placed
 
 FITTED_JOBS = 50_000  # what words are worth does not change any more
 
@@ -81,11 +81,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     encoder = checkpoint.encoder()
     _require_short_queries(labelled, encoder)
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
-    # By name: an import would hang every summary on the code of those that run a model.
-    if is_dataclass(summarizer) and "device" in {
-        one.name for one in fields(summarizer) if one.init
-    }:
-        summarizer = replace(summarizer, device=making.device)
+    summarizer = placed(summarizer, making.device)
     identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)
@@ -100,7 +96,8 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
                 lambda done, total: making.watcher.progress(done, total, "jobs"),
             )
     require_room(figures, spec, encoder)
-    making.draft.figures.update({**figures, "identity": identity})
+    measured = {**figures, "measured_on": what_computes()}
+    making.draft.figures.update({**measured, "identity": identity})
 
 
 def _require_short_queries(labelled: LabelledSet, encoder: PromptEncoder) -> None:
