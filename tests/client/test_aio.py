@@ -307,18 +307,25 @@ def test_a_lower_limit_is_learnt_after_one_refusal() -> None:
 
 
 def test_a_long_listing_is_split_again_when_the_limit_fell() -> None:
-    class Fewer(Answering):
-        async def get_model_config(self, _model: str, **_: Any) -> Any:
-            limit = SimpleNamespace(string_value="2")
-            return SimpleNamespace(config=SimpleNamespace(parameters={"max_items": limit}))
+    """Whoever is asked for the limit then may be of the other release: the refusal tells it."""
 
     async def ask() -> list[int]:
-        server = Fewer([InferenceServerException("InvalidRequest: 5 jobs. Fix: fewer")])
+        told = "InvalidRequest: request has 5 jobs, the limit is 2. Fix: split it"
+        server = Answering([InferenceServerException(told)])
         client = asking(server, max_items=9)
-        assert len(await client.score("q", [str(one) for one in range(5)])) == 5
+        jobs = [str(one) for one in range(5)]
+        assert len(await client.score("q", jobs)) == 5
+        assert len(await client.score("q", jobs)) == 5  # not refused again
         return sorted(server.sizes)
 
-    assert asyncio.run(ask()) == [1, 2, 2]
+    assert asyncio.run(ask()) == [1, 1, 2, 2, 2, 2]
+
+
+def test_jobs_may_come_from_a_generator_and_a_query_is_a_text() -> None:
+    client = asking(Answering([]), max_items=9)
+    assert len(asyncio.run(client.score("q", (one for one in "12")))) == 2  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="the query is a bytes"):
+        asyncio.run(asking(Answering([]), max_items=9).score(b"q", ["a"]))  # type: ignore[arg-type]
 
 
 def test_a_refusal_is_told_though_nobody_answers_any_more() -> None:

@@ -152,6 +152,14 @@ def test_texts_are_answered_as_text_embeddings_inference_does() -> None:
     assert len(send(LengthRanker(), "/rerank", {**body, "top_n": 2}).json()) == 2
 
 
+def test_null_is_what_was_not_set_and_jina_finds_its_usage() -> None:
+    unset = dict.fromkeys(("return_documents", "texts", "top_n", "raw_scores", "model"))
+    reply = send(LengthRanker(), "/v1/rerank", {"query": "q", "documents": ["a", "aa"], **unset})
+    assert reply.status_code == 200, reply.json()
+    assert reply.json()["usage"] == {"total_tokens": 0, "prompt_tokens": 0}
+    assert send(LengthRanker(), "/rerank", {"query": "q", "texts": ["a"], "documents": None})
+
+
 def test_scores_in_the_order_of_the_request() -> None:
     body = {"query": "q", "jobs": ["no-1", {"job_id": "x", "description": "aaa"}, "s"]}
     reply = send(LengthRanker(), "/v1/score", body)

@@ -311,6 +311,57 @@ def test_a_pass_costs_a_fixed_part_and_a_part_for_each_token() -> None:
     assert cost.seconds_per_token == pytest.approx(2e-5, rel=0.05)
 
 
+def test_one_slow_pass_does_not_refuse_what_comes_after_it() -> None:
+    """The first pass of a server, or a stall, refused requests for 10 to 40 s at half load."""
+    for slow, normal in ((0, 3.0), (200, 5.0)):
+        cost = PassCost()
+        for number in range(slow + 6):
+            cost.learn(1000, normal if number == slow else 0.1)
+        assert cost.fixed_s + 1000 * cost.seconds_per_token < 0.2
+    for _ in range(12):  # a machine that really became slower is followed
+        cost.learn(1000, 0.4)
+    assert cost.slack * (cost.fixed_s + 1000 * cost.seconds_per_token) > 0.35
+
+
+def test_what_a_cache_knew_costs_nothing_and_is_no_measure_of_a_token(tmp_path: Path) -> None:
+    """Half of the pairs cached, at 44 % load: 16 % of the requests were refused."""
+    board = Board(tmp_path / "page")
+    meter = PaceMeter(board, 0, Requests)
+    ids = np.zeros(10, dtype=np.int32)
+    for _ in range(3):
+        with meter.passing([request(time.monotonic(), 40)]):
+            meter.scored([(ids, [ids])])
+            time.sleep(0.02)
+    full = board.pace().seconds_per_token
+    for _ in range(3):  # all of it was known
+        with meter.passing([request(time.monotonic(), 40)]):
+            meter.scored([])
+    pace = board.pace()
+    assert 0.02 / 40 <= full < 5 * 0.02 / 40  # half of 40 tokens took 0.02 s: 0.001 s for each
+    assert pace.seconds_per_token == pytest.approx(full / 2, rel=0.1)
+
+
+def test_a_lone_caller_is_not_taken_for_a_queue(tmp_path: Path) -> None:
+    """`prepare` for 150 ms, `ranker` for 3: 25 of 60 were refused, of one caller who waits for each
+    answer."""
+    board = Board(tmp_path / "page")
+    door = Admission(Line(0.5, 64), board, 0.05)
+    cost = PassCost()
+    for _ in range(20):
+        with door.entered():
+            time.sleep(0.02)
+            ticket = door.take(100)
+        board.start(0, ticket)
+        board.finish(0, ticket, time.monotonic(), cost)
+        time.sleep(0.003)
+    # Those that wait come at once: the last one was not answered when the next is read.
+    with pytest.raises(Overloaded, match="faster than they can be read"):
+        for _ in range(20):
+            with door.entered():
+                time.sleep(0.02)
+                door.take(100)
+
+
 def test_a_failed_pass_is_a_finished_one(tmp_path: Path) -> None:
     board = Board(tmp_path / "page")
     now = time.monotonic()

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -38,6 +39,7 @@ from slmrank.pipeline.steps import run
 from slmrank.prompt.corpus import SummaryItems
 from slmrank.repository.generate import check_repository
 from slmrank.serving.locate import locate_tritonserver
+from slmrank.serving.ports import in_url, numeric
 from slmrank.serving.server import ANY_PORTS, Ports, Server, claim_port, fault_lines
 from slmrank.spec.reading import change_spec, load_spec
 from slmrank.store.registry import open_store
@@ -470,3 +472,28 @@ def test_a_wrong_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
     with pytest.raises(MissingDependencyError, match="is not an executable file"):
         locate_tritonserver(tmp_path)
+
+
+def test_addresses_by_number() -> None:
+    assert [numeric(one) for one in ("localhost", "0.0.0.0", "::1", "[::1]")] == [
+        "127.0.0.1",
+        "0.0.0.0",
+        "::1",
+        "::1",
+    ]
+    assert [in_url(one) for one in ("127.0.0.1", "::1")] == ["127.0.0.1", "[::1]"]
+    with pytest.raises(ServerError, match="is no address"):
+        numeric("no such name")
+
+
+@pytest.mark.long
+@pytest.mark.triton
+@pytest.mark.parametrize("address", ["localhost", "::1"])
+def test_metrics_listen_where_the_server_does(tiny_repository: Path, address: str) -> None:
+    """Of a name they listened at 255.255.255.255, and no IPv6 address could be served."""
+    with Server(tiny_repository, ANY_PORTS, address=address) as server:
+        with RankClient(server.url) as client:
+            assert len(client.score("nurse", ["job-1"])) == 1
+        place = server.url.rpartition(":")[0]
+        with urllib.request.urlopen(f"http://{place}:{server.ports.metrics}/metrics") as reply:
+            assert b"nv_inference" in reply.read()

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from slmrank.errors import ServerError, SpecError, needs
-from slmrank.serving.ports import claim_port, family_of
+from slmrank.serving.ports import claim_port, family_of, in_url
 
 GRACE_S = 10
 LEAVING_S = 2.0  # after SIGTERM, in which callers learn that their connections will close
@@ -65,7 +65,7 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
     address = place[0]
     port = claim_port(*place, "--port")
     listening = socket.create_server((address, port), family=family_of(address))
-    click.echo(said(f"[{address}]:{port}" if ":" in address else f"{address}:{port}"))
+    click.echo(said(f"{in_url(address)}:{port}"))
     sys.stdout.flush()
     server = Server(config)
     # Until uvicorn listens to it; which then raises what ended it once more: that is no failure.

@@ -19,6 +19,7 @@ from slmrank.cli.options import (
     source_options,
 )
 from slmrank.errors import ServerError
+from slmrank.serving.ports import in_url
 from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Http, Ports, Server, ServerTls
 
 
@@ -112,10 +113,10 @@ def serve_command(
     )
     try:
         server.start(start_timeout_s)
-        metrics = f"http://{address}:{server.ports.metrics}/metrics"
+        metrics = f"http://{in_url(server.address)}:{server.ports.metrics}/metrics"
         ready = {"ready": True, "grpc": server.url, "http": None, "metrics": metrics}
         if http != "off":
-            ready["http"] = f"{address}:{server.ports.http}"
+            ready["http"] = f"{in_url(server.address)}:{server.ports.http}"
         if as_json:
             print_json(ready)
         else:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -44,6 +45,8 @@ LONGEST_S = 1e8  # gRPC takes a deadline beyond its clock for one that is past
 FAIR_S = 1.0  # who has not answered in so long may hang
 LARGEST_PAUSE_S = 2.0
 HEDGES, HEDGED_SHARE = 10.0, 0.1  # second requests at once, and of all calls in the long run
+LOWERED_S = 60.0  # a limit that one replica told holds for all of them
+_TOO_MANY = re.compile(r"jobs, the limit is (\d+)")
 Ask = Callable[[Any, float], Awaitable[Any]]  # a tritonclient and the seconds that are left
 
 
@@ -96,6 +99,7 @@ class AsyncRankClient:
         self._replicas = Replicas(url, tls)
         self._headers = checked_headers(headers or {})
         self._identity: dict[str, str] | None = None
+        self._lowered = (0, 0.0)  # jobs in one request, and until when
         self._closes = 0
 
     async def __aenter__(self) -> AsyncRankClient:
@@ -136,21 +140,20 @@ class AsyncRankClient:
         deadline = self._deadline(timeout_s)
         limit = await self._limit(deadline)
         rows = rows_of(jobs)
-        with call_span(self.url, len(jobs)) as span:
+        with call_span(self.url, len(rows)) as span:
             how: dict[str, Any] = {"headers": {**self._headers, **span.headers} or None}
             if deferrable:
                 how["priority"] = DEFERRABLE
             try:
                 answer = await self._score_rows(query, rows, limit, deadline, how)
             except InvalidRequest as refused:
-                # Another release may have taken over, whose limit is lower.
-                sent = min(limit, len(rows))
-                try:
-                    now = await self._limit(deadline) if sent > 1 else sent
-                except ScoreError:
-                    raise refused from None
-                if now >= sent:
+                # Another release may have taken over, or answer beside this one, whose limit is
+                # lower; which of them tells its limit when it is asked is chance.
+                told = _TOO_MANY.search(refused.message)
+                now = max(int(told[1]), 1) if told else limit
+                if now >= min(limit, len(rows)):
                     raise
+                self._lowered = (now, time.monotonic() + LOWERED_S)
                 answer = await self._score_rows(query, rows, now, deadline, how)
             span.answered(answer)
         return answer
@@ -172,7 +175,9 @@ class AsyncRankClient:
         """Most jobs in one request."""
         if self._identity is None:
             self._identity = await self._asked_identity(deadline)
-        return int(self._identity.get("max_items", "1000"))
+        most = int(self._identity.get("max_items", "1000"))
+        lowered, until = self._lowered
+        return min(most, lowered) if time.monotonic() < until else most
 
     async def _score_parts(
         self,

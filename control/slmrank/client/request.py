@@ -123,8 +123,10 @@ def build_inputs(query: str, rows: Sequence[Row]) -> list[Any]:
     job_text [1, N].
 
     A job's text that has no UTF-8 form (a lone surrogate) is sent as it is: the server gives that
-    item a status. Raises InvalidRequest for such a query.
+    item a status. Raises InvalidRequest for such a query, or one that is no text.
     """
+    if not isinstance(query, str):
+        raise InvalidRequest(f"the query is a {type(query).__name__}", "give a str")
     try:
         query.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -36,7 +36,10 @@ class _Asked(BaseModel):
     def _few_keys(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > MOST_KEYS:
             raise ValueError(f"has {len(value)} keys, the limit is {MOST_KEYS}")
-        return value
+        if not isinstance(value, dict):
+            return value
+        # Many clients send what was not set as null.
+        return {key: one for key, one in value.items() if one is not None}
 
 
 class RerankRequest(_Asked):
@@ -91,6 +94,10 @@ class RerankAnswer(BaseModel):
     model: str
     results: list[RerankResult]
     meta: dict[str, Any]
+    usage: dict[str, int] = Field(
+        default={"total_tokens": 0, "prompt_tokens": 0},
+        description="for clients of Jina, which read it; tokens are not counted here",
+    )
 
 
 class TextScore(BaseModel):

@@ -26,6 +26,7 @@ import numpy as np
 
 from slmrank.errors import Overloaded
 from slmrank.serving.pass_cost import PassCost
+from slmrank.tokens import Ids
 from slmrank.triton.config import ADMISSION, PREPARED_AT
 
 SWITCH = "SLMRANK_ADMISSION"  # `off`: only counted, for a server whose rate is measured
@@ -163,7 +164,7 @@ class Board:
     def finish(self, instance: int, ticket: float, now: float, cost: PassCost) -> None:
         row = self.rows[instance]
         row[_FIXED] = cost.slack * cost.fixed_s
-        row[_PER_TOKEN] = cost.slack * cost.seconds_per_token
+        row[_PER_TOKEN] = cost.slack * cost.seconds_per_token * cost.share
         row[_FINISHED_AT], row[_FINISHED] = now, ticket
 
 
@@ -173,7 +174,7 @@ class Admission:
 
     def __init__(self, line: Line, board: Board, patience_s: float) -> None:
         self._line, self._board, self._patience_s = line, board, patience_s
-        self._busy_since = self._left = self._idle_s = 0.0
+        self._busy_since = self._left = self._idle_s = self._ticket = 0.0
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -184,12 +185,15 @@ class Admission:
         gap_s = max(0.0, now - self._left - HAND_OVER_S)
         self._idle_s += gap_s
         many = self._idle_s > max(IDLE_S, IDLE_SHARE * (now - self._busy_since))
-        if gap_s > IDLE_S or many:
+        pace = self._board.pace()
+        # A lone caller comes again when what he asked for is answered; what waits comes at once.
+        answered = 0 < self._ticket <= pace.finished and now - pace.finished_at > HAND_OVER_S
+        if gap_s > IDLE_S or many or answered:
             self._busy_since, self._idle_s = now, 0.0
         try:
             if now - self._busy_since > self._patience_s:
                 raise _overloaded("requests come faster than they can be read")
-            self._line.check(now, 0, self._board.pace())
+            self._line.check(now, 0, pace)
             yield
         finally:
             self._left = time.monotonic()
@@ -198,6 +202,7 @@ class Admission:
         """The ticket of the request, which has so many tokens. Raises Overloaded, see Line."""
         now = time.monotonic()
         self._line.take(now, tokens, self._board.pace())
+        self._ticket = now
         return now
 
     def close(self) -> None:
@@ -223,6 +228,7 @@ class PaceMeter:
     def __init__(self, board: Board, instance: int, backend: Any) -> None:
         self._board, self._instance, self._backend = board, instance, backend
         self._cost, self._last = PassCost(), 0.0
+        self._scored: int | None = None
 
     @contextlib.contextmanager
     def passing(self, requests: Sequence[Any]) -> Iterator[None]:
@@ -235,6 +241,7 @@ class PaceMeter:
             self._tensor(one, "item_ids").size + self._tensor(one, "prefix_ids").size
             for one in requests
         )
+        self._scored = None
         if not ticket:  # nothing that `prepare` took
             yield
             return
@@ -248,8 +255,16 @@ class PaceMeter:
         finally:
             now = time.monotonic()
             if new:
-                self._cost.learn(max(tokens, 1), now - started)
+                asked = max(tokens, 1)
+                scored = asked if self._scored is None else min(self._scored, asked)
+                self._cost.learn(scored, now - started, asked)
             self._board.finish(self._instance, self._last, now, self._cost)
+
+    def scored(self, missing: Sequence[tuple[Ids, Sequence[Ids]]]) -> None:
+        """What the engine was asked for in this pass: neither what a cache knew nor what depth
+        control left out. May be said for each request."""
+        tokens = sum(len(prefix) + sum(map(len, items)) for prefix, items in missing)
+        self._scored = (self._scored or 0) + tokens
 
     def _tensor(self, request: Any, name: str) -> Any:
         return self._backend.get_input_tensor_by_name(request, name).as_numpy()
@@ -260,6 +275,8 @@ class NoMeter:
 
     def passing(self, requests: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def scored(self, missing: Sequence[tuple[Ids, Sequence[Ids]]]) -> None: ...
 
 
 def open_admission(parameters: Mapping[str, Any]) -> Admission | NoAdmission:

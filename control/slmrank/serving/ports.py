@@ -12,6 +12,23 @@ def family_of(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+def numeric(address: str) -> str:
+    """The number of an address, IPv4 where it has one: Triton's HTTP and metrics services take no
+    names, and listen where nobody can connect. Raises ServerError when it has none."""
+    try:
+        found = socket.getaddrinfo(address.strip("[]"), 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ServerError(
+            f"{address} is no address: {error}", "give an address of this machine"
+        ) from error
+    return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
+
+
+def in_url(address: str) -> str:
+    """An address as it stands before `:port`."""
+    return f"[{address}]" if ":" in address else address
+
+
 def claim_port(address: str, port: int, flag: str) -> int:
     """`port`, or a free one for 0. Raises ServerError when it is in use."""
     with socket.socket(family_of(address)) as probe:

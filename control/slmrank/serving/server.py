@@ -26,7 +26,7 @@ from slmrank.repository.generate import check_repository
 from slmrank.serving.admission import SWITCH
 from slmrank.serving.child import Child, fault_lines
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.serving.ports import claim_port
+from slmrank.serving.ports import claim_port, in_url, numeric
 from slmrank.triton.config import ENSEMBLE, ModelConfig
 
 START_TIMEOUT_S = 180.0
@@ -96,7 +96,7 @@ class Server:
         self.repository = repository
         self.http, self.tls, self.measured, self.echo = http, tls, measured, echo
         self.drain_s = drain_s
-        self.address = address
+        self.address = numeric(address)
         self._wanted = ports or Ports()
         self._child: Child | None = None
         self._work: Path | None = None
@@ -112,7 +112,7 @@ class Server:
     @property
     def url(self) -> str:
         """`host:port` of the gRPC endpoint."""
-        return f"{self.address}:{self.ports.grpc}"
+        return f"{in_url(self.address)}:{self.ports.grpc}"
 
     @property
     def _process(self) -> subprocess.Popen[str] | None:
@@ -211,7 +211,7 @@ class Server:
             "--model-repository",
             str(self.repository.resolve()),
             "--grpc-address",
-            self.address,
+            in_url(self.address),
             "--metrics-address",
             self.address,
             "--grpc-port",
@@ -242,7 +242,9 @@ class Server:
                 if self.tls is None:
                     return bool(client.is_model_ready(ENSEMBLE, client_timeout=2.0))
                 # No certificate of ours opens this port. Metrics are served last, when all loaded.
-                with urlopen(f"http://{self.address}:{self.ports.metrics}/metrics", timeout=2):
+                with urlopen(
+                    f"http://{in_url(self.address)}:{self.ports.metrics}/metrics", timeout=2
+                ):
                     return True
 
             while True:

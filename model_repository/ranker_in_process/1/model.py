@@ -42,6 +42,7 @@ class TritonPythonModel:
         asked = [self._read(*one) for one in zip(requests, depths, strict=True)]
         good = [one for one in asked if not isinstance(one, EngineError)]
         planned = self._cache.plan(good)
+        self._meter.scored(planned.missing)
         logits = self._engine.logits_of(planned.missing)
         scored = iter(planned.finish([probability(one).astype(np.float32) for one in logits]))
         self._cache.publish()

@@ -52,6 +52,7 @@ class TritonPythonModel:
                 (depth,) = self._depth.begin([request])
             items = first_items(split_items(prefix, ids, lengths, **self._limits), depth)
             planned = self._cache.plan([(prefix, items)])
+            self._meter.scored(planned.missing)
             scored = []
             for one in planned.missing:
                 prompts = (self._score(prompt, limit) for prompt in whole_prompts(*one))

@@ -92,6 +92,7 @@ class TritonPythonModel:
     def _scores(self, asked):
         """P(relevant) [N] by request, in one call: the engine batches the prompts."""
         planned = self._cache.plan(list(asked.values()))
+        self._meter.scored(planned.missing)
         prompts = [whole_prompts(*one) for one in planned.missing]
         inputs = [
             {"prompt_token_ids": prompt.tolist()}
