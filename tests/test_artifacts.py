@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,3 +109,45 @@ def test_newest_first(tmp_path: Path) -> None:
             pass
         time.sleep(0.02)
     assert [one.key for one in store.all("data")] == ["b", "a"]
+
+
+def test_newest_first_wherever_it_was_copied(tmp_path: Path) -> None:
+    """rsync -r and S3 keep no times: an old measurement was the newest."""
+    store = ArtifactStore(tmp_path)
+    for key, created in (("new", "2026-02-02"), ("old", "2026-01-01")):
+        with store.create("data", key, {}):
+            pass
+        path = tmp_path / "data" / key / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "created": created}))
+    assert [one.key for one in store.all("data")] == ["new", "old"]
+
+
+def test_a_link_in_the_place_of_an_artifact(tmp_path: Path) -> None:
+    """It lies on another disk, which may be away: what was made again could not take its place."""
+    store = ArtifactStore(tmp_path / "a")
+    (tmp_path / "a" / "data").mkdir(parents=True)
+    for target in (tmp_path / "gone", tmp_path / "there"):
+        if target.name == "there":
+            shutil.rmtree(tmp_path / "a" / "data" / "k")
+            target.mkdir()
+        (tmp_path / "a" / "data" / "k").symlink_to(target)
+        with store.create("data", "k", {}):
+            pass
+        assert store.find("data", "k") is not None
+        assert [one.name for one in (tmp_path / "a" / "data").iterdir()] == ["k"]
+    assert (tmp_path / "there").is_dir()
+
+
+def test_what_may_not_be_read_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.create("data", "k", {}):
+        pass
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ArtifactError, match="Permission denied"):
+        store.find("data", "k")

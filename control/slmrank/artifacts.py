@@ -102,18 +102,22 @@ class ArtifactStore:
         return read_artifact(self.path(kind, key))
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact, or None. A directory without a readable manifest does not
-        count, so that it is made again."""
+        """The finished artifact, or None. A directory without a whole manifest does not count, so
+        that it is made again. Raises ArtifactError where this user may not read it."""
         try:
             return self.read(kind, key)
-        except ArtifactError:
+        except ArtifactError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise
             return None
 
     def all(self, kind: str) -> list[Artifact]:
         """Every finished artifact of a kind, newest first."""
         manifests = sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}"), key=_mtime, reverse=True)
-        found = [self.find(kind, manifest.parent.name) for manifest in manifests]
-        return [artifact for artifact in found if artifact is not None]
+        each = [self.find(kind, manifest.parent.name) for manifest in manifests]
+        found = [artifact for artifact in each if artifact is not None]
+        # A copied store has the files' times in another order.
+        return sorted(found, key=lambda one: str(one.manifest.get("created", "")), reverse=True)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -145,7 +149,7 @@ class ArtifactStore:
         draft_path = final.with_name(f".{key}.{os.getpid()}.tmp")
         work = self.work(kind, key)
         for abandoned in final.parent.glob(f".{key}.*.tmp"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            _remove(abandoned)
         _make_directory(draft_path)
         draft = Draft(path=draft_path, work=work, lineage=lineage)
         created = datetime.datetime.now(datetime.UTC)
@@ -188,10 +192,18 @@ def _replace(final: Path, draft: Path) -> None:
     """Put a draft in its place. The old artifact leaves in one step, so a kill between the two
     renames leaves no artifact rather than a broken one."""
     old = draft.with_name(draft.name.replace(".tmp", ".old.tmp"))
-    if final.exists():
+    if final.is_symlink() or final.exists():
         final.rename(old)
     draft.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A folder, or a link to one that lies elsewhere."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -40,7 +40,9 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, without a line end."""
-    cells = ([cell.replace("|", "\\|") for cell in row] for row in (columns, *rows))
+    cells = (
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (columns, *rows)
+    )
     head, *body = ("| " + " | ".join(row) + " |" for row in cells)
     return "\n".join([head, "|---" * len(columns) + "|", *body])
 

@@ -490,6 +490,7 @@ def test_what_is_shown_is_what_was_given(capsys: pytest.CaptureFixture[str]) -> 
     assert "?" in capsys.readouterr().out
     assert "?" in json_text({"title": "\ud83d"})
     assert markdown_table(["|dp|"], [["a|b"]]) == "| \\|dp\\| |\n|---|\n| a\\|b |"
+    assert markdown_table(["a"], [["one\ntwo"]]).endswith("| one two |")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from slmrank.data.own_set import write_own_set
 from slmrank.data.parts import Place
 from slmrank.data.records import LabelledSet
 from slmrank.errors import DataError
+from slmrank.pipeline.data_step import data_step
 from slmrank.spec.data import JsonlData, OwnData, ParquetData
 
 from tests.conftest import Control
@@ -220,6 +221,19 @@ def test_partitions_and_tables_in_folders_are_read(tmp_path: Path) -> None:
         assert {split: len(of) for split, of in found.pairs.items()} == {
             split: len(of) for split, of in expected.pairs.items()
         }
+
+
+def test_what_folders_say_is_part_of_the_key(tmp_path: Path) -> None:
+    """A folder that was renamed kept the labels of before."""
+    spec = as_parquet(tmp_path, pairs())
+    table = arrow.Table.from_pylist(pairs())
+    plain = data_step(spec, "b").key
+    parquet.write_to_dataset(table, tmp_path / "by", partition_cols=["grade"])
+    by = spec.model_copy(update={"pairs": tmp_path / "by"})
+    before = data_step(by, "b").key
+    folder = next((tmp_path / "by").iterdir())
+    folder.rename(folder.with_name("grade=3"))
+    assert len({plain, before, data_step(by, "b").key}) == 3
 
 
 def test_null_is_what_was_not_given(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import asked_in_training, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN, score_step
 from slmrank.pipeline.steps import run
-from slmrank.spec.reading import load_spec
+from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -88,6 +88,8 @@ def test_queries_of_a_set_that_were_trained_on_are_counted(tiny: TinyBundle, spe
     distinct = len({trained[0].lower(), trained[-1].lower()})
     assert asked_in_training(bundle, tiny.store, listings) == distinct
     assert f"{distinct} of its queries were TRAINED ON" in queries_of("trades", "test", distinct)
+    alone = Bundle(change_spec(bundle.spec, {"prune": None, "recover": None}))
+    assert asked_in_training(alone, tiny.store, listings) == distinct
     assert queries_of(OWN, "dev") == "dev queries"
 
 

@@ -320,7 +320,7 @@ def parallel(
 ) -> tuple[dict[str, Any], list[int]]:
     """The export of a server of `servers` equal places with exponential spread, and the schedule:
     the run begins with nothing under way, and what is not answered at its end is not exported."""
-    rng = np.random.default_rng(abs(hash(seed)) % 2**32)
+    rng = np.random.default_rng(int(seed))
     block = round(rate * 3 * window_s)
     schedule = arrivals_us(rate, block, 4, seed)
     end = 3 * window_s

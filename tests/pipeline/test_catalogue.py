@@ -28,7 +28,7 @@ from slmrank.pipeline.catalogue import (
 )
 from slmrank.pipeline.part_runs import _do
 from slmrank.pipeline.publish import publish
-from slmrank.pipeline.score_catalogue import score_catalogue
+from slmrank.pipeline.score_catalogue import _check_columns, score_catalogue
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import change_spec
 from slmrank.store.redis_address import parse_address
@@ -122,7 +122,10 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
     (Path(made["out"]) / "in-000000000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"cannot read .*in-000000000\.parquet"):
         list(batches)
-    for column, values in (("job_id", ["a"]), ("candidates", [["a"]])):
+    other = {"query": ["q"], "embedding": [[0.5]], "job_family": ["x"]}
+    parquet.write_table(pa.table(other), tmp_path / "queries.parquet")
+    _check_columns(Place(str(tmp_path / "queries.parquet")))
+    for column, values in (("job_id", ["a"]), ("found", [["a"]])):
         table = pa.table({"query": ["q"], column: values})
         parquet.write_table(table, tmp_path / "queries.parquet")
         with pytest.raises(DataError, match=f"no column job_ids, and '{column}' is not read"):

@@ -126,7 +126,7 @@ def compress_search_command(
         search_table(found, max_loss),
         draw_search(found, max_loss),
         found.tried,
-        search.plan(),
+        search.measured(found),
         best=found.best,
         checked=found.checked,
         spec=str(target) if found.best is not None else None,

@@ -164,16 +164,16 @@ def _report(
 def _sizes(bundle: Bundle, store: ArtifactStore) -> dict[str, Any]:
     if bundle.spec.prune is None:
         return {}
-    figures = run(bundle.pruned, store).figures
-    names = (
-        "parameters_before",
-        "parameters_after",
-        "layer_parameters_before",
-        "layer_parameters_after",
-        "layer_parameters_removed",
-    )
-    errors = {"relative_error": figures["mean_relative_error"]}
-    return {name: figures[name] for name in names} | errors
+    first, last = (run(step, store).figures for step in (bundle.pruned_first, bundle.pruned))
+    before, after = first["layer_parameters_before"], last["layer_parameters_after"]
+    return {
+        "parameters_before": first["parameters_before"],
+        "parameters_after": last["parameters_after"],
+        "layer_parameters_before": before,
+        "layer_parameters_after": after,
+        "layer_parameters_removed": round(1 - after / before, 4),
+        "relative_error": last["mean_relative_error"],  # of the last stage, where there are several
+    }
 
 
 def _show(
@@ -187,10 +187,10 @@ def _show(
     shown.append(["total of the work", f"{sum(s for _, s, _ in times):.1f}", ""])
     print_table(f"steps on {report['cores']} cores", ["step", "seconds", ""], shown)
     tokens = report["description_tokens"]
-    click.echo(
-        f"description tokens: {tokens['before']:.0f} -> {tokens['after']:.0f} "
-        f"({1 - tokens['after'] / tokens['before']:.0%} removed)"
-    )
+    told = f"description tokens: {tokens['before']:.0f} -> {tokens['after']:.0f}"
+    if tokens["before"]:  # none: the jobs have titles alone
+        told += f" ({1 - tokens['after'] / tokens['before']:.0%} removed)"
+    click.echo(told)
     sizes = report["parameters"]
     if sizes:
         click.echo(

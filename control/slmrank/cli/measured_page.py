@@ -24,7 +24,7 @@ from slmrank.cli.options import (
 from slmrank.errors import SpecError
 from slmrank.evaluate.table import read_scores
 from slmrank.html_page import Table
-from slmrank.load.evidence import host_facts, machine_line
+from slmrank.machine.host import host_facts, machine_line
 from slmrank.pipeline.quality import asked_in_training
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.stages.scores import SCORES_FILE

@@ -19,6 +19,7 @@ from slmrank.cli.options import (
     spec_options,
 )
 from slmrank.errors import SweepError
+from slmrank.load.figures import rate_text
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
 from slmrank.load.run import estimate_s
@@ -164,7 +165,7 @@ def show_points(points: list[Artifact]) -> None:
             for name in ("prepare", "ranker")
         ]
         queue = f"{stage['ranker']['queue'] / 1000:.1f}" if "ranker" in stage else "-"
-        rates = [f"{figures['items_per_s']:.1f}", f"{figures['requests_per_s']:.2f}"]
+        rates = [rate_text(figures[name]) for name in ("items_per_s", "requests_per_s")]
         waits = [percentile_cell(figures, percentile) for percentile in (50, 95, 99)]
         count = str(figures["requests"])
         rows.append([*cell, *rates, count, *waits, *times, queue, figures["verdict"]])
@@ -190,7 +191,7 @@ def show_slo(cells: list[dict[str, Any]]) -> None:
             continue
         low, high = cell["items_per_s_range"]
         fast, slow = cell["latency_ms_range"]
-        rate = f"{cell['items_per_s']:.1f} [{low:.1f}, {high:.1f}]"
+        rate = f"{rate_text(cell['items_per_s'])} [{rate_text(low)}, {rate_text(high)}]"
         failed = f"{cell['failed_at']:g}" if cell["failed_at"] else "-"
         waits = f"{fast:.0f} to {slow:.0f}"
         rows.append([*kind, f"{cell['rate']:g}", rate, waits, failed, str(cell["runs"])])

@@ -54,8 +54,9 @@ def batches_of(
         yield rows_of_batch
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """The files that a path names, in name order. Raises DataError when there is none."""
+def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[str, str]]]:
+    """The files that a path names, in name order, each with the fields that its folders below the
+    path name. Raises DataError when there is none."""
     if path.is_dir():
         named = [path]
     elif "*" in str(path) or "?" in str(path):
@@ -63,22 +64,17 @@ def parquet_files(path: Path) -> list[Path]:
         named = [*root.glob(str(path.relative_to(root) if path.is_absolute() else path))]
     else:
         named = [path]
-    fixed = _fixed_parts(path)
+    fixed = len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
     # A folder of one table may be named like a file.
     below = (one.rglob("*.parquet") if one.is_dir() else [one] for one in named)
     found = {
-        one
+        one: columns_in(one.parts[fixed:-1], model)
         for one in itertools.chain.from_iterable(below)
         if one.is_file() and not is_hidden(one.parts[fixed:])
     }
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
-    return sorted(found)
-
-
-def _fixed_parts(path: Path) -> int:
-    """How many parts of a path are no pattern."""
-    return len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
+    return sorted(found.items())
 
 
 def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
@@ -90,9 +86,8 @@ def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
     """
     with needs("Parquet files need pyarrow", "parquet"):
         from pyarrow import parquet
-    fixed = _fixed_parts(path)
-    for file in parquet_files(path):
-        number, named = 0, columns_in(file.parts[fixed:-1], model)
+    for file, named in parquet_files(path, model):
+        number = 0
         with reading(file), parquet.ParquetFile(file) as opened:
             for rows in batches_of(opened, model, BATCH_ROWS):
                 for row in rows:

@@ -72,8 +72,9 @@ def ndcg_at_10(listing: Listing) -> float:
 
 
 def mean_ndcg(listings: Sequence[Listing]) -> float:
-    """Mean NDCG@10 over the queries that have a relevant item."""
-    return float(np.nanmean([ndcg_at_10(one) for one in listings]))
+    """Mean NDCG@10 over the queries that have a relevant item; NaN where none has."""
+    known = [value for one in listings if not math.isnan(value := ndcg_at_10(one))]
+    return float(np.mean(known)) if known else math.nan
 
 
 def auc_top_against_zero(listings: Sequence[Listing]) -> float:

@@ -57,7 +57,7 @@ def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> lis
     room."""
 
     def short(figure: Interval | None) -> str:
-        return shown(figure) if intervals or figure is None else f"{figure.value:.3f}"
+        return shown(figure) if intervals or figure is None else _known(figure.value)
 
     return [
         [
@@ -75,10 +75,15 @@ def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> lis
 
 def shown(interval: Interval | None, *, signed: bool = False) -> str:
     """A figure with its interval, as text."""
-    if interval is None:
+    if interval is None or math.isnan(interval.value):
         return "-"
     form = "+.3f" if signed else ".3f"
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _known(value: float) -> str:
+    """A figure, or that nothing in the pairs can tell it."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def kind_table(rows: Sequence[QualityRow]) -> Table:
@@ -87,7 +92,10 @@ def kind_table(rows: Sequence[QualityRow]) -> Table:
     counted = [f"{kind} ({rows[0].kinds[kind]['queries']:.0f})" for kind in kinds]
     cells = [
         [f"{row.name}, {row.text}"]
-        + [f"{row.kinds[kind]['ndcg10']:.3f} / {row.kinds[kind]['auc']:.3f}" for kind in kinds]
+        + [
+            f"{_known(row.kinds[kind]['ndcg10'])} / {_known(row.kinds[kind]['auc'])}"
+            for kind in kinds
+        ]
         for row in rows
         if kinds
     ]

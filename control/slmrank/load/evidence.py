@@ -5,19 +5,14 @@ from __future__ import annotations
 
 import http.client
 import os
-import platform
 import time
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import grpc
 from tritonclient import grpc as triton
 
 from slmrank.errors import SweepError
-from slmrank.machine.facts import find_gpus, memory_gib, usable_cores
 from slmrank.triton.config import ENSEMBLE
 
 TIMEOUT_S = 10.0
@@ -73,7 +68,9 @@ def wait_quiet(url: str) -> None:
     until = time.monotonic() + QUIET_LIMIT_S
     before = read_counts(url)
     while time.monotonic() < until:
-        time.sleep(QUIET_S)
+        # Counts move when a pass ends: for as long as two of the slowest stage take.
+        each = [one["compute_us"] / max(one["executions"], 1) / 1e6 for one in before.values()]
+        time.sleep(max(QUIET_S, 2 * max(each, default=0.0)))
         now = read_counts(url)
         if now == before:
             return
@@ -121,43 +118,6 @@ def scrape_metrics(url: str | None) -> str | None:
     return text
 
 
-def machine_line(host: Mapping[str, Any]) -> str:
-    """What `host_facts` found, in one line."""
-    size = f"{host.get('cores', '?')} cores, {host.get('memory_gib', '?')} GiB"
-    return f"{host.get('processor', '?')}, {size}, {host.get('system', '')}"
-
-
-def host_facts() -> dict[str, Any]:
-    """The machine that measures: processor, cores, memory, kernel, GPUs; asked once a sweep."""
-    gpus, _ = find_gpus()
-    memory = memory_gib()
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": usable_cores(),
-        "memory_gib": None if memory is None else round(memory, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "gpus": [asdict(gpu) for gpu in gpus],
-    }
-
-
-def what_computes() -> dict[str, str]:
-    """Of the machine's facts those that decide a rate: an artifact folder may be carried on."""
-    facts = host_facts()
-    gpus = ", ".join(gpu["name"] for gpu in facts["gpus"])
-    return {"processor": facts["processor"], "cores": str(facts["cores"]), "gpus": gpus}
-
-
 def load_average() -> list[float]:
     """What else the machine did over 1, 5 and 15 minutes; asked at every point."""
     return [round(one, 2) for one in os.getloadavg()]
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else "unknown"

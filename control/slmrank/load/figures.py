@@ -38,6 +38,16 @@ def cell_of(point: Record) -> tuple[Any, ...]:
     return point["items"], point["tokens"], point["query_tokens"]
 
 
+def in_order(point: Record) -> tuple[int, int, int]:
+    """Where a point stands among others, by its sizes."""
+    return point["items"], point["tokens"] or 0, point["query_tokens"] or 0
+
+
+def rate_text(value: float) -> str:
+    """A rate for a table: a large model on a CPU has less than one item a second."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
 def load_name(load: Mapping[str, Any]) -> str:
     """A load in words, as "4 in flight" or "12.5/s"."""
     return f"{load['level']:g}" + (" in flight" if load["kind"] == "concurrency" else "/s")
@@ -79,7 +89,8 @@ def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | No
 
 def _latency_throughput(record: Record, axes: Any) -> bool:
     points = stable_points(record)
-    cells = sorted({cell_of(point) for point in points}, key=str)
+    cells = list(dict.fromkeys(cell_of(point) for point in sorted(points, key=in_order)))
+    axes.figure.set_size_inches(SIZE_IN[0], max(SIZE_IN[1], 1.4 + 0.19 * len(cells)))
     markers = {"concurrency": "o", "rate": "^"}
     for number, cell in enumerate(cells):
         for kind, marker in markers.items():
@@ -92,6 +103,7 @@ def _latency_throughput(record: Record, axes: Any) -> bool:
                     [p["p95_ms"] for p in own],
                     marker=marker,
                     linestyle="-" if kind == "concurrency" else "--",
+                    linewidth=(1.5, 3.0, 0.7)[number // 10 % 3],
                     color=f"C{number % 10}",
                     label=cell_name(cell) + loop,
                 )
@@ -139,7 +151,7 @@ def _heat_map(record: Record, axes: Any) -> bool:
     middle = (min(finite) + max(finite)) / 2
     for row, values in enumerate(best):
         for column, value in enumerate(values):
-            text = f"{value:.0f}" if value == value else "-"
+            text = rate_text(value) if value == value else "-"
             shade = "white" if value != value or value < middle else "black"
             axes.text(column, row, text, ha="center", va="center", color=shade)
     return True
@@ -149,7 +161,7 @@ def _stages(record: Record, axes: Any) -> bool:
     points = [p for p in stable_points(record) if p.get("stages_us")]
     if not points:
         return False
-    points.sort(key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"]))
+    points.sort(key=lambda p: (in_order(p), p["load"]["kind"], p["load"]["level"]))
     names = [f"{cell_name(cell_of(p))}, {load_name(p['load'])}" for p in points]
     parts: dict[str, list[float]] = {name: [] for name in STAGE_COLORS}
     for p in points:

@@ -10,10 +10,18 @@ from pathlib import Path
 from slmrank.artifacts import write_atomic
 from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
-from slmrank.load.evidence import machine_line
-from slmrank.load.figures import cell_name, cell_of, draw, load_name, title_of
+from slmrank.load.figures import (
+    cell_name,
+    cell_of,
+    draw,
+    in_order,
+    load_name,
+    rate_text,
+    title_of,
+)
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import Record
+from slmrank.machine.host import machine_line
 from slmrank.table_page import markdown_table
 
 PAGE, SUMMARY = "report.html", "report.md"
@@ -48,18 +56,19 @@ def point_table(record: Record) -> Table:
     """Every point, those without numbers with their reason."""
     rows = []
     for point in sorted(
-        record["points"], key=lambda p: (str(cell_of(p)), p["load"]["kind"], p["load"]["level"])
+        record["points"], key=lambda p: (in_order(p), p["load"]["kind"], p["load"]["level"])
     ):
         name = [cell_name(cell_of(point)), load_name(point["load"])]
         if not point["stable"]:
-            told = point["verdict"] + (f": {point['reason'][:80]}" if point.get("reason") else "")
+            first = (point.get("reason") or "").partition("\n")[0][:80]
+            told = point["verdict"] + (f": {first}" if first else "")
             rows.append([*name, *["-"] * 6, told])
             continue
         joined = point.get("requests_per_execution", {}).get("ranker")
         rows.append(
             [
                 *name,
-                f"{point['items_per_s']:.1f}",
+                rate_text(point["items_per_s"]),
                 str(point["requests"]),
                 *(percentile_cell(point, percentile) for percentile in (50, 95, 99)),
                 f"{joined:.1f}" if joined else "-",
@@ -90,7 +99,7 @@ def slo_table(record: Record) -> Table:
             continue
         low, high = cell["items_per_s_range"]
         fast, slow = cell["latency_ms_range"]
-        figure = f"{cell['items_per_s']:.1f} [{low:.1f}, {high:.1f}]"
+        figure = f"{rate_text(cell['items_per_s'])} [{rate_text(low)}, {rate_text(high)}]"
         rows.append([*name, f"{cell['rate']:g}", figure, f"{fast:.0f} to {slow:.0f}"])
     columns = ["request", "objective", "requests/s", "items/s per instance", "confirmed ms"]
     return "Highest rate at the objective (open loop)", columns, rows
@@ -100,8 +109,8 @@ def comparison_tables(compared: Comparison) -> list[Table]:
     rows = [
         [
             one.name,
-            f"{one.first:.1f}",
-            f"{one.second:.1f}",
+            rate_text(one.first),
+            rate_text(one.second),
             f"{one.items_per_s:.2f}",
             f"{one.p95:.2f}",
         ]
@@ -114,7 +123,7 @@ def comparison_tables(compared: Comparison) -> list[Table]:
     tables: list[Table] = [("Second over first, the same points", columns, rows)]
     if compared.slo:
         slo = [
-            [name, f"{a:.1f}", f"{b:.1f}", f"{ratio:.2f}", "apart" if apart else "overlap"]
+            [name, rate_text(a), rate_text(b), f"{ratio:.2f}", "apart" if apart else "overlap"]
             for name, a, b, ratio, apart in compared.slo
         ]
         named = ["request and objective", "first", "second", "ratio", "spreads"]

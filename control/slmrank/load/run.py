@@ -20,7 +20,6 @@ from slmrank.load.evidence import (
     CONFIG_FILE,
     COUNTS_FILE,
     METRICS_FILE,
-    host_facts,
     joined_requests,
     load_average,
     read_counts,
@@ -32,6 +31,7 @@ from slmrank.load.evidence import (
 from slmrank.load.perf_analyzer import Measuring, run_point
 from slmrank.load.perf_result import FINAL
 from slmrank.load.points import Load, Point, PointInput
+from slmrank.machine.host import host_facts
 from slmrank.spec.load import SweepSpec
 
 KIND = "point"

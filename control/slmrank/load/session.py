@@ -18,7 +18,7 @@ from slmrank.client.client import RankClient
 from slmrank.data.records import LabelledSet
 from slmrank.errors import SweepError
 from slmrank.load.binary import find_perf_analyzer
-from slmrank.load.evidence import require_ready, scrape_metrics, what_computes
+from slmrank.load.evidence import require_ready, scrape_metrics
 from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, PointInput, Pool, make_input, plan_points
 from slmrank.load.record import write_record
@@ -34,6 +34,7 @@ from slmrank.load.run import (
 )
 from slmrank.load.slo import find_slo, known_slo
 from slmrank.machine.facts import installed_version
+from slmrank.machine.host import what_computes
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.repository.generate import read_identity
 from slmrank.serving.server import ANY_PORTS, Server

@@ -24,6 +24,7 @@ from slmrank.pipeline.local_files import (
     file_hash,
     folder_hashes,
     local_checkpoint,
+    teacher_hashes,
 )
 from slmrank.pipeline.stages.base_model import make_base_model
 from slmrank.pipeline.stages.engine import make_engine
@@ -184,7 +185,7 @@ class Bundle:
             return self.base
         settings = spec.deciding()
         if spec.teacher is not None:
-            settings["teacher"] = checkpoint_hashes(spec.teacher)
+            settings["teacher"] = teacher_hashes(spec.teacher)
         if spec.adapter is not None:
             settings["adapter"] = folder_hashes(spec.adapter, ADAPTER_FILES)
         return self._step(
@@ -201,6 +202,11 @@ class Bundle:
     @cached_property
     def pruned(self) -> Step:
         return self._pruned(0)
+
+    @property
+    def pruned_first(self) -> Step:
+        """The first stage of pruning, which starts from the whole model."""
+        return self._pruned(_required(self.spec.prune, "prune", "see build/demo.yaml").stages - 1)
 
     def _pruned(self, left: int) -> Step:
         """The model after pruning, with `left` stages after this one."""

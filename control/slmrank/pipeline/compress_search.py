@@ -180,6 +180,12 @@ class Search:
             errors[width] = pruned.figures["relative_error_per_layer"]
         return [uneven_widths(errors, width) for width in list(errors)[1:-1]]
 
+    def measured(self, found: Found) -> list[Step]:
+        """The steps behind what was found, the winner's first."""
+        best = found.best
+        winner = [] if best is None else [self._step(best.choice, best.steps, in_engine=True)]
+        return [*winner, *self.plan()]
+
     def _checked(self, choice: Choice, reference: Artifact) -> Interval | None:
         """The loss of a choice, as recovered in the last round, on the bundle's test queries, from
         the same reference."""

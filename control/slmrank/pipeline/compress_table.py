@@ -11,7 +11,7 @@ from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
-from slmrank.load.evidence import what_computes
+from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE

@@ -7,6 +7,7 @@ from typing import Any
 
 from slmrank.data.packaged import ONET_TASKS
 from slmrank.data.parquet import parquet_files
+from slmrank.data.records import Job, Pair
 from slmrank.pipeline.local_files import file_hash, folder_hashes
 from slmrank.pipeline.stages.onet_data import make_onet_data
 from slmrank.pipeline.stages.own_data import make_own_data
@@ -30,8 +31,15 @@ def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step
     if isinstance(spec, OwnData):
         for name in ("jobs", "pairs"):
             path = getattr(spec, name)
-            files = parquet_files(path) if isinstance(spec, ParquetData) else [path]
-            hashes = [file_hash(file) for file in files]
+            hashes: list[Any] = (
+                [file_hash(path)]
+                if not isinstance(spec, ParquetData)
+                else [
+                    # What its folders say is content as well.
+                    [file_hash(file), named] if named else file_hash(file)
+                    for file, named in parquet_files(path, Job if name == "jobs" else Pair)
+                ]
+            )
             settings[name] = hashes[0] if len(hashes) == 1 else hashes
         if only_tested:
             settings["only_tested"] = True

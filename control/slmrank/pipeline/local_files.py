@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slmrank.errors import DataError, SpecError
+from slmrank.errors import CheckpointError, DataError, SpecError
 from slmrank.hashing import hash_file
 from slmrank.model.base_model import imported_files
 from slmrank.model.checkpoint import RANKER_FILE
@@ -52,3 +52,14 @@ def checkpoint_hashes(path: Path) -> Mapping[str, str]:
     """The hash of every file that is taken of a checkpoint, by name."""
     files = [*imported_files(path), path / RANKER_FILE]
     return {file.name: hash_file(file) for file in files if file.is_file()}
+
+
+def teacher_hashes(path: Path) -> Mapping[str, str]:
+    """The same of a ranker checkpoint. Raises CheckpointError when it is none."""
+    for name in ("config.json", RANKER_FILE):
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f"{path} is no checkpoint of a ranker: it has no {name}",
+                "give the folder `checkpoint` of an artifact, such as artifacts/finetuned/KEY",
+            )
+    return checkpoint_hashes(path)

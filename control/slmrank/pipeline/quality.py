@@ -99,8 +99,11 @@ def asked_in_training(bundle: Bundle, store: ArtifactStore, listings: Sequence[L
     """How many queries of an evaluation set the bundle trains on, judged or not, however they are
     spelled: a set of another seed may be cut across them."""
     spec = bundle.spec
-    runs = [(spec.finetune, bundle.finetuned), (spec.recover, bundle.recovered)]
-    trains = [step for section, step in runs if section is not None and section.steps]
+    trains = []
+    if spec.finetune is not None and spec.finetune.steps:
+        trains.append(bundle.finetuned)
+    if spec.recover is not None and spec.recover.steps:
+        trains.append(bundle.recovered)
     data = find_current(bundle.data, store) if trains else None
     if data is None:
         return 0

@@ -129,7 +129,9 @@ def _check_columns(source: Place) -> None:
         if "job_ids" in schema.names:
             continue
         for field in schema:
-            if field.name.startswith("job") or "list" in str(field.type):
+            text = str(field.type)
+            ids = text.startswith(("list<", "large_list<")) and ": string" in text
+            if ids or field.name in ("job_id", "jobs", "jobs_ids", "candidates"):
                 raise DataError(
                     f"{path} has no column job_ids, and {field.name!r} is not read: every query "
                     "would be scored against all jobs",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.data.packaged import MINILM
-from slmrank.load.evidence import what_computes
+from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import TRAINING, Bundle
 from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import make_scores

@@ -11,6 +11,7 @@ from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.pipeline.steps import Step, changed_inputs, in_order
 
 SHOWN = 3
+OF_A_SET = ("only_tested", "source")  # what tells a set's data from the bundle's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,9 @@ def _status(step: Step, store: ArtifactStore) -> StepStatus:
 
 def _related(step: Step, artifact: Artifact) -> bool:
     """Whether an artifact is an earlier one of the same step: kinds like `scores` hold several."""
-    same_row = artifact.manifest["settings"].get("row") == step.settings.get("row")
-    return artifact.manifest.get("bundle") == step.bundle and same_row
+    theirs = artifact.manifest["settings"]
+    same = all(theirs.get(name) == step.settings.get(name) for name in ("row", "left", *OF_A_SET))
+    return artifact.manifest.get("bundle") == step.bundle and same
 
 
 def _difference(step: Step, earlier: Artifact) -> str:

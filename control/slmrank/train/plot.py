@@ -25,7 +25,8 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
     losses = np.array([record["loss"] for record in log])
     width = max(len(losses) // 30, 1)
     mean = np.convolve(losses, np.ones(width) / width, mode="valid")
-    above.plot(steps, losses, color="#bbbbbb", linewidth=0.8, label="loss of a step")
+    alone = "." if len(steps) == 1 else None  # a line has no single point
+    above.plot(steps, losses, color="#bbbbbb", linewidth=0.8, marker=alone, label="loss of a step")
     above.plot(steps[width - 1 :], mean, color="#4477aa", label=f"mean of {width} steps")
     above.set_ylabel("loss (nats)")
     above.legend(frameon=False)

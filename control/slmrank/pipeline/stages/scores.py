@@ -17,7 +17,7 @@ from slmrank.data.records import Job, LabelledSet, Pair, group_by_query
 from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.errors import ArtifactError, DataError
-from slmrank.load.evidence import what_computes
+from slmrank.machine.host import what_computes
 from slmrank.model.probability import probability
 from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
 from slmrank.pipeline.steps import Making

@@ -11,7 +11,7 @@ from slmrank.artifacts import ArtifactStore, read_artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
 from slmrank.errors import ArtifactError, DataError, InvalidQuery
-from slmrank.load.evidence import what_computes
+from slmrank.machine.host import what_computes
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.pipeline.steps import Making, own_work
 from slmrank.prompt.encoder import PromptEncoder
