@@ -146,6 +146,9 @@ def test_query_heads_of_a_llama_divide_its_hidden_size(
     )  # fmt: skip
     staged = spec(layers=4, intermediate_size=256, kv_heads=4, stages=2)
     assert [stage_of(staged, shape, left).kv_heads for left in (1, 0)] == [8, 4]
+    for left in (1, 0):  # a goal that is none reaches the refusal
+        asked = spec(layers=4, intermediate_size=256, kv_heads=3, stages=2)
+        assert stage_of(asked, shape, left).kv_heads == 3
 
 
 def test_states_in_a_file_give_the_same_model(

@@ -135,7 +135,9 @@ def stage_of(spec: PruneSpec, geometry: Geometry, left: int) -> PruneSpec:
         allowed = allowed_kv_heads(
             geometry.family, geometry.hidden_size, geometry.heads, geometry.kv_heads
         )
-        sizes["kv_heads"] = min((one for one in allowed if one >= least), default=least)
+        if left and spec.kv_heads in allowed:  # another goal is refused
+            least = min(one for one in allowed if one >= least)
+        sizes["kv_heads"] = least if spec.kv_heads in allowed else spec.kv_heads
     return spec.model_copy(update=sizes)
 
 

@@ -52,7 +52,8 @@ class TrainSpec(Section):
     best is kept; unset: none"""
     dev_queries: int = Field(64, ge=1, description="dev queries of such an evaluation")
     logger: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
-    """where losses also go while it trains, below ARTIFACTS/logs; the package must be installed"""
+    """where losses also go while it trains (tensorboard's files: below ARTIFACTS/logs); the
+    package must be installed"""
     calibration_queries: int | None = Field(None, ge=1)
     """dev queries on which one temperature is fitted after training, so that p means what it
     says; unset: none, or the one of the adapter, also after further steps"""

@@ -259,6 +259,14 @@ def test_a_history_stands_beside_the_same_time_of_day(tmp_path: Path) -> None:
     trace = read_trace(tmp_path / "monday.csv", tmp_path / "sunday.csv")
     assert trace.history is not None
     assert np.allclose(trace.history, trace.rates)
+    # 24 hourly rows end at 23:00: an hour was lost with every day.
+    for name, days in (("days", 4), ("day", 1)):
+        rows = [f"{h * 3600},{900 if h % 24 == 12 else 100}\n" for h in range(24 * days)]
+        (tmp_path / f"{name}.csv").write_text("seconds,items_per_s\n" + "".join(rows))
+    trace = read_trace(tmp_path / "days.csv", tmp_path / "day.csv")
+    assert trace.history is not None
+    peaks = np.flatnonzero(trace.history == trace.history.max()) * 10 / 3600 % 24
+    assert np.allclose(peaks, 12, atol=0.1)
 
 
 def test_the_manifests_own_bounds_are_one_of_the_policies() -> None:
