@@ -114,7 +114,8 @@ def test_dry_run_makes_nothing(control: Control, tiny: TinyBundle, tmp_path: Pat
     assert not (tmp_path / "a").exists()
     for verb in ("export", "mine"):
         options = ("--artifacts", tmp_path / "a", "--out", tmp_path / "out", "--dry-run")
-        done = control(verb, tiny.spec, *options)
+        adapters = [f"{one}.lora={{rank: 4}}" for one in ("finetune", "recover")]
+        done = control(verb, tiny.spec, *options, *(f"--set={one}" for one in adapters))
         assert "fine-tuning" in done.stdout, done.stderr
         assert not list(tmp_path.iterdir())
     run(tiny.bundle.data, tiny.store)

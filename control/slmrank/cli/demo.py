@@ -164,7 +164,8 @@ def _report(
 def _sizes(bundle: Bundle, store: ArtifactStore) -> dict[str, Any]:
     if bundle.spec.prune is None:
         return {}
-    first, last = (run(step, store).figures for step in (bundle.pruned_first, bundle.pruned))
+    whole = bundle.pruned_with(bundle.spec.prune.stages - 1)  # the first stage starts from it
+    first, last = (run(step, store).figures for step in (whole, bundle.pruned))
     before, after = first["layer_parameters_before"], last["layer_parameters_after"]
     return {
         "parameters_before": first["parameters_before"],

@@ -34,6 +34,7 @@ from slmrank.pipeline.steps import Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
+from slmrank.spec.train import TrainSpec
 from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -183,11 +184,9 @@ class Bundle:
         spec = self.spec.finetune
         if spec is None:
             return self.base
-        settings = spec.deciding()
+        settings = _trained_by(spec)
         if spec.teacher is not None:
             settings["teacher"] = teacher_hashes(spec.teacher)
-        if spec.adapter is not None:
-            settings["adapter"] = folder_hashes(spec.adapter, ADAPTER_FILES)
         return self._step(
             "finetuned",
             "fine-tuning",
@@ -201,14 +200,9 @@ class Bundle:
 
     @cached_property
     def pruned(self) -> Step:
-        return self._pruned(0)
+        return self.pruned_with(0)
 
-    @property
-    def pruned_first(self) -> Step:
-        """The first stage of pruning, which starts from the whole model."""
-        return self._pruned(_required(self.spec.prune, "prune", "see build/demo.yaml").stages - 1)
-
-    def _pruned(self, left: int) -> Step:
+    def pruned_with(self, left: int) -> Step:
         """The model after pruning, with `left` stages after this one."""
         spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
         first = left == spec.stages - 1
@@ -239,17 +233,14 @@ class Bundle:
         share = spec.steps // stages
         steps = share if left else spec.steps - share * (stages - 1)
         spec = spec.model_copy(update={"steps": steps})
-        pruned = self._pruned(left) if left else self.pruned
+        pruned = self.pruned_with(left) if left else self.pruned
         inputs = {"data": self.data, "summaries": self.summaries, "student": pruned}
         if spec.teacher == "finetuned" and spec.steps:
             inputs["teacher"] = self.finetuned
-        settings = spec.deciding()
-        if spec.adapter is not None:
-            settings["adapter"] = folder_hashes(spec.adapter, ADAPTER_FILES)
         return self._step(
             "recovered",
             "recovery",
-            settings,
+            _trained_by(spec),
             partial(_made_by, "trained", spec, None),
             inputs,
             code=(f"{STAGES}.trained",),
@@ -350,3 +341,9 @@ def _required(section: Any, name: str, example: str) -> Any:
     if section is None:
         raise SpecError(f"the spec has no {name} section", f"add one, {example}")
     return section
+
+
+def _trained_by(spec: TrainSpec) -> dict[str, Any]:
+    if spec.adapter is None:
+        return spec.deciding()
+    return spec.deciding() | {"adapter": folder_hashes(spec.adapter, ADAPTER_FILES)}
