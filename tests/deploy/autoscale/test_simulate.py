@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slmrank.deploy.autoscale.figure import COLORS
 from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Seen, run_fleet
 from slmrank.deploy.autoscale.hpa import Behavior
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor, policies_of
@@ -272,7 +273,10 @@ def test_a_history_stands_beside_the_same_time_of_day(tmp_path: Path) -> None:
 def test_the_manifests_own_bounds_are_one_of_the_policies() -> None:
     given = replace(situation(), rendered=(2, 3))
     trace = make_trace("burst", load=40, burst=4, hours=0.5, seed=0)
-    rendered = policies_of(given, trace)["as in the manifests"]
+    policies = policies_of(given, trace)
+    rendered = policies["as in the manifests"]
+    assert trace.history is not None
+    assert len(policies) <= len(COLORS), "each has a line of its own"
     assert (rendered.floor, rendered.most) == (2, 3)
 
 
@@ -291,10 +295,10 @@ def test_the_command_reports_and_draws(tmp_path: Path, control: Control) -> None
     given = ("--trace", "burst", "--hours", "0.5", "--find-floor", "--artifacts", tmp_path)
     done = control("autoscale", "simulate", release, *given)
     assert done.returncode == 0, done.stderr
-    assert "shipped" in done.stdout
+    assert "as in the manifests" in done.stdout
     assert "least floor for 99%" in done.stdout
     report = json.loads((tmp_path / "autoscale/burst.json").read_text())
-    assert len(report["policies"]) == 8
+    assert len(report["policies"]) == 9
     assert (tmp_path / "autoscale/burst.png").read_bytes().startswith(b"\x89PNG")
     done = control("autoscale", "simulate", release, *given, "--no-plot", "--json")
     assert json.loads(done.stdout)["floor_by_search"] == report["floor_by_search"]

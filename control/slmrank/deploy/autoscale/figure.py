@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 
 from slmrank.deploy.autoscale.fleet import Outcome
-from slmrank.deploy.autoscale.simulate import per_minute
+from slmrank.deploy.autoscale.simulate import RENDERED, per_minute
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
 from slmrank.pyplot import headless_pyplot, png_of
 
 SIZE_IN, DPI = (9.0, 8.2), 110
-COLORS = ("#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377", "#ee6677", "#777777", "#000000")
+COLORS = (
+    "#4477aa",
+    "#66ccee",
+    "#ccbb44",
+    "#228833",
+    "#aa3377",
+    "#ee6677",
+    "#777777",
+    "#ee8866",
+    "#000000",
+)
 SMOOTH_MIN = 5
 
 
@@ -30,7 +40,7 @@ def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Si
         load.set_ylabel("offered items/s")
         load.set_ylim(0)
         for (name, outcome), color in zip(outcomes.items(), COLORS[: len(outcomes)], strict=True):
-            wide = 2.2 if "shipped" in name else 1.2
+            wide = 2.2 if name == RENDERED else 1.2
             times = [at / 3600 for at, _, _ in outcome.sizes]
             size.step(
                 times,
