@@ -105,7 +105,7 @@ def simulate_command(
     _show(report, results, situation, given.attainment)
     if search:
         text = "no floor up to the peak does" if found is None else f"{found} replicas"
-        share = f"{100 * given.attainment:.4g}% with the shipped policy (searched)"
+        share = f"{100 * given.attainment:.4g}% with floor, shedding and pending (searched)"
         click.echo(f"least floor for {share}: {text}")
     click.echo(f"report: {folder / f'{name}.json'}" + (f", plot: {report['plot']}" if plot else ""))
 
