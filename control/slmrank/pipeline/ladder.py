@@ -289,6 +289,7 @@ def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
             spread = [[delta.value - delta.low], [delta.high - delta.value]]
             right.errorbar([delta.value], [place], xerr=spread, fmt="o", color="#ee6677", capsize=3)
     right.set_xlabel("NDCG@10 against the first rung")
+    right.locator_params(axis="x", nbins=5)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
