@@ -29,6 +29,12 @@ def in_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+def of_evhtp(address: str) -> str:
+    """An address as libevhtp reads it, which serves Triton's HTTP and metrics: another one it binds
+    to 255.255.255.255."""
+    return f"ipv6:{address}" if ":" in address else address
+
+
 def claim_port(address: str, port: int, flag: str) -> int:
     """`port`, or a free one for 0. Raises ServerError when it is in use."""
     with socket.socket(family_of(address)) as probe:

@@ -26,7 +26,7 @@ from slmrank.repository.generate import check_repository
 from slmrank.serving.admission import SWITCH
 from slmrank.serving.child import Child, fault_lines
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.serving.ports import claim_port, in_url, numeric
+from slmrank.serving.ports import claim_port, in_url, numeric, of_evhtp
 from slmrank.triton.config import ENSEMBLE, ModelConfig
 
 START_TIMEOUT_S = 180.0
@@ -203,7 +203,7 @@ class Server:
         http = [f"--allow-http={str(self.http != 'off').lower()}"]
         if self.http != "off":
             closed = CLOSED if self.http == "all" else CLOSED_TO_PROBES
-            http += ["--http-address", self.address, "--http-port", str(self.ports.http)]
+            http += ["--http-address", of_evhtp(self.address), "--http-port", str(self.ports.http)]
             http.append(f"--http-restricted-api={closed}:slmrank-key={key}")
         command = [
             str(installation.binary),
@@ -213,7 +213,7 @@ class Server:
             "--grpc-address",
             in_url(self.address),
             "--metrics-address",
-            self.address,
+            of_evhtp(self.address),
             "--grpc-port",
             str(self.ports.grpc),
             "--metrics-port",
