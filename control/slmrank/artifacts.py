@@ -113,11 +113,9 @@ class ArtifactStore:
 
     def all(self, kind: str) -> list[Artifact]:
         """Every finished artifact of a kind, newest first."""
-        manifests = sorted((self.root / kind).glob(f"[!.]*/{MANIFEST}"), key=_mtime, reverse=True)
-        each = [self.find(kind, manifest.parent.name) for manifest in manifests]
-        found = [artifact for artifact in each if artifact is not None]
-        # A copied store has the files' times in another order.
-        return sorted(found, key=lambda one: str(one.manifest.get("created", "")), reverse=True)
+        manifests = (self.root / kind).glob(f"[!.]*/{MANIFEST}")
+        each = (self.find(kind, manifest.parent.name) for manifest in manifests)
+        return sorted((one for one in each if one is not None), key=_made_at, reverse=True)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -224,8 +222,10 @@ def _make_directory(path: Path) -> None:
         ) from error
 
 
-def _mtime(path: Path) -> float:
-    """0 for one that is made again at this moment: the new one may be there when it is read."""
+def _made_at(artifact: Artifact) -> tuple[str, float]:
+    """The second that its manifest tells, which a copied store keeps, and within it the file's own
+    time; 0 for one that is made again at this moment."""
+    changed = 0.0
     with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
+        changed = (artifact.path / MANIFEST).stat().st_mtime
+    return str(artifact.manifest.get("created", "")), changed

@@ -75,7 +75,8 @@ class Measurement:
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
         (dataclasses), and what else was found; `steps` are those that measured it."""
         provenance = _provenance(self.opened, steps)
-        notes = [*_trained_on(self.opened, steps), *notes]
+        trained_on = _trained_on(self.opened, steps)
+        notes = [*trained_on, *notes]
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
         figures: dict[str, Any] = {"rows": rows, **found, "provenance": provenance}
         written = write_table_page(self.reports, name, page, figures)
@@ -83,7 +84,7 @@ class Measurement:
             print_json({**figures, "page": str(written)})
             return
         print_table(*table)
-        for line in _trained_on(self.opened, steps):
+        for line in trained_on:
             click.echo(line)
         click.echo(f"page: {written}")
 

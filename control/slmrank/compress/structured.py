@@ -131,13 +131,14 @@ def stage_of(spec: PruneSpec, geometry: Geometry, left: int) -> PruneSpec:
         "intermediate_size": towards(geometry.intermediate_size, spec.intermediate_size, 64),
     }
     if spec.kv_heads is not None:
-        least = towards(geometry.kv_heads, spec.kv_heads)
         allowed = allowed_kv_heads(
             geometry.family, geometry.hidden_size, geometry.heads, geometry.kv_heads
         )
-        if left and spec.kv_heads in allowed:  # another goal is refused
-            least = min(one for one in allowed if one >= least)
-        sizes["kv_heads"] = least if spec.kv_heads in allowed else spec.kv_heads
+        goal = spec.kv_heads  # one that is not allowed is refused as it is
+        if goal in allowed:
+            least = towards(geometry.kv_heads, goal)
+            goal = min(one for one in allowed if one >= least)
+        sizes["kv_heads"] = goal
     return spec.model_copy(update=sizes)
 
 

@@ -115,6 +115,7 @@ def measure_compress_table(
     """Score every cell; the first is the reference of the others."""
     scored: list[ScoredRow] = []
     costs: list[tuple[float, float | None]] = []
+    here = what_computes()
     for cell in cells:
         artifact = run(cell.step, store, watcher, device=device)
         scored.append(
@@ -131,9 +132,8 @@ def measure_compress_table(
         # Scores stay where summaries were cleaned away.
         figures = run(cell.step.inputs["summaries"], store, watcher, device=device).figures
         whole = figures["description_tokens_mean"]  # 0: the jobs have titles alone
-        here = figures["measured_on"] == what_computes()
         removed = 1 - figures["summary_tokens_mean"] / whole if whole else 0.0
-        costs.append((removed, figures["ms_per_job"] if here else None))
+        costs.append((removed, figures["ms_per_job"] if figures["measured_on"] == here else None))
     evaluate = bundle.spec.evaluate
     table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
     return [

@@ -112,8 +112,9 @@ def score_catalogue(
     Raises DataError for a row that is no query, or columns that look like candidates and are not
     named so.
     """
-    _check_columns(Place(queries))
-    parts = plan_parts(Place(queries), PART_QUERIES, cut_groups=True)
+    source = Place(queries)
+    _check_columns(source)
+    parts = plan_parts(source, PART_QUERIES, cut_groups=True)
     for step in (bundle.engine, bundle.summaries, bundle.final):
         run(step, store)
     spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())

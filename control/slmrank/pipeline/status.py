@@ -11,7 +11,8 @@ from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.pipeline.steps import Step, changed_inputs, in_order
 
 SHOWN = 3
-OF_A_SET = ("only_tested", "source")  # what tells a set's data from the bundle's own
+# What tells steps of one kind apart: rows, stages, and a set's data from the bundle's own.
+OF_A_KIND = ("row", "left", "only_tested", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def _status(step: Step, store: ArtifactStore) -> StepStatus:
 def _related(step: Step, artifact: Artifact) -> bool:
     """Whether an artifact is an earlier one of the same step: kinds like `scores` hold several."""
     theirs = artifact.manifest["settings"]
-    same = all(theirs.get(name) == step.settings.get(name) for name in ("row", "left", *OF_A_SET))
+    same = all(theirs.get(name) == step.settings.get(name) for name in OF_A_KIND)
     return artifact.manifest.get("bundle") == step.bundle and same
 
 

@@ -82,13 +82,11 @@ def train(
 
     State goes to `work/state.pt` every `checkpoint_every` steps and is picked up when it belongs to
     the same settings and `inputs` (digests of student, data and teacher); `logs` is where a logger
-    writes. The embedding and the
-    label head, often one, stay frozen: 21 % of the parameters of the 135M model, and the labels'
-    rows keep their meaning. With `dev_every`, what is returned are the weights of the last
-    evaluation on `dev` that is not worse than the best one by more than noise. Raises DataError
-    when there is nothing to train on, the loss is lost, or the interrupted run had another number
-    of processes, SpecError for a launcher's configuration
-    of another kind.
+    writes. The embedding and the label head, often one, stay frozen: 21 % of the parameters of the
+    135M model, and the labels' rows keep their meaning. With `dev_every`, what is returned are the
+    weights of the last evaluation on `dev` that is not worse than the best one by more than noise.
+    Raises DataError when there is nothing to train on, the loss is lost, or the interrupted run had
+    another number of processes, SpecError for a launcher's configuration of another kind.
     """
     torch.manual_seed(spec.seed)
     network, adapter = ranker.network, None

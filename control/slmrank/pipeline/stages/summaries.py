@@ -96,8 +96,8 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
                 lambda done, total: making.watcher.progress(done, total, "jobs"),
             )
     require_room(figures, spec, encoder)
-    measured = {**figures, "measured_on": what_computes()}
-    making.draft.figures.update({**measured, "identity": identity})
+    known = {"measured_on": what_computes(), "identity": identity}
+    making.draft.figures.update({**figures, **known})
 
 
 def _require_short_queries(labelled: LabelledSet, encoder: PromptEncoder) -> None:
