@@ -41,6 +41,7 @@ check: $(STAMP) audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy perf/*.py
 
 # What the environment holds (CycloneDX), and which of it has known vulnerabilities, where the index
 # can be asked. They are told and fail nothing: a new one somewhere must not stop every change.

@@ -22,14 +22,15 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 from peers.process import Peer, PeerFault, peer_names
 from peers.worker import Request
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
 from slmrank.engine.parity import measure_parity
 from slmrank.evaluate.metrics import Listing
-from slmrank.load.evidence import host_facts, machine_line
 from slmrank.machine.facts import usable_cores
+from slmrank.machine.host import host_facts, machine_line
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
@@ -152,8 +153,8 @@ def parity(peers: Sequence[Peer], work: Work, checkpoint: Checkpoint) -> dict[st
     prompts = [np.array(one, dtype=np.int32) for each in requests for one in each.prompts()]
     expected = reference.probabilities(prompts)
 
-    def listings(values: Sequence[float]) -> list[Listing]:
-        parts = np.split(np.array(values), len(requests))
+    def listings(values: npt.ArrayLike) -> list[Listing]:
+        parts = np.split(np.asarray(values), len(requests))
         return [Listing(scores=part, grades=np.zeros(len(part))) for part in parts]
 
     found = {}

@@ -77,7 +77,7 @@ async def closed_loop(url: str, data: list[dict[str, Any]], level: int, seconds:
 async def first_scores(url: str, entry: dict[str, Any]) -> list[float]:
     async with aio.InferenceServerClient(url) as client:
         answer = await client.infer("rank", request_of(entry, aio))
-        return answer.as_numpy("score")[0].tolist()
+        return [float(one) for one in answer.as_numpy("score")[0]]
 
 
 def main() -> None:

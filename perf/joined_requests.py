@@ -98,7 +98,7 @@ class Tree:
         self.told = self.process.stdout.readline().strip()
         assert self.told
 
-    def ask(self, asked: list[Any]) -> tuple[float, np.ndarray]:
+    def ask(self, asked: list[Any]) -> tuple[float, np.ndarray[Any, Any]]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(asked) + "\n")
@@ -208,17 +208,17 @@ def main(
         for name, one in trees.items()
     }
 
-    def asked(count: int) -> list[tuple[str, str]]:
+    def queries_and_texts(count: int) -> list[tuple[str, str]]:
         return [
             (" ".join(rng.choice(queries, 2)), " ".join(str(rng.choice(texts)).split()[:32]))
             for _ in range(count)
         ]
 
-    few = asked(64)
+    few = queries_and_texts(64)
     alike = {name: asyncio.run(call(one.told, few, 60))[1] for name, one in servers.items()}
     ratios, rates = [], []
     for number in range(pairs):
-        many = asked(2000)
+        many = queries_and_texts(2000)
         order = sorted(servers, reverse=number % 2 == 0)
         turn = {name: asyncio.run(call(servers[name].told, many, TURN_S))[0] for name in order}
         ratios.append(turn["ours"] / turn["theirs"])
@@ -227,7 +227,7 @@ def main(
         tree.process.terminate()
     figures["served"] = {
         "callers": CALLERS,
-        "mean_abs_dp": round(float(np.abs(np.subtract(*alike.values())).mean()), 4),
+        "mean_abs_dp": round(float(np.abs(np.subtract(alike["ours"], alike["theirs"])).mean()), 4),
         "ratio_median": round(statistics.median(ratios), 3),
         "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
         "items_per_s": round(statistics.median(rates), 1),

@@ -99,12 +99,14 @@ def main() -> None:
                 weights = layer.mlp.down_proj.weight.T.double().numpy()
                 for keep in given.widths:
                     row: dict[str, Any] = {"layer": index, "keep": keep}
-                    settings = {"damping": spec.damping, "per_round": spec.neurons_per_round}
+                    damping, per_round = spec.damping, spec.neurons_per_round
                     began = time.perf_counter()
-                    pruned = prune_neurons(gram, weights, keep, **settings)
+                    pruned = prune_neurons(
+                        gram, weights, keep, damping=damping, per_round=per_round
+                    )
                     both = {"ours": (pruned.kept, pruned.weights, time.perf_counter() - began)}
                     began = time.perf_counter()
-                    found = theirs(solve, gram, weights, keep, *settings.values())
+                    found = theirs(solve, gram, weights, keep, damping, per_round)
                     both["fmchisel"] = (*found, time.perf_counter() - began)
                     for name, (kept, fitted, seconds) in both.items():
                         row[name] = {

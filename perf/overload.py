@@ -52,7 +52,8 @@ async def capacity(client: AsyncRankClient, requests: list[Any], seconds: float)
 async def overload(
     client: AsyncRankClient, requests: list[Any], rate: float, seconds: float
 ) -> dict[str, list[float]]:
-    rng, tasks = random.Random(1), []
+    rng = random.Random(1)
+    tasks: list[asyncio.Task[None]] = []
     ended: dict[str, list[float]] = {
         "scored": [],
         "queue full": [],

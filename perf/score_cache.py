@@ -81,10 +81,9 @@ def main() -> None:
                     started = time.perf_counter()
                     scores[client] = [client.score(*one) for one in asked[1:]]
                     seconds[client] = time.perf_counter() - started
-                pairs = zip(scores[first], scores[second], strict=True)
                 gaps = [
                     abs(a.score - b.score)
-                    for one, two in pairs
+                    for one, two in zip(scores[first], scores[second], strict=True)
                     for a, b in zip(one, two, strict=True)
                 ]
                 furthest = max(furthest, *gaps)

@@ -85,7 +85,7 @@ def in_turns(asks: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def codes(entries: list[np.ndarray]) -> dict[str, Any]:
+def codes(entries: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
     """Bytes per entry, and microseconds to decode one request's entries."""
     fixed = [one.astype("<i4").tobytes() for one in entries]
     packed = [zlib.compress(one, 6) for one in fixed]

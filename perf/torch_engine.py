@@ -127,7 +127,7 @@ def write_engine(folder: Path, one: Geometry, dtype: str, batch_tokens: int) -> 
         attention_scale=one.head_dim**-0.5,
         rotary_scale=1.0,
         device="auto",
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         max_batch_tokens=batch_tokens,
     )
     save_file(weights, folder / WEIGHTS_FILE)
