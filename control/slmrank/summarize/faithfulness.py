@@ -47,7 +47,7 @@ class FrozenRanker:
 
         checkpoint = open_checkpoint(folder)
         self._encoder = checkpoint.encoder(item_tokens)
-        self._ranker = load_model(checkpoint, choose_placement(device))
+        self._ranker = load_model(checkpoint, choose_placement(device, "bfloat16"))
         self._full: dict[tuple[str, str], float] = {}
 
     def divergences(self, job: Job, queries: Sequence[str], summaries: Sequence[str]) -> Floats:

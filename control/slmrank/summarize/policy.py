@@ -208,13 +208,12 @@ def _is_json(path: Path) -> bool:
 
 
 def _common(spec: GenerativeSpec, device: str, *, saving: bool = False) -> dict[str, Any]:
-    from slmrank.model.placement import choose_placement
+    from slmrank.model.placement import choose_placement, has_bfloat16
 
-    placement = choose_placement(device)
-    on_cpu = placement.device == "cpu"
+    kind = choose_placement(device).device.partition(":")[0]
     return {
-        "use_cpu": on_cpu,
-        "bf16": not on_cpu,
+        "use_cpu": kind == "cpu",
+        "bf16": has_bfloat16(kind),
         "gradient_checkpointing": False,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 5,
