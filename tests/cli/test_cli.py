@@ -408,6 +408,7 @@ def test_what_yaml_makes_of_words_is_told(tmp_path: Path, text: str, told: str) 
         ('{"job_text": "a\u2028b"}'.encode(), None, [ItemText(text="a\u2028b")]),
         (b"", None, []),
         (b"\xef\xbb\xbfa\n", None, ["a"]),
+        (b'"a"\n"b"\n', None, ["a", "b"]),
     ],
 )
 def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> None:
@@ -423,6 +424,11 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> No
         (b'a\n{"job_id": ', "x:2: not JSON"),
         (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),
         (b'{"title": ' + b"[" * 100_000, "x:1: not JSON"),
+        (b'["a", "b"]', "x:1: a list is not a job"),
+        (
+            b'{\n"query": "q",\n"jobs": ["a"],\n}',
+            "x: not JSON: .*: line 3 column|x: not JSON: .* line 4",
+        ),
     ],
 )
 def test_broken_requests_are_named(raw: bytes, text: str) -> None:

@@ -21,6 +21,7 @@ from slmrank.client.asked import Asked, ItemText
 from slmrank.client.client import RankClient
 from slmrank.client.replicas import Replica
 from slmrank.client.request import build_inputs, explain, rows_of, split
+from slmrank.client.tracing import CallSpan, continued
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -479,6 +480,22 @@ def test_a_call_is_a_span_and_carries_its_trace_on() -> None:
     assert f"{good.context.trace_id:032x}" in server.headers["traceparent"]
     assert "secret" not in good.to_json()
     assert bad.status.status_code.name == "ERROR"
+
+
+def test_a_call_inside_of_a_servers_span_is_below_it_and_names_are_as_grpc_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry import propagate, trace
+
+    calling = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    with continued({"traceparent": calling}):
+        assert f"{trace.get_current_span().get_span_context().trace_id:032x}" == "1" * 32
+    server = sdk.TracerProvider().get_tracer("server")
+    with server.start_as_current_span("POST") as own, continued({"traceparent": calling}):
+        assert trace.get_current_span() is own
+    monkeypatch.setattr(propagate, "inject", lambda to: to.update({"X-Amzn-Trace-Id": "Root=1"}))
+    assert CallSpan().headers == {"x-amzn-trace-id": "Root=1"}
 
 
 def test_the_blocking_client_gives_the_same_from_many_threads() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import subprocess
 import time
 from collections import Counter
@@ -155,6 +156,84 @@ def test_a_name_server_that_hangs_is_no_longer_than_the_deadline(
         return time.monotonic() - started
 
     assert asyncio.run(ask()) < 5
+
+
+def test_a_name_that_hangs_does_not_hold_an_address_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked() -> tuple[str, float]:
+        loop = asyncio.get_running_loop()
+        look_up = loop.getaddrinfo
+
+        async def getaddrinfo(host: str, port: int, **options: Any) -> Any:
+            if host == "slow.example":
+                await asyncio.sleep(30)
+            return await look_up(host, port, **options)
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        started = time.monotonic()
+        replicas = Replicas("slow.example:8001,127.0.0.1:8001")
+        found = (await replicas.pick(deadline=started + 10)).address
+        await replicas.close()
+        return found, time.monotonic() - started
+
+    address, seconds = asyncio.run(asked())
+    assert address == "127.0.0.1:8001"
+    assert seconds < 5
+
+
+def test_clients_that_make_one_call_each_do_not_all_make_it_to_one_replica() -> None:
+    async def first() -> str:
+        replicas = Replicas("127.0.0.1:1,127.0.0.2:1")
+        found = (await replicas.pick()).address
+        await replicas.close()
+        return found
+
+    assert len({asyncio.run(first()) for _ in range(40)}) == 2  # by chance once in 10^12
+
+
+def test_a_call_names_the_host_and_asks_no_proxy_where_it_is_excepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Routes of a gateway match the name, not the address that was looked up for it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost")
+
+    def what_comes() -> bytes:
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(5)
+            connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty HTTP/2 settings
+            found = b""
+            while b"ServerLive" not in found:
+                found += connection.recv(65536)
+            return found
+
+    async def ask() -> bytes:
+        replicas = Replicas(f"localhost:{port}")
+        reading = asyncio.ensure_future(asyncio.to_thread(what_comes))
+        client = (await replicas.pick()).client
+        asking = asyncio.ensure_future(client.is_server_live(client_timeout=5))
+        found = await reading
+        await asyncio.gather(asking, return_exceptions=True)
+        await replicas.close()
+        return found
+
+    with listening:
+        assert f"localhost:{port}".encode() in asyncio.run(ask())
+
+
+def test_the_systems_certificates_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC's own roots know no authority of a company's."""
+    roots = ssl.get_default_verify_paths().cafile
+    if roots is None:
+        pytest.skip("this system keeps its certificates in no single file")
+    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+    assert tls_arguments(Tls())["root_certificates"] == roots
+    monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(tmp_path))
+    assert "root_certificates" not in tls_arguments(Tls())
 
 
 def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:

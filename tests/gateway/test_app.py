@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from slmrank.client.answer import Answer, ItemScore, Part
-from slmrank.client.asked import Asked
+from slmrank.client.asked import Asked, ItemText
 from slmrank.data.records import Job
 from slmrank.errors import (
     DeadlineExceeded,
@@ -112,6 +112,8 @@ def test_a_document_is_a_text_an_id_or_fields() -> None:
         {"id": "stored-1"},
         {"id": "new", "title": "Cook", "description": "bake"},
         {"text": "only text", "title": ""},
+        {"text": "with more", "id": 7, "url": "x", "scores": [1]},
+        {"job_id": "own", "job_text": "as it is"},
     ]
     body = {"query": "q", "documents": documents, "return_documents": True}
     reply = send(ranker, "/v1/rerank", body).json()
@@ -120,12 +122,16 @@ def test_a_document_is_a_text_an_id_or_fields() -> None:
         "stored-1",
         Job(job_id="new", title="Cook", description="bake"),
         Job(job_id="#3", description="only text"),
+        Job(job_id="7", description="with more"),
+        ItemText(job_id="own", text="as it is"),
     ]
     shown = {one["index"]: one["document"] for one in reply["results"]}
     assert shown[0] == {"text": "a text"}
     assert shown[1]["id"] == "stored-1"
     assert shown[2]["text"] == "bake"
     assert shown[3]["text"] == "only text"
+    assert shown[4] == {"text": "with more", "id": 7, "url": "x", "scores": [1]}
+    assert shown[5]["text"] == "as it is"
 
 
 def test_what_was_not_scored_is_told_and_left_out() -> None:
@@ -179,7 +185,7 @@ def test_scores_in_the_order_of_the_request() -> None:
         ({"query": "q", "documents": []}, "there are no documents"),
         ({"query": "q", "documents": ["a"] * 4}, "4 documents, the limit is 3"),
         ({"query": "q", "documents": [{"txt": "a"}]}, "document 0: unknown keys txt"),
-        ({"query": "q", "documents": [{"id": 7, "text": "a"}]}, "document 0: job_id"),
+        ({"query": "q", "documents": [{"id": 7}]}, "document 0: id is 7"),
         ({"query": "q", "documents": ["a"], "texts": ["a"]}, "both texts and documents"),
         ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
         ({"documents": ["a"]}, "query: Field required"),
@@ -363,6 +369,10 @@ def test_refusals_say_what_would_be_taken() -> None:
     reply = send(LengthRanker(), "/rerank", content=b"\x1f\x8b", headers=headers)
     assert reply.status_code == 400
     assert "not compressed" in reply.json()["hint"]
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    body = b'{"query": "q", "documents": ["a"]}'
+    reply = ask_app(make_app(LengthRanker(), Limits()), "/rerank", content=body, headers=form)  # type: ignore[arg-type]
+    assert (reply.status_code, reply.json()["hint"]) == (422, "send content-type: application/json")
 
 
 def test_what_was_sent_is_not_repeated_without_bound() -> None:

@@ -83,6 +83,7 @@ def gateway_command(
         make_app(client, limits),
         (address, port),
         lambda where: f"gateway to {url} on {where}",
+        answer_s=timeout_s,
         ssl_certfile=tls_certificate,
         ssl_keyfile=tls_key,
     )

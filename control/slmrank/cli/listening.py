@@ -22,11 +22,19 @@ LEAVING_S = 2.0  # after SIGTERM, in which callers learn that their connections 
 GATEWAY = ("the gateway needs its own packages", "gateway")  # of `needs`
 
 
-def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **options: Any) -> None:
+def listen(
+    app: Any,
+    place: tuple[str, int],
+    said: Callable[[str], str],
+    *,
+    answer_s: float = GRACE_S - 1,
+    **options: Any,
+) -> None:
     """Serve `app` at (address, port; 0: a free one), print `said` of `address:port`, and end on
-    SIGTERM or Ctrl-C when running requests are answered. After SIGTERM, as long as callers hold
-    connections and at most for LEAVING_S, every answer asks them to close theirs: one that is
-    closed from here may have the next request on its way. `options` are uvicorn's."""
+    SIGTERM or Ctrl-C when running requests are answered, each in at most `answer_s`. After SIGTERM,
+    as long as callers hold connections and at most for LEAVING_S, every answer asks them to close
+    theirs: one that is closed from here may have the next request on its way. `options` are
+    uvicorn's."""
     with needs(*GATEWAY):
         import uvicorn
     leaving_until = math.inf
@@ -52,8 +60,9 @@ def listen(app: Any, place: tuple[str, int], said: Callable[[str], str], **optio
             self.should_exit |= leaving_until < math.inf and gone
             return bool(await super().on_tick(counter))
 
+    grace_s = max(GRACE_S, math.ceil(answer_s) + 1)
     config = uvicorn.Config(
-        leaving, log_level="warning", timeout_graceful_shutdown=GRACE_S, **options
+        leaving, log_level="warning", timeout_graceful_shutdown=grace_s, **options
     )
     try:
         config.load()

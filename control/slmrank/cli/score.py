@@ -150,7 +150,11 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     if stripped.startswith("{"):
         try:
             whole = json.loads(stripped)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if stripped.partition("\n")[0].strip() == "{":  # one object over many lines
+                raise DataError(
+                    f"{name}: not JSON: {error}", "give {query, jobs}, or one job a line"
+                ) from error
             whole = None
         if isinstance(whole, dict) and "jobs" in whole:
             if not isinstance(whole["jobs"], list):
@@ -167,7 +171,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
         if not line.strip():
             continue
         value: Any = line.strip()
-        if value.startswith("{"):
+        if value.startswith(("{", "[", '"')):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:

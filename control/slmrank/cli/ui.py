@@ -111,6 +111,7 @@ def ui_command(
             make_app(sides[0].client, Limits(), shelf),
             (address, port),
             lambda where: f"open http://{where}/ui",
+            answer_s=sides[0].client.timeout_s,
         )
 
 

@@ -12,6 +12,7 @@ from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
 
 _KEYS = frozenset(Job.model_fields)
+KEYS = _KEYS | {"id", "text", "job_text"}
 _SHAPES = (
     "a job is a stored job's id, or an object of strings: job_id (or id), title, company, "
     "location, description (or text); or job_id and job_text, an item as it goes into the prompt"
@@ -47,12 +48,12 @@ def read_asked(value: Any, place: int) -> Asked:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{_kind(value)} is not a job", _SHAPES)
     given = {key: one for key, one in value.items() if one not in (None, "")}
-    for name, other in (("id", "job_id"), ("text", "description")):
-        if name in given and other not in given:
-            given[other] = given.pop(name)
     wrong = next((key for key, one in given.items() if not isinstance(one, str)), None)
     if wrong is not None:
         raise InvalidRequest(f"{wrong[:80]} is {_kind(given[wrong])}, not a string", _SHAPES)
+    for name, other in (("id", "job_id"), ("text", "description")):
+        if name in given and other not in given:
+            given[other] = given.pop(name)
     if "job_text" in given and set(given) <= {"job_id", "job_text"}:
         return ItemText(text=given["job_text"], job_id=given.get("job_id", ""))
     # With an empty text it is the caller's own.

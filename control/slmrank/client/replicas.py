@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import random
 import socket
 import ssl
 import time
+import urllib.request
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +22,12 @@ from typing import Any
 from slmrank.errors import DeadlineExceeded, InvalidRequest, Unreachable
 
 RESOLVE_EVERY_S = 5.0
+OTHERS_S = 0.05  # how long the first name that is found waits for the others
 REST_S = 2.0  # how long a replica that did not answer is passed over, where there are others
 RETIRED_S = 60.0  # calls to an address that is no longer resolved may still end
 LARGEST_MESSAGE = 2**31 - 1
+# gRPC brings roots of its own, which know no company's authority, unless this names others.
+ROOTS = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +69,10 @@ class Replicas:
     _last: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
     _retired: list[tuple[float, Replica]] = field(default_factory=list)
     _resolving: asyncio.Task[None] | None = None
+    _first: asyncio.Event = field(default_factory=asyncio.Event)
     _resolved_at: float = -RESOLVE_EVERY_S
-    _turn: int = 0
+    # Not 0: clients that make one call each would all make it to the same replica.
+    _turn: int = field(default_factory=lambda: random.randrange(2**16))
 
     def __post_init__(self) -> None:
         self._places = parse_url(self.url)
@@ -79,13 +87,20 @@ class Replicas:
         if not self._known and self._resolving is not None:
             left = max(deadline - time.monotonic(), 0.0) if deadline < math.inf else None
             # The lookup goes on: a later call may find its result.
-            done, _ = await asyncio.wait([self._resolving], timeout=left)
+            resolving, first = self._resolving, asyncio.ensure_future(self._first.wait())
+            both = resolving, first
+            done, _ = await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            first.cancel()
+            if done and resolving not in done:
+                done, _ = await asyncio.wait([resolving], timeout=OTHERS_S)
+                done = done or {first}
             if not done:
                 raise DeadlineExceeded(
                     f"no name of {self.url} was resolved in time",
                     "check the name server, or give an address",
                 )
-            done.pop().result()
+            if resolving in done:
+                resolving.result()
         if not self._known:
             raise Unreachable(
                 f"{self.url} resolves to no address", "check the name, or start the server"
@@ -104,15 +119,23 @@ class Replicas:
         for replica in [*self._known.values(), *(one for _, one in self._retired)]:
             await replica.client.close()
         self._known, self._retired, self._resolving = {}, [], None
+        self._first = asyncio.Event()
         self._resolved_at = -RESOLVE_EVERY_S
 
     async def _resolve(self) -> None:
         """Look all names up; those that cannot be keep what they had."""
+
+        async def look_up(place: tuple[str, int]) -> dict[str, str]:
+            found = await _addresses(*place) or self._last.get(place, {})
+            self._last[place] = found
+            if found and not self._known:  # who waits need not wait for the other names
+                self._take(found)
+            return found
+
         try:
             found: dict[str, str] = {}
-            for place in self._places:
-                self._last[place] = await _addresses(*place) or self._last.get(place, {})
-                found |= self._last[place]
+            for one in await asyncio.gather(*map(look_up, self._places)):
+                found |= one
             if found:
                 self._take(found)
                 self._resolved_at = time.monotonic()
@@ -125,6 +148,7 @@ class Replicas:
         for address, host in found.items():
             if address not in self._known:
                 self._known[address] = Replica(address, self._open(address, host))
+        self._first.set()
         due = [one for until, one in self._retired if until < time.monotonic()]
         self._retired = [(until, one) for until, one in self._retired if one not in due]
         for replica in due:
@@ -134,16 +158,22 @@ class Replicas:
     def _open(self, address: str, host: str) -> Any:
         from tritonclient.grpc.aio import InferenceServerClient
 
-        arguments = [
+        arguments: list[tuple[str, Any]] = [
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.max_send_message_length", LARGEST_MESSAGE),
             ("grpc.max_receive_message_length", LARGEST_MESSAGE),
         ]
+        # The connection goes to an address; the name is what certificates, routes of a gateway and
+        # exceptions from a proxy are of.
         if self.tls is not None:
-            # The certificate is the name's, the connection goes to one of its addresses.
-            name = self.tls.name or host
-            arguments.append(("grpc.ssl_target_name_override", name))  # type: ignore[arg-type]
+            arguments.append(("grpc.ssl_target_name_override", self.tls.name or host))
+        else:
+            port = address.rpartition(":")[2]
+            name = f"[{host}]" if ":" in host else host
+            arguments.append(("grpc.default_authority", f"{name}:{port}"))
+        if urllib.request.proxy_bypass(host):
+            arguments.append(("grpc.enable_http_proxy", 0))
         return InferenceServerClient(address, channel_args=arguments, **self._secured)
 
 
@@ -188,6 +218,8 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
         "certificate_chain": tls.certificate,
         "private_key": tls.key,
     }
+    if tls.authority is None and ROOTS not in os.environ:
+        files["root_certificates"] = _system_roots()
     given = {name: str(path) for name, path in files.items() if path is not None}
     for path in given.values():
         if not Path(path).is_file():
@@ -195,7 +227,7 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how strong a key must be is gRPC's to say
-        if tls.authority is not None:
+        if "root_certificates" in given:
             context.load_verify_locations(given["root_certificates"])
         if tls.certificate is not None:
             # gRPC takes no encrypted key; without a password here, this would ask the terminal.
@@ -206,3 +238,9 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
             "give PEM files, the key without a password",
         ) from error
     return {"ssl": True, **given}
+
+
+def _system_roots() -> Path | None:
+    """The file of the certificates that this system trusts, where it keeps them in one."""
+    file = ssl.get_default_verify_paths().cafile
+    return Path(file) if file is not None else None

@@ -21,7 +21,10 @@ class CallSpan:
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
         if TRACING:
-            propagate.inject(self.headers)
+            given: dict[str, str] = {}
+            propagate.inject(given)
+            # gRPC refuses names with capitals, which some propagators write.
+            self.headers = {name.lower(): value for name, value in given.items()}
 
     def answered(self, answer: Answer) -> None:
         """Who scored each part, and the stages' times. No text of a query or job is told."""
@@ -49,8 +52,9 @@ def call_span(url: str, items: int) -> Iterator[CallSpan]:
 
 @contextlib.contextmanager
 def continued(headers: Mapping[str, str]) -> Iterator[None]:
-    """Spans inside belong to the trace that a caller's headers name."""
-    if not TRACING:
+    """Spans inside belong to the trace that a caller's headers name, or to the server's own span
+    where it has made one of them."""
+    if not TRACING or trace.get_current_span().get_span_context().is_valid:
         yield
         return
     token = context.attach(propagate.extract(headers))

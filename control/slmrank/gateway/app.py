@@ -163,6 +163,8 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"][1:]) or "body"
         hint = "see /docs for the shape of a request"
+        if "json" not in request.headers.get("content-type", ""):
+            hint = "send content-type: application/json"
         return problem(request, 422, "Invalid request", f"{where}: {first['msg']}", hint)
 
     @app.exception_handler(HTTPException)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from slmrank.client.answer import Answer, ItemScore, Part, rank_order
-from slmrank.client.asked import Asked, read_asked
+from slmrank.client.asked import KEYS, Asked, read_asked
 from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
 from slmrank.surrogates import without_surrogates
@@ -157,10 +157,15 @@ class Problem(BaseModel):
 
 
 def read_document(value: Document, place: int) -> Asked:
-    """A document as the client sends it: a text is a job's description. Raises InvalidRequest that
-    names what it lacks."""
+    """A document as the client sends it: a text is a job's description. Beside a text, what else an
+    object has is the caller's own, as with Cohere; a number is an id as well. Raises InvalidRequest
+    that names what it lacks."""
     if isinstance(value, str):
         return Job(job_id=f"#{place}", description=value)
+    if isinstance(value.get("text"), str):
+        value = {key: one for key, one in value.items() if key in KEYS}
+        if type(value.get("id")) is int:
+            value["id"] = str(value["id"])
     return _read(value, place, "document")
 
 
@@ -235,7 +240,10 @@ def server_timing(parts: Sequence[Part]) -> str:
 def _returned(document: Document) -> RerankDocument:
     shown: Mapping[str, Any] = {"text": document} if isinstance(document, str) else document
     if not shown.get("text"):  # clients read a document's text
-        shown = {**shown, "text": shown.get("description") or json.dumps(shown)}
+        shown = {
+            **shown,
+            "text": shown.get("description") or shown.get("job_text") or json.dumps(shown),
+        }
     written = without_surrogates(json.dumps(shown, ensure_ascii=False))
     return RerankDocument.model_validate(json.loads(written))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 from slmrank.errors import ServerError
@@ -33,6 +34,14 @@ def of_evhtp(address: str) -> str:
     """An address as libevhtp reads it, which serves Triton's HTTP and metrics: another one it binds
     to 255.255.255.255."""
     return f"ipv6:{address}" if ":" in address else address
+
+
+def reach_directly(host: str) -> None:
+    """Keep this process and its children from asking a proxy for `host`: gRPC, urllib and
+    perf_analyzer all take `http_proxy` for a server on this machine too."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if host not in known.split(","):
+        os.environ["no_proxy"] = f"{known},{host}".lstrip(",")
 
 
 def claim_port(address: str, port: int, flag: str) -> int:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 from urllib.request import urlopen
@@ -26,7 +26,7 @@ from slmrank.repository.generate import check_repository
 from slmrank.serving.admission import SWITCH
 from slmrank.serving.child import Child, fault_lines
 from slmrank.serving.locate import locate_tritonserver
-from slmrank.serving.ports import claim_port, in_url, numeric, of_evhtp
+from slmrank.serving.ports import claim_port, in_url, numeric, of_evhtp, reach_directly
 from slmrank.triton.config import ENSEMBLE, ModelConfig
 
 START_TIMEOUT_S = 180.0
@@ -134,6 +134,7 @@ class Server:
                 f"{self.repository} has no model {ENSEMBLE!r}", "make it with `control repo`"
             )
         _require_engines(configs)
+        reach_directly(self.address)
         self.ports = Ports(
             grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
             http=0
@@ -141,6 +142,12 @@ class Server:
             else claim_port(self.address, self._wanted.http, "--http-port"),
             metrics=claim_port(self.address, self._wanted.metrics, "--metrics-port"),
         )
+        used = [port for port in astuple(self.ports) if port]
+        if len(set(used)) < len(used):
+            raise ServerError(
+                f"ports {', '.join(map(str, used))}: one is asked for twice",
+                "give --grpc-port, --http-port and --metrics-port different numbers",
+            )
         self._work = Path(tempfile.mkdtemp(prefix="slmrank-serve-"))
         try:
             self._launch()
