@@ -3,12 +3,15 @@ there, and a claim cannot be reached from outside of the cluster."""
 
 from __future__ import annotations
 
+import secrets
+
 from slmrank.deploy.naming import BUNDLES, TMP, Object, labelled
 from slmrank.deploy.pod import container_of, placement, pod_of
 from slmrank.deploy.release import Release
 
 # It ends by itself when whoever made it is gone.
 LONGEST_S = 3600
+COMPONENT_NAME = "push"
 
 
 def push_pod(release: Release) -> Object:
@@ -42,5 +45,6 @@ def push_pod(release: Release) -> Object:
         terminationGracePeriodSeconds=1,
         **placement(release),
     )
-    name = f"{release.object_name}-push"
-    return labelled(release, "v1", "Pod", name, component="push", spec=spec)
+    # Its own name: another push of this bundle must not end it.
+    name = f"{release.object_name}-push-{secrets.token_hex(3)}"
+    return labelled(release, "v1", "Pod", name, component=COMPONENT_NAME, spec=spec)

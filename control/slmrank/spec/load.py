@@ -90,3 +90,9 @@ class SimulateSpec(Section):
     attainment: float = Field(0.99, ge=0.5, le=1)
     """share of requests that must meet the objective"""
     seed: int = Field(0, ge=0, description="seed of load and arrivals")
+
+    @model_validator(mode="after")
+    def _floor_below_maximum(self) -> SimulateSpec:
+        if self.floor is not None and self.maximum is not None and self.floor > self.maximum:
+            raise ValueError(f"floor {self.floor} is above maximum {self.maximum}")
+        return self

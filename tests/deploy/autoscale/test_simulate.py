@@ -268,6 +268,25 @@ def test_a_history_stands_beside_the_same_time_of_day(tmp_path: Path) -> None:
     assert trace.history is not None
     peaks = np.flatnonzero(trace.history == trace.history.max()) * 10 / 3600 % 24
     assert np.allclose(peaks, 12, atol=0.1)
+    # A little more than a day: the hours that the second one lacks are those of the first.
+    rows = [f"{hour * 3600},{10 + hour}\n" for hour in range(6, 31)]
+    (tmp_path / "more.csv").write_text("seconds,items_per_s\n" + "".join(rows))
+    rows = [f"{hour * 3600},1\n" for hour in range(25)]
+    (tmp_path / "today.csv").write_text("seconds,items_per_s\n" + "".join(rows))
+    trace = read_trace(tmp_path / "today.csv", tmp_path / "more.csv")
+    assert trace.history is not None
+    hourly = trace.history[:: round(3600 / 10)][:24]
+    assert np.allclose(hourly[7:], np.arange(17, 34), atol=0.2)
+    assert hourly[:6].min() > 30  # the night after
+
+
+def test_no_policy_has_more_replicas_than_were_given() -> None:
+    trace = make_trace("burst", load=160, burst=4, hours=0.5, seed=0)
+    found, _ = compare(situation(maximum=3, floor=3, rendered=(1, 3)), trace, quiet)
+    assert {one.most_replicas for one in found} <= {1, 2, 3}
+    least, tried = find_floor(situation(maximum=3, floor=3), trace, 0.999, quiet)
+    assert least is None
+    assert max(floor for floor, _ in tried) == 3
 
 
 def test_the_manifests_own_bounds_are_one_of_the_policies() -> None:

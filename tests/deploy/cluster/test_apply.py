@@ -744,7 +744,7 @@ def test_an_interrupted_rollback_goes_on_and_not_back(bench: Bench, server: ApiS
     bench.waiter.sleep = interrupted
     with pytest.raises(DeployFailed) as caught:
         bench.deployer.rollback(cpu().place, None)
-    assert "rollback --revision 1` goes on" in caught.value.hint
+    assert "rollback SPEC --to 1` goes on" in caught.value.hint
     bench.waiter.sleep = keep
     assert states(bench) == {1: "deployed", 2: "rolled-back"}
     # What fails now goes back to the target, and not to what was left.

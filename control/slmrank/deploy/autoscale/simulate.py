@@ -61,15 +61,11 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
     """The compared policies by name. `reactive` has the floor that the trace's quiet load needs,
     the others with a floor have the planned one, and `as in the manifests` the release's bounds."""
     quiet = float(np.percentile(trace.rates, 5))
-    low = max(1, math.ceil(quiet / situation.target_items_per_s))
+    most = situation.maximum
+    low = min(max(1, math.ceil(quiet / situation.target_items_per_s)), most)
 
-    def most_of(floor: int) -> int:
-        return max(situation.maximum, floor)
-
-    def reactive(floor: int, *, pending: bool = False, most: int | None = None) -> Reactive:
-        scaler = Autoscaler(
-            minimum=floor, maximum=most or most_of(floor), behavior=situation.behavior
-        )
+    def reactive(floor: int, *, pending: bool = False, most: int = most) -> Reactive:
+        scaler = Autoscaler(minimum=floor, maximum=most, behavior=situation.behavior)
         return Reactive(
             autoscaler=scaler,
             target_items_per_s=situation.target_items_per_s,
@@ -80,7 +76,7 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
     floor = situation.floor
 
     def policy(least: int, sheds: bool, sizing: Sizing, depth: DepthSpec | None = None) -> Policy:
-        return Policy(floor=least, most=most_of(least), sheds=sheds, sizing=sizing, depth=depth)
+        return Policy(floor=least, most=most, sheds=sheds, sizing=sizing, depth=depth)
 
     compared = {
         "reactive": policy(low, False, reactive(low)),
@@ -91,9 +87,9 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
         "floor + shedding": policy(floor, True, reactive(floor)),
         PLANNED: policy(floor, True, reactive(floor, pending=True)),
     }
-    least, most = situation.rendered
-    sizing = reactive(least, pending=True, most=most)
-    compared[RENDERED] = Policy(floor=least, most=most, sheds=True, sizing=sizing)
+    least, last = situation.rendered
+    sizing = reactive(least, pending=True, most=last)
+    compared[RENDERED] = Policy(floor=least, most=last, sheds=True, sizing=sizing)
     if trace.history is not None:
         scheduled = Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon)
         compared["scheduled"] = policy(low, False, scheduled)
@@ -120,21 +116,22 @@ def find_floor(
 ) -> tuple[int | None, list[tuple[int, float]]]:
     """The least floor with which the planned policy keeps `attainment` of the requests within the
     objective, by bisection, and (floor, share) of what was tried. None: not with any floor up to
-    what carries the trace's peak."""
+    what carries the trace's peak, or the most replicas where that is less."""
     arrivals = arrivals_of(situation, trace)
     tried: dict[int, float] = {}
 
     def share(floor: int) -> float:
         if floor not in tried:
             report(f"floor {floor}")
-            given = replace(situation, floor=floor, maximum=max(situation.maximum, floor))
+            given = replace(situation, floor=floor)
             policy = policies_of(given, trace)[PLANNED]
             outcome = _run(given, trace, arrivals, policy)
             tried[floor] = _result(PLANNED, policy.floor, outcome, given).within
         return tried[floor]
 
     low = 1
-    high = max(1, math.ceil(float(trace.rates.max()) / situation.capacity_items_per_s) + 1)
+    peak = math.ceil(float(trace.rates.max()) / situation.capacity_items_per_s) + 1
+    high = min(max(1, peak), situation.maximum)
     if share(high) < attainment:
         return None, sorted(tried.items())
     while low < high:

@@ -98,6 +98,9 @@ def plan_situation(
             "correct --service-ms or the objective",
         )
     target = target_items_per_s(release)
+    floor = spec.floor or plan.floor
+    # What is asked for holds for planned floors too: there may be no more GPUs.
+    maximum = spec.maximum or max(math.ceil(peak / target) + 1, floor)
     situation = Situation(
         capacity_items_per_s=capacity,
         target_items_per_s=target,
@@ -109,8 +112,8 @@ def plan_situation(
         queue=spec.queue or release.max_queue_size,
         queue_timeout_s=release.queue_timeout_us / 1e6,
         pending=scaling.pending,
-        floor=spec.floor or plan.floor,
-        maximum=spec.maximum or math.ceil(peak / target) + 1,
+        floor=min(floor, maximum),
+        maximum=maximum,
         rendered=(scaling.min_replicas, scaling.max_replicas),
         behavior=parse_behavior(behavior(release)),
         seed=spec.seed,

@@ -71,7 +71,7 @@ def make_trace(kind: str, *, load: float, burst: float, hours: float, seed: int)
 def read_trace(path: Path, history: Path | None = None) -> Trace:
     """A CSV with the columns `seconds` and `items_per_s`; between two rows the load is linear. The
     `history` is laid beside it by the time of day that its seconds say, and repeated by whole days;
-    what its last day lacks is like its end.
+    what its last day lacks is like the day before, or like its end where there is none.
 
     Raises DataError that names the row.
     """
@@ -80,7 +80,10 @@ def read_trace(path: Path, history: Path | None = None) -> Trace:
     if history is not None:
         earlier, found = _read(history)
         # Whole days, so that it repeats at the same time: 24 rows from 0:00 on end at 23:00.
-        found = np.pad(found, (0, -len(found) % round(DAY_S / STEP_S)), mode="edge")
+        day = round(DAY_S / STEP_S)
+        lacks = -len(found) % day
+        same = found[len(found) - day :][:lacks] if len(found) >= day else [found[-1]] * lacks
+        found = np.concatenate([found, same])
         ahead = round((started - earlier) % DAY_S / STEP_S)
         before = np.resize(np.roll(found, -ahead), len(rates))
     return Trace(name=path.stem, rates=rates, history=before)

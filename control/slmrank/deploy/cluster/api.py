@@ -69,10 +69,15 @@ class Cluster:
         from kubernetes.dynamic.exceptions import ResourceNotFoundError
 
         def look(_more: Mapping[str, Any]) -> Any:
+            resources = self._client.resources
             try:
-                return self._client.resources.get(api_version=api_version, kind=kind)
+                return resources.get(api_version=api_version, kind=kind)
             except ResourceNotFoundError:
-                return None
+                # The client takes a server that is not available for one without the kind.
+                if not self._serves(api_version, kind):
+                    return None
+                resources.invalidate_cache()
+                return resources.get(api_version=api_version, kind=kind)
 
         if self._kinds.get((api_version, kind)) is None:
             try:
@@ -82,6 +87,17 @@ class Cluster:
                     raise
                 return None
         return self._kinds[api_version, kind]
+
+    def _serves(self, api_version: str, kind: str) -> bool:
+        from kubernetes.dynamic.exceptions import NotFoundError
+
+        path = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        more = {"serialize": False, "_request_timeout": REQUEST_TIMEOUT_S}
+        try:
+            found = json.loads(self._client.request("GET", path, **more).data)
+        except NotFoundError:
+            return False
+        return any(one.get("kind") == kind for one in found.get("resources") or [])
 
     def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         """One object, None when it does not exist (or its kind does not)."""

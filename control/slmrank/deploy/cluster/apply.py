@@ -4,31 +4,46 @@ pods, ask for known answers, and put the earlier release back when one of these 
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.cluster.ownership import is_empty, owned_objects, prune, remove_additions
-from slmrank.deploy.cluster.plan import Planned, check_release, is_built, plan_objects, serves
+from slmrank.deploy.cluster.history import (
+    back_to,
+    require_free,
+    running_release,
+    settled,
+    way_out,
+    ways_back,
+)
+from slmrank.deploy.cluster.ownership import delete_owned, is_empty, prune, remove_additions
+from slmrank.deploy.cluster.plan import (
+    Planned,
+    check_release,
+    namespace_is_missing,
+    plan_new,
+    plan_objects,
+    serves,
+    without_built,
+)
 from slmrank.deploy.cluster.records import (
     Record,
     State,
     find_record,
     list_records,
+    newest_revision,
     set_state,
     write_record,
 )
 from slmrank.deploy.cluster.rollout import timed_out
 from slmrank.deploy.cluster.waiting import Overtaken, Report, Waiter, interrupted
-from slmrank.deploy.naming import RELEASE, Object
+from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Place, Release
 from slmrank.deploy.render import render
 from slmrank.deploy.smoke_job import DEADLINE_S, smoke_job
 from slmrank.errors import ControlError, DeployError, DeployFailed, Refused, RolledBack
 
-NAMESPACE = ("v1", "Namespace")
 Smoke = Callable[[Release], None]
 
 
@@ -49,10 +64,11 @@ class Deployer:
         """What `apply` would change. Raises Refused."""
         objects = render(release)
         check_release(release, objects, self.cluster.version())
-        if self._namespace_is_missing(release):
+        if namespace_is_missing(self.cluster, release):
             # Nothing can be dry-run in a namespace that is not there.
-            return [Planned(content=given, change="create") for given in objects]
-        return plan_objects(self.cluster, objects, force=self.force_conflicts)
+            return [plan_new(self.cluster, given) for given in objects]
+        planned = plan_objects(self.cluster, objects, force=self.force_conflicts)
+        return without_built(self.cluster, planned, release)
 
     def apply(self, release: Release) -> dict[str, Any]:
         """Deploy a release; returns what happened.
@@ -61,26 +77,31 @@ class Deployer:
         """
         self.require_askable(release)
         planned, records = self._prepare(release)
-        other = replace(release.place, track="stable" if release.track == "canary" else "canary")
-        built = [*records, *list_records(self.cluster, other)]  # they share the claim of engines
-        planned = [one for one in planned if not is_built(one.content, built, release)]
         wanted = [one for one in planned if one.change != "skip"]
         contents = [one.content for one in wanted]
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
         if all(one.change == "same" for one in wanted) and serves(records, release):
             return self._unchanged(release, records[0], planned)
-        revision = 1 + max((one.revision for one in records), default=0)
+        records = settled(self.cluster, records, release.place, self._note, release.hash)
+        kept = self.running(release.place) == release.hash and all(
+            one.change == "same" for one in wanted if one.content["kind"] == "Deployment"
+        )
+        revision = 1 + newest_revision(self.cluster, release.place)
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
         try:
             self._bring(release, contents)
             self.ask(release, revision)
         except ControlError as error:
             self._note(record, "failed", release.place)
+            if kept:
+                raise DeployFailed(
+                    f"{error.message}\nIts Deployment was not changed and goes on", error.hint
+                ) from error
             self._put_back(release, records, error)
         except BaseException as error:
-            self._note(record, "failed", release.place)
-            raise interrupted(error) from error
+            self._note(record, "interrupted", release.place)
+            raise interrupted(error, way_out(self.cluster, release)) from error
         removed = self._conclude(release, contents, record, records)
         return {
             "release": release.hash,
@@ -93,16 +114,16 @@ class Deployer:
         }
 
     def rollback(self, place: Place, revision: int | None) -> dict[str, Any]:
-        """Put an earlier deployment back, the newest good one that does not run or a given
+        """Put an earlier deployment back, the one that was good before what runs or a given
         revision, and ask it for its known answers. What is left behind is `rolled-back`, so that a
         second rollback returns to it.
 
         Raises Refused when there is none, DeployFailed when it does not come up or answers wrongly.
         """
-        records = list_records(self.cluster, place)
-        self._require_free(records, place)
+        records = self._free_records(place)
+        records = settled(self.cluster, records, place, self._note)
         running = self.running(place)
-        others = [one for one in records if revision is not None or one.release != running]
+        others = records if revision is not None else ways_back(records, running)
         try:
             target = find_record(others, revision)
         except DeployError as error:
@@ -121,16 +142,18 @@ class Deployer:
         ]
         for one in left:
             self._note(one, "rolled-back", place)
-        self._note(target, "deployed", place)
+        self._note(target, "applying", place)  # nobody else begins meanwhile
         try:
             self._restore(place, target)
             if target.release_values is None:
                 self.report("this revision was recorded without its known answers: not asked")
             else:
                 self.ask(target.release_values, target.revision, again=True)
+            self._note(target, "deployed", place)
         except ControlError as error:
-            for one in left:  # better than this one, as it turns out
-                self._note(one, "deployed", place)
+            if not isinstance(error, Overtaken):
+                for one in left:  # better than this one, as it turns out
+                    self._note(one, "deployed", place)
             self._note(target, target.state, place)
             if isinstance(error, DeployFailed):
                 raise
@@ -138,33 +161,19 @@ class Deployer:
                 f"revision {target.revision} could not be put back: {error.message}", error.hint
             ) from error
         except BaseException as error:
-            remedy = f"`control deploy rollback --revision {target.revision}` goes on"
-            raise interrupted(error, remedy) from error
+            self._note(target, "deployed", place)
+            raise interrupted(error, back_to(target, place)) from error
         return {"revision": target.revision, "release": target.release, "engine": target.engine}
 
     def running(self, place: Place) -> str | None:
         """The hash of the release that a place runs, None where it runs none."""
-        live = self.cluster.get("apps/v1", "Deployment", place.namespace, place.object_name)
-        notes = ((live or {}).get("metadata") or {}).get("annotations") or {}
-        return notes.get(RELEASE)
+        return running_release(self.cluster, place)
 
     def delete(self, place: Place, *, dry_run: bool = False) -> list[str]:
         """Remove everything of a bundle and track but claims and the namespace; returns what."""
-        removed: list[str] = []
         if not dry_run:
-            self._require_free(list_records(self.cluster, place), place)
-        try:
-            for given in owned_objects(self.cluster, place):
-                self.cluster.delete(given, dry_run=dry_run)
-                removed.append(f"{given['kind']} {given['metadata']['name']}")
-        except (ControlError, KeyboardInterrupt) as error:
-            if not removed or dry_run:
-                raise
-            why = error.message if isinstance(error, ControlError) else "interrupted"
-            raise DeployFailed(
-                f"{why}; deleted so far: {', '.join(removed)}", "repeat the command"
-            ) from error
-        return removed
+            self._free_records(place)
+        return delete_owned(self.cluster, place, dry_run=dry_run)
 
     def _unchanged(
         self, release: Release, record: Record, planned: Sequence[Planned]
@@ -191,8 +200,8 @@ class Deployer:
         namespace = self._make_namespace(release)
         try:
             planned = plan_objects(self.cluster, objects, force=self.force_conflicts)
-            records = list_records(self.cluster, release.place)
-            self._require_free(records, release.place)
+            records = self._free_records(release.place)
+            planned = without_built(self.cluster, planned, release)
         except BaseException:
             # Others may have begun to use it meanwhile; what was wrong is told in any case.
             with contextlib.suppress(ApiError):
@@ -209,28 +218,16 @@ class Deployer:
         except ControlError as error:
             self.report(f"the record of revision {record.revision} stays as it is: {error.message}")
 
-    def _require_free(self, records: Sequence[Record], place: Place) -> None:
-        """Two deployments at once would wait for each other's pods."""
-        if not records or records[0].state != "applying" or self.take_over:
-            return
-        age = datetime.datetime.now(datetime.UTC) - records[0].when
-        raise Refused(
-            f"revision {records[0].revision} of {place.object_name} is being applied since "
-            f"{age.total_seconds():.0f} s",
-            "wait for it; if whoever applied it is gone, use --take-over",
-        )
-
-    def _namespace_is_missing(self, release: Release) -> bool:
-        try:
-            return self.cluster.get(*NAMESPACE, "", release.deploy.namespace) is None
-        except ApiError as error:
-            if error.status == 403:
-                return False
-            raise
+    def _free_records(self, place: Place) -> list[Record]:
+        """Newest first. Raises Refused while somebody else is at work, unless taken over."""
+        records = list_records(self.cluster, place)
+        if not self.take_over:
+            require_free(records, place)
+        return records
 
     def _make_namespace(self, release: Release) -> Object | None:
         """Nothing can be dry-run in a namespace that is not there."""
-        if not self._namespace_is_missing(release):
+        if not namespace_is_missing(self.cluster, release):
             return None
         given = next(one for one in render(release) if one["kind"] == "Namespace")
         try:
@@ -301,7 +298,7 @@ class Deployer:
                 second.hint,
             ) from second
         except BaseException as second:
-            raise interrupted(second) from second
+            raise interrupted(second, back_to(target, release.place)) from second
         raise RolledBack(
             f"{error.message}\nRevision {target.revision} (engine {target.engine}) serves again",
             error.hint,
@@ -342,7 +339,10 @@ class Deployer:
             set_state(self.cluster, record, "deployed", release.place)
             return prune(self.cluster, release.place, contents, [record, *records])
         except KeyboardInterrupt as error:
-            raise interrupted(error) from error
+            remedy = (
+                "the release serves; where its record says applying, the next needs --take-over"
+            )
+            raise interrupted(error, remedy) from error
         except ApiError as error:
             self.report(f"the release serves, but its records were not tidied: {error.message}")
             return []

@@ -65,7 +65,8 @@ class Canary:
         try:
             self._send(canary, percent)
         except KeyboardInterrupt as error:
-            raise interrupted(error) from error
+            remedy = "repeat the command to set its share, or `control deploy abort`"
+            raise interrupted(error, remedy) from error
         return {**done, "canary_percent": percent}
 
     def promote(self, place: Place, judge: Judge | None) -> dict[str, Any]:

@@ -22,13 +22,14 @@ FEWEST_CALLS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """Calls of a release's pods in the last `window_s` seconds: how many were answered, the worst
-    pod's percentile in ms (None: no call) and its share of failures."""
+    """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
+    lost, the worst pod's percentile in ms (None: no call) and its share of failures."""
 
     window_s: int
     calls: float
     latency_ms: float | None
     failed: float
+    lost: float = 0.0
 
 
 def observe(
@@ -57,6 +58,7 @@ def observe(
         calls=_ask(prometheus, f"sum(increase({answered}))") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
         failed=failed or 0.0,
+        lost=_ask(prometheus, f"sum(increase({lost}))") or 0.0,
     )
 
 
@@ -64,8 +66,14 @@ def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> s
     """What was observed, in words. Raises Refused when it breaks the release's objective, or was
     too little to tell."""
     if observed.calls < fewest:
+        if observed.calls + observed.lost >= fewest and observed.failed > MOST_FAILED:
+            raise Refused(
+                f"the canary refuses or fails {observed.lost:.0f} of "
+                f"{observed.calls + observed.lost:.0f} calls in {observed.window_s} s",
+                "`control deploy abort` takes it back; `control deploy status` says what is wrong",
+            )
         raise Refused(
-            f"{observed.calls:.0f} calls reached the canary in {observed.window_s} s: too few to "
+            f"the canary answered {observed.calls:.0f} calls in {observed.window_s} s: too few to "
             f"judge it, {fewest} are needed",
             "send it a larger share (`apply --canary`), look back further with --window, or wait",
         )

@@ -21,6 +21,7 @@ from slmrank.deploy.naming import (
 )
 from slmrank.deploy.release import Place
 from slmrank.deploy.render import identity
+from slmrank.errors import ControlError, DeployFailed
 
 # What is looked through; claims and namespaces hold other people's data. The autoscaler comes
 # first: it would start pods again.
@@ -58,6 +59,28 @@ def is_empty(cluster: Cluster, namespace: str) -> bool:
     return not held and not any(cluster.list(*kind, namespace) for kind in others)
 
 
+def delete_owned(cluster: Cluster, place: Place, *, dry_run: bool) -> list[str]:
+    """Delete the objects of a place; returns them. Raises DeployFailed that names what is gone
+    where it ends half-way."""
+    removed: list[str] = []
+    at = ""
+    try:
+        for given in owned_objects(cluster, place):
+            at = f"{given['kind']} {given['metadata']['name']}"
+            cluster.delete(given, dry_run=dry_run)
+            removed.append(at)
+    except (ControlError, KeyboardInterrupt) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if dry_run or not (removed or (at and stopped)):
+            raise
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else error.message
+        perhaps = [f"perhaps {at}"] if stopped and at not in removed else []
+        raise DeployFailed(
+            f"{why}; deleted so far: {', '.join([*removed, *perhaps])}", "repeat the command"
+        ) from error
+    return removed
+
+
 def prune(
     cluster: Cluster, place: Place, contents: Sequence[Object], records: Sequence[Record]
 ) -> list[str]:
@@ -67,7 +90,7 @@ def prune(
     named = set()
     newest: dict[str, Record] = {}  # of each release: history counts releases, not applies
     for record in records:
-        if record.state != "failed":
+        if record.state not in ("failed", "interrupted"):
             newest.setdefault(record.release, record)
     for record in list(newest.values())[:KEPT]:
         named.add(record.name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from slmrank.deploy.access import is_shared
 from slmrank.deploy.check.run import check_rendered
 from slmrank.deploy.check.schema import as_version, known_versions, load_crds
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict
-from slmrank.deploy.cluster.records import Record
+from slmrank.deploy.cluster.records import Record, list_records
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import UNSET_DIGEST, Release
 from slmrank.deploy.render import identity
@@ -100,11 +100,30 @@ def plan_objects(
     return planned
 
 
-def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
-    api_version, kind, namespace, name = identity(given)
-    if cluster.find_kind(api_version, kind) is None and kind in OPTIONAL:
+def namespace_is_missing(cluster: Cluster, release: Release) -> bool:
+    """Not where one may not look."""
+    try:
+        return cluster.get("v1", "Namespace", "", release.deploy.namespace) is None
+    except ApiError as error:
+        if error.status == 403:
+            return False
+        raise
+
+
+def plan_new(cluster: Cluster, given: Object) -> Planned:
+    """What becomes of an object of a namespace that is not there, where nothing can be dry-run."""
+    api_version, kind = given["apiVersion"], given["kind"]
+    if kind in OPTIONAL and cluster.find_kind(api_version, kind) is None:
         note = f"the cluster has no {api_version} {kind}: {OPTIONAL[kind]}"
         return Planned(content=given, change="skip", note=note)
+    return Planned(content=given, change="create", diff=to_yaml(given))
+
+
+def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
+    api_version, kind, namespace, name = identity(given)
+    new = plan_new(cluster, given)
+    if new.change == "skip":
+        return new
     try:
         live = cluster.get(api_version, kind, namespace, name)
     except ApiError as error:
@@ -119,7 +138,7 @@ def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
         return Planned(content=given, change="change" if failed else "same", note=note)
     would = cluster.apply(given, dry_run=True, force=force)
     if live is None:
-        return Planned(content=given, change="create", diff=to_yaml(given))
+        return new
     before, after = _comparable(live), _comparable(would)
     if before == after:
         return Planned(content=given, change="same")
@@ -156,6 +175,14 @@ def _comparable(given: Object) -> Any:
 def serves(records: Sequence[Record], release: Release) -> bool:
     """Whether the newest record is of this release, and says that it was deployed."""
     return bool(records) and (records[0].release, records[0].state) == (release.hash, "deployed")
+
+
+def without_built(cluster: Cluster, planned: Sequence[Planned], release: Release) -> list[Planned]:
+    """Without the Jobs of engines that served before."""
+    # Both tracks share the claim of engines.
+    places = (replace(release.place, track=track) for track in ("stable", "canary"))
+    built = [one for place in places for one in list_records(cluster, place)]
+    return [one for one in planned if not is_built(one.content, built, release)]
 
 
 def is_built(given: Object, records: Sequence[Record], release: Release) -> bool:

@@ -12,12 +12,14 @@ from slmrank.deploy.cluster.execute import execute
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.naming import (
     BUNDLES,
+    COMPONENT,
+    INSTANCE,
     Object,
     engine_path,
     repository_path,
     repository_url,
 )
-from slmrank.deploy.push_pod import push_pod
+from slmrank.deploy.push_pod import COMPONENT_NAME, push_pod
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import identity
 from slmrank.errors import DeployFailed, Refused
@@ -82,14 +84,21 @@ def push_to_claims(
             cluster.apply(given)
     pod = push_pod(release)
     name = pod["metadata"]["name"]
-    cluster.delete(pod)  # of a push that was cut off
-    waiter.gone("v1", "Pod", space, name)
-    cluster.apply(pod)
+    _remove_ended(cluster, release)
     try:
+        cluster.apply(pod)
         waiter.pod(space, name, START_S)
         return [one for one in parcels if _copied(cluster, waiter, space, name, one)]
     finally:
         cluster.delete(pod)
+
+
+def _remove_ended(cluster: Cluster, release: Release) -> None:
+    """The pods of pushes that were cut off, once they have ended."""
+    labels = {INSTANCE: release.name, COMPONENT: COMPONENT_NAME}
+    for one in cluster.list("v1", "Pod", release.deploy.namespace, labels):
+        if (one.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            cluster.delete(one)
 
 
 def _needed(release: Release) -> list[Object]:

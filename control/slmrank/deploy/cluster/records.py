@@ -3,7 +3,9 @@ puts back exactly what ran, whatever version of this tool rendered it."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ COMPONENT_NAME = "release"
 STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
 BY = "slmrank.io/by"  # whose record it is, where a lost answer makes a call come twice
 KEPT = 5
-State = Literal["applying", "deployed", "failed", "rolled-back"]
+State = Literal["applying", "deployed", "failed", "interrupted", "rolled-back"]
 GOOD: tuple[State, ...] = ("deployed", "rolled-back")
 
 
@@ -75,6 +77,13 @@ def list_records(cluster: Cluster, place: Place) -> list[Record]:
     return sorted(found, key=lambda one: one.revision, reverse=True)
 
 
+def newest_revision(cluster: Cluster, place: Place) -> int:
+    """The newest revision, by the names of records: also of one that cannot be read. 0: none."""
+    held = cluster.list("v1", "ConfigMap", place.namespace, record_labels(place))
+    ends = (re.search(r"-release-(\d+)$", one["metadata"]["name"]) for one in held)
+    return max((int(end[1]) for end in ends if end), default=0)
+
+
 def write_record(
     cluster: Cluster,
     release: Release,
@@ -100,15 +109,25 @@ def write_record(
     )
     content, by = _content(record, release.place), uuid.uuid4().hex
     content["metadata"]["annotations"][BY] = by
+
+    def is_ours() -> bool:
+        there = cluster.get("v1", "ConfigMap", release.deploy.namespace, record.name) or {}
+        notes = (there.get("metadata") or {}).get("annotations") or {}
+        return bool(notes.get(BY) == by)
+
     try:
         cluster.create(content)
+    except KeyboardInterrupt:
+        # Nothing else has begun: no lock may stay behind.
+        with contextlib.suppress(ApiError):
+            if is_ours():
+                cluster.delete(content)
+        raise
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
-        there = cluster.get("v1", "ConfigMap", release.deploy.namespace, record.name) or {}
-        notes = (there.get("metadata") or {}).get("annotations") or {}
-        if notes.get(BY) == by:
-            return record  # ours, whose first answer was lost
+        if is_ours():
+            return record  # whose first answer was lost
         raise Refused(
             f"revision {revision} of {release.object_name} is being applied by somebody else",
             "wait for it, and repeat this",
@@ -117,10 +136,12 @@ def write_record(
 
 
 def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> None:
-    """Change the state of a record, unless it was deleted meanwhile."""
+    """Change the state of a record, unless it was deleted meanwhile. One that is applied again is
+    so from now on."""
     if cluster.get("v1", "ConfigMap", place.namespace, record.name) is None:
         return
-    changed = replace(record, state=state)
+    since = datetime.datetime.now(datetime.UTC) if state == "applying" else record.when
+    changed = replace(record, state=state, when=since)
     cluster.apply(_content(changed, place), force=True)
 
 

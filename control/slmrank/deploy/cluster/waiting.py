@@ -255,9 +255,7 @@ def _judged(
     return judge(deployment, sets, stale=stale)
 
 
-def interrupted(
-    error: BaseException, remedy: str = "`control deploy rollback` puts the earlier back"
-) -> DeployFailed:
+def interrupted(error: BaseException, remedy: str) -> DeployFailed:
     why = (
         "interrupted"
         if isinstance(error, KeyboardInterrupt)
