@@ -422,15 +422,16 @@ def test_windows_that_no_request_ends_in_are_widened_until_one_does(
     assert windows == ["500", "1000", "2000", "4000"]
 
 
-def test_refused_requests_of_an_open_loop_are_a_verdict(
+def test_refused_requests_are_a_verdict_with_what_to_change(
     encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     given = given_input(POINT, encoder, requests=2)
     tool = fake_tool(tmp_path, "echo 'Failed: Exceeds maximum queue size'; exit 99")
     outcome = run_point(tool, "h:1", replace(POINT, load=OPEN), MEASURING, given.data, tmp_path)
     assert outcome.verdict == "refused"
-    with pytest.raises(SweepError, match="ended with status 99"):
-        run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
+    closed = run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
+    assert closed.verdict == "refused"
+    assert "repository.max_queue_size" in closed.reason
 
 
 def test_the_real_batch_size_comes_from_the_servers_counts() -> None:

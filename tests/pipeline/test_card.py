@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.card import require_exportable
+from slmrank.pipeline.card import export_rankers, require_exportable
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import change_spec, load_spec
 
@@ -102,6 +103,20 @@ def test_another_bundle_rebuilds_both_rankers(spec: Path, box: Path, tiny: TinyB
 
 
 @pytest.mark.slow
+def test_the_log_of_a_ranker_that_was_only_merged_stays_beside_it(
+    spec: Path, box: Path, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    target = tmp_path / "again"
+    shutil.copytree(box, target)
+    bundle = boxed(spec, target)
+    run(bundle.recovered, tiny.store)
+    for folder in export_rankers(bundle, tiny.store, target, {}):
+        before = (box / folder.name / "train.jsonl").read_text()
+        assert (folder / "train.jsonl").read_text() == before != ""
+        assert (folder / "train.png").is_file()
+        assert "only merged here" in (folder / "README.md").read_text()
+
+
 def test_an_adapter_of_another_prompt_is_refused(spec: Path, box: Path, tiny: TinyBundle) -> None:
     from slmrank.errors import CheckpointError
 

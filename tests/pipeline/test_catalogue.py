@@ -125,7 +125,13 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
     other = {"query": ["q"], "embedding": [[0.5]], "job_family": ["x"]}
     parquet.write_table(pa.table(other), tmp_path / "queries.parquet")
     _check_columns(Place(str(tmp_path / "queries.parquet")))
-    for column, values in (("job_id", ["a"]), ("found", [["a"]])):
+    lists = [
+        pa.list_(pa.large_string()),
+        pa.large_list(pa.large_string()),
+        pa.list_(pa.string(), 1),
+    ]
+    ids = [pa.array([["a"]], type=one) for one in lists]
+    for column, values in (("job_id", ["a"]), *(("found", one) for one in [[["a"]], *ids])):
         table = pa.table({"query": ["q"], column: values})
         parquet.write_table(table, tmp_path / "queries.parquet")
         with pytest.raises(DataError, match=f"no column job_ids, and '{column}' is not read"):

@@ -12,7 +12,7 @@ from slmrank.artifacts import ArtifactStore
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.status import read_status
 from slmrank.pipeline.steps import run
-from slmrank.spec.reading import change_spec
+from slmrank.spec.reading import change_spec, parse_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -33,6 +33,17 @@ def test_each_artifact_is_made_stale_or_missing(
     assert "steps" in why
     assert found["engine"][0] == found["model repository"][0] == "stale"
     assert "checkpoint" in found["engine"][1]
+    own = {name: getattr(tiny.bundle.spec.data, name) for name in ("jobs", "pairs")}
+    tested = {"evaluate": {"sets": {"of-this-test": {"source": "jsonl", **own}}}}
+    (asked,) = read_status(
+        [Bundle(change_spec(tiny.bundle.spec, tested)).set_data("of-this-test")], tiny.store
+    )
+    assert asked.state == "missing"  # a set's data is no later version of the bundle's own
+    values = tiny.bundle.spec.model_dump(mode="json")
+    state, why = states(Bundle(parse_spec(values | {"data": {"source": "onet"}})), tiny.store)[
+        "labelled data"
+    ]
+    assert (state, "source jsonl -> onet" in why) == ("stale", True), why
     empty = states(tiny.bundle, ArtifactStore(tmp_path))
     assert {state for state, _ in empty.values()} == {"missing"}
 

@@ -260,6 +260,58 @@ def test_a_request_that_others_overtook_sets_nothing_back(tmp_path: Path) -> Non
         )
 
 
+def test_an_idle_instance_takes_what_another_one_has_no_time_for(tmp_path: Path) -> None:
+    board = Board(tmp_path / "page")
+    cost = PassCost()
+    for tokens in (100, 200, 300) * 20:
+        cost.learn(tokens, tokens / 1000)
+    for instance in (0, 1):
+        board.start(instance, 1.0)
+        board.finish(instance, 1.0, 1.5, cost)
+    line = Line(0.5, 64)
+    line.take(2.0, 350, board.pace())
+    board.start(0, 2.0)
+    line.take(2.1, 350, board.pace())
+    board.start(1, 2.1)
+    with pytest.raises(Overloaded):  # both work now
+        line.take(2.2, 350, board.pace())
+
+
+@pytest.mark.parametrize("pass_s", [0.003, 0.02])
+def test_what_waited_too_long_to_be_read_stays_refused_until_none_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pass_s: float
+) -> None:
+    """Requests of 30 ms of reading, three times as many as can be read: each refusal counted as a
+    break, and what was taken had waited for up to 40 s."""
+    clock = [1000.0]
+    stand_in = SimpleNamespace(monotonic=lambda: clock[0])
+    monkeypatch.setattr("slmrank.serving.admission.time", stand_in)
+    board = Board(tmp_path / "page")
+    door = Admission(Line(1.0, 10_000), board, patience_s=1.0)
+    rng = random.Random(0)
+    due, free, waits = 1000.0, 0.0, []
+    working: list[tuple[float, float]] = []  # ticket, end
+    for _ in range(3000):
+        due += rng.expovariate(100)
+        clock[0] = max(clock[0], due) + 0.0001
+        while working and working[0][1] <= clock[0]:
+            ticket, end = working.pop(0)
+            board.start(0, ticket)
+            board.finish(0, ticket, end, PassCost())
+        try:
+            with door.entered():
+                clock[0] += 0.03
+                ticket = door.take(10)
+        except Overloaded:
+            clock[0] += 0.0003
+            continue
+        free = max(clock[0], free) + pass_s
+        working.append((ticket, free))
+        waits.append(clock[0] - due)
+    assert len(waits) > 300
+    assert max(waits) < 1.5
+
+
 def test_a_large_listing_is_taken_among_small_requests() -> None:
     """60 tokens a hundred times a second, 25,000 once a second, at half of what the ranker can: by
     one slope through zero 34 of 74 were refused, with words of three seconds."""

@@ -89,7 +89,10 @@ def test_settings_decide_the_model_that_they_train_and_no_other(
     for content in ("a", "b"):
         (policy / "model.safetensors").write_text(content)
         found.add(keys(method="generative", fitted=str(tmp_path))[0])
-    assert len(found) == 2
+    # What is asked for is another than what is left as it was trained.
+    asked = {"new_words": True}
+    found.add(keys(method="generative", fitted=str(tmp_path), generative=asked)[0])
+    assert len(found) == 3
 
 
 @pytest.mark.slow
@@ -145,6 +148,9 @@ def test_a_trained_model_is_used_as_it_was_trained_but_for_what_is_asked(tmp_pat
         loaded = GenerativeKind().load(tmp_path, spec, lambda texts: [])
         assert loaded.spec.source_tokens == 24
         assert loaded.spec.new_words is (generative is None)
+        # In a server or a worker too, which get the section as JSON.
+        again = SummarizeSpec.model_validate_json(spec.carried())
+        assert GenerativeKind().load(tmp_path, again, lambda texts: []).spec == loaded.spec
 
 
 def test_the_judge_is_the_ranker_of_the_spec(tiny: TinyBundle) -> None:

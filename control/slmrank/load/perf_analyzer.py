@@ -220,8 +220,11 @@ def _try_point(
     if status < 0:
         return ended("failed", f"perf_analyzer was killed by signal {-status}, twice")
     if status != 0:
-        if point.load.kind == "rate" and _OVERLOAD.search(printed):
-            return ended("refused", "the server refused requests at this rate")
+        if _OVERLOAD.search(printed):
+            why = "the server refused requests at this load"
+            if point.load.kind != "rate":
+                why += ": more of them wait than repository.max_queue_size"
+            return ended("refused", why)
         raise SweepError(
             f"perf_analyzer ended with status {status} at {point.name}\n{_tail(printed)}",
             "is the server up and ready? The lines above are the tool's own",

@@ -33,7 +33,7 @@ from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, mak
 from slmrank.pipeline.steps import Step
 from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
-from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
+from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.train import TrainSpec
 from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
@@ -72,7 +72,7 @@ class Bundle:
                 "name one under evaluate.sets, with its source as in `data`",
             )
         if name not in self._set_data:
-            self._set_data[name] = data_step(sets[name], self.spec.name, only_tested=True)
+            self._set_data[name] = data_step(sets[name], self.spec.name, tested_set=name)
         return self._set_data[name]
 
     @cached_property
@@ -129,7 +129,7 @@ class Bundle:
         for name in unread if kind.needs_ranker else (*unread, "learn_jobs"):
             settings.pop(name)
         if spec.method == "generative":
-            settings["generative"] = (spec.generative or GenerativeSpec()).settings()
+            settings["generative"] = spec.generative_settings()
         return self._step(
             "summarizer",
             "summarizer",

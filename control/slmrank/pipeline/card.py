@@ -58,9 +58,11 @@ def card_text(card: Card) -> str:
         card.made_of,
         *_what_it_is_from(card),
         "## Training",
-        f"{figures.get('steps', 0)} steps, {figures.get('pairs', 0)} pairs, "
+        f"{figures['steps']} steps, {figures.get('pairs', 0)} pairs, "
         f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters; the weights after "
-        f"step {figures.get('kept_step', figures.get('steps', 0))} are kept.",
+        f"step {figures.get('kept_step', figures['steps'])} are kept."
+        if figures.get("steps")
+        else "The adapter was trained before, and only merged here.",
     ]
     if log:
         first, last = log[: len(log) // 20 + 1], log[-(len(log) // 20 + 1) :]
@@ -172,7 +174,9 @@ def export_rankers(
                 for key, value in section.model_dump(mode="json", exclude_unset=True).items()
             },
             figures=artifact.figures,
-            log=read_log(artifact.path / LOG_FILE),
+            # Where an adapter was only merged, the log is of its own training.
+            log=read_log(artifact.path / LOG_FILE)
+            or (read_log(section.adapter / LOG_FILE) if section.adapter else []),
             quality=quality,
             held_back=int(made.figures.get("held_back", 0)),
         )

@@ -41,7 +41,7 @@ class Kit:
 def kit_of_bundle(bundle: Bundle, store: ArtifactStore) -> Kit:
     """Of a spec; its fitted summarizer is made when it is missing."""
     return Kit(
-        spec=bundle.spec.summarize.model_dump_json(exclude={"fitted"}),
+        spec=bundle.spec.summarize.carried(),
         files=_files(
             run(bundle.base, store).path / CHECKPOINT_FOLDER, run(bundle.summarizer, store).path
         ),
@@ -52,7 +52,7 @@ def kit_of_repository(repository: Path) -> Kit:
     """Of a repository of `control repo`, whose summaries these will be."""
     folder = repository / PREPARE / "1"
     return Kit(
-        spec=read_summarizing(folder).spec.model_dump_json(exclude={"fitted"}),
+        spec=read_summarizing(folder).spec.carried(),
         files=_files(folder, folder),
     )
 

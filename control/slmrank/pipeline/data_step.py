@@ -23,10 +23,13 @@ RELEASE = (
 )
 
 
-def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step:
-    """Jobs and pairs of a source. With `only_tested`, pairs of your own that name no split are all
-    tested: nothing is trained on a set that is there to be evaluated on."""
+def data_step(spec: DataSpec, bundle: str, *, tested_set: str | None = None) -> Step:
+    """Jobs and pairs of a source. Of a `tested_set` (its name), pairs of your own that name no
+    split are all tested: nothing is trained on a set that is there to be evaluated on."""
     settings: dict[str, Any] = spec.settings()
+    only_tested = tested_set is not None
+    if only_tested:
+        settings["set"] = tested_set
     make: Any
     if isinstance(spec, OwnData):
         for name in ("jobs", "pairs"):
@@ -41,8 +44,6 @@ def data_step(spec: DataSpec, bundle: str, *, only_tested: bool = False) -> Step
                 ]
             )
             settings[name] = hashes[0] if len(hashes) == 1 else hashes
-        if only_tested:
-            settings["only_tested"] = True
         make, stage = partial(make_own_data, spec, only_tested=only_tested), "own_data"
     elif isinstance(spec, OnetDatabaseData):
         settings |= {"folder": folder_hashes(spec.folder, TABLES, RELEASE), "held_back": None}

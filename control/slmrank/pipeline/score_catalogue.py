@@ -121,6 +121,18 @@ def score_catalogue(
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)
 
 
+def _is_ids(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds lists of texts."""
+    from pyarrow import types as of
+
+    if not (of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)):
+        return False
+    value = kind.value_type
+    if of.is_dictionary(value):
+        value = value.value_type
+    return bool(of.is_string(value) or of.is_large_string(value) or of.is_string_view(value))
+
+
 def _check_columns(source: Place) -> None:
     """Raises DataError where a table without `job_ids` has what looks like it: without candidates
     every query is scored against all jobs."""
@@ -130,9 +142,7 @@ def _check_columns(source: Place) -> None:
         if "job_ids" in schema.names:
             continue
         for field in schema:
-            text = str(field.type)
-            ids = text.startswith(("list<", "large_list<")) and ": string" in text
-            if ids or field.name in ("job_id", "jobs", "jobs_ids", "candidates"):
+            if _is_ids(field.type) or field.name in ("job_id", "jobs", "jobs_ids", "candidates"):
                 raise DataError(
                     f"{path} has no column job_ids, and {field.name!r} is not read: every query "
                     "would be scored against all jobs",

@@ -12,7 +12,7 @@ from slmrank.pipeline.steps import Step, changed_inputs, in_order
 
 SHOWN = 3
 # What tells steps of one kind apart: rows, stages, and a set's data from the bundle's own.
-OF_A_KIND = ("row", "left", "only_tested", "source")
+OF_A_KIND = ("row", "left", "set")
 
 
 @dataclass(frozen=True, kw_only=True)

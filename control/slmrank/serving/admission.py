@@ -45,7 +45,8 @@ _STARTED, _FINISHED, _FINISHED_AT, _FIXED, _PER_TOKEN = range(5)
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """How `ranker` works: the last ticket that it started and finished and when, and cautious
-    numbers of seconds a pass and a token (both 0.0: not known yet), over so many instances."""
+    numbers of seconds a pass and a token (both 0.0: not known yet), over so many instances, of
+    which `busy` work (None: all)."""
 
     started: float = 0.0
     finished: float = 0.0
@@ -53,6 +54,7 @@ class Pace:
     fixed_s: float = 0.0
     seconds_per_token: float = 0.0
     instances: int = 1
+    busy: int | None = None
 
     @property
     def known(self) -> bool:
@@ -102,17 +104,19 @@ class Line:
         """Seconds from the first of those that are joined with this one to their answer.
 
         Instances share what runs, and the passes of what waits. All that waits is one pass, of one
-        instance, up to `joined` requests: others stay idle meanwhile.
+        instance, up to `joined` requests: others stay idle meanwhile. Where as many are idle as
+        there are passes, nothing waits for what runs.
         """
         running = [one for ticket, one in self._taken if ticket <= pace.started]
         waiting = [(ticket, one) for ticket, one in self._taken if ticket > pace.started]
         waiting.append((now, tokens))
+        passes = math.ceil(len(waiting) / self._joined)
+        idle = 0 if pace.busy is None else pace.instances - pace.busy
         left_s = 0.0
-        if running:
+        if running and passes > idle:
             work_s = pace.fixed_s + sum(running) * pace.seconds_per_token / pace.instances
             working_s = now - max(self._taken[0][0], pace.finished_at)
             left_s = max(work_s - working_s, 0.0)
-        passes = math.ceil(len(waiting) / self._joined)
         at_once = min(passes, pace.instances)
         own_s = sum(one for _, one in waiting) * pace.seconds_per_token / at_once
         first, _ = waiting[(passes - 1) * self._joined]  # of the last pass
@@ -156,6 +160,7 @@ class Board:
             fixed_s=float(seen[:, _FIXED].max()),
             seconds_per_token=float(seen[:, _PER_TOKEN].max()),
             instances=len(seen),
+            busy=int((seen[:, _STARTED] > seen[:, _FINISHED]).sum()),
         )
 
     def start(self, instance: int, ticket: float) -> None:
@@ -188,6 +193,7 @@ class Admission:
         pace = self._board.pace()
         # A lone caller comes again when what he asked for is answered; what waits comes at once.
         answered = 0 < self._ticket <= pace.finished and now - pace.finished_at > HAND_OVER_S
+        self._ticket = 0.0  # of the request just before alone: after a refusal nothing is answered
         if gap_s > IDLE_S or many or answered:
             self._busy_since, self._idle_s = now, 0.0
         try:

@@ -78,8 +78,8 @@ ANY_PORTS = Ports(grpc=0, http=0, metrics=0)
 
 class Server:
     """A tritonserver child process. Use as a context manager, or `start` and `stop`. `measured`: it
-    takes every request, however late the answer (see slmrank.serving.admission). What it prints
-    also goes to `echo`, line by line."""
+    takes what its queue holds, however late the answer (see slmrank.serving.admission). What it
+    prints also goes to `echo`, line by line."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,21 @@ class SummarizeSpec(Section):
     """of method `generative`; unset: its defaults"""
     options: dict[str, Any] = Field(default_factory=dict)
     """settings of a summarizer that was registered elsewhere"""
+
+    def carried(self) -> str:
+        """JSON for another process. What `generative` does not set stays so there: with a fitted
+        summarizer it is as it was trained."""
+        values = self.model_dump(mode="json", exclude={"fitted", "generative"})
+        return json.dumps({**values, "generative": self._asked_of_generative()})
+
+    def generative_settings(self) -> dict[str, Any]:
+        """What of `generative` a summarizer depends on: all, or with `fitted` what is set."""
+        asked = self._asked_of_generative() or {}
+        return asked if self.fitted is not None else GenerativeSpec(**asked).settings()
+
+    def _asked_of_generative(self) -> dict[str, Any] | None:
+        own = self.generative
+        return None if own is None else own.model_dump(mode="json", exclude_unset=True)
 
 
 class PruneSpec(Section):

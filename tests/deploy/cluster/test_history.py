@@ -118,7 +118,9 @@ def test_nobody_applies_while_somebody_rolls_back(
 
     def meanwhile(seconds: float) -> None:
         if not refused:
-            with pytest.raises(Refused, match="revision 1 .* is being applied since [0-9] s") as caught:
+            with pytest.raises(
+                Refused, match="revision 1 .* is being applied since [0-9] s"
+            ) as caught:
                 other.apply(third())
             refused.append(caught)
         server.advance(seconds)

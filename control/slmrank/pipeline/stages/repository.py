@@ -70,7 +70,7 @@ def make_repository(
         Contents(
             stages={PREPARE: prepare_stage(), RANKER: target.stage()},
             prepare_files={
-                SUMMARIES_FILE: spec.summarize.model_dump_json(exclude={"fitted"}),
+                SUMMARIES_FILE: spec.summarize.carried(),
                 IDENTITY_FILE: json.dumps(summaries.figures["identity"], sort_keys=True),
             },
             checkpoint=checkpoint.path,
