@@ -156,6 +156,7 @@ def test_queries_have_the_asked_length(encoder: PromptEncoder, tokens: int) -> N
     empty = encoder.max_prompt_tokens - encoder.max_item_tokens - encoder.max_query_tokens
     sizes = {len(encoder.prefix(one["query"]["content"][0])) for one in given.data["data"]}
     assert sizes == {tokens + empty}
+    assert given.mean_query_tokens == tokens
     with pytest.raises(SweepError, match="query tokens 31 is above the served limit 30"):
         given_input(replace(POINT, query_tokens=31), encoder)
 

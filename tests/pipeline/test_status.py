@@ -40,9 +40,9 @@ def test_each_artifact_is_made_stale_or_missing(
     )
     assert asked.state == "missing"  # a set's data is no later version of the bundle's own
     values = tiny.bundle.spec.model_dump(mode="json")
-    state, why = states(Bundle(parse_spec(values | {"data": {"source": "onet"}})), tiny.store)[
-        "labelled data"
-    ]
+    state, why = states(
+        Bundle(parse_spec(values | {"data": {"source": "onet"}}, tmp_path)), tiny.store
+    )["labelled data"]
     assert (state, "source jsonl -> onet" in why) == ("stale", True), why
     empty = states(tiny.bundle, ArtifactStore(tmp_path))
     assert {state for state, _ in empty.values()} == {"missing"}

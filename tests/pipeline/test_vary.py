@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
+from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import in_order, run
 from slmrank.pipeline.vary import plan_variants, read_grid
 from slmrank.spec.reading import change_spec, load_spec
+from slmrank.store.registry import open_store
 
 from tests.conftest import Control, TinyBundle
 
@@ -52,7 +58,7 @@ def test_a_grid_of_stages_and_unlabelled_queries(
 
 
 @pytest.mark.slow
-def test_full_texts_are_trained_on_and_taught_from(tiny: TinyBundle) -> None:
+def test_full_texts_are_trained_on_and_taught_from(tiny: TinyBundle, tmp_path: Path) -> None:
     changes = {
         "finetune": {"text": "full", "text_tokens": 160},
         "recover": {"teacher_text": "full", "text_tokens": 160},
@@ -69,6 +75,23 @@ def test_full_texts_are_trained_on_and_taught_from(tiny: TinyBundle) -> None:
     ).figures
     assert taught["tokens_this_run"] == own["tokens_this_run"]
     assert taught["loss"][0] != own["loss"][0]
+    # Servers read summaries, so that known answers are of these.
+    pruned = {
+        "prune": None,
+        "recover": None,
+        "engine": {"target": "torch", "torch": {"dtype": "float32"}},
+    }
+    served = Bundle(change_spec(bundle.spec, pruned))
+    checkpoint = open_checkpoint(run(served.finetuned, tiny.store).path / CHECKPOINT_FOLDER)
+    encoder, scorer = checkpoint.encoder(), ReferenceScorer(checkpoint)
+    place = served.spec.summarize.store
+    shutil.copytree(run(served.summaries, tiny.store).path, tmp_path / "summaries")
+    with contextlib.closing(open_store(place, tmp_path / "summaries")) as stored:
+        for answer in run(served.engine, tiny.store).figures["known_answers"]:
+            (ids,) = stored.ids_many([answer["job_id"]])
+            prompt = np.concatenate([encoder.prefix(answer["query"]), encoder.item(ids).ids])
+            p = float(scorer.probabilities([prompt])[0])
+            assert p == pytest.approx(answer["p"], abs=1e-4)
 
 
 def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:

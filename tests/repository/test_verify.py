@@ -140,6 +140,20 @@ def test_engines_must_be_the_planned_ones(tmp_path: Path) -> None:
             verify_engine(path, expected)
 
 
+def test_an_engine_needs_a_plan_to_be_compared_with(copied: Path, tmp_path: Path) -> None:
+    """Any folder of an engine was "whole, as planned" beside a repository's own manifest."""
+    expected = read_expected(copied / "manifest.json")
+    with pytest.raises(RepositoryError, match="names no compiled engine"):
+        verify_engine(built(tmp_path / "any"), expected)
+    told = json.loads((copied / "manifest.json").read_text())
+    told["figures"]["engine_tag"] = TAG
+    (copied / "manifest.json").write_text(json.dumps(told))
+    expected = read_expected(copied / "manifest.json")
+    verify_engine(built(tmp_path / "good"), expected)
+    with pytest.raises(RepositoryError, match="tag ffffffffffff, planned"):
+        verify_engine(built(tmp_path / "tag", "ffffffffffff"), expected)
+
+
 def test_an_image_with_another_tensorrt_llm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

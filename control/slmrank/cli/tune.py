@@ -10,6 +10,7 @@ from slmrank.cli.options import Opened, dry_run_option, json_option, spec_option
 from slmrank.engine.targets.base import InProcessTarget
 from slmrank.errors import SweepError
 from slmrank.load.record import FOLDER
+from slmrank.load.session import NOT_MEASURED
 from slmrank.load.tune import Candidate, Settings, default_axes, descend, winner
 from slmrank.machine.facts import usable_cores
 from slmrank.pipeline.measure import measure_settings
@@ -85,6 +86,9 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     }
     told = ["Written by `control tune`; use it like any other spec."]
     told += [f"{name}: {value}" for name, value in evidence.items()]
+    left_out = [name for name in NOT_MEASURED if getattr(bundle.spec.repository, name) is not None]
+    if left_out:
+        told.append(f"measured without repository.{' and '.join(left_out)}, which stays on")
     changes = {"repository": dict(sorted(best.settings.items()))}
     write_atomic(path, opened.overlay(path, told, changes))
     if as_json:
@@ -100,13 +104,14 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
 
 
 def _axes(chosen: tuple[str, ...]) -> dict[str, list[int]]:
-    axes = {}
+    axes: dict[str, list[int]] = {}
     for text in chosen:
         name, _, values = text.partition("=")
         try:
             if name not in EXPOSED:
                 raise ValueError
-            axes[name] = [int(value) for value in values.split(",")]
+            asked = [int(value) for value in values.split(",")]
+            axes[name] = list(dict.fromkeys([*axes.get(name, ()), *asked]))
         except ValueError as error:
             raise click.UsageError(
                 f"--axis {text!r} is not NAME=V1,V2 with NAME one of {', '.join(EXPOSED)}"

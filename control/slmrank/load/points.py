@@ -161,7 +161,7 @@ def make_input(point: Point, pool: Pool) -> PointInput:
         query = queries[number % len(queries)]
         places = [(number * point.items + one) % len(texts) for one in range(point.items)]
         lengths += [sizes[place] for place in places]
-        query_lengths.append(len(pool.encoder.prefix(query)))
+        query_lengths.append(_query_tokens(pool, query))
         entry = {
             "query": {"content": [query], "shape": [1]},
             "job_id": {"content": [chosen_ids[one] for one in places], "shape": [point.items]},
@@ -217,16 +217,21 @@ def _stored_jobs(pool: Pool, count: int, rng: random.Random) -> tuple[list[str],
     return found, sizes
 
 
+def _query_tokens(pool: Pool, query: str) -> int:
+    """Tokens of a query without the instruction around it. Raises InvalidQuery."""
+    encoder = pool.encoder
+    fixed = encoder.max_prompt_tokens - encoder.max_item_tokens - encoder.max_query_tokens
+    return len(encoder.prefix(query)) - fixed
+
+
 def _queries(pool: Pool, tokens: int | None, rng: random.Random) -> list[str]:
     """Real queries; with `tokens`, joined and cut to that many tokens."""
     if tokens is None:
         return [rng.choice(pool.queries) for _ in range(pool.requests)]
-    longest = pool.encoder.max_prompt_tokens - pool.encoder.max_item_tokens
-    fixed = longest - pool.encoder.max_query_tokens
 
     def count(text: str) -> int:
         try:
-            return len(pool.encoder.prefix(text)) - fixed
+            return _query_tokens(pool, text)
         except InvalidQuery as error:
             # Blank, or above the limit; the search only asks which side it is on.
             return 0 if "empty" in error.message else pool.encoder.max_query_tokens + 1

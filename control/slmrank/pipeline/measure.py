@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
-from slmrank.load.session import Session, open_session
+from slmrank.load.session import NOT_MEASURED, Session, open_session
 from slmrank.load.tune import Candidate, Settings
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Watcher, run
@@ -42,8 +42,10 @@ def measure_settings(
     watcher: Watcher,
     report: Callable[[str], None],
 ) -> Candidate:
-    """Search the rate at the objective of a repository with these settings, over all cells."""
-    tried = Bundle(change_spec(bundle.spec, {"repository": settings}))
+    """Search the rate at the objective of a repository with these settings, over all cells; without
+    what makes a server answer without scoring."""
+    scoring = {**settings, **dict.fromkeys(NOT_MEASURED)}
+    tried = Bundle(change_spec(bundle.spec, {"repository": scoring}))
     found, _ = open_bundle_session(tried, store, watcher).slo(report)
     cells = [artifact.figures for artifact in found]
     if any(cell["items_per_s"] is None for cell in cells):

@@ -64,7 +64,7 @@ def _difference(step: Step, earlier: Artifact) -> str:
     before, after = _flat(earlier.manifest["settings"]), _flat(step.settings)
     told = [
         f"{name} {before.get(name)} -> {after.get(name)}"
-        for name in sorted({*before, *after})
+        for name in sorted({*before, *after}, key=lambda name: (name != "source", name))
         if before.get(name) != after.get(name)
     ]
     more = [f"and {len(told) - SHOWN} more settings"] if len(told) > SHOWN else []

@@ -44,7 +44,8 @@ def read_expected(path: Path) -> Expected:
         if "repository" in loaded:
             engine = loaded["engine"]
             return Expected(files=loaded["repository"], tag=engine["tag"], plan=engine["plan"])
-        return Expected(files=loaded["files"], tag="", plan=None)
+        files = loaded["files"]
+        return Expected(files=files, tag=loaded.get("figures", {}).get("engine_tag", ""), plan=None)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(
             f"{path} is no manifest of a repository: {error}",
@@ -134,6 +135,11 @@ def verify_engine(engine: Path, expected: Expected) -> None:
         told = f"the engine {engine} is not as it was compiled: {_listed(wrong)}"
         raise RepositoryError(told, remedy)
     plan = expected.plan or {}
+    if not plan and not expected.tag:
+        raise RepositoryError(
+            "the manifest names no compiled engine to compare with",
+            "give --manifest of the release, or leave --engine out: it is in the repository",
+        )
     wrong = [
         f"{name} is {found.manifest['settings'].get(name)}, planned {value}"
         for name, value in sorted(plan.items())

@@ -36,9 +36,13 @@ def make_engine(spec: BundleSpec, target: EngineTarget, making: Making) -> None:
         )
     )
     scorer = target.open_scorer(making.draft.path, checkpoint)
+    asked = held_out[:KNOWN_QUERIES]
+    if full_tokens is not None:  # servers read summaries, whatever the ranker was trained on
+        read = split_queries(making, checkpoint, split, 1)
+        asked = take_items(read, KNOWN_QUERIES * ITEMS_PER_QUERY, ITEMS_PER_QUERY)[:KNOWN_QUERIES]
     scored = [
         (query.query, job_id, float(p))
-        for query in held_out[:KNOWN_QUERIES]
+        for query in asked
         for job_id, p in zip(query.job_ids, probability(scorer(query)), strict=True)
     ]
     making.draft.figures.update(
