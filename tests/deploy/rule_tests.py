@@ -30,6 +30,7 @@ ACTIONS = {
         "page",
         "Read the follower's log: is the store full or away, is its catalogue published?",
     ),
+    "SlmrankFollowersGone": ("page", "`control deploy status` says what keeps its pods."),
     "SlmrankChangesRejected": (
         "ticket",
         "They stand with their reasons in the stream or topic that ends with .rejected.",
@@ -41,7 +42,9 @@ ACTIONS = {
     ),
     "SlmrankNotScraped": (
         "ticket",
-        "Is the PodMonitor selected by your Prometheus (deploy.monitoring_labels)?",
+        "Do the pods run (control deploy status)? Does your Prometheus select the PodMonitor "
+        "(deploy.monitoring_labels), and does the NetworkPolicy let it in "
+        "(deploy.monitoring_namespace)?",
     ),
     "SlmrankAutoscalerBlind": (
         "ticket",
@@ -98,6 +101,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
         ("slmrank_request_latency_seconds", [(first, late_s)]),
         ("slmrank_failed_ratio", [(first, 0.1)]),
     ]
+    unseen = f"no pod of {release.object_name} is scraped: none runs, or none is reached"
     p = release.percentile
     called = [
         _fires(
@@ -117,9 +121,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             "not filled",
             {},
         ),
-        _fires(
-            "SlmrankNotScraped", f"no pod of {release.object_name} is scraped", {**own, **there}
-        ),
+        _fires("SlmrankNotScraped", unseen, {**own, **there}),
         _fires(
             "SlmrankAboveTargetForLong",
             "replicas do 45 items/s each, replicas are added from 26.6667 on",
@@ -127,6 +129,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
         ),
         _silent("SlmrankAutoscalerBlind"),
     ]
+    followers = []
     if release.deploy.watch is not None:
         followed = {
             **there,
@@ -139,15 +142,18 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             name = "slmrank_watch_changes_total"
             return {"series": _name(name, {**followed, "result": result}), "values": values}
 
+        followers = [{"series": _name("up", followed), "values": "1x80"}]
         # Seven wait and nothing is applied; two were rejected, eleven minutes ago.
         given += [
             {"series": _name("slmrank_watch_lag", followed), "values": "7x80"},
             changes("applied", "5x80"),
             changes("rejected", "0x28 2x52"),
         ]
+        gone = "no follower of changed jobs runs: scores are those of old texts"
         waiting = "changed jobs wait and none is applied: scores are those of old texts"
         called += [
             _fires("SlmrankChangesWait", waiting, {}),
+            _fires("SlmrankFollowersGone", gone, followed),
             _fires("SlmrankChangesRejected", "changes of jobs could not be applied", {}),
         ]
     ours = f'namespace="{release.deploy.namespace}",pod=~"{release.object_name}-.*"'
@@ -172,8 +178,15 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             {},
         ),
     ]
+    # Targets that are there and down, as when all pods crash.
+    down = [_fires("SlmrankNotScraped", unseen, {}), _silent("SlmrankAutoscalerBlind")]
+    targets = [series("up", "0x80"), series("up", "0x80", second)]
+    if release.deploy.watch is not None:
+        targets.append({"series": _name("up", followed), "values": "0x80"})
+        down.append(_fires("SlmrankFollowersGone", gone, {}))
+        blind.append(_silent("SlmrankFollowersGone"))
     whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
-    for one in (*called, *blind):
+    for one in (*called, *blind, *down):
         for expected in one["exp_alerts"]:
             expected["exp_labels"] |= whose
     step = f"{STEP_S}s"
@@ -189,9 +202,10 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             },
             {
                 "interval": step,
-                "input_series": [series("up", "1x80")],
+                "input_series": [series("up", "1x80"), *followers],
                 "alert_rule_test": blind,
             },
+            {"interval": step, "input_series": targets, "alert_rule_test": down},
         ],
     }
 

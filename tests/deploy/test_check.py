@@ -395,6 +395,32 @@ def test_booleans_that_should_be_texts_are_found() -> None:
     assert [one.rule for one in found.errors] == ["schema"]
 
 
+def test_numbers_that_kubectl_sees_in_texts_are_found() -> None:
+    text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {a: %s}}\nspec: {}\n"
+    for value, rules in (("123456789e12", ["schema"]), ("y", ["schema"]), ("'y'", []), ("e1", [])):
+        read = Read()
+        read_text(text % value, "file", read)
+        found = check(read.objects, versions=VERSIONS[-1:], crds=load_crds())
+        assert [one.rule for one in found.errors] == rules, value
+
+
+def test_memory_that_is_limited_alone_or_written_otherwise_is_no_advice() -> None:
+    text = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b, "
+        "resources: %s}]}\n"
+    )
+    for resources, advised in (
+        ("{limits: {memory: 1Gi}}", False),
+        ("{limits: {memory: 1Gi}, requests: {memory: 1024Mi}}", False),
+        ("{limits: {memory: 1Gi}, requests: {memory: 1G}}", True),
+        ("{requests: {memory: 1Gi}}", True),
+    ):
+        read = Read()
+        read_text(text % resources, "file", read)
+        found = check(read.objects, versions=VERSIONS[-1:], crds=load_crds())
+        assert ("memory-limit" in [one.rule for one in found.findings]) is advised, resources
+
+
 def test_kinds_of_other_groups_are_not_taken_for_native_ones(tmp_path: Path) -> None:
     """A Job of another group has other rules, and an OpenAPI schema is not quite a JSON Schema."""
     crd = {

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
 from slmrank.deploy.kserve import around, inference_service, serving_runtime
@@ -33,7 +34,7 @@ from slmrank.deploy.sizing import (
     target_items_per_s,
 )
 from slmrank.deploy.smoke_job import smoke_job
-from slmrank.deploy.yaml_text import to_documents
+from slmrank.deploy.yaml_text import to_documents, to_yaml
 from slmrank.errors import DeployError
 from slmrank.spec.deploy import DeploySpec
 from slmrank.spec.reading import change_spec, load_spec
@@ -568,6 +569,44 @@ def test_a_bundle_is_fetched_through_the_port_of_its_url(url: str, port: int) ->
     assert [one for one in shlex.split(command) if url.partition("?")[2] in one]
 
 
+def test_google_can_be_asked_who_a_pod_is() -> None:
+    """A private bucket's clients ask the node's metadata server, over plain ports."""
+    release = releases.cpu(deploy={"storage": {"bundles_url": "gs://bucket/bundles"}})
+    (policy,) = [one for one in render(release) if one["kind"] == "NetworkPolicy"]
+    asked = {
+        (one["to"][0]["ipBlock"]["cidr"], one["ports"][0]["port"])
+        for one in policy["spec"]["egress"]
+        if "ipBlock" in (one.get("to") or [{}])[0]
+    }
+    assert asked == {("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
+
+
+@pytest.mark.parametrize("tag", ["123456789e12", "1234567890e3", "012345678901", "08912e345678"])
+def test_no_hash_is_a_number_to_kubectl(tag: str) -> None:
+    """Go's YAML reads what PyYAML takes for a text: a label of 1.23456789e+20 was refused."""
+    release = releases.cpu(engine={**releases.values()["engine"], "tag": tag})
+    assert f"slmrank.io/engine: '{tag}'" in to_documents(render(release))
+    texts = {"y": "y", "N": "n", "1e3": "1e3", "089": "089", "0o17": "0o17", "0x1F": "0x1F"}
+    for key, value in texts.items():
+        assert f"'{key}': '{value}'" in to_yaml(texts)
+    assert to_yaml({"a": "1.2.3", "b": 1.5, "c": "e12", "d": "yes", "e": "nY"}) == (
+        "a: 1.2.3\nb: 1.5\nc: e12\nd: 'yes'\ne: nY\n"
+    )
+
+
+def test_names_that_kubernetes_allows_are_taken() -> None:
+    image = f"registry/slmrank:0.1.0-RC1@sha256:{'a' * 64}"
+    storage = {"bundles_claim": "bundles.v2"}
+    given = {"image": image, "image_pull_secret": "registry.example.com", "storage": storage}
+    assert releases.cpu(deploy=given).deploy.image_pull_secret == "registry.example.com"
+    for wrong in ({"image_pull_secret": "a..b"}, {"image": image.replace("sha256", "sha1")}):
+        with pytest.raises(ValidationError, match="pattern"):
+            releases.cpu(deploy=wrong)
+    ours = {"monitoring_labels": {"app.kubernetes.io/instance": "kube-prometheus-stack"}}
+    with pytest.raises(ValidationError, match="finds its own objects again"):
+        releases.cpu(deploy=ours)
+
+
 def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
     from slmrank.deploy.catalogue import ray_job, ray_policy
     from slmrank.deploy.check.run import check_rendered
@@ -587,6 +626,9 @@ def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:
     assert [one["name"] for one in head["volumes"]] == ["tmp", "shm", "bundles"]
     assert [one["name"] for one in worker["volumes"]] == ["tmp", "shm"]
     for pod in (head, worker):
+        # KubeRay's own probes need wget, which the image has not.
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert pod["containers"][0][probe]["httpGet"]["port"] == 52365
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     assert job["metadata"]["name"] == "slmrank-demo"
     policy = ray_policy(releases.cpu(deploy={"catalogue": own}))["spec"]

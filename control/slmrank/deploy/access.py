@@ -64,6 +64,9 @@ def deployer_role(release: Release) -> Object:
         ("policy", ["poddisruptionbudgets"], write),
         ("monitoring.coreos.com", ["podmonitors", "prometheusrules"], write),
         ("gateway.networking.k8s.io", ["grpcroutes"], write),
+        ("keda.sh", ["scaledobjects"], ["get", "list", "delete"]),
+        ("serving.kserve.io", ["inferenceservices", "servingruntimes"], ["get", "list", "delete"]),
+        ("ray.io", ["rayjobs"], ["get", "list", "delete"]),
         ("apps", ["replicasets"], ["get", "list", "watch"]),
         ("", ["pods"], write),
         ("", ["pods/exec"], ["create", "get"]),  # `deploy push`, through a pod of its own

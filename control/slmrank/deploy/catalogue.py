@@ -21,7 +21,7 @@ from slmrank.deploy.pod import bundle_volume, container_of, pod_of
 from slmrank.deploy.release import Release
 
 GIB_PER_WORKER = 2
-DASHBOARD = 8265
+DASHBOARD, AGENT = 8265, 52365
 
 
 def ray_job(release: Release) -> Object:
@@ -91,6 +91,11 @@ def _template(
             *mounts,
         ],
     )
+    # KubeRay's own ask with wget, which the image has no need of otherwise.
+    asked = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT}}
+    often = {"periodSeconds": 5, "timeoutSeconds": 5}
+    container["livenessProbe"] = {**asked, **often, "failureThreshold": 120}
+    container["readinessProbe"] = {**asked, **often, "failureThreshold": 12}
     if own.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": own.secret}}]
     spec = pod_of(

@@ -38,6 +38,16 @@ def clients_of(release: Release) -> list[Object]:
     ]
 
 
+# Where Google's clients ask who a pod is: with Dataplane V2, and without.
+GOOGLE_IDENTITY = [
+    {
+        "to": [{"ipBlock": {"cidr": f"169.254.169.{host}/32"}}],
+        "ports": [{"port": port, "protocol": "TCP"}],
+    }
+    for host, port in ((254, 80), (252, 988))
+]
+
+
 def pod_egress(release: Release) -> list[Object]:
     """To what is shared, to where the repository is fetched from, and to whoever resolves their
     names; none without either."""
@@ -57,6 +67,8 @@ def pod_egress(release: Release) -> list[Object]:
         named = urlsplit(f"//{host}") if host else urlsplit(url)
         port = named.port or (HTTP if plain else HTTPS)
         rules.append({"ports": [{"port": port, "protocol": "TCP"}]})
+        if urlsplit(url).scheme in ("gs", "gcs") and not host:
+            rules += GOOGLE_IDENTITY
     return [*rules, DNS] if rules else []
 
 

@@ -130,11 +130,14 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
         ),
         _alert(
             "SlmrankNotScraped",
-            f"absent(up{{{ours}}})",
+            # What was scraped once stays as a target that is down.
+            f"absent(up{{{ours}}}) or sum(up{{{ours}}}) == 0",
             "10m",
             "ticket",
-            f"no pod of {name} is scraped",
-            "Is the PodMonitor selected by your Prometheus (deploy.monitoring_labels)?",
+            f"no pod of {name} is scraped: none runs, or none is reached",
+            "Do the pods run (control deploy status)? Does your Prometheus select the PodMonitor "
+            "(deploy.monitoring_labels), and does the NetworkPolicy let it in "
+            "(deploy.monitoring_namespace)?",
         ),
         _alert(
             "SlmrankAutoscalerBlind",
@@ -178,6 +181,15 @@ def _follower_alerts(release: Release) -> list[dict[str, Any]]:
             "page",
             "changed jobs wait and none is applied: scores are those of old texts",
             "Read the follower's log: is the store full or away, is its catalogue published?",
+        ),
+        _alert(
+            "SlmrankFollowersGone",
+            # They say themselves how many changes wait: without them nobody does.
+            f"absent(up{own}) or sum(up{own}) == 0",
+            "10m",
+            "page",
+            "no follower of changed jobs runs: scores are those of old texts",
+            "`control deploy status` says what keeps its pods.",
         ),
         _alert(
             "SlmrankChangesRejected",

@@ -98,7 +98,10 @@ def scaled_object(release: Release, server: str) -> Object:
             "minReplicaCount": scaling.min_replicas,
             "maxReplicaCount": scaling.max_replicas,
             "fallback": {"failureThreshold": 4, "replicas": scaling.max_replicas},
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior(release)}},
+            # By the name of our own autoscaler, which `control deploy status` reads.
+            "advanced": {
+                "horizontalPodAutoscalerConfig": {"name": name, "behavior": behavior(release)}
+            },
             "triggers": triggers,
         },
     )

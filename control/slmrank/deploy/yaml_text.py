@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,20 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
 
 
 _Plain.add_representer(str, _text)
+
+
+def read_as_kubectl(kind: Any) -> None:
+    """Teach a dumper or loader of PyYAML what Go's YAML takes for a number or a truth and PyYAML
+    for a text: of twelve digits of a hash one in 850 is `123456789e12`."""
+    number = r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), [*"-+.0123456789"])
+    kind.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), [*"yYnN"])
+
+
+read_as_kubectl(_Plain)
+_Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?0[xob][0-9a-fA-F_]+$"), [*"-+0"]
+)
 
 
 def to_yaml(manifest: dict[str, Any]) -> str:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from slmrank.spec.section import Section
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-BY_DIGEST = r"^[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}$"
+# Of Secrets and claims; of every other name here Kubernetes takes a label.
+SUBDOMAIN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$"
+BY_DIGEST = r"^[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?@sha256:[0-9a-f]{64}$"
 Strategy = Literal["surge", "in-place", "recreate"]
+
+
+def _not_ours(labels: dict[str, str]) -> dict[str, str]:
+    for key in labels:
+        if key.startswith(("app.kubernetes.io/", "slmrank.io/")):
+            raise ValueError(f"{key} is how this tool finds its own objects again: leave it out")
+    return labels
 
 
 class StorageSpec(Section):
     """Where the pods find repositories and engines; both are mounted read-only by what serves."""
 
-    bundles_claim: str = Field("bundles", pattern=DNS_LABEL)
+    bundles_claim: str = Field("bundles", pattern=SUBDOMAIN, max_length=253)
     """claim with repositories and planned engines"""
-    engines_claim: str = Field("engines", pattern=DNS_LABEL)
+    engines_claim: str = Field("engines", pattern=SUBDOMAIN, max_length=253)
     """claim with compiled engines, by tag"""
     bundle_image: str | None = Field(None, pattern=BY_DIGEST)
     """image with the repository, mounted as a volume instead of the claim; needs Kubernetes 1.35"""
     bundles_url: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")
     """where `deploy push` puts repositories and pods fetch them from, instead of the claim:
     s3://bucket/bundles, gs://... ; needs no shared file system"""
-    url_secret: str | None = Field(None, pattern=DNS_LABEL)
+    url_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret whose keys are variables of what fetches, such as AWS_ACCESS_KEY_ID"""
     size_gib: int = Field(20, ge=1, description="size of each claim")
     storage_class: str | None = Field(None, description="unset: the cluster's default class")
@@ -125,7 +134,7 @@ class GatewaySpec(Section):
 class TlsSpec(Section):
     """gRPC over TLS in the pods; a changed Secret is read when a pod starts."""
 
-    secret: str = Field(pattern=DNS_LABEL)
+    secret: str = Field(pattern=SUBDOMAIN, max_length=253)
     """Secret with tls.crt, tls.key and ca.crt (cert-manager's)"""
     clients: bool = False
     """callers must show a certificate that ca.crt signed; the pods' own, which the probe shows,
@@ -138,7 +147,7 @@ class RerankSpec(Section):
     image: str | None = Field(None, pattern=BY_DIGEST)
     """image with slmrank[gateway]; unset: the serving one"""
     replicas: int = Field(2, ge=1, le=100, description="pods")
-    tokens_secret: str | None = Field(None, pattern=DNS_LABEL)
+    tokens_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret whose key `tokens` holds bearer tokens, one a line; unset: everybody that the
     NetworkPolicy lets through"""
 
@@ -148,7 +157,7 @@ class StoreAccessSpec(Section):
 
     namespace: str | None = Field(None, pattern=DNS_LABEL)
     """namespace of its pods; unset: any address, at the store's port"""
-    secret: str | None = Field(None, pattern=DNS_LABEL)
+    secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret with the keys `password`, and where they are needed `user` and `ca.crt`; unset: the
     store asks for none"""
     authority: bool = False
@@ -161,7 +170,7 @@ class WatchSpec(Section):
     source: str = Field("redis-stream", pattern="^(redis-stream(:.+)?|kafka:.+)$")
     """redis-stream[:NAME] or kafka://HOST:9092/TOPIC"""
     replicas: int = Field(1, ge=1, le=100, description="pods, which share the work")
-    kafka_secret: str | None = Field(None, pattern=DNS_LABEL)
+    kafka_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret whose key `client.properties` holds TLS and passwords of the brokers"""
 
 
@@ -174,7 +183,7 @@ class CatalogueSpec(Section):
     out: str = Field("s3://bucket/summaries", min_length=1, description="where summaries go")
     workers: int = Field(2, ge=1, le=1000, description="pods of one core")
     ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="of the image")
-    secret: str | None = Field(None, pattern=DNS_LABEL)
+    secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret whose keys are variables of the pods, such as AWS_ACCESS_KEY_ID"""
 
 
@@ -184,13 +193,15 @@ class DeploySpec(Section):
     namespace: str = Field("slmrank", pattern=DNS_LABEL, description="namespace of every object")
     image: str | None = Field(None, pattern=BY_DIGEST)
     """serving image by digest, built from build/*.Dockerfile; needed to apply"""
-    image_pull_secret: str | None = Field(None, pattern=DNS_LABEL)
+    image_pull_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret with the registry's credentials"""
     smoke_tolerance: float = Field(0.05, gt=0, lt=1)
     """largest |p - known p| of a known answer"""
     monitoring_namespace: str = Field("monitoring", pattern=DNS_LABEL)
     """namespace whose pods may read the metrics"""
-    monitoring_labels: dict[str, str] = Field(default_factory=dict)
+    monitoring_labels: Annotated[dict[str, str], AfterValidator(_not_ours)] = Field(
+        default_factory=dict
+    )
     """labels of PodMonitor and PrometheusRule that your Prometheus selects by, such as release:
     kube-prometheus-stack"""
     tls: TlsSpec | None = Field(None, description="unset: gRPC without TLS, for a mesh or none")

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slmrank.deploy.catalogue import ray_policy
+from slmrank.deploy.catalogue import ray_job, ray_policy
 from slmrank.deploy.cluster.api import connect
 from slmrank.deploy.cluster.apply import Deployer
 from slmrank.deploy.cluster.records import list_records, write_record
 from slmrank.deploy.cluster.status import read_status
 from slmrank.deploy.cluster.waiting import Waiter
+from slmrank.deploy.kserve import inference_service, serving_runtime
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release
 from slmrank.deploy.render import render
 from slmrank.deploy.rerank import rerank_objects
+from slmrank.deploy.scaling import scaled_object
 from slmrank.deploy.sizing import progress_deadline_s
 from slmrank.errors import DeployError, DeployFailed, Refused, RolledBack, WrongAnswer
 
@@ -838,6 +840,30 @@ def test_delete_removes_everything_but_claims_and_namespace(
     assert bench.deployer.delete(cpu().place) == listed
     kinds = {key[1] for key in server.objects}
     assert kinds == {"Namespace", "PersistentVolumeClaim", "Event"}
+
+
+def test_what_was_applied_beside_a_release_goes_with_it_and_not_before(
+    bench: Bench, server: ApiServer
+) -> None:
+    """KServe's pods served on without a policy, and could not be replaced without an account."""
+    release = cpu(deploy={"scaling": {"autoscaler": "keda"}})
+    beside = [ray_job(release), inference_service(release), serving_runtime(release)]
+    beside.append(scaled_object(release, "http://prometheus:9090"))
+    server.kinds |= {
+        "keda.sh/v1alpha1": {"ScaledObject": ("scaledobjects", True)},
+        "serving.kserve.io/v1beta1": {"InferenceService": ("inferenceservices", True)},
+        "serving.kserve.io/v1alpha1": {"ServingRuntime": ("servingruntimes", True)},
+        "ray.io/v1": {"RayJob": ("rayjobs", True)},
+    }
+    bench.apply(release)
+    for one in beside:
+        bench.deployer.cluster.apply(one)
+    bench.apply(second(deploy={"scaling": {"autoscaler": "keda"}}))
+    kinds = {one["kind"] for one in beside}
+    assert kinds <= {key[1] for key in server.objects}
+    listed = bench.deployer.delete(release.place)
+    assert {one.partition(" ")[0] for one in listed[:4]} == kinds
+    assert {key[1] for key in server.objects} == {"Namespace", "PersistentVolumeClaim", "Event"}
 
 
 def test_plan_shows_the_difference_and_changes_nothing(bench: Bench, server: ApiServer) -> None:

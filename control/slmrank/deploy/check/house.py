@@ -128,7 +128,8 @@ def _resources(given: Located, path: str, container: dict[str, Any]) -> Iterator
             f"{', '.join(sorted(set(numbers)))}: numbers, which strict clients refuse",
             "put amounts into quotes",
         )
-    if "memory" not in limits or str(limits["memory"]) != str(requests.get("memory")):
+    limit = limits.get("memory")
+    if limit is None or _bytes(limit) != _bytes(requests.get("memory", limit)):  # unset: the limit
         yield advice(
             given,
             f"{path}.resources",
@@ -136,6 +137,15 @@ def _resources(given: Located, path: str, container: dict[str, Any]) -> Iterator
             "memory has no limit that equals its request",
             "give both the same value",
         )
+
+
+def _bytes(amount: Any) -> Any:
+    """An amount of memory as a number; what is none stays as it is."""
+    found = re.fullmatch(r"([0-9.]+)([kKMGTPE]?)(i?)", str(amount))
+    if not found:
+        return str(amount)
+    power = " KMGTPE".index(found[2].upper() or " ")
+    return float(found[1]) * (1024 if found[3] else 1000) ** power
 
 
 def _probes(pod: PodSpec, path: str, container: dict[str, Any]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from slmrank.deploy.check.finding import Finding, Located, mapping, sequence
+from slmrank.deploy.yaml_text import read_as_kubectl
 from slmrank.errors import DeployError
 from slmrank.spec.reading import OnceEachLoader
 
@@ -44,6 +45,8 @@ Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(0x[0-9a-fA-F]+|0o?[0-7]+|0|[1-9][0-9]*)$"),
     list("-+0123456789"),
 )
+read_as_kubectl(Loader)
+Loader.bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
 
 
 def read_manifests(paths: Iterable[Path]) -> Read:

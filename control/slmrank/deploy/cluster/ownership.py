@@ -38,9 +38,19 @@ OWN_KINDS = (
     ("monitoring.coreos.com/v1", "PrometheusRule"),
     GRPC_ROUTE,
 )
+# What people apply from `optional/`: whose pods would go on without the accounts and policies that
+# are removed with the rest, or come again.
+BESIDE_KINDS = (
+    ("keda.sh/v1alpha1", "ScaledObject"),
+    ("serving.kserve.io/v1beta1", "InferenceService"),
+    ("serving.kserve.io/v1alpha1", "ServingRuntime"),
+    ("ray.io/v1", "RayJob"),
+)
 
 
-def owned_objects(cluster: Cluster, place: Place) -> list[Object]:
+def owned_objects(
+    cluster: Cluster, place: Place, kinds: Sequence[tuple[str, str]] = OWN_KINDS
+) -> list[Object]:
     """Objects of a bundle and track, in the order of their removal."""
     labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle}
     return [
@@ -53,7 +63,8 @@ def owned_objects(cluster: Cluster, place: Place) -> list[Object]:
 
 def is_empty(cluster: Cluster, namespace: str) -> bool:
     """Whether a namespace holds nothing of ours, and nothing that runs or is kept of others."""
-    others = (("v1", "PersistentVolumeClaim"), ("v1", "Pod"), ("v1", "Secret"), *OWN_KINDS[1:2])
+    theirs = ("PersistentVolumeClaim", "Pod", "Secret")
+    others = (*(("v1", kind) for kind in theirs), ("apps/v1", "Deployment"))
     ours = {MANAGED_BY: MANAGER}
     held = any(cluster.list(*kind, namespace, ours) for kind in OWN_KINDS)
     return not held and not any(cluster.list(*kind, namespace) for kind in others)
@@ -65,7 +76,7 @@ def delete_owned(cluster: Cluster, place: Place, *, dry_run: bool) -> list[str]:
     removed: list[str] = []
     at = ""
     try:
-        for given in owned_objects(cluster, place):
+        for given in owned_objects(cluster, place, (*BESIDE_KINDS, *OWN_KINDS)):
             at = f"{given['kind']} {given['metadata']['name']}"
             cluster.delete(given, dry_run=dry_run)
             removed.append(at)

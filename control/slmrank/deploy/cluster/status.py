@@ -156,10 +156,15 @@ def _job_troubles(cluster: Cluster, place: Place) -> list[Trouble]:
 
 def _autoscaler(scaler: dict[str, Any]) -> dict[str, Any]:
     spec, status = scaler["spec"], scaler.get("status") or {}
+
+    def followed(metrics: Sequence[Object]) -> list[Object]:
+        """What replicas follow: pod metrics of ours, external ones of KEDA."""
+        kinds = {"Pods": "pods", "External": "external"}
+        return [one[kinds[one["type"]]] for one in metrics if one.get("type") in kinds]
+
     current = {
-        one["pods"]["metric"]["name"]: one["pods"]["current"].get("averageValue")
-        for one in status.get("currentMetrics") or []
-        if one.get("type") == "Pods"
+        one["metric"]["name"]: one["current"].get("averageValue")
+        for one in followed(status.get("currentMetrics") or [])
     }
     return {
         "min": spec.get("minReplicas", 1),
@@ -167,11 +172,10 @@ def _autoscaler(scaler: dict[str, Any]) -> dict[str, Any]:
         "desired": status.get("desiredReplicas"),
         "metrics": [
             {
-                "name": one["pods"]["metric"]["name"],
-                "target": one["pods"]["target"].get("averageValue"),
-                "current": current.get(one["pods"]["metric"]["name"], "<unknown>"),
+                "name": one["metric"]["name"],
+                "target": one["target"].get("averageValue"),
+                "current": current.get(one["metric"]["name"], "<unknown>"),
             }
-            for one in spec.get("metrics") or []
-            if one.get("type") == "Pods"
+            for one in followed(spec.get("metrics") or [])
         ],
     }
