@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,9 +71,13 @@ def test_parts_are_runs_of_row_groups(tiny: Any, tmp_path: Path) -> None:
     assert plan_parts(Place(str(spelled)), rows=500) == parts[:2]
     # A table and its output that were moved together are the same.
     moved = replace(parts[0], file="/elsewhere/a.parquet")
-    mark_done(Place(str(tmp_path)), moved, {})
-    assert done_parts(Place(str(tmp_path)), parts) == {parts[0].name}
-    assert not done_parts(Place(str(tmp_path)), [replace(parts[0], file_bytes=1)])
+    out = Place(str(tmp_path / "out"))
+    out.make()
+    (tmp_path / "out" / f"{moved.name}.parquet").write_bytes(b"table")
+    mark_done(out, moved, {})
+    assert done_parts(out, parts) == {parts[0].name}
+    assert not done_parts(out, [replace(parts[0], file_bytes=1)])
+    shutil.rmtree(tmp_path / "out")
     # Rows that take long, wherever the row groups end.
     cut = plan_parts(Place(str(tmp_path / "a.parquet")), rows=500, cut_groups=True)
     assert [(one.start, one.rows) for one in cut] == [(0, 500), (500, 500), (1000, 200)]
@@ -115,7 +120,7 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
     blank = pa.table({"job_id": ["a", "b"], "description": ["x", " "], "title": [None, None]})
     parquet.write_table(blank, tmp_path / "blank.parquet")
     kit = kit_of_bundle(tiny.bundle, tiny.store)
-    with pytest.raises(DataError, match=r"blank\.parquet: job 'b' has no text"):
+    with pytest.raises(DataError, match=r"blank\.parquet: row 2: job 'b' has no text"):
         summarize_catalogue(kit, str(tmp_path / "blank.parquet"), str(tmp_path / "out"))
     made = summarize_catalogue(kit, str(tmp_path / "in.parquet"), str(tmp_path / "out2"))
     *_, batches = catalogue_entries(made["out"])
@@ -146,7 +151,9 @@ def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None
     place = Place(str(tmp_path / "out"))
     place.make()
     [part] = plan_parts(Place(str(tmp_path / "in.parquet")))
+    (tmp_path / "out" / f"{part.name}.parquet").write_bytes(b"table")
     mark_done(place, part, {})
+    assert done_parts(place, [part])
 
     class Killed:
         def __init__(self) -> None:
@@ -161,6 +168,45 @@ def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_finished_part_without_its_table_is_made_again(tiny: Any, tmp_path: Path) -> None:
+    table = pa.table({"job_id": list("abc"), "description": ["Cares for patients."] * 3})
+    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=1)
+    kit = kit_of_bundle(tiny.bundle, tiny.store)
+    places = (str(tmp_path / "in.parquet"), str(tmp_path / "out"))
+    first = summarize_catalogue(kit, *places)
+    (path,) = Path(first["out"]).glob("in-*.parquet")
+    for kept in (0, 100):
+        half = path.read_bytes()[:kept]
+        path.unlink()
+        if kept:
+            path.write_bytes(half)
+        again = summarize_catalogue(kit, *places)
+        assert (again["done"], again["found"]) == (3, 0)
+        assert parquet.read_table(path).num_rows == 3
+
+
+def test_empty_row_groups_at_the_end_are_no_parts(tmp_path: Path) -> None:
+    schema = pa.schema([("job_id", pa.string())])
+    with parquet.ParquetWriter(tmp_path / "in.parquet", schema) as writer:
+        for count in (3, 0, 5, 0, 0):
+            names = pa.array([f"{count}-{one}" for one in range(count)])
+            writer.write_batch(pa.record_batch([names], schema=schema))
+    (part,) = plan_parts(Place(str(tmp_path / "in.parquet")))
+    assert (part.start, part.rows) == (0, 8)
+    assert [one.rows for one in plan_parts(Place(str(tmp_path / "in.parquet")), 1)] == [3, 5]
+
+
+def test_an_output_inside_of_its_table_is_refused_by_url_too(tiny: Any, tmp_path: Path) -> None:
+    parquet.write_table(
+        pa.table({"job_id": ["a"], "description": ["Cares."]}), tmp_path / "in.parquet"
+    )
+    kit = kit_of_bundle(tiny.bundle, tiny.store)
+    for source in (str(tmp_path), f"file://{tmp_path}"):
+        for out in (str(tmp_path / "out"), f"file://{tmp_path}/out"):
+            with pytest.raises(DataError, match="lies inside of"):
+                summarize_catalogue(kit, source, out)
+
+
 def test_what_decides_a_summary_decides_the_folder(tiny: Any, tmp_path: Path) -> None:
     rows = write_jobs(tmp_path / "in", tiny, 30)
     out = tmp_path / "out"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slmrank.errors import SpecError, StoreUnavailable
+from slmrank.errors import DataError, SpecError, StoreUnavailable
 from slmrank.store.changes import Delivery, order_of, read_change
 from slmrank.store.kafka_topic import (
     PROPERTIES,
@@ -99,6 +99,66 @@ def test_a_message_without_content_deletes(broker: KafkaBroker) -> None:
     with source_of(broker, "compacted") as source:
         (one,) = take_all(source)
     assert read_change(one.raw).delete == "job-é"
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_key_that_is_no_text_deletes_nothing_and_is_rejected(broker: KafkaBroker) -> None:
+    broker.send("avro", [(b"\x00\x00\x00\x01\xffjob-4", None)])
+    with source_of(broker, "avro") as source:
+        (one,) = take_all(source)
+    with pytest.raises(DataError):
+        read_change(one.raw)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_end_of_a_transaction_is_nothing_that_waits(broker: KafkaBroker) -> None:
+    """`--until-idle` never ended, and the alert stayed on."""
+    from confluent_kafka import Producer
+
+    setting = {"bootstrap.servers": broker.address, "transactional.id": "own", "log_level": 0}
+    producer = Producer(setting)
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce("whole", b'{"delete": "a"}', "a")
+    producer.commit_transaction(20)
+    with source_of(broker, "whole") as source:
+        taken: list[Delivery] = []
+        until = time.monotonic() + 60
+        while not taken:
+            taken = source.take(64, 1.0)
+            assert time.monotonic() < until
+        source._looked_s = -10.0
+        assert source.lag()  # what is in hand waits
+        source.done(taken)
+        assert source.take(64, 1.0) == []
+        source._looked_s = -10.0
+        assert source.lag() == 0
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_clocks_of_what_is_kept_outlive_a_cooperative_rebalance(
+    broker: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = broker.properties(tmp_path).read_text().splitlines()
+    lines.append("partition.assignment.strategy=cooperative-sticky")
+    (tmp_path / "own.properties").write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv(PROPERTIES, str(tmp_path / "own.properties"))
+    keys = "abcdefghij"
+    broker.send("kept", [(key, b'{"delete": "x"}') for key in keys], timestamp=9_000)
+    with source_of(broker, "kept") as staying:
+        until = time.monotonic() + 60
+        staying.done(take_all(staying))
+        before = dict(staying._clocks)
+        with source_of(broker, "kept") as joining:
+            while len(staying._consumer.assignment()) == len(before):
+                staying.take(64, 0.3)
+                joining.take(64, 0.3)
+                assert time.monotonic() < until
+            kept = [one.partition for one in staying._consumer.assignment()]
+            assert {staying._clocks.get(partition) for partition in kept} <= {9_000}
 
 
 @pytest.mark.long

@@ -287,6 +287,31 @@ def test_what_is_published_after_an_eviction_keeps_its_jobs(url: str, made: Any)
     assert writer.change([("a", order_of(5), ids)]) == [True]
 
 
+def test_a_change_waits_where_the_catalogue_is_gone_and_comes_again(url: str, made: Any) -> None:
+    """It was told as applied, into a version that nobody reads, and the next publication lost
+    it."""
+    reader, writer = reader_of(url), writer_of(url)
+
+    def publish() -> str:
+        return writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").version
+
+    version = publish()
+    gone, new = ("a", order_of(5), None), ("b", order_of(6), np.array([9], np.int32))
+    writer.client.delete(writer._keys.version(version))
+    with pytest.raises(StoreUnavailable):
+        writer.change([gone, new])
+    assert not writer.client.exists(writer._keys.version(version))
+    publish()
+    assert writer.change([gone, new]) == [True, True]
+    # Where what names the current version is gone, what was changed must be taken again.
+    writer.client.delete(writer._keys.current)
+    with pytest.raises(StoreUnavailable):
+        writer.change([gone])
+    publish()
+    assert writer.change([gone]) == [True]
+    assert looked_up(reader, "a") == [None]
+
+
 def test_a_publication_that_fails_leaves_no_half_of_it(url: str, made: Any) -> None:
     """It took the memory that single changes need, for a day."""
     writer = writer_of(url)

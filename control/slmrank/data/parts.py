@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slmrank.data.parquet import batches_of, columns_in, given, is_hidden, reading
@@ -73,6 +73,14 @@ class Place:
                 "give a path, or a url that pyarrow.fs knows (s3://, gs://, hdfs://), with its "
                 "credentials in the environment",
             ) from error
+
+    def holds(self, other: Place) -> bool:
+        """Whether a place is this folder, or lies inside of it."""
+        paths = [
+            PurePosixPath(os.path.realpath(one.path) if "://" not in one.url else one.path)
+            for one in (other, self)
+        ]
+        return bool(self._fs.equals(other._fs)) and paths[0].is_relative_to(paths[1])
 
     def files(self) -> list[tuple[str, int, int]]:
         """(path, bytes, time of change in ns) of the Parquet files here, by name. Raises DataError
@@ -181,7 +189,7 @@ def plan_parts(source: Place, rows: int = PART_ROWS, *, cut_groups: bool = False
     parts: list[Part] = []
     for path, size, changed_ns in source.files():
         with reading(path), source.open(path) as opened:
-            counts = _group_rows(opened)
+            counts = [count for count in _group_rows(opened) if count]
         # Writers of partitioned tables give files of all partitions one name.
         below = path.removeprefix(source.path).strip("/") or path.rsplit("/", 1)[-1]
         stem = below.removesuffix(".parquet").replace("/", "-")
@@ -232,25 +240,38 @@ def _group_rows(opened: Any) -> list[int]:
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
-def is_done(target: Place, part: Part) -> bool:
-    """Whether a finished run of this very part stands in the folder."""
+def done_parts(target: Place, parts: Sequence[Part]) -> set[str]:
+    """Names of the parts of which a finished run stands in the folder, with its table as it was."""
+    told = {part.name: found for part in parts if (found := _note_of(target, part)) is not None}
+    sizes = target.sizes([f"{name}.parquet" for name in told]) if told else []
+    return {
+        name
+        for (name, found), size in zip(told.items(), sizes, strict=True)
+        if size is not None and size == found.get("table_bytes", size)
+    }
+
+
+def _note_of(target: Place, part: Part) -> dict[str, Any] | None:
+    """What `mark_done` wrote for this very part."""
     written = target.read(_marker(part.name))
     if written is None:
-        return False
+        return None
     try:
         found: dict[str, Any] = json.loads(written)
     except ValueError:
-        return False
+        return None
     # However the table's place was named: bytes and time of change tell its content apart.
     known = {**found, "file": str(found.get("file", "")).rsplit("/", 1)[-1]}
     asked = {**asdict(part), "file": part.file.rsplit("/", 1)[-1]}
-    return all(known.get(name) == value for name, value in asked.items())
+    return found if all(known.get(name) == value for name, value in asked.items()) else None
 
 
 def mark_done(target: Place, part: Part, figures: dict[str, Any]) -> None:
     """The last thing of a part: without it the part is made again."""
+    [size] = target.sizes([f"{part.name}.parquet"])
+    told = {**asdict(part), "table_bytes": size, **figures}
     with target.write(_marker(part.name)) as stream:
-        stream.write(json.dumps({**asdict(part), **figures}, sort_keys=True).encode() + b"\n")
+        stream.write(json.dumps(told, sort_keys=True).encode() + b"\n")
 
 
 def drop_part(target: Place, name: str) -> None:
@@ -261,8 +282,3 @@ def drop_part(target: Place, name: str) -> None:
 
 def _marker(name: str) -> str:
     return f"_{name}.done"  # readers of Parquet folders leave out what begins with `_`
-
-
-def done_parts(target: Place, parts: Sequence[Part]) -> set[str]:
-    """Names of the finished ones."""
-    return {part.name for part in parts if is_done(target, part)}

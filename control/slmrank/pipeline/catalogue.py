@@ -95,13 +95,16 @@ class SummaryWorker:
                 ("source_tokens", pa.int32()),
             ]
         )
+        row = part.start
         with target.table(part.name, schema) as writer:
             for jobs in read_part(self._source, part, Job):
                 entries = summarize_entries(jobs, self._summarizer, self._encoder)
                 for job, entry in zip(jobs, entries, strict=True):
+                    row += 1
                     if not len(entry.ids):
                         raise DataError(
-                            f"{part.file}: job {job.job_id!r} has no text: a server scores none",
+                            f"{part.file}: row {row}: job {job.job_id!r} has no text: a server "
+                            "scores none",
                             "give it a title or a description, or leave it out",
                         )
                 columns = [

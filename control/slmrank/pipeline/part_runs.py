@@ -98,7 +98,7 @@ def _claim(out: Place, source: str) -> None:
     """Note whose output a folder holds, before there is any: a run may end half-way. Raises
     DataError where it is another table's."""
     url = source if "://" in source else str(Path(source).resolve())
-    if "://" not in out.url and Path(out.url).resolve().is_relative_to(url):
+    if Place(source).holds(out):
         raise DataError(
             f"{out.url} lies inside of {url}: it would be read as a part of the table next time",
             "give an --out beside it",

@@ -66,22 +66,24 @@ class ScoreWorker:
         schema = pa.schema(
             [("query", pa.string()), ("job_id", pa.string()), ("score", pa.float32())]
         )
+        row = part.start
         with target.table(part.name, schema) as writer:
             for queries in read_part(self._source, part, ListedQuery):
                 for one in queries:
-                    for job_ids, scores in self._scores(one, part):
+                    row += 1
+                    for job_ids, scores in self._scores(one, f"{part.file}: row {row}"):
                         columns = [[one.query] * len(job_ids), job_ids, scores]
                         writer.write_table(pa.table(columns, schema=schema))
 
     def _scores(
-        self, asked: ListedQuery, part: Part
+        self, asked: ListedQuery, where: str
     ) -> Iterator[tuple[list[str], list[float | None]]]:
         """Candidates and their scores, in passes; null for a job that is not in the store."""
         try:
             prefix = self._encoder.prefix(asked.query)
         except ControlError as error:
             raise DataError(
-                f"{part.file}: query {asked.query[:60]!r}: {error.message}", error.hint
+                f"{where}: query {asked.query[:60]!r}: {error.message}", error.hint
             ) from error
         names = list(self._store.job_ids()) if asked.job_ids is None else asked.job_ids
         for start in range(0, len(names), ITEMS):

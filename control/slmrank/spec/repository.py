@@ -12,7 +12,7 @@ MEMORY = "memory:"
 class CacheSpec(Section):
     """Scores of pairs that were asked for a moment ago."""
 
-    place: str = MEMORY
+    place: str = Field(MEMORY, pattern=r"^(memory:|rediss?://[^@\s]+)$")
     """`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` beside it, for
     all servers"""
     ttl_s: float = Field(900.0, gt=0, description="longest life of a score, in seconds")

@@ -107,7 +107,10 @@ class TopicSource:
         given = read_properties(os.environ.get(PROPERTIES))
         own = {"log_level": "3", **given, "bootstrap.servers": topic.brokers}
         consumer = {
+            # A batch may be written by a language model; who died is found by its heartbeats.
+            "max.poll.interval.ms": "3600000",
             **own,
+            "enable.partition.eof": True,
             "group.id": topic.group,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
@@ -117,6 +120,8 @@ class TopicSource:
         self._fault: Any = None
         self._joined = False
         self._clocks: dict[int, int] = {}
+        self._ends: dict[int, int] = {}  # where a partition was read to its end
+        self._taken: dict[int, int] = {}  # the last offset of it that was handed out
         self._lag, self._looked_s = 0, -LAG_S
         with self._asking():
             self._producer = confluent_kafka.Producer({**own, "enable.idempotence": True})
@@ -133,9 +138,14 @@ class TopicSource:
                 self._polled += self._consumer.consume(most - len(self._polled), 0)
         messages, self._polled = self._polled, []
         good = [one for one in messages if one.error() is None]
+        own = self._kafka.KafkaError
+        for one in messages:
+            if (fault := one.error()) is not None and fault.code() == own._PARTITION_EOF:
+                self._ends[one.partition() or 0] = one.offset() or 0
         for fault in filter(None, [one.error() for one in messages]):
             # Taken too long over a batch: the group gave the partitions away, and gives them again.
-            if not good and fault.code() != self._kafka.KafkaError._MAX_POLL_EXCEEDED:
+            passing = (own._MAX_POLL_EXCEEDED, own._PARTITION_EOF)
+            if not good and fault.code() not in passing:
                 raise self._unavailable(fault)
         return [self._delivery(one) for one in good]
 
@@ -182,7 +192,11 @@ class TopicSource:
             for one in committed:
                 ends = self._consumer.get_watermark_offsets(one, timeout=ANSWER_S)
                 low, high = ends if ends is not None else (0, 0)
-                self._lag += high - max(low, one.offset)
+                # What a transaction wrote at its end takes an offset and is no message.
+                is_read = self._ends.get(one.partition, -1) >= high
+                taken = self._taken.get(one.partition)
+                if not is_read or (taken is not None and taken >= one.offset):
+                    self._lag += high - max(low, one.offset)
         self._looked_s = time.monotonic()
         return self._lag
 
@@ -193,7 +207,11 @@ class TopicSource:
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         self._joined = True
         committed = consumer.committed(partitions, timeout=ANSWER_S) if partitions else []
-        self._clocks = {one.partition: int(one.metadata or 0) for one in committed}
+        # Only the new ones, where a member keeps what it has (cooperative assignment).
+        self._clocks.update({one.partition: int(one.metadata or 0) for one in committed})
+        for one in committed:
+            self._ends.pop(one.partition, None)
+            self._taken.pop(one.partition, None)
         self._looked_s = -LAG_S
 
     def _first(self, wait_s: float) -> Message | None:
@@ -210,11 +228,14 @@ class TopicSource:
 
     def _delivery(self, message: Message) -> Delivery:
         partition, offset = message.partition() or 0, message.offset() or 0
+        self._taken[partition] = offset
         sent_ms = max(0, message.timestamp()[1])
         clock = self._clocks[partition] = max(sent_ms, self._clocks.get(partition, 0))
         raw = message.value()
         if raw is None:
-            raw = json.dumps({"delete": (message.key() or b"").decode("utf-8", "replace")}).encode()
+            raw = message.key() or b""
+            with contextlib.suppress(UnicodeDecodeError):  # else no job of ours: it is rejected
+                raw = json.dumps({"delete": raw.decode()}).encode()
         return Delivery(
             token=f"{partition}-{offset}",
             order=order_of(clock, offset % 100_000_000),

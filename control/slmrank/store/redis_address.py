@@ -84,7 +84,11 @@ def connect(address: RedisAddress, *, timeout_s: float) -> Any:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
-    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": os.environ.get(STORE_AUTHORITY)}
+    tls: dict[str, Any] = {
+        "ssl": True,
+        "ssl_ca_certs": os.environ.get(STORE_AUTHORITY),
+        "ssl_check_hostname": True,  # not the default before version 6 of the client
+    }
     return redis.Redis(
         host=address.host,
         port=address.port,

@@ -60,6 +60,8 @@ class StreamSource:
             found = self._client.xautoclaim(
                 self._stream, self._group, self._name, ABANDONED_MS, "0", count=most
             )[1]
+            # Before version 7, what was trimmed meanwhile is among them as nothing.
+            found = [one for one in found if one[0] is not None]
             if found:
                 return [_delivery(*one) for one in found]
             self._looked_s = time.monotonic()

@@ -28,7 +28,7 @@ UNFINISHED_S = 24 * 3600
 # is no job's id, `seen` holds the moment up to which the catalogue itself holds them.
 _APPLY = """
 local current = redis.call('GET', KEYS[1])
-if not current then return -1 end
+if not current or redis.call('HEXISTS', ARGV[1] .. current, '') == 0 then return -1 end
 for _, order in ipairs(redis.call('HMGET', KEYS[2], ARGV[2], '')) do
   if order and order >= ARGV[3] then return 0 end
 end
@@ -43,7 +43,7 @@ return 1
 _SWITCH = """
 if redis.call('HLEN', ARGV[1] .. ARGV[2]) < tonumber(ARGV[5]) then return {} end
 local before = redis.call('GET', KEYS[1])
-if before and redis.call('HEXISTS', ARGV[1] .. before, '') == 0 then
+if not before or redis.call('HEXISTS', ARGV[1] .. before, '') == 0 then
   before = false
   redis.call('DEL', KEYS[2])
 end

@@ -55,7 +55,7 @@ def owned_objects(
     labels = {MANAGED_BY: MANAGER, INSTANCE: place.bundle}
     return [
         given
-        for api_version, kind in OWN_KINDS
+        for api_version, kind in kinds
         for given in cluster.list(api_version, kind, place.namespace, labels)
         if (given["metadata"].get("labels") or {}).get(TRACK, "stable") == place.track
     ]
