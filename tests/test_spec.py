@@ -9,7 +9,7 @@ import pytest
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
 from slmrank.spec.model import PRESETS
-from slmrank.spec.reading import change_spec, load_spec, parse_spec, read_override
+from slmrank.spec.reading import change_spec, is_overlay, load_spec, parse_spec, read_override
 
 DEMO = shipped("build/demo.yaml")
 DATA = {"source": "onet"}
@@ -144,6 +144,54 @@ def test_paths_of_an_overlay_are_its_own(tmp_path: Path) -> None:
     assert spec.data.jobs.resolve() == tmp_path / "own" / "j.jsonl"
     assert spec.data.pairs.resolve() == tmp_path / "base" / "p.jsonl"
     assert Path(spec.base.source).resolve() == tmp_path / "base" / "model"
+
+
+def test_what_replaces_and_what_is_merged(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: x\ndata: {source: onet-database, folder: f, held_back: h.txt}\n"
+        "base: {source: model, preset: qwen3-reranker}\n"
+        "evaluate: {sets: {a: {source: onet-database, folder: f}}}\n"
+        "finetune: {steps: 5}\ndeploy: {placement: {node_selector: {disk: ssd}}}\n"
+    )
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: base.yaml\ndata: {source: jsonl, jobs: j.jsonl, pairs: p.jsonl}\n")
+    spec = load_spec(path, ["base.source=other", "deploy.placement.node_selector.pool=b"])
+    assert spec.data.source == "jsonl"
+    assert spec.base.preset == "qwen3-reranker"
+    assert spec.deploy.placement.node_selector == {"disk": "ssd", "pool": "b"}
+    emptied = load_spec(path, ["evaluate.sets={}", "deploy.placement.node_selector={}"])
+    assert emptied.evaluate.sets == {}
+    assert emptied.deploy.placement.node_selector == {}
+    other = load_spec(
+        path,
+        [
+            "evaluate.sets.a.source=jsonl",
+            "evaluate.sets.a.jobs=j.jsonl",
+            "evaluate.sets.a.pairs=p.jsonl",
+        ],
+    )
+    assert other.evaluate.sets["a"].source == "jsonl"
+    # One overlay cannot empty a section and fill it again.
+    assert is_overlay(
+        path,
+        ["finetune.steps=7", "finetune.seed=3"],
+        load_spec(path, ["finetune.steps=7", "finetune.seed=3"]),
+    )
+    twice = ["finetune=null", "finetune={seed: 3}"]
+    assert not is_overlay(path, twice, load_spec(path, twice))
+
+
+def test_what_a_file_extends_is_found_as_other_paths_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("name: x\ndata: {source: onet}\nschema: 1\n")
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: ~/base.yaml\n")
+    assert load_spec(path).name == "x"
+    path.write_text("extends: nope.yaml\n")
+    with pytest.raises(SpecError, match=r"nope\.yaml, which .*own\.yaml extends, is no file"):
+        load_spec(path)
 
 
 def test_none_and_numbers_that_are_none(tmp_path: Path) -> None:

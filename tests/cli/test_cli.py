@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -24,7 +25,7 @@ from slmrank.pipeline.steps import run
 from slmrank.spec.reading import load_spec
 from slmrank.table_page import markdown_table
 
-from tests.conftest import Control, TinyBundle
+from tests.conftest import ROOT, Control, TinyBundle
 
 
 def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -368,6 +369,18 @@ def test_what_nobody_expected_is_an_error_too(
     assert "Traceback" not in done.stderr
 
 
+def test_nobody_who_reads_and_nowhere_to_write(control: Control, tiny: TinyBundle) -> None:
+    verb = f"{Path(sys.executable).with_name('control')} spec {tiny.spec}"
+    piped = f"{verb} | (exec <&-; sleep 4); echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
+    for more in ("", " --json"):
+        closed = ["bash", "-c", f"{verb}{more} >&-"]
+        done = subprocess.run(closed, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "standard output is closed" in done.stderr
+
+
 def test_an_error_that_nobody_reads_keeps_its_code(control: Control) -> None:
     line = f"{Path(sys.executable).with_name('control')} spec /nowhere.yaml --json > /dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
@@ -566,6 +579,15 @@ def test_a_written_spec_is_the_same_from_another_folder(
 def test_spec_shows_defaults_and_schema(control: Control, tiny: TinyBundle) -> None:
     shown = yaml.safe_load(control("spec", tiny.spec).stdout)
     assert shown["finetune"]["learning_rate"] > 0
+    again = tiny.spec.with_name("shown.json")
+    again.write_text(control("spec", tiny.spec, "--json").stdout)
+    assert yaml.safe_load(control("spec", again).stdout) == shown
+    again.unlink()
     schema = json.loads(control("spec", "--schema").stdout)
+    for path in sorted((ROOT / "build").glob("*.yaml")):
+        if path.name not in ("compatibility.yaml", "crds.yaml"):
+            jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError, match="'data' is a required property"):
+        jsonschema.validate({"name": "x"}, schema)
     sizes = schema["$defs"]["PruneSpec"]["properties"]["intermediate_size"]
     assert sizes["description"].startswith("MLP neurons kept per layer")

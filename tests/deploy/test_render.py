@@ -375,6 +375,21 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     assert control("deploy", "render", "--check", "--out", tmp_path).returncode == 0
     assert (tmp_path / "base/mine.yaml").is_file()
     assert not (tmp_path / "base/old.yaml").exists()
+    # A release is rendered where it lies, and what goes is not called written.
+    own = tmp_path / "of another"
+    write_files(own, release_files(releases.cpu(name="other")))
+    (own / "service.yaml").unlink()
+    (own / "old.yaml").write_text(old)
+    for source in (own, own / "release.yaml"):
+        done = control("deploy", "render", source, "--check")
+        assert (done.returncode, "--out" in done.stderr) == (1, False)
+    done = control("deploy", "render", own, "--json")
+    told = json.loads(done.stdout)
+    assert told["folders"] == [str(own)]
+    assert told["written"] == [str(own / "service.yaml")]
+    assert told["removed"] == [str(own / "old.yaml")]
+    done = control("deploy", "render", own, "--out", tmp_path / "a b", "--check")
+    assert f"--out '{tmp_path}/a b'" in done.stderr
     # A release below another one's folder stays; bytes that are no text are a change.
     (tmp_path / "base/deployment.yaml").write_bytes(b"\xe9")
     assert find_stale(tmp_path, {}) == []

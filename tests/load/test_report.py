@@ -186,6 +186,9 @@ def test_a_comparison_is_written(tmp_path: Path, control: Control) -> None:
     assert (out / "pareto-2.png").is_file()
     assert control("report", tmp_path / "a.json", "--json").returncode == 0
     assert (tmp_path / "a" / "report.html").is_file()
+    assert control("report", tmp_path / "a.json", tmp_path / "b.json").returncode == 0
+    assert (tmp_path / "a-against-b" / "report.html").is_file()
+    assert "1.00 [1.00, 1.00]" not in (tmp_path / "a" / "report.md").read_text()
     too_many = control("report", *[tmp_path / "a.json"] * 3)
     assert too_many.returncode == 2
     (tmp_path / "c.json").write_text('{"kind": "other", "points": []}')

@@ -127,7 +127,7 @@ def test_replicas_follow_the_printed_formula(
 def test_values_without_sense_are_refused() -> None:
     with pytest.raises(SweepError, match="load -1 must be above 0"):
         plan_capacity(-1, 1, ScalingSpec())
-    with pytest.raises(SweepError, match="items/s per instance nan must be above 0"):
+    with pytest.raises(SweepError, match="items/s per replica nan must be above 0"):
         plan_capacity(1, float("nan"), ScalingSpec())
 
 
@@ -319,7 +319,7 @@ def test_a_real_search_its_record_and_the_replicas(
     plan = control("capacity", answer["record"], "--load", str(3 * low), "--burst", "2", "--json")
     assert json.loads(plan.stdout)["capacity"]["floor"] == 6
     shown = control("capacity", answer["record"], "--load", "10")
-    assert "floor   = ceil(load * reached / per_instance)" in shown.stdout
+    assert "floor   = ceil(load * reached / per_replica)" in shown.stdout
     missing = control("capacity", answer["record"], "--load", "10", "--items", "99")
     assert missing.returncode == 10
     # A server that is measured takes what it would refuse: requests are answered, only too late.

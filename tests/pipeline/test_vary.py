@@ -98,6 +98,9 @@ def test_what_a_grid_cannot_be(tiny: TinyBundle) -> None:
     with pytest.raises(SpecError, match="no list of values"):
         read_grid(["recover.steps=20"])
     bundle = Bundle(load_spec(tiny.spec))
+    for other in ({"evaluate.split": ["dev"]}, {"data.seed": [9]}, {"evaluate.queries": [1]}):
+        with pytest.raises(SpecError, match="changes which queries are asked"):
+            plan_variants(bundle, other, "recovered", "own")
     with pytest.raises(SpecError, match="recover"):
         plan_variants(bundle, {"recover.step": [1]}, "recovered", "own")
     # Values that fit only together are changed together.

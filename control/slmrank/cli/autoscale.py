@@ -60,7 +60,7 @@ def simulate_command(
       control autoscale simulate --trace burst --load 160 --burst 3 --cold-start 90 --find-floor
       control autoscale simulate --trace monday.csv --history sunday.csv
     """
-    loaded = load_release(release)
+    loaded = load_release(release / RELEASE_FILE if release.is_dir() else release)
     trace = open_trace(given, history)
     situation, plan = plan_situation(loaded, given, trace)
     console = Console(stderr=True, emoji=False)

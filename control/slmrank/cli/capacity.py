@@ -57,7 +57,7 @@ def capacity_command(
         return
     low, high = cell["items_per_s_range"]
     kind = f"{cell['items']} items of {cell['tokens'] or 'stored'} tokens a request"
-    click.echo(f"measured: {low:.1f} to {high:.1f} items/s per instance at")
+    click.echo(f"measured: {low:.1f} to {high:.1f} items/s per replica at")
     click.echo(f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {low:.1f} counts")
     click.echo(
         f"asked: {load:g} items/s, bursts of {given.burst:g}x within {given.ramp_s:g} s, "

@@ -35,7 +35,8 @@ from slmrank.load.binary import find_perf_analyzer
 from slmrank.load.session import running
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
-from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables
+from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables, queries_of
+from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.steps import run
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.server import ANY_PORTS, Server
@@ -145,6 +146,7 @@ def _report(
     sizes = _sizes(bundle, store)
     return {
         "bundle": bundle.spec.name,
+        "queries": queries_of(OWN, bundle.spec.evaluate.split),
         "cores": len(os.sched_getaffinity(0)),
         "wall_s": wall_s,
         "steps": [{"step": name, "seconds": s, "cached": cached} for name, s, cached in times],
@@ -209,7 +211,7 @@ def _show(
         f"{parity['mean_abs_dp']:.4f}, largest {parity['max_abs_dp']:.3f}, "
         f"{parity['pair_order']:.1%} of pairs ordered alike\n"
     )
-    show_quality(rows, few, "unseen queries")
+    show_quality(rows, few, report["queries"])
     for one in report["ranked"]:
         print_table(
             f"top {SHOWN_JOBS} for: {one['query']}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from slmrank.deploy.check.run import Checked, check
 from slmrank.deploy.check.schema import known_versions, load_crds
 from slmrank.deploy.check.sources import read_manifests
 from slmrank.deploy.files import find_stale, release_files, rendered_folders, write_files
+from slmrank.deploy.release import is_release
 from slmrank.errors import DeployError, Refused
 
 ROOT = Path("k8s")
@@ -22,7 +24,12 @@ ROOT = Path("k8s")
 
 @click.command("render", short_help="Write the manifests of a spec, or check them")
 @click.argument("source", type=PathType, required=False)
-@click.option("--out", "folder", type=PathType, help="folder of the manifests  [default: k8s/base]")
+@click.option(
+    "--out",
+    "folder",
+    type=PathType,
+    help="folder of the manifests  [default: that of a release.yaml, k8s/base of a spec]",
+)
 @click.option("--check", "only_check", is_flag=True, help="write nothing; fail when stale")
 @release_options
 @json_option
@@ -45,7 +52,9 @@ def render_command(
         folders = rendered_folders(folder or ROOT)
     else:
         release = open_release(source, making=not only_check, **options)
-        folders = {folder or ROOT / "base": release_files(release)}
+        own = source if source.is_dir() else source.parent
+        made_in = own if source.is_dir() or is_release(source) else ROOT / "base"
+        folders = {folder or made_in: release_files(release)}
     total = sum(len(files) for files in folders.values())
     if only_check:
         stale = [
@@ -59,22 +68,28 @@ def render_command(
             for path, why in stale:
                 click.echo(f"{why:<10} {path}")
         if stale:
-            named = ["control deploy render"]
+            named = ["control", "deploy", "render"]
             named += [str(source)] if source is not None else []
-            named += [f"--out {folder}"] if folder is not None else []
-            again = " ".join(named) + (", with the same options" if source is not None else "")
+            named += ["--out", str(folder)] if folder is not None else []
+            again = shlex.join(named) + (", with the same options" if source is not None else "")
             raise Refused(f"{len(stale)} of {total} files are stale", again)
         if not as_json:
             click.echo(f"{total} files in {', '.join(map(str, folders))}: all as rendered")
         return
     touched = [
-        str(where / name) for where, files in folders.items() for name in write_files(where, files)
+        where / name for where, files in folders.items() for name in write_files(where, files)
     ]
+    written = [str(path) for path in touched if path.is_file()]
+    removed = [str(path) for path in touched if not path.is_file()]
     if as_json:
-        print_json({"folders": [str(where) for where in folders], "written": touched})
+        print_json(
+            {"folders": [str(where) for where in folders], "written": written, "removed": removed}
+        )
         return
-    for name in touched:
+    for name in written:
         click.echo(f"wrote {name}")
+    for name in removed:
+        click.echo(f"removed {name}")
     click.echo(f"{total} files in {', '.join(map(str, folders))}, {len(touched)} changed")
 
 

@@ -109,6 +109,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if process_count() == 1:  # a launcher ends its processes wherever they wait
         interrupt_on_sigterm()
+    out = sys.stdout
+    if out is None:  # closed: the result would be lost, and the status say that it was told
+        sys.exit("Error: standard output is closed. Fix: redirect it to a file, or to /dev/null")
     debug = "--debug" in sys.argv[1:]
     told: dict[str, bool] = {}
     try:
@@ -131,9 +134,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing half-made was kept", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except SystemExit:
+        # Where nobody reads on, click wraps what it writes to, and ends with 1 by itself.
+        if sys.stdout is not out:
+            sys.exit(141)
+        raise
     except OSError as error:
         if debug:
             traceback.print_exc()

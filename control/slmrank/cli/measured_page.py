@@ -38,7 +38,7 @@ named_set_option = click.option(
     "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
 )
 out_option = click.option(
-    "--out", type=PathType, help="folder of page, plot and figures  [default: reports]"
+    "--out", type=PathType, help="folder of page, plot and figures  [default: ARTIFACTS/reports]"
 )
 
 

@@ -22,7 +22,13 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
 from slmrank.repository.generate import check_repository
-from slmrank.spec.reading import extending, load_spec, read_chain, read_override
+from slmrank.spec.reading import (
+    extending,
+    is_overlay,
+    load_spec,
+    read_chain,
+    read_override,
+)
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)
@@ -133,6 +139,11 @@ class Opened:
             raise SpecError(
                 f"the result would be written to {target}, which {self.path} is or extends",
                 "copy that file elsewhere, and give the copy",
+            )
+        if not is_overlay(self.path, self.overrides, self.bundle.spec):
+            raise SpecError(
+                "a section that --set empties and fills again cannot be written as one overlay",
+                f"copy {self.path} and change it there",
             )
 
     def overlay(self, target: Path, told: Iterable[str], *changes: Mapping[str, Any]) -> str:

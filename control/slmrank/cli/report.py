@@ -29,7 +29,10 @@ def report_command(records: tuple[Path, ...], out: Path | None, as_json: bool) -
         raise click.UsageError(f"{len(records)} records given, a report takes one or two")
     read = [read_record(path) for path in records]
     first = records[0]
-    folder = out or first.with_name(first.stem if first.suffix else f"{first.name}-report")
+    name = first.stem if first.suffix else f"{first.name}-report"
+    if len(records) > 1:
+        name += f"-against-{records[1].stem}"
+    folder = out or first.with_name(name)
     written = write_report(folder, read)
     if as_json:
         print_json({"files": [str(path) for path in written]})

@@ -196,7 +196,7 @@ def show_slo(cells: list[dict[str, Any]]) -> None:
         waits = f"{fast:.0f} to {slow:.0f}"
         rows.append([*kind, f"{cell['rate']:g}", rate, waits, failed, str(cell["runs"])])
     title = f"p{cells[0]['percentile']} <= {cells[0]['limit_ms']:g} ms" if cells else "no cell"
-    columns = ["items", "tokens", "query", "requests/s", "items/s per instance"]
+    columns = ["items", "tokens", "query", "requests/s", "items/s per replica"]
     columns += ["confirmed ms", "failed at", "runs"]
     print_table(f"highest rate with {title}, open loop", columns, rows)
 

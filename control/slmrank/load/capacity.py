@@ -15,9 +15,9 @@ from slmrank.spec.deploy import ScalingSpec
 
 FORMULAS = (
     "reached = 1 + (burst - 1) * min(1, cold_start / ramp)   (ramp 0: the burst comes at once)",
-    "floor   = ceil(load * reached / per_instance)   carries what comes while new replicas start",
-    "peak    = ceil(load * burst / per_instance)     carries the whole burst",
-    "target  = per_instance / reached                items/s per replica for the autoscaler",
+    "floor   = ceil(load * reached / per_replica)    carries what comes while new replicas start",
+    "peak    = ceil(load * burst / per_replica)      carries the whole burst",
+    "target  = per_replica / reached                 items/s per replica for the autoscaler",
 )
 
 
@@ -66,7 +66,7 @@ def autoscaler_target(per_instance: float, scaling: ScalingSpec) -> float:
 def plan_capacity(load: float, per_instance: float, scaling: ScalingSpec) -> Capacity:
     """`per_instance`: items/s of one instance at the objective; `scaling` says what bursts and cold
     starts are like. Raises SweepError for rates that are not above 0."""
-    for name, value in (("load", load), ("items/s per instance", per_instance)):
+    for name, value in (("load", load), ("items/s per replica", per_instance)):
         if not value > 0:
             raise SweepError(f"{name} {value:g} must be above 0", "correct the value")
     reached = reached_share(scaling)

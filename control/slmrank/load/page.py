@@ -90,7 +90,7 @@ def point_table(record: Record) -> Table:
 
 
 def slo_table(record: Record) -> Table:
-    """Rates at the objective, per instance."""
+    """Rates at the objective, per replica: one server with all its instances."""
     rows = []
     for cell in record["slo"]:
         name = [cell_name(cell_of(cell)), f"p{cell['percentile']} <= {cell['limit_ms']:g} ms"]
@@ -101,7 +101,7 @@ def slo_table(record: Record) -> Table:
         fast, slow = cell["latency_ms_range"]
         figure = f"{rate_text(cell['items_per_s'])} [{rate_text(low)}, {rate_text(high)}]"
         rows.append([*name, f"{cell['rate']:g}", figure, f"{fast:.0f} to {slow:.0f}"])
-    columns = ["request", "objective", "requests/s", "items/s per instance", "confirmed ms"]
+    columns = ["request", "objective", "requests/s", "items/s per replica", "confirmed ms"]
     return "Highest rate at the objective (open loop)", columns, rows
 
 

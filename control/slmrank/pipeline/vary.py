@@ -24,6 +24,8 @@ from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import interval_bars, plain_plot
 from slmrank.spec.reading import change_spec, nested, read_override
 
+ASKED = ("split", "seed", "queries")  # of the settings of a row: which queries are asked
+
 Values = dict[str, Any]  # by dotted key
 WIDE = 8.0  # an axis whose values differ by more than this factor is logarithmic
 
@@ -69,11 +71,20 @@ def plan_variants(
 ) -> list[Variant]:
     """Every combination of the grid's values. Raises SpecError for values that do not fit a spec,
     for a row that it does not have, and for a set that it does not name."""
-    variants = []
+    variants: list[Variant] = []
+    reference = reference_step(bundle, on)
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         changed = Bundle(change_spec(bundle.spec, *(nested(*one) for one in values.items())))
-        variants.append(Variant(values=values, step=score_step(changed, row, on=on)))
+        step = score_step(changed, row, on=on)
+        same = all(step.settings[name] == reference.settings[name] for name in ASKED)
+        if not same or step.inputs["data"].key != reference.inputs["data"].key:
+            raise SpecError(
+                f"{words_of_values(values)} changes which queries are asked: its row could not be "
+                "compared with the others",
+                "vary what makes the ranker, or evaluate by itself",
+            )
+        variants.append(Variant(values=values, step=step))
     return variants
 
 

@@ -285,8 +285,8 @@ def _require_engines(configs: Mapping[str, ModelConfig]) -> None:
         if not (Path(engine) / "rank0.engine").is_file():
             raise ServerError(
                 f"the engine {engine} is not on this machine",
-                "compile it with `control build --engines DIR` where its GPU is, and mount DIR as "
-                f"{Path(engine).parent}",
+                "compile it with `control build SPEC --engines DIR` where its GPU is, and mount "
+                f"DIR as {Path(engine).parent.parent}",
             )
 
 

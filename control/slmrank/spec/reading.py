@@ -45,8 +45,9 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     """Read a spec file; `overrides` are `section.key=value`, the value as YAML.
 
     A file with the key `extends: other.yaml` is an overlay: its keys replace those of the other
-    file. The paths of each file are as seen from its own folder. Raises SpecError that names the
-    key, the rule and, for an unknown key, the nearest known one.
+    file, section by section; data of another `source` begin anew, and {} empties maps whose keys
+    are free, such as evaluate.sets. The paths of each file are as seen from its own folder.
+    Raises SpecError that names the key, the rule and, for an unknown key, the nearest known one.
     """
     *above, (last, values) = _files(path)
     for _, own in reversed(above):
@@ -105,7 +106,10 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             return found
         if not isinstance(base, str) or not base.strip():
             raise SpecError(f"{path}: extends is {base!r}, no file", "name one spec file")
-        path = path.parent / base
+        overlay, path = path, path.parent / Path(base).expanduser()
+        if not path.is_file():
+            told = f"{path}, which {overlay} extends, is no file"
+            raise SpecError(told, "correct the key extends")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -122,6 +126,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
         raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
+    if loaded.get("schema") == 1:  # as `control spec --json` prints it
+        del loaded["schema"]
     return loaded
 
 
@@ -131,10 +137,15 @@ def read_chain(path: Path) -> list[Path]:
 
 
 NULL_SAYS_NONE = ("finetune",)
+FREE_MAPS = ("sets", "node_selector", "monitoring_labels", "options")
 
 
 def _merged(
-    below: Mapping[str, Any], above: Mapping[str, Any], *, keep_null: bool = False
+    below: Mapping[str, Any],
+    above: Mapping[str, Any],
+    *,
+    keep_null: bool = False,
+    inside: str = "",
 ) -> dict[str, Any]:
     """`below` with the keys of `above`, section by section; null removes a key, or says none where
     the default is another. With `keep_null` it stays: both are changes of something else."""
@@ -142,11 +153,30 @@ def _merged(
     for key, value in above.items():
         if value is None and key not in NULL_SAYS_NONE and not keep_null:
             merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value, keep_null=keep_null)
+        elif isinstance(value, dict) and _is_merged(key, inside, merged.get(key), value):
+            merged[key] = _merged(merged[key], value, keep_null=keep_null, inside=key)
         else:
             merged[key] = value
     return merged
+
+
+def _is_merged(key: str, inside: str, below: Any, above: Mapping[str, Any]) -> bool:
+    if not isinstance(below, dict) or (key in FREE_MAPS and not above):
+        return False
+    if key != "data" and inside != "sets":
+        return True
+    return above.get("source") in (None, below.get("source"))  # its keys are of that source
+
+
+def is_overlay(path: Path, overrides: Sequence[str], spec: BundleSpec) -> bool:
+    """Whether one overlay over a file can say what the overrides say one after the other."""
+    once: dict[str, Any] = {}
+    for text in overrides:
+        once = _merged(once, read_override(text), keep_null=True)
+    *above, (last, values) = _files(path)
+    for _, own in (*reversed(above), (path, once)):
+        values = _merged(values, own)
+    return parse_spec(values, last.parent.absolute(), str(path)) == spec
 
 
 def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
