@@ -171,6 +171,11 @@ def test_what_replaces_and_what_is_merged(tmp_path: Path) -> None:
         ],
     )
     assert other.evaluate.sets["a"].source == "jsonl"
+    # In whatever order a command line has them.
+    early = ["data.seed=7", "data.jobs=k.jsonl", "data.source=jsonl", "data.pairs=p.jsonl"]
+    given = load_spec(tmp_path / "base.yaml", early).data
+    assert (given.source, given.seed) == ("jsonl", 7)
+    assert is_overlay(tmp_path / "base.yaml", early, load_spec(tmp_path / "base.yaml", early))
     # One overlay cannot empty a section and fill it again.
     assert is_overlay(
         path,
@@ -190,6 +195,10 @@ def test_what_a_file_extends_is_found_as_other_paths_are(
     path.write_text("extends: ~/base.yaml\n")
     assert load_spec(path).name == "x"
     path.write_text("extends: nope.yaml\n")
+    with pytest.raises(SpecError, match="whose user is not known here"):
+        path.write_text("extends: ~nosuchuser/x.yaml\n")
+        load_spec(path)
+    path.write_text("extends: nope.yaml\n")
     with pytest.raises(SpecError, match=r"nope\.yaml, which .*own\.yaml extends, is no file"):
         load_spec(path)
 
@@ -202,3 +211,10 @@ def test_none_and_numbers_that_are_none(tmp_path: Path) -> None:
     for value in (".inf", ".nan"):
         with pytest.raises(SpecError, match="finite number"):
             change_spec(spec, read_override(f"sweep.slo.latency_ms={value}"))
+
+
+@pytest.mark.parametrize("place", ["memory", "redis", "rediss//h", "redis://:secret@h/0"])
+def test_a_cache_elsewhere_is_a_url_and_a_password_is_not_shown(place: str) -> None:
+    with pytest.raises(SpecError, match="neither memory: nor redis://HOST") as caught:
+        change_spec(load_spec(DEMO), {"repository": {"cache": {"place": place}}})
+    assert "secret" not in caught.value.message

@@ -422,6 +422,7 @@ def test_what_yaml_makes_of_words_is_told(tmp_path: Path, text: str, told: str) 
         (b"", None, []),
         (b"\xef\xbb\xbfa\n", None, ["a"]),
         (b'"a"\n"b"\n', None, ["a", "b"]),
+        (b'{\n"job_id":\n"a"}', None, ["a"]),
     ],
 )
 def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> None:
@@ -438,6 +439,8 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> No
         (b'{"query": "q", "jobs": "a"}', "jobs is not a list"),
         (b'{"title": ' + b"[" * 100_000, "x:1: not JSON"),
         (b'["a", "b"]', "x:1: a list is not a job"),
+        (b'{\n"query": "x"\n}', "x:1: unknown keys query"),
+        (b'{"query": "q",\n "jobs": ["a",]\n}', "x: not JSON: .*line 2"),
         (
             b'{\n"query": "q",\n"jobs": ["a"],\n}',
             "x: not JSON: .*: line 3 column|x: not JSON: .* line 4",

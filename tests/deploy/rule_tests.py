@@ -41,7 +41,7 @@ ACTIONS = {
         "(control deploy status)",
     ),
     "SlmrankNotScraped": (
-        "ticket",
+        "page",
         "Do the pods run (control deploy status)? Does your Prometheus select the PodMonitor "
         "(deploy.monitoring_labels), and does the NetworkPolicy let it in "
         "(deploy.monitoring_namespace)?",

@@ -414,6 +414,7 @@ def test_memory_that_is_limited_alone_or_written_otherwise_is_no_advice() -> Non
         ("{limits: {memory: 1Gi}, requests: {memory: 1024Mi}}", False),
         ("{limits: {memory: 1Gi}, requests: {memory: 1G}}", True),
         ("{requests: {memory: 1Gi}}", True),
+        ("{limits: {memory: 1.2.3Gi}, requests: {memory: 1Gi}}", True),
     ):
         read = Read()
         read_text(text % resources, "file", read)

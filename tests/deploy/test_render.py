@@ -620,6 +620,7 @@ def test_names_that_kubernetes_allows_are_taken() -> None:
     ours = {"monitoring_labels": {"app.kubernetes.io/instance": "kube-prometheus-stack"}}
     with pytest.raises(ValidationError, match="finds its own objects again"):
         releases.cpu(deploy=ours)
+    releases.cpu(deploy={"monitoring_labels": {"app.kubernetes.io/part-of": "x"}})
 
 
 def test_a_catalogue_is_summarised_by_the_repository_of_its_release() -> None:

@@ -113,6 +113,8 @@ def test_a_document_is_a_text_an_id_or_fields() -> None:
         {"id": "new", "title": "Cook", "description": "bake"},
         {"text": "only text", "title": ""},
         {"text": "with more", "id": 7, "url": "x", "scores": [1]},
+        {"text": "t", "job_id": 9, "id": "x", "description": "meta", "company": 5, "title": "T"},
+        {"id": 29},
         {"job_id": "own", "job_text": "as it is"},
     ]
     body = {"query": "q", "documents": documents, "return_documents": True}
@@ -123,6 +125,8 @@ def test_a_document_is_a_text_an_id_or_fields() -> None:
         Job(job_id="new", title="Cook", description="bake"),
         Job(job_id="#3", description="only text"),
         Job(job_id="7", description="with more"),
+        Job(job_id="9", description="t", title="T"),
+        "29",
         ItemText(job_id="own", text="as it is"),
     ]
     shown = {one["index"]: one["document"] for one in reply["results"]}
@@ -131,7 +135,7 @@ def test_a_document_is_a_text_an_id_or_fields() -> None:
     assert shown[2]["text"] == "bake"
     assert shown[3]["text"] == "only text"
     assert shown[4] == {"text": "with more", "id": 7, "url": "x", "scores": [1]}
-    assert shown[5]["text"] == "as it is"
+    assert shown[7]["text"] == "as it is"
 
 
 def test_what_was_not_scored_is_told_and_left_out() -> None:
@@ -185,7 +189,7 @@ def test_scores_in_the_order_of_the_request() -> None:
         ({"query": "q", "documents": []}, "there are no documents"),
         ({"query": "q", "documents": ["a"] * 4}, "4 documents, the limit is 3"),
         ({"query": "q", "documents": [{"txt": "a"}]}, "document 0: unknown keys txt"),
-        ({"query": "q", "documents": [{"id": 7}]}, "document 0: id is 7"),
+        ({"query": "q", "documents": [{"id": [7]}]}, "document 0: id is a list"),
         ({"query": "q", "documents": ["a"], "texts": ["a"]}, "both texts and documents"),
         ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
         ({"documents": ["a"]}, "query: Field required"),

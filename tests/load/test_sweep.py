@@ -430,9 +430,10 @@ def test_refused_requests_are_a_verdict_with_what_to_change(
     tool = fake_tool(tmp_path, "echo 'Failed: Exceeds maximum queue size'; exit 99")
     outcome = run_point(tool, "h:1", replace(POINT, load=OPEN), MEASURING, given.data, tmp_path)
     assert outcome.verdict == "refused"
+    tool = fake_tool(tmp_path, "echo 'Thread [0] had error: overloaded: 64 wait'; exit 99")
     closed = run_point(tool, "h:1", POINT, MEASURING, given.data, tmp_path)
     assert closed.verdict == "refused"
-    assert "repository.max_queue_size" in closed.reason
+    assert closed.reason.endswith("at this load: overloaded: 64 wait")
 
 
 def test_the_real_batch_size_comes_from_the_servers_counts() -> None:

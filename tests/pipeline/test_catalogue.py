@@ -136,6 +136,8 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
         pa.list_(pa.string(), 1),
     ]
     ids = [pa.array([["a"]], type=one) for one in lists]
+    ids += [pa.array([[{"job_id": "a", "score": 0.5}]]), pa.array([[["a"]]])]
+    ids.append(pa.array([["a"]], type=pa.list_(pa.dictionary(pa.int32(), pa.string()))))
     for column, values in (("job_id", ["a"]), *(("found", one) for one in [[["a"]], *ids])):
         table = pa.table({"query": ["q"], column: values})
         parquet.write_table(table, tmp_path / "queries.parquet")

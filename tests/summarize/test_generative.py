@@ -151,6 +151,10 @@ def test_a_trained_model_is_used_as_it_was_trained_but_for_what_is_asked(tmp_pat
         # In a server or a worker too, which get the section as JSON.
         again = SummarizeSpec.model_validate_json(spec.carried())
         assert GenerativeKind().load(tmp_path, again, lambda texts: []).spec == loaded.spec
+        # As a spec is written out too, where it has what was fitted.
+        whole = spec.model_copy(update={"fitted": tmp_path})
+        written = SummarizeSpec.model_validate(whole.model_dump(mode="json"))
+        assert written.generative_settings() == whole.generative_settings()
 
 
 def test_the_judge_is_the_ranker_of_the_spec(tiny: TinyBundle) -> None:

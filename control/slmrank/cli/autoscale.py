@@ -104,7 +104,8 @@ def simulate_command(
         return
     _show(report, results, situation, given.attainment)
     if search:
-        text = "no floor up to the peak does" if found is None else f"{found} replicas"
+        most = max(floor for floor, _ in report["floors_tried"])
+        text = f"no floor up to {most} does" if found is None else f"{found} replicas"
         share = f"{100 * given.attainment:.4g}% with floor, shedding and pending (searched)"
         click.echo(f"least floor for {share}: {text}")
     click.echo(f"report: {folder / f'{name}.json'}" + (f", plot: {report['plot']}" if plot else ""))

@@ -27,7 +27,7 @@ from slmrank.spec.reading import (
     is_overlay,
     load_spec,
     read_chain,
-    read_override,
+    read_overrides,
 )
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -149,8 +149,7 @@ class Opened:
     def overlay(self, target: Path, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
         """The text of a spec at `target` that extends this one, as it was asked for, by changes."""
         base = os.path.relpath(self.path.resolve(), target.parent.resolve())
-        asked = [read_override(one) for one in self.overrides]
-        return extending(base, told, *asked, *changes)
+        return extending(base, told, *read_overrides(self.overrides), *changes)
 
     def run(self, step: Step, **options: Any) -> Artifact:
         """Make a step, with its progress on stderr. Of the processes of a launcher the first one

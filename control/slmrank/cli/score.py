@@ -151,8 +151,8 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
         try:
             whole = json.loads(stripped)
         except (ValueError, RecursionError) as error:
-            if stripped.partition("\n")[0].strip() == "{":  # one object over many lines
-                raise DataError(
+            if "\n" in stripped and not _is_json(stripped.partition("\n")[0]):
+                raise DataError(  # one object over many lines
                     f"{name}: not JSON: {error}", "give {query, jobs}, or one job a line"
                 ) from error
             whole = None
@@ -166,6 +166,8 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
                 _job(value, f"{name}: job {place}", place)
                 for place, value in enumerate(whole["jobs"], start=1)
             ]
+        if isinstance(whole, dict):  # one job, over as many lines as it likes
+            return None, [_job(whole, f"{name}:1", 1)]
     jobs = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -180,6 +182,14 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
                 ) from error
         jobs.append(_job(value, f"{name}:{number}", number))
     return None, jobs
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _job(value: Any, where: str, number: int) -> Asked:

@@ -12,7 +12,6 @@ from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
 
 _KEYS = frozenset(Job.model_fields)
-KEYS = _KEYS | {"id", "text", "job_text"}
 _SHAPES = (
     "a job is a stored job's id, or an object of strings: job_id (or id), title, company, "
     "location, description (or text); or job_id and job_text, an item as it goes into the prompt"

@@ -7,6 +7,7 @@ calls for: so there is a channel for each address here.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import os
 import random
@@ -172,7 +173,8 @@ class Replicas:
             port = address.rpartition(":")[2]
             name = f"[{host}]" if ":" in host else host
             arguments.append(("grpc.default_authority", f"{name}:{port}"))
-        if urllib.request.proxy_bypass(host):
+        number = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
+        if number.is_loopback or urllib.request.proxy_bypass(host):
             arguments.append(("grpc.enable_http_proxy", 0))
         return InferenceServerClient(address, channel_args=arguments, **self._secured)
 

@@ -133,7 +133,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             # What was scraped once stays as a target that is down.
             f"absent(up{{{ours}}}) or sum(up{{{ours}}}) == 0",
             "10m",
-            "ticket",
+            "page",
             f"no pod of {name} is scraped: none runs, or none is reached",
             "Do the pods run (control deploy status)? Does your Prometheus select the PodMonitor "
             "(deploy.monitoring_labels), and does the NetworkPolicy let it in "

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from slmrank.client.answer import Answer, ItemScore, Part, rank_order
-from slmrank.client.asked import KEYS, Asked, read_asked
+from slmrank.client.asked import Asked, read_asked
 from slmrank.data.records import Job
 from slmrank.errors import InvalidRequest
 from slmrank.surrogates import without_surrogates
@@ -158,14 +158,20 @@ class Problem(BaseModel):
 
 def read_document(value: Document, place: int) -> Asked:
     """A document as the client sends it: a text is a job's description. Beside a text, what else an
-    object has is the caller's own, as with Cohere; a number is an id as well. Raises InvalidRequest
-    that names what it lacks."""
+    object has is the caller's own, as with Cohere, but for an id, and title, company and location
+    where they are texts. A number is an id as well. Raises InvalidRequest that names what it
+    lacks."""
     if isinstance(value, str):
         return Job(job_id=f"#{place}", description=value)
+    ids: dict[str, Any] = {key: value[key] for key in ("job_id", "id") if key in value}
+    ids = {key: str(one) if type(one) is int else one for key, one in ids.items()}
     if isinstance(value.get("text"), str):
-        value = {key: one for key, one in value.items() if key in KEYS}
-        if type(value.get("id")) is int:
-            value["id"] = str(value["id"])
+        more = {key: value.get(key) for key in ("title", "company", "location")}
+        more = {key: one for key, one in more.items() if isinstance(one, str)}
+        own = next((one for one in ids.values() if one not in (None, "")), None)
+        value = {"text": value["text"], **more, **({} if own is None else {"id": own})}
+    else:
+        value = {**value, **ids}
     return _read(value, place, "document")
 
 

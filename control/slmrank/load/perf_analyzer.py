@@ -220,11 +220,9 @@ def _try_point(
     if status < 0:
         return ended("failed", f"perf_analyzer was killed by signal {-status}, twice")
     if status != 0:
-        if _OVERLOAD.search(printed):
-            why = "the server refused requests at this load"
-            if point.load.kind != "rate":
-                why += ": more of them wait than repository.max_queue_size"
-            return ended("refused", why)
+        if refusal := next(filter(_OVERLOAD.search, printed.splitlines()), None):
+            said = refusal.rpartition("had error: ")[2].strip()
+            return ended("refused", f"the server refused requests at this load: {said}")
         raise SweepError(
             f"perf_analyzer ended with status {status} at {point.name}\n{_tail(printed)}",
             "is the server up and ready? The lines above are the tool's own",

@@ -37,6 +37,7 @@ from slmrank.machine.facts import installed_version
 from slmrank.machine.host import what_computes
 from slmrank.model.checkpoint import open_ranker_file
 from slmrank.repository.generate import read_identity
+from slmrank.serving.ports import reach_directly
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.load import SweepSpec
@@ -146,6 +147,9 @@ def open_session(
     """
     identity = read_identity(repository)
     if url is not None:
+        host = url.rpartition(":")[0].strip("[]")
+        if host in ("localhost", "::1") or host.startswith("127."):
+            reach_directly(host)
         # Another server of the same engine is another measurement.
         identity, versions = _identity_of(url, identity), {"server": url}
         if metrics_url is not None and scrape_metrics(metrics_url) is None:

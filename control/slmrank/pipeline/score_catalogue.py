@@ -119,20 +119,24 @@ def score_catalogue(
     parts = plan_parts(source, PART_QUERIES, cut_groups=True)
     for step in (bundle.engine, bundle.summaries, bundle.final):
         run(step, store)
-    spec, root = bundle.spec.model_dump(mode="json"), str(store.root.resolve())
+    # As it was asked for: what is not set decides keys as well.
+    spec = bundle.spec.model_dump(mode="json", exclude_unset=True)
+    root = str(store.root.resolve())
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)
 
 
 def _is_ids(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds lists of texts."""
-    from pyarrow import types as of
+    """Whether a column of this Arrow type holds lists with texts in them, however deep."""
+    inner = getattr(kind, "value_type", None)
+    return "list" in str(kind).partition("<")[0] and inner is not None and _has_text(inner)
 
-    if not (of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)):
-        return False
-    value = kind.value_type
-    if of.is_dictionary(value):
-        value = value.value_type
-    return bool(of.is_string(value) or of.is_large_string(value) or of.is_string_view(value))
+
+def _has_text(kind: Any) -> bool:
+    inner = getattr(kind, "value_type", None)  # of lists and dictionaries
+    fields = [kind.field(number).type for number in range(kind.num_fields)]
+    return "string" in str(kind).partition("<")[0] or any(
+        _has_text(one) for one in (inner, *fields) if one is not None
+    )
 
 
 def _check_columns(source: Place) -> None:

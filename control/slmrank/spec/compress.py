@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    FieldSerializationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from slmrank.spec.section import Section, multiple_of_64
 
@@ -85,20 +91,25 @@ class SummarizeSpec(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """settings of a summarizer that was registered elsewhere"""
 
+    @field_serializer("generative")
+    def _as_asked(
+        self, own: GenerativeSpec | None, info: FieldSerializationInfo
+    ) -> dict[str, Any] | None:
+        """With a fitted summarizer, what is not set is as it was trained: it stays unset."""
+        if own is None:
+            return None
+        return own.model_dump(exclude_unset=info.exclude_unset or self.fitted is not None)
+
     def carried(self) -> str:
-        """JSON for another process. What `generative` does not set stays so there: with a fitted
-        summarizer it is as it was trained."""
+        """JSON for a process that has the fitted summarizer: of `generative` what is set."""
+        asked = self.generative and self.generative.model_dump(exclude_unset=True)
         values = self.model_dump(mode="json", exclude={"fitted", "generative"})
-        return json.dumps({**values, "generative": self._asked_of_generative()})
+        return json.dumps({**values, "generative": asked})
 
     def generative_settings(self) -> dict[str, Any]:
         """What of `generative` a summarizer depends on: all, or with `fitted` what is set."""
-        asked = self._asked_of_generative() or {}
-        return asked if self.fitted is not None else GenerativeSpec(**asked).settings()
-
-    def _asked_of_generative(self) -> dict[str, Any] | None:
-        own = self.generative
-        return None if own is None else own.model_dump(mode="json", exclude_unset=True)
+        own = self.generative or GenerativeSpec()
+        return own.model_dump(exclude_unset=True) if self.fitted is not None else own.settings()
 
 
 class PruneSpec(Section):

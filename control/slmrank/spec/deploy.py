@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -16,8 +17,9 @@ Strategy = Literal["surge", "in-place", "recreate"]
 
 
 def _not_ours(labels: dict[str, str]) -> dict[str, str]:
+    own = r"slmrank\.io/.*|app\.kubernetes\.io/(name|instance|component|managed-by)"
     for key in labels:
-        if key.startswith(("app.kubernetes.io/", "slmrank.io/")):
+        if re.fullmatch(own, key):
             raise ValueError(f"{key} is how this tool finds its own objects again: leave it out")
     return labels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     *above, (last, values) = _files(path)
     for _, own in reversed(above):
         values = _merged(values, own)
-    for text in overrides:
-        values = _merged(values, read_override(text))
+    for one in read_overrides(overrides):
+        values = _merged(values, one)
     return parse_spec(values, last.parent.absolute(), str(path))
 
 
@@ -106,7 +107,11 @@ def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             return found
         if not isinstance(base, str) or not base.strip():
             raise SpecError(f"{path}: extends is {base!r}, no file", "name one spec file")
-        overlay, path = path, path.parent / Path(base).expanduser()
+        try:
+            overlay, path = path, path.parent / Path(base).expanduser()
+        except RuntimeError as error:
+            told = f"{path}: extends is {base!r}, whose user is not known here"
+            raise SpecError(told, "write the whole path") from error
         if not path.is_file():
             told = f"{path}, which {overlay} extends, is no file"
             raise SpecError(told, "correct the key extends")
@@ -171,8 +176,8 @@ def _is_merged(key: str, inside: str, below: Any, above: Mapping[str, Any]) -> b
 def is_overlay(path: Path, overrides: Sequence[str], spec: BundleSpec) -> bool:
     """Whether one overlay over a file can say what the overrides say one after the other."""
     once: dict[str, Any] = {}
-    for text in overrides:
-        once = _merged(once, read_override(text), keep_null=True)
+    for one in read_overrides(overrides):
+        once = _merged(once, one, keep_null=True)
     *above, (last, values) = _files(path)
     for _, own in (*reversed(above), (path, once)):
         values = _merged(values, own)
@@ -192,6 +197,13 @@ def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
     if isinstance(value, dict) and not raw.lstrip().startswith("{"):
         value = raw.strip()  # such as lmdb: or a url
     return _with_paths(nested(dotted.strip(), value), Path.cwd())
+
+
+def read_overrides(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """The mappings of --set, a source of data first: with it the section begins anew, and what
+    stands before it on the same command line is of the new one."""
+    first = re.compile(r"\s*(data|evaluate\.sets\.[^.=]+)\.source\s*=")
+    return [read_override(one) for one in sorted(texts, key=lambda one: not first.match(one))]
 
 
 def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:

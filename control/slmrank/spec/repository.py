@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from slmrank.spec.section import Section
 
 MEMORY = "memory:"
 
 
+def _is_place(value: str) -> str:
+    if value != MEMORY and not re.fullmatch(r"rediss?://[^@\s]+", value):
+        # Not shown: it may hold a password.
+        raise ValueError(
+            "is neither memory: nor redis://HOST:PORT/DB; user and password stand in "
+            "SLMRANK_STORE_USER and SLMRANK_STORE_PASSWORD"
+        )
+    return value
+
+
 class CacheSpec(Section):
     """Scores of pairs that were asked for a moment ago."""
 
-    place: str = Field(MEMORY, pattern=r"^(memory:|rediss?://[^@\s]+)$")
+    place: Annotated[str, AfterValidator(_is_place)] = MEMORY
     """`memory:` of each process of the stage `ranker`, or `redis://HOST:PORT/DB` beside it, for
     all servers"""
     ttl_s: float = Field(900.0, gt=0, description="longest life of a score, in seconds")

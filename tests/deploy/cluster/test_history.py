@@ -11,7 +11,7 @@ import pytest
 from slmrank.deploy.cluster import push
 from slmrank.deploy.cluster.canary import Canary
 from slmrank.deploy.cluster.history import ways_back
-from slmrank.deploy.cluster.records import Record, State
+from slmrank.deploy.cluster.records import Record, State, write_record
 from slmrank.deploy.release import Release
 from slmrank.errors import DeployFailed, Refused, RolledBack
 
@@ -106,6 +106,102 @@ def test_a_lock_that_was_taken_over_is_gone(bench: Bench, server: ApiServer) -> 
     assert states(bench) == {1: "deployed", 2: "deployed", 3: "rolled-back"}
     bench.deployer.take_over = False
     assert bench.apply(cpu())["revision"] == 4
+
+
+def test_a_rollback_that_was_killed_does_not_lose_its_target(
+    bench: Bench, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    keep = bench.deployer._note
+
+    def killed(one: Record, state: State, place: Any) -> None:
+        keep(one, state, place)
+        if state == "applying":
+            raise SystemExit  # and nothing of this process is written any more
+
+    monkeypatch.setattr(bench.deployer, "_note", killed)
+    with pytest.raises(SystemExit):
+        bench.deployer.rollback(cpu().place, None)
+    assert states(bench) == {1: "applying", 2: "rolled-back"}
+    again = Bench(server, tmp_path, take_over=True)
+    assert again.deployer.rollback(cpu().place, None)["revision"] == 1
+    assert states(again) == {1: "deployed", 2: "rolled-back"}
+
+
+def test_three_rollbacks_change_between_two_releases(bench: Bench) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    bench.apply(third())
+    found = [bench.deployer.rollback(cpu().place, None)["revision"] for _ in range(3)]
+    assert found == [2, 3, 2]
+
+
+def test_two_applies_that_begin_together_collide(bench: Bench, server: ApiServer) -> None:
+    bench.apply(cpu())
+    told = bench.deployer.report
+
+    def meanwhile(line: str) -> None:
+        told(line)
+        if "Deployment" in line:
+            bench.deployer.report = told
+            own = record_of(bench, second())
+            assert own.revision == 2
+
+    bench.deployer.report = meanwhile
+    with pytest.raises(Refused, match="is being applied by somebody else"):
+        bench.apply(third())
+    assert states(bench) == {1: "deployed", 2: "applying"}
+
+
+def record_of(bench: Bench, release: Release) -> Record:
+    """The lock of somebody else's apply."""
+    return write_record(bench.deployer.cluster, release, [], revision=2, state="applying")
+
+
+@pytest.mark.parametrize("fault", ["wrong answers", "no image"])
+def test_what_was_never_good_does_not_go_on(bench: Bench, server: ApiServer, fault: str) -> None:
+    """Its Deployment is as it should be, and serves nobody rightly."""
+    bench.apply(cpu())
+    keep, bench.waiter.sleep = bench.waiter.sleep, stop
+    with pytest.raises(DeployFailed):
+        bench.apply(second())
+    bench.waiter.sleep = keep
+    if fault == "no image":
+        bad(server, NEVER, SECOND)
+        for pod in server.all("Pod"):
+            server._remove(("v1", "Pod", "slmrank", pod["metadata"]["name"]))
+    else:
+        server.run_job = lambda _job: (False, "Error: known answers are off")
+    with pytest.raises(RolledBack, match="Revision 1"):
+        bench.apply(second())
+    assert states(bench)[3] == "failed"
+
+
+def test_remedies_after_an_interrupt_fit_what_runs(bench: Bench, server: ApiServer) -> None:
+    keep, bench.waiter.sleep = bench.waiter.sleep, stop
+    with pytest.raises(DeployFailed) as caught:
+        bench.apply(cpu())
+    assert "or `control deploy delete`" in caught.value.hint
+    bench.waiter.sleep = keep
+    bench.apply(cpu())
+    bench.apply(second())
+    server._remove(next(key for key in server.objects if key[1] == "PodDisruptionBudget"))
+    bench.waiter.sleep = stop
+    with pytest.raises(DeployFailed) as caught:
+        bench.apply(second())
+    assert "the release goes on: repeat" in caught.value.hint
+
+
+def test_whoever_may_not_look_beside_a_release_can_delete_it(
+    bench: Bench, server: ApiServer
+) -> None:
+    server.kinds |= {"keda.sh/v1alpha1": {"ScaledObject": ("scaledobjects", True)}}
+    bench.apply(cpu())
+    server.fail("GET", "scaledobjects", 403, "Forbidden", count=50)
+    bench.deployer.delete(cpu().place)
+    assert any("not allowed to look for a ScaledObject" in line for line in bench.lines)
+    assert server.get("Deployment", "slmrank-demo") is None
 
 
 def test_nobody_applies_while_somebody_rolls_back(

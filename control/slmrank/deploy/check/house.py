@@ -141,7 +141,7 @@ def _resources(given: Located, path: str, container: dict[str, Any]) -> Iterator
 
 def _bytes(amount: Any) -> Any:
     """An amount of memory as a number; what is none stays as it is."""
-    found = re.fullmatch(r"([0-9.]+)([kKMGTPE]?)(i?)", str(amount))
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([kKMGTPE]?)(i?)", str(amount))
     if not found:
         return str(amount)
     power = " KMGTPE".index(found[2].upper() or " ")

@@ -21,6 +21,7 @@ from slmrank.deploy.cluster.ownership import delete_owned, is_empty, prune, remo
 from slmrank.deploy.cluster.plan import (
     Planned,
     check_release,
+    keeps_serving,
     namespace_is_missing,
     plan_new,
     plan_objects,
@@ -76,7 +77,7 @@ class Deployer:
         Raises Refused (nothing changed), RolledBack (the release before serves), DeployFailed.
         """
         self.require_askable(release)
-        planned, records = self._prepare(release)
+        planned, records, newest = self._prepare(release)
         wanted = [one for one in planned if one.change != "skip"]
         contents = [one.content for one in wanted]
         for one in planned:
@@ -84,24 +85,22 @@ class Deployer:
         if all(one.change == "same" for one in wanted) and serves(records, release):
             return self._unchanged(release, records[0], planned)
         records = settled(self.cluster, records, release.place, self._note, release.hash)
-        kept = self.running(release.place) == release.hash and all(
-            one.change == "same" for one in wanted if one.content["kind"] == "Deployment"
-        )
-        revision = 1 + newest_revision(self.cluster, release.place)
+        kept = keeps_serving(wanted, records, release, self.running(release.place))
+        revision = 1 + newest
         record = write_record(self.cluster, release, contents, revision=revision, state="applying")
         try:
             self._bring(release, contents)
             self.ask(release, revision)
         except ControlError as error:
             self._note(record, "failed", release.place)
-            if kept:
+            if kept and not isinstance(error, Overtaken):
                 raise DeployFailed(
                     f"{error.message}\nIts Deployment was not changed and goes on", error.hint
                 ) from error
             self._put_back(release, records, error)
         except BaseException as error:
             self._note(record, "interrupted", release.place)
-            raise interrupted(error, way_out(self.cluster, release)) from error
+            raise interrupted(error, way_out(self.cluster, release, records, kept)) from error
         removed = self._conclude(release, contents, record, records)
         return {
             "release": release.hash,
@@ -131,15 +130,10 @@ class Deployer:
         if target.release_values is not None:
             self.require_askable(target.release_values)
         self.report(f"back to revision {target.revision}: engine {target.engine}")
-        # What runs and what came after it is left before anything changes: a rollback that is
-        # stopped half-way, or an apply that fails after it, must not go back there.
-        left = [
-            one
-            for one in records
-            if (one.release == running or one.revision > target.revision)
-            and one.state == "deployed"
-            and one is not target
-        ]
+        # What came after it is left before anything changes: a rollback that is stopped half-way,
+        # or an apply that fails after it, must not go back there.
+        newer = (one for one in records if one.revision > target.revision)
+        left = [one for one in newer if one.state == "deployed"]
         for one in left:
             self._note(one, "rolled-back", place)
         self._note(target, "applying", place)  # nobody else begins meanwhile
@@ -173,7 +167,7 @@ class Deployer:
         """Remove everything of a bundle and track but claims and the namespace; returns what."""
         if not dry_run:
             self._free_records(place)
-        return delete_owned(self.cluster, place, dry_run=dry_run)
+        return delete_owned(self.cluster, place, self.report, dry_run=dry_run)
 
     def _unchanged(
         self, release: Release, record: Record, planned: Sequence[Planned]
@@ -192,7 +186,7 @@ class Deployer:
             "smoke": "known answers hold" if self.smoke else "not asked: nothing changed",
         }
 
-    def _prepare(self, release: Release) -> tuple[list[Planned], list[Record]]:
+    def _prepare(self, release: Release) -> tuple[list[Planned], list[Record], int]:
         """Everything that can refuse, before anything is changed; a namespace that had to be made
         for the dry run goes away again."""
         objects = render(release)
@@ -200,6 +194,8 @@ class Deployer:
         namespace = self._make_namespace(release)
         try:
             planned = plan_objects(self.cluster, objects, force=self.force_conflicts)
+            # Before it is seen that nobody applies: whoever begins later takes the same number.
+            newest = newest_revision(self.cluster, release.place)
             records = self._free_records(release.place)
             planned = without_built(self.cluster, planned, release)
         except BaseException:
@@ -209,7 +205,7 @@ class Deployer:
                     self.cluster.delete(namespace)
                     self.report(f"removed the empty namespace {release.deploy.namespace} again")
             raise
-        return planned, records
+        return planned, records, newest
 
     def _note(self, record: Record, state: State, place: Place) -> None:
         """Change the state of a record; what happened does not depend on it."""

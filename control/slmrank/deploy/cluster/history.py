@@ -42,12 +42,13 @@ def settled(
     cluster: Cluster, records: Sequence[Record], place: Place, note: Note, but: str = ""
 ) -> list[Record]:
     """The records with those ended that nobody ends any more: an apply that was killed is
-    interrupted, and what was interrupted is deployed once the cluster has brought it to its end.
-    Not of the release `but`, which is being applied again."""
+    interrupted, and what was interrupted is deployed once the cluster has brought it to its end;
+    the target of a rollback that was killed is what it was. Not of the release `but`, which is
+    being applied again."""
     found: list[Record] = []
     running = running_release(cluster, place)
     for one in records:
-        state: State = "interrupted" if one.state == "applying" else one.state
+        state: State = (one.before or "interrupted") if one.state == "applying" else one.state
         newest = one.release == running and all(each.release != running for each in found)
         if state == "interrupted" and newest and one.release != but and _arrived(cluster, place):
             state = "deployed"
@@ -67,8 +68,13 @@ def ways_back(records: Sequence[Record], running: str | None) -> list[Record]:
     return [one for one in others if one.state == "deployed" or one.revision > now] or others
 
 
-def way_out(cluster: Cluster, release: Release) -> str:
-    """What to do after an interrupt of an apply: what runs decides."""
+def way_out(
+    cluster: Cluster, release: Release, records: Sequence[Record], kept: bool = False
+) -> str:
+    """What to do after an interrupt of an apply: what runs decides, and whether there is a way
+    back. `kept`: nothing of what runs was touched."""
+    if kept:
+        return "the release goes on: repeat the command"
     if release.track == "canary":
         return "`control deploy abort` takes the canary back"
     with contextlib.suppress(ControlError):
@@ -76,6 +82,8 @@ def way_out(cluster: Cluster, release: Release) -> str:
         if running != release.hash:
             before = "" if running is None else "the release before still runs: "
             return f"{before}repeat the command to go on"
+    if not ways_back(records, release.hash):
+        return "repeat the command to go on, or `control deploy delete`"
     return "`control deploy rollback` puts the earlier back"
 
 

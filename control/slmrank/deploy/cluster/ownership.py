@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from slmrank.deploy.cluster.api import Cluster
+from slmrank.deploy.cluster.api import ApiError, Cluster
 from slmrank.deploy.cluster.records import KEPT, Record
 from slmrank.deploy.exposure import GRPC_ROUTE
 from slmrank.deploy.naming import (
@@ -70,13 +70,24 @@ def is_empty(cluster: Cluster, namespace: str) -> bool:
     return not held and not any(cluster.list(*kind, namespace) for kind in others)
 
 
-def delete_owned(cluster: Cluster, place: Place, *, dry_run: bool) -> list[str]:
+def delete_owned(
+    cluster: Cluster, place: Place, report: Callable[[str], None], *, dry_run: bool
+) -> list[str]:
     """Delete the objects of a place; returns them. Raises DeployFailed that names what is gone
     where it ends half-way."""
+    kinds = [*BESIDE_KINDS, *OWN_KINDS]
+    for kind in BESIDE_KINDS:
+        try:
+            cluster.list(*kind, place.namespace, {MANAGED_BY: MANAGER})
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            kinds.remove(kind)
+            report(f"not allowed to look for a {kind[1]}: delete it yourself, where there is one")
     removed: list[str] = []
     at = ""
     try:
-        for given in owned_objects(cluster, place, (*BESIDE_KINDS, *OWN_KINDS)):
+        for given in owned_objects(cluster, place, kinds):
             at = f"{given['kind']} {given['metadata']['name']}"
             cluster.delete(given, dry_run=dry_run)
             removed.append(at)

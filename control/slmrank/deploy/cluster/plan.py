@@ -177,6 +177,17 @@ def serves(records: Sequence[Record], release: Release) -> bool:
     return bool(records) and (records[0].release, records[0].state) == (release.hash, "deployed")
 
 
+def keeps_serving(
+    planned: Sequence[Planned], records: Sequence[Record], release: Release, running: str | None
+) -> bool:
+    """Whether an apply leaves a release alone that runs and was good: what fails then stands beside
+    it."""
+    deployments = (one for one in planned if one.content["kind"] == "Deployment")
+    same = running == release.hash and all(one.change == "same" for one in deployments)
+    newest = next((one.state for one in records if one.release == release.hash), "")
+    return same and newest == "deployed"
+
+
 def without_built(cluster: Cluster, planned: Sequence[Planned], release: Release) -> list[Planned]:
     """Without the Jobs of engines that served before."""
     # Both tracks share the claim of engines.

@@ -23,6 +23,7 @@ from slmrank.errors import DeployError, Refused
 COMPONENT_NAME = "release"
 STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
 BY = "slmrank.io/by"  # whose record it is, where a lost answer makes a call come twice
+BEFORE = "slmrank.io/before"
 KEPT = 5
 State = Literal["applying", "deployed", "failed", "interrupted", "rolled-back"]
 GOOD: tuple[State, ...] = ("deployed", "rolled-back")
@@ -31,7 +32,8 @@ GOOD: tuple[State, ...] = ("deployed", "rolled-back")
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One deployment of one release. `objects` are in the order of their application;
-    `release_values` None: recorded by a version that did not keep them."""
+    `release_values` None: recorded by a version that did not keep them. `before`: what the target
+    of a rollback was until it was applied again."""
 
     name: str
     revision: int
@@ -41,6 +43,7 @@ class Record:
     engine: str
     objects: tuple[Object, ...]
     release_values: Release | None = None
+    before: State | None = None
 
 
 def record_labels(place: Place) -> dict[str, str]:
@@ -70,6 +73,7 @@ def list_records(cluster: Cluster, place: Place) -> list[Record]:
                     engine=data["engine"],
                     objects=tuple(yaml.safe_load_all(data["objects.yaml"])),
                     release_values=_release(data.get(RELEASE_FILE)),
+                    before=notes.get(BEFORE),
                 )
             )
         except (KeyError, ValueError, yaml.YAMLError):
@@ -140,8 +144,9 @@ def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> N
     so from now on."""
     if cluster.get("v1", "ConfigMap", place.namespace, record.name) is None:
         return
-    since = datetime.datetime.now(datetime.UTC) if state == "applying" else record.when
-    changed = replace(record, state=state, when=since)
+    again = state == "applying"
+    since = datetime.datetime.now(datetime.UTC) if again else record.when
+    changed = replace(record, state=state, when=since, before=record.state if again else None)
     cluster.apply(_content(changed, place), force=True)
 
 
@@ -173,6 +178,7 @@ def _content(record: Record, place: Place) -> dict[str, Any]:
                 STATE: record.state,
                 REVISION: str(record.revision),
                 WHEN: record.when.isoformat(timespec="seconds"),
+                **({BEFORE: record.before} if record.before is not None else {}),
             },
         },
         "data": {
