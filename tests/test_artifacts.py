@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -100,6 +101,30 @@ def test_the_key_follows_everything_that_decides_the_content(change: dict[str, o
     base = {"kind": "data", "settings": {"a": 1}, "inputs": {"data": "x"}, "code": "c"}
     assert artifact_key(**base) == artifact_key(**base)  # type: ignore[arg-type]
     assert artifact_key(**base) != artifact_key(**(base | change))  # type: ignore[arg-type]
+
+
+def test_others_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    """safetensors writes for its owner alone: a shared store was made and of no use."""
+    store = ArtifactStore(tmp_path)
+    umask = os.umask(0o027)
+    try:
+        with store.create("k", "a", {}) as draft:
+            (draft.path / "w").touch(0o600)
+    finally:
+        os.umask(umask)
+    assert (store.read("k", "a").path / "w").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("slmrank.artifacts.fcntl.flock", refused)
+    lock = ArtifactStore(tmp_path).lock("k", "a")
+    with pytest.raises(ArtifactError, match="cannot be locked: Function not implemented"), lock:
+        pass
 
 
 def test_newest_first(tmp_path: Path) -> None:

@@ -131,10 +131,16 @@ class ArtifactStore:
             ) from error
         with stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waits()
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waits()
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+            except OSError as error:
+                raise ArtifactError(
+                    f"{folder} cannot be locked: {error.strerror}",
+                    "put the artifacts on a file system with flock, such as a local disk",
+                ) from error
             yield
 
     @contextlib.contextmanager
@@ -155,6 +161,7 @@ class ArtifactStore:
         try:
             yield draft
             seconds = time.monotonic() - started
+            _settle(draft_path)
             manifest = {
                 "schema": 1,
                 "kind": kind,
@@ -171,6 +178,20 @@ class ArtifactStore:
             shutil.rmtree(draft_path, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Bring files to the disk before the manifest that says they are whole, and let others read
+    them as the umask has it: safetensors writes for the owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            own = path.stat()
+            if own.st_nlink == 1:  # links are of artifacts that were settled
+                path.chmod(own.st_mode | (0o666 & ~umask))
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
 
 
 def write_atomic(path: Path, text: str) -> None:

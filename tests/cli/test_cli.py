@@ -74,6 +74,17 @@ def test_the_light_verbs_import_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_no_verb_needs_torch_to_be_listed_or_explained() -> None:
+    """Without it, nine of them ended as a fault of ours, with --help too."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from slmrank.cli.main import VERBS, cli\n"
+        "print([cli.get_command(None, one) is not None for one in VERBS])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "False" in done.stdout) == (0, False), done.stderr
+
+
 def test_the_base_install_asks_for_no_torch() -> None:
     from importlib.metadata import requires
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from slmrank.client.asked import Asked, ItemText, read_asked
 from slmrank.data.records import Job
+from slmrank.triton.status import Status
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,8 @@ from slmrank.data.records import Job
 )
 def test_shapes(value: Any, asked: Asked) -> None:
     assert read_asked(value, 3) == asked
+
+
+def test_a_status_of_a_newer_server_is_not_scored_and_fails_nothing() -> None:
+    assert Status(42) is Status.OTHER
+    assert not Status(42).scored

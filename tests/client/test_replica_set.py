@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import subprocess
@@ -178,6 +179,37 @@ def test_a_name_that_hangs_does_not_hold_an_address_back(monkeypatch: pytest.Mon
     address, seconds = asyncio.run(asked())
     assert address == "127.0.0.1:8001"
     assert seconds < 5
+
+
+def test_a_connection_that_died_is_made_anew_and_certificates_are_read_again(
+    tmp_path: Path,
+) -> None:
+    for name in ("one", "other"):
+        openssl = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout k"
+        subprocess.run(
+            [*openssl.split(), "-out", name], cwd=tmp_path, check=True, capture_output=True
+        )
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes((tmp_path / "one").read_bytes())
+
+    async def picked() -> list[Any]:
+        replicas = Replicas("127.0.0.1:1", tls=Tls(authority=authority))
+        first = await replicas.pick()
+        replicas.renew(first)
+        replicas.renew(first)  # by a call that began before
+        second = await replicas.pick()
+        authority.write_bytes((tmp_path / "other").read_bytes())
+        os.utime(authority, ns=(1, 1))
+        replicas._resolved_at = -10.0
+        await replicas.pick()
+        await asyncio.sleep(0.1)
+        third = await replicas.pick()
+        found = [first.client, second.client, third.client, await replicas.pick()]
+        await replicas.close()
+        return [*found[:3], found[3].client]
+
+    first, second, third, last = asyncio.run(picked())
+    assert first is not second is not third is last
 
 
 def test_clients_that_make_one_call_each_do_not_all_make_it_to_one_replica() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from slmrank.cli.gateway import TokenFile
 from slmrank.client.answer import Answer, ItemScore, Part
 from slmrank.client.asked import Asked, ItemText
 from slmrank.data.records import Job
@@ -462,3 +465,25 @@ def test_nobody_works_for_a_caller_that_went_away() -> None:
     assert ended == ["cancelled"]
     counted = ask_app(app, "/metrics").text
     assert 'slmrank_gateway_requests_total{route="/v1/rerank",status="499"} 1.0' in counted
+
+
+def test_tokens_are_those_of_the_file_as_it_is(tmp_path: Path, capsys: Any) -> None:
+    """One that was taken out was let in for the life of the process."""
+    path = tmp_path / "tokens"
+    path.write_text("old\n")
+    file = TokenFile(path)
+    app = make_app(LengthRanker(), Limits(tokens=file.known))  # type: ignore[arg-type]
+
+    def ask(token: str) -> int:
+        body = {"query": "q", "documents": ["a"]}
+        headers = {"authorization": f"Bearer {token}"}
+        return ask_app(app, "/rerank", body, headers=headers).status_code
+
+    assert (ask("old"), ask("new")) == (200, 401)
+    path.write_text("new one\n".replace(" one", ""))
+    os.utime(path, ns=(1, 1))
+    assert (ask("old"), ask("new")) == (401, 200)
+    path.write_text("")
+    os.utime(path, ns=(2, 2))
+    assert (ask("old"), ask("new")) == (401, 200)
+    assert "the tokens before hold" in capsys.readouterr().err

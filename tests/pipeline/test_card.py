@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.errors import SpecError
+from slmrank.pipeline import card
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.card import export_rankers, require_exportable
 from slmrank.pipeline.steps import run
@@ -115,6 +118,40 @@ def test_the_log_of_a_ranker_that_was_only_merged_stays_beside_it(
         assert (folder / "train.jsonl").read_text() == before != ""
         assert (folder / "train.png").is_file()
         assert "only merged here" in (folder / "README.md").read_text()
+
+
+def test_an_export_that_fails_half_way_leaves_the_one_before(
+    box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights were overwritten beside the card of the old ones."""
+    target = tmp_path / "full"
+    shutil.copytree(box / "full", target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    copied = []
+
+    def full(source: Path, to: Path) -> None:
+        copied.append(source)
+        if len(copied) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        to.write_bytes(b"new")
+
+    monkeypatch.setattr(card.shutil, "copyfile", full)
+    figures = {"steps": 1}
+    new = card.Card(
+        title="t",
+        made_of="m",
+        attribution=None,
+        packaged=False,
+        section={},
+        figures=figures,
+        log=[],
+        quality={},
+        held_back=0,
+    )
+    with pytest.raises(OSError, match="No space"):
+        card.write_ranker_folder(target, new, box / "full", None)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_an_adapter_of_another_prompt_is_refused(spec: Path, box: Path, tiny: TinyBundle) -> None:

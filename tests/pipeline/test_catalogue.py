@@ -124,7 +124,11 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
         summarize_catalogue(kit, str(tmp_path / "blank.parquet"), str(tmp_path / "out"))
     made = summarize_catalogue(kit, str(tmp_path / "in.parquet"), str(tmp_path / "out2"))
     *_, batches = catalogue_entries(made["out"])
-    (Path(made["out"]) / "in-000000000.parquet").write_bytes(b"PAR1")
+    table = Path(made["out"]) / "in-000000000.parquet"
+    parquet.write_table(parquet.read_table(table).slice(0, 0), table)
+    with pytest.raises(DataError, match="holds 0 of 1 jobs"):
+        list(catalogue_entries(made["out"])[2])
+    table.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"cannot read .*in-000000000\.parquet"):
         list(batches)
     other = {"query": ["q"], "embedding": [[0.5]], "job_family": ["x"]}
@@ -154,8 +158,9 @@ def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None
     place.make()
     [part] = plan_parts(Place(str(tmp_path / "in.parquet")))
     (tmp_path / "out" / f"{part.name}.parquet").write_bytes(b"table")
-    mark_done(place, part, {})
-    assert done_parts(place, [part])
+    before = replace(part, file_bytes=1)  # of the table as it was
+    mark_done(place, before, {})
+    assert done_parts(place, [before])
 
     class Killed:
         def __init__(self) -> None:
@@ -166,7 +171,13 @@ def test_a_part_that_is_done_again_is_not_done_meanwhile(tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         _do(Killed(), part, place)
-    assert not done_parts(place, [part])
+    assert not done_parts(place, [before, part])
+    # What a run beside this one has finished stays: it may have told that it is whole.
+    mark_done(place, part, {})
+    (tmp_path / "out" / f"{part.name}.parquet").write_bytes(b"table")
+    mark_done(place, part, {})
+    assert _do(Killed(), part, place) == 1
+    assert done_parts(place, [part])
 
 
 @pytest.mark.slow

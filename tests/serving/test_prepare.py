@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from slmrank.data.records import Job
-from slmrank.errors import InvalidQuery, InvalidRequest
+from slmrank.errors import InvalidQuery, InvalidRequest, RepositoryError
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import load_tokenizer, template_of
-from slmrank.serving.prepare import Preparer
+from slmrank.serving.prepare import Preparer, open_preparer
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.model import PromptSpec
 from slmrank.store.job_store import Entry
@@ -136,3 +138,21 @@ def test_bad_requests(
     kind = InvalidRequest if "job" in text else InvalidQuery
     with pytest.raises(kind, match=text):
         preparer.prepare(query, ids, None, texts)
+
+
+def test_summaries_of_another_code_are_told_and_of_another_form_refused(
+    tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "1"
+    shutil.copytree(tiny_repository / "prepare" / "1", folder)
+    open_preparer(folder, 8)
+    assert capsys.readouterr().err == ""
+    for name, refused in (("code", False), ("body_form", True)):
+        with closing(open_store("lmdb:", folder, write=True)) as store:
+            store.set_identity({**store.identity(), name: "of before"})
+        if refused:
+            with pytest.raises(RepositoryError, match="another body_form, code"):
+                open_preparer(folder, 8)
+        else:
+            open_preparer(folder, 8)
+            assert "made by another slmrank" in capsys.readouterr().err

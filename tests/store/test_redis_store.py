@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -363,6 +365,57 @@ def test_a_damaged_entry_is_empty(url: str, made: Any) -> None:
     version = writer.publish(entries_of(made({"a": [1], "b": [2]})), "v").version
     writer.client.hset(writer._keys.version(version), "a", b"\xff\xff")
     assert looked_up(reader, "a", "b") == [[], [2]]
+
+
+class Name:
+    """A name that leads to one port and then to another; what is connected stays."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.own = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            caller, _ = self._listening.accept()
+            server = socket.create_connection(("127.0.0.1", self.port))
+            for one, other in ((caller, server), (server, caller)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while some := one.recv(65536):
+                other.sendall(some)
+        other.close()
+
+
+def test_a_failover_is_followed_by_who_was_connected(tmp_path: Path, made: Any) -> None:
+    """The primary of before goes on as replica, with its connections: nothing was written until the
+    process was started again."""
+    first, second = RedisServer(tmp_path / "a"), RedisServer(tmp_path / "b")
+    try:
+        name = Name(first.port)
+        url = f"redis://127.0.0.1:{name.own}/0?memory_s=0"
+        writer = writer_of(url)
+        writer.publish(entries_of(made({"a": [1]})), "v")
+        redis.Redis(port=second.port).replicaof("127.0.0.1", str(first.port))
+        until = time.monotonic() + 30
+        while redis.Redis(port=second.port).dbsize() < redis.Redis(port=first.port).dbsize():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        redis.Redis(port=second.port).replicaof("no", "one")
+        redis.Redis(port=first.port).replicaof("127.0.0.1", str(second.port))
+        name.port = second.port
+        told = []
+        while not told:
+            with contextlib.suppress(StoreUnavailable):  # once, of a script that the new one lacks
+                told = writer.change([("a", order_of(5), None)])
+            assert time.monotonic() < until
+        assert told == [True]
+    finally:
+        first.kill()
+        second.kill()
 
 
 def test_a_password_comes_from_the_environment(

@@ -63,3 +63,18 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "store" / "data.mdb").write_bytes(b"garbage" * 1000)
     with pytest.raises(ArtifactError, match="cannot open the summary store"):
         open_store("lmdb:", tmp_path)
+
+
+def test_a_store_that_was_cut_short_is_an_error_and_no_end(tmp_path: Path) -> None:
+    """To read on behind the end of a mapped file ends the process."""
+    ids = np.arange(300, dtype=np.int32)
+    entry = Entry(summary="s" * 400, ids=ids, summary_tokens=1, source_tokens=1)
+    with closing(open_store("lmdb:", tmp_path, write=True)) as written:
+        written.put({f"job-{number}": ("k", entry) for number in range(500)})
+    (data,) = tmp_path.rglob("data.mdb")
+    whole = data.read_bytes()
+    with closing(open_store("lmdb:", tmp_path)) as read:
+        assert read.get("job-7") is not None
+    data.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="cut short"):
+        open_store("lmdb:", tmp_path)

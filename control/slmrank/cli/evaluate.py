@@ -76,21 +76,22 @@ def evaluate_command(
         data = run(next(iter(plan.rows.values())).inputs["data"], opened.store)
         jobs = JobFile(data.path / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"
-        page.parent.mkdir(parents=True, exist_ok=True)
         trained_on = 0
         if name != OWN:
             trained_on = asked_in_training(opened.bundle, opened.store, scored[0].listings)
         asked = queries_of(name, opened.bundle.spec.evaluate.split, trained_on)
         title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
-        write_atomic(page, quality_page(title, rows, scored, jobs))
         results[name] = {
             "rows": rows,
             "full_text": few,
             "page": str(page),
             "queries_trained_on": trained_on,
         }
-        if not as_json:
+        if not as_json:  # first: a store that others made may be read alone
             show_quality(rows, few, asked)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(page, quality_page(title, rows, scored, jobs))
+        if not as_json:
             click.echo(f"page: {page}")
     if as_json:
         print_json(results[on[0] if on else OWN] if len(results) == 1 else {"sets": results})

@@ -35,7 +35,8 @@ from slmrank.errors import SpecError, needs
     "--tokens",
     "token_file",
     type=PathType,
-    help="file of bearer tokens that are let in, one a line; without it: everybody",
+    help="file of bearer tokens that are let in, one a line, read again when it changes; without "
+    "it: everybody",
 )
 @click.option("--max-documents", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--max-request-mb", type=POSITIVE, default=8.0, show_default=True)
@@ -76,7 +77,7 @@ def gateway_command(
         max_documents=max_documents,
         max_request_bytes=round(max_request_mb * 2**20),
         max_in_flight=max_in_flight,
-        tokens=_tokens(token_file),
+        tokens=() if token_file is None else TokenFile(token_file).known,
     )
     client = AsyncRankClient(url, timeout_s=timeout_s, hedge_s=hedge_s, tls=tls)
     listen(
@@ -89,9 +90,34 @@ def gateway_command(
     )
 
 
-def _tokens(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
+class TokenFile:
+    """A file of tokens, read again when it was changed: a token that was taken out is let in no
+    more. Raises SpecError when it cannot be read at first; later the last good list holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known, self._stamp = _tokens(path), _stamp(path)
+
+    def known(self) -> tuple[str, ...]:
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._known = _tokens(self._path)
+            except SpecError as error:
+                click.echo(f"{error.message}: the tokens before hold", err=True)
+        return self._known
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _tokens(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -43,6 +43,7 @@ PARTS_IN_FLIGHT = 4
 FIRST_PAUSE_S = 0.05
 LONGEST_S = 1e8  # gRPC takes a deadline beyond its clock for one that is past
 FAIR_S = 1.0  # who has not answered in so long may hang
+HUNG = 2  # calls in a row that a replica did not answer: its connection may be dead
 LARGEST_PAUSE_S = 2.0
 HEDGES, HEDGED_SHARE = 10.0, 0.1  # second requests at once, and of all calls in the long run
 LOWERED_S = 60.0  # a limit that one replica told holds for all of them
@@ -281,7 +282,9 @@ class AsyncRankClient:
         left = min(max(deadline - time.monotonic(), 0.001), LONGEST_S)
         closes = self._closes
         try:
-            return await ask(replica.client, left)
+            answer = await ask(replica.client, left)
+            replica.hung = 0
+            return answer
         except InferenceServerException as error:
             failure = explain(error, replica.address)
             # One that hangs gives no other sign; a caller in a hurry says nothing of a replica.
@@ -289,6 +292,10 @@ class AsyncRankClient:
             if isinstance(failure, Unreachable) or hangs:
                 replica.rest()
                 failed.append(replica.address)
+            if hangs:
+                replica.hung += 1
+                if replica.hung >= HUNG:
+                    self._replicas.renew(replica)
             raise failure from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()

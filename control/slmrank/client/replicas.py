@@ -7,6 +7,7 @@ calls for: so there is a channel for each address here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import math
 import os
@@ -46,11 +47,14 @@ class Tls:
 
 @dataclass
 class Replica:
-    """One address with its channel; passed over until `resting_until`."""
+    """One address with its channel; passed over until `resting_until`. `hung`: calls in a row that
+    it did not answer."""
 
     address: str
     client: Any
+    host: str = ""
     resting_until: float = 0.0
+    hung: int = 0
 
     def rest(self) -> None:
         self.resting_until = time.monotonic() + REST_S
@@ -78,6 +82,7 @@ class Replicas:
     def __post_init__(self) -> None:
         self._places = parse_url(self.url)
         self._secured = tls_arguments(self.tls)
+        self._read_at = _read_at(self.tls)
 
     async def pick(self, avoid: Collection[str] = (), deadline: float = math.inf) -> Replica:
         """The next replica in turn: one that is not in `avoid` and does not rest, while there is
@@ -113,6 +118,12 @@ class Replicas:
         self._turn += 1
         return awake[self._turn % len(awake)]
 
+    def renew(self, replica: Replica) -> None:
+        """Connect anew: a connection that died without a word gives no other sign."""
+        if self._known.get(replica.address) is replica:
+            self._retire(replica.address)
+            self._know(replica.address, replica.host)
+
     async def close(self) -> None:
         if self._resolving is not None:
             self._resolving.cancel()
@@ -144,11 +155,16 @@ class Replicas:
             self._resolving = None
 
     def _take(self, found: dict[str, str]) -> None:
-        for address in set(self._known) - set(found):
-            self._retired.append((time.monotonic() + RETIRED_S, self._known.pop(address)))
+        read = _read_at(self.tls)
+        renewed, self._read_at = read != self._read_at, read
+        if renewed:
+            with contextlib.suppress(InvalidRequest):  # until it is written whole
+                self._secured = tls_arguments(self.tls)
+        for address in set(self._known) - (set() if renewed else set(found)):
+            self._retire(address)
         for address, host in found.items():
             if address not in self._known:
-                self._known[address] = Replica(address, self._open(address, host))
+                self._know(address, host)
         self._first.set()
         due = [one for until, one in self._retired if until < time.monotonic()]
         self._retired = [(until, one) for until, one in self._retired if one not in due]
@@ -156,10 +172,18 @@ class Replicas:
             closing = asyncio.ensure_future(replica.client.close())
             closing.add_done_callback(lambda _: None)
 
+    def _retire(self, address: str) -> None:
+        self._retired.append((time.monotonic() + RETIRED_S, self._known.pop(address)))
+
+    def _know(self, address: str, host: str) -> None:
+        self._known[address] = Replica(address, self._open(address, host), host)
+
     def _open(self, address: str, host: str) -> Any:
         from tritonclient.grpc.aio import InferenceServerClient
 
         arguments: list[tuple[str, Any]] = [
+            # Or a channel that is opened anew would go on with the connection of the old one.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.max_send_message_length", LARGEST_MESSAGE),
@@ -240,6 +264,12 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
             "give PEM files, the key without a password",
         ) from error
     return {"ssl": True, **given}
+
+
+def _read_at(tls: Tls | None) -> list[int]:
+    """When the files were written: certificates are renewed in place."""
+    files = (tls.authority, tls.certificate, tls.key) if tls is not None else ()
+    return [os.stat(one).st_mtime_ns for one in files if one is not None and one.exists()]
 
 
 def _system_roots() -> Path | None:

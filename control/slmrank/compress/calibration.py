@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ def _mapped(hidden: Tensor, path: Path) -> Tensor:
     """A copy of the states in a file that is mapped into memory; the file has no name any more, so
     that it goes with its last user."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:  # to write into a hole on a full disk would end the process
+        os.posix_fallocate(file.fileno(), 0, 4 * hidden.numel())
     kept = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=torch.float32)
     path.unlink()
     found = kept.view(hidden.shape)

@@ -261,7 +261,7 @@ def load_release(path: Path) -> Release:
         raise DeployError(
             f"{path} is no release", "give a release.yaml, which `control deploy render` wrote"
         )
-    return _validated(loaded, str(path))
+    return _validated(loaded, str(path), "it; if another slmrank wrote it, render it again")
 
 
 def is_release(path: Path) -> bool:
@@ -273,7 +273,7 @@ def is_release(path: Path) -> bool:
     return isinstance(loaded, dict) and "schema_version" in loaded and "repository" in loaded
 
 
-def _validated(given: Any, name: str) -> Release:
+def _validated(given: Any, name: str, where: str = "the section deploy of the spec") -> Release:
     try:
         return Release.model_validate(given)
     except ValidationError as error:
@@ -283,7 +283,7 @@ def _validated(given: Any, name: str) -> Release:
             )
             for one in error.errors()
         )
-        raise DeployError(f"{name}: {told}", "correct the section deploy of the spec") from error
+        raise DeployError(f"{name}: {told}", f"correct {where}") from error
 
 
 def _require_alike(

@@ -87,14 +87,15 @@ _POSTING: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for. `tokens`: bearer tokens that are let in; none: everybody."""
+    """What one request may ask for. `tokens`: bearer tokens that are let in, or what says them now;
+    none: everybody."""
 
     max_documents: int = 1000
     max_request_bytes: int = 8 * 2**20
     max_in_flight: int = 256
     body_s: float = 10.0
     health_timeout_s: float = 2.0
-    tokens: tuple[str, ...] = ()
+    tokens: Sequence[str] | Callable[[], Sequence[str]] = ()
 
 
 def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None) -> FastAPI:
@@ -294,7 +295,8 @@ def _failed(request: Request, error: ScoreError) -> Response:
     return problem(request, status, title, error.message, error.hint, **later)
 
 
-def _let_in(request: Request, tokens: Sequence[str]) -> bool:
+def _let_in(request: Request, given_out: Sequence[str] | Callable[[], Sequence[str]]) -> bool:
+    tokens = given_out() if callable(given_out) else given_out
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     # All are compared, in constant time each, so that nothing is learnt from how long it takes.
     known = [hmac.compare_digest(given.encode(), one.encode()) for one in tokens]

@@ -107,7 +107,7 @@ def cpu_features() -> frozenset[str] | None:
     except OSError:
         return None
     for line in lines:
-        if line.startswith("flags"):
+        if line.startswith(("flags", "Features")):  # the second on ARM
             return frozenset(line.partition(":")[2].split())
     return None
 

@@ -44,5 +44,7 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else "unknown"
+    told = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in told.items()}
+    arm = [facts[name] for name in ("CPU implementer", "CPU part") if name in facts]
+    return facts.get("model name") or " ".join([platform.machine(), *arm])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from slmrank.artifacts import ArtifactStore, write_atomic
+from slmrank.artifacts import ArtifactStore
 from slmrank.compress.record import RECORD_FILE
 from slmrank.errors import SpecError
 from slmrank.evaluate.page import QUALITY_COLUMNS, quality_cells, sizes_of
@@ -20,7 +21,6 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.model import PACKAGED_MODEL
 from slmrank.table_page import markdown_table
-from slmrank.train.adapter import NOTE_FILE
 from slmrank.train.log import LOG_FILE, read_log, write_log
 from slmrank.train.plot import draw_log
 
@@ -90,21 +90,33 @@ def _what_it_is_from(card: Card) -> list[str]:
     ]
 
 
+CARD_FILE = "README.md"
+
+
 def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | None) -> None:
     """Write one ranker's folder: the adapter's files, the record of its pruning, log and plot, and
     last the card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (LOG_FILE, PLOT_FILE, RECORD_FILE, NOTE_FILE):  # of another export, perhaps
-        (folder / name).unlink(missing_ok=True)
-    for path in sorted(adapter.iterdir()):
-        if path.name != "README.md":
-            shutil.copyfile(path, folder / path.name)  # readable by all, as every file of a folder
-    if record is not None:
-        shutil.copy2(record, folder / RECORD_FILE)
-    if card.log:
-        write_log(folder / LOG_FILE, card.log)
-        (folder / PLOT_FILE).write_bytes(draw_log(card.log, card.title))
-    write_atomic(folder / "README.md", card_text(card))
+    from slmrank.train.adapter import NOTE_FILE
+
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True)
+    try:
+        for path in sorted(adapter.iterdir()):
+            shutil.copyfile(path, draft / path.name)  # readable by all, as every file of a folder
+        if record is not None:
+            shutil.copy2(record, draft / RECORD_FILE)
+        if card.log:
+            write_log(draft / LOG_FILE, card.log)
+            (draft / PLOT_FILE).write_bytes(draw_log(card.log, card.title))
+        (draft / CARD_FILE).write_text(card_text(card), encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of another export, perhaps: its card never stands beside what is not its own.
+        for name in (CARD_FILE, LOG_FILE, PLOT_FILE, RECORD_FILE, NOTE_FILE):
+            (folder / name).unlink(missing_ok=True)
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == CARD_FILE):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_exportable(spec: BundleSpec, target: Path) -> list[str]:

@@ -134,10 +134,12 @@ def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[t
     manifest, place = read_manifest(folder), Place(folder)
 
     def batches() -> Iterator[list[tuple[str, Ids]]]:
+        held = 0
         for name in manifest["parts"]:
             path = f"{place.path}/{name}.parquet"
             # Here: whoever writes them would take a fault of theirs for one of the store.
             with reading(path), place.open(path) as opened:
+                held += opened.metadata.num_rows
                 for batch in opened.iter_batches(1000, columns=["job_id", "ids"]):
                     lists = batch.column("ids")
                     values = lists.flatten().to_numpy(zero_copy_only=False)
@@ -147,5 +149,10 @@ def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[t
                         (job_id, values[start:end])
                         for job_id, start, end in zip(names, bounds[:-1], bounds[1:], strict=True)
                     ]
+        if held != manifest["rows"]:
+            raise DataError(
+                f"{folder} holds {held} of {manifest['rows']} jobs",
+                "run the command that wrote it again: it makes what is missing",
+            )
 
     return manifest["identity"], int(manifest["rows"]), batches()

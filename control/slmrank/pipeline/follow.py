@@ -106,7 +106,8 @@ class Follower:
         now = time.time()
         self.counts.applied += sum(told)
         self.counts.outdated += len(told) - sum(told)
-        self.counts.delays_s = [now - one.sent_ms / 1000 for one in taken]
+        # Clocks differ: less than nothing would be a counter that was reset.
+        self.counts.delays_s = [max(0.0, now - one.sent_ms / 1000) for one in taken]
 
     def _entries(
         self, source: ChangeSource, changes: Sequence[tuple[Delivery, Change]]

@@ -117,7 +117,10 @@ def _claim(out: Place, source: str) -> None:
 
 def _do(worker: PartWorker, part: Part, out: Place) -> int:
     """Do a part and mark it; returns its rows. An earlier mark goes first: a run that is killed in
-    the middle of a table, this one or one beside it, must not leave it as done."""
+    the middle of a table, this one or one beside it, must not leave it as done. What another run
+    has done meanwhile stays: it may have ended and told of it."""
+    if done_parts(out, [part]):
+        return part.rows
     drop_part(out, part.name)
     started = time.perf_counter()
     worker.do(part, out)

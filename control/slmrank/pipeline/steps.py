@@ -8,6 +8,7 @@ that made an artifact are recorded in it and do not decide where it is found.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import tempfile
 import time
@@ -223,6 +224,9 @@ def _inputs(step: Step, store: ArtifactStore) -> dict[str, Artifact]:
     return {name: store.read(one.kind, one.key) for name, one in step.inputs.items()}
 
 
+_FULL = re.compile(r"no space left|os error 28", re.IGNORECASE)
+
+
 def own_work(making: Making) -> Path:
     """The folder for what an interrupted run goes on from, empty where that began with other
     inputs: keys do not tell an artifact from the one that was made again."""
@@ -257,7 +261,8 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
         except Exception as error:
             # LMDB and OpenVINO each have words of their own for a full disk.
             free = shutil.disk_usage(store.root).free
-            if free < LEAST_FREE_BYTES:
+            # Some remove their half of a file before they say so.
+            if free < LEAST_FREE_BYTES or _FULL.search(str(error)):
                 raise ArtifactError(
                     f"{step.title} failed: no space left on the disk of {store.root} "
                     f"({free // 1024} KiB): {error}",

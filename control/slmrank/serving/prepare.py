@@ -9,6 +9,7 @@ can fail the whole request.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,11 +234,15 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
     store = open_reader(found.spec.store, folder)
     require_tokenizer(store, found.tokenizer_hash)
     identity = store.identity()
-    other = [
-        name
-        for name, value in found.summarizer.identity().items()
-        if name != "code" and identity.get(name) != value
-    ]
+    own = identity_of(found.tokenizer_hash, found.encoder, found.summarizer)
+    other = [name for name, value in own.items() if identity.get(name) != value]
+    if other == ["code"]:  # an image that was upgraded: what is stored is as good as before
+        other = []
+        print(
+            "the stored summaries were made by another slmrank: jobs that are sent by their fields "
+            "may score otherwise until `control repo` ran with this one",
+            file=sys.stderr,
+        )
     if other:
         raise RepositoryError(
             f"the store's summaries have another {', '.join(other)} than the summarizer beside it",

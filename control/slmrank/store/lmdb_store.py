@@ -46,10 +46,16 @@ class LmdbStore:
             raise ArtifactError(f"no summary store at {path}", "make it with `control summarize`")
         self._path, self._write = path, write
         names = (b"jobs", b"ids", b"texts", b"meta")
+        # A reader maps what is there: some systems limit the addresses of a process.
+        held = MAP_SIZE if write else (path / "data.mdb").stat().st_size
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_SIZE, max_dbs=4, readonly=not write, lock=write, sync=write
+                str(path), map_size=held, max_dbs=4, readonly=not write, lock=write, sync=write
             )
+            pages = self._env.info()["last_pgno"] + 1
+            if not write and pages * self._env.stat()["psize"] > held:
+                # To read on would end the process.
+                raise lmdb.Error(f"data.mdb was cut short at {held} bytes")
             self._jobs, self._ids, self._texts, self._meta = (
                 self._env.open_db(name, create=write) for name in names
             )

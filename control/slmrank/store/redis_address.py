@@ -84,6 +84,7 @@ def connect(address: RedisAddress, *, timeout_s: float) -> Any:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
+    again = (redis.exceptions.ConnectionError, redis.exceptions.ReadOnlyError)
     tls: dict[str, Any] = {
         "ssl": True,
         "ssl_ca_certs": os.environ.get(STORE_AUTHORITY),
@@ -97,9 +98,10 @@ def connect(address: RedisAddress, *, timeout_s: float) -> Any:
         password=os.environ.get(STORE_PASSWORD),
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        # Once, for a connection that the server closed while nobody used it. What is late is not
-        # asked again: the deadline has passed.
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+        # Once, for a connection that the server closed while nobody used it, or whose server is no
+        # primary any more: the name may lead to another. What is late is not asked again: the
+        # deadline has passed.
+        retry=Retry(NoBackoff(), 1, supported_errors=again),
         protocol=2,
         **(tls if address.scheme == "rediss" else {}),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +109,10 @@ def save_state(
             stream.flush()
             os.fsync(stream.fileno())
         temporary.rename(work / STATE_FILE)
+    except RuntimeError as error:  # torch's words for a disk that is full speak of a position
+        if shutil.disk_usage(work).free < temporary.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

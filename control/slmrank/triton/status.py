@@ -17,6 +17,11 @@ class Status(IntEnum):
     BAD_ENTRY = 6  # what the store holds of the job cannot be its ids
     STORE_UNAVAILABLE = 7  # a shared store is down, late or not filled; ask again
     NOT_RANKED = 8  # behind the depth that the load allows; keep the first stage's order
+    OTHER = 99  # of a newer server, which this client does not know
+
+    @classmethod
+    def _missing_(cls, value: object) -> Status:
+        return cls.OTHER
 
     @property
     def scored(self) -> bool:

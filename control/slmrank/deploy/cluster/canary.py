@@ -148,6 +148,12 @@ class Canary:
         running = self.deployer.running(canary)
         for record in list_records(self.deployer.cluster, canary):
             mine = record.release == running and record.state in GOOD if good_only else True
+            if mine and record.release_values is None:
+                raise Refused(
+                    f"revision {record.revision} of the canary was recorded by another slmrank, "
+                    "which this one cannot read",
+                    "use that version",
+                )
             if mine and record.release_values is not None:
                 return record, record.release_values
         raise Refused(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 
 from slmrank.compress.record import RECORD_FILE, read_record, write_record
-from slmrank.compress.structured import prune_model, stage_of
-from slmrank.model.placement import choose_placement
-from slmrank.model.reference import load_model, save_model
 from slmrank.pipeline.stages.inputs import checkpoint_of, split_queries
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import corpus_figures
@@ -16,6 +13,10 @@ from slmrank.tokens import Ids
 
 
 def make_pruned(spec: PruneSpec, left: int, full_tokens: int | None, making: Making) -> None:
+    from slmrank.compress.structured import prune_model, stage_of
+    from slmrank.model.placement import choose_placement
+    from slmrank.model.reference import load_model, save_model
+
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
     spec = stage_of(spec, checkpoint.geometry, left)
     recorded = read_record(spec.recorded) if spec.recorded is not None else None

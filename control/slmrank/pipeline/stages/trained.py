@@ -9,22 +9,23 @@ from slmrank.artifacts import write_atomic
 from slmrank.data.labelled import read_labelled
 from slmrank.errors import CheckpointError, DataError
 from slmrank.model.checkpoint import ADAPTER_FOLDER, Checkpoint, open_checkpoint
-from slmrank.model.placement import choose_placement
-from slmrank.model.reference import load_model, save_model
 from slmrank.pipeline.stages.inputs import checkpoint_of, read_in_full, split_queries
 from slmrank.pipeline.steps import Making
 from slmrank.processes import is_first
 from slmrank.prompt.corpus import EncodedQuery, corpus_figures
 from slmrank.spec.train import TrainSpec
-from slmrank.train.adapter import read_note, write_note
 from slmrank.train.log import LOG_FILE, write_log
-from slmrank.train.sft import train
-from slmrank.train.temperature import apply_temperature, calibrate
 
 UNLABELLED_FILE = "unlabelled_queries.json"  # what was trained on beside the pairs' own queries
 
 
 def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> None:
+    from slmrank.model.placement import choose_placement
+    from slmrank.model.reference import load_model, save_model
+    from slmrank.train.adapter import read_note, write_note
+    from slmrank.train.sft import train
+    from slmrank.train.temperature import apply_temperature, calibrate
+
     student = checkpoint_of(making.inputs["student"])
     placement = choose_placement(making.device)
     digests = {name: artifact.digest for name, artifact in making.inputs.items()}
