@@ -160,8 +160,8 @@ def test_a_shared_cache_is_one_for_all_and_may_go_away(tmp_path: Path) -> None:
     time.sleep(0.1)
     assert scored(ScoreCache(spec, ENGINE), [(ids(1), [ids(3)])])[1] == 0
     redis.kill()
-    with pytest.raises(SpecError, match=r"repository.cache.place 'redis:' is no address"):
-        ScoreCache(CacheSpec(place="redis:"), ENGINE)
+    with pytest.raises(SpecError, match=r"repository.cache.place 'redis://h/x' is no address"):
+        ScoreCache(CacheSpec(place="redis://h/x"), ENGINE)
 
 
 @pytest.mark.long
