@@ -197,7 +197,7 @@ def test_what_was_left_of_other_inputs_is_not_gone_on_with(tmp_path: Path) -> No
 def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
     store, told = ArtifactStore(tmp_path), []
 
-    class Told(steps.Silent):
+    class Told(steps.Watcher):
         def progress(self, done: int, total: int, note: str = "") -> None:
             told.append(note)
             held.close()

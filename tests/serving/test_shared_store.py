@@ -29,7 +29,7 @@ from slmrank.errors import MissingDependencyError, RepositoryError, StoreUnavail
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.follow import follow_bundle
 from slmrank.pipeline.publish import publish
-from slmrank.pipeline.steps import Silent, run
+from slmrank.pipeline.steps import Watcher, run
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.reading import change_spec
 from slmrank.store.changes import order_of
@@ -274,7 +274,7 @@ def test_a_follower_says_what_it_waits_for(shared: Shared, tiny: Any) -> None:
     other = replace(
         shared, bundle=Bundle(change_spec(shared.bundle.spec, {"summarize": {"budget_tokens": 24}}))
     )
-    follower = follow_bundle(other.bundle, tiny.store, Silent())
+    follower = follow_bundle(other.bundle, tiny.store, Watcher())
     source = StreamSource(parse_address(shared.url), "not-published", follower.group)
     source._client.xadd("not-published", {"change": json.dumps({"delete": "job-1"})})
     said: list[str] = []
@@ -406,7 +406,7 @@ def test_a_job_that_cannot_be_summarised_stops_nothing(
         return original(jobs, *rest)
 
     monkeypatch.setattr(module, "summarize_entries", stumbles)
-    follower = follow_bundle(shared.bundle, tiny.store, Silent())
+    follower = follow_bundle(shared.bundle, tiny.store, Watcher())
     source = StreamSource(parse_address(shared.url), "poisoned", "own")
     client = source._client
     for title in ("cook", "poison", "clerk"):

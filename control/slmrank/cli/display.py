@@ -16,13 +16,13 @@ from rich.table import Table
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.hashing import without_nan
-from slmrank.pipeline.steps import Step, in_order, pending
+from slmrank.pipeline.steps import Step, Watcher, in_order, pending
 from slmrank.surrogates import without_surrogates
 
 PLAIN_PAUSE_S = 15.0
 
 
-class StepDisplay:
+class StepDisplay(Watcher):
     """A watcher that shows each step: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:

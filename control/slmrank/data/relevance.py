@@ -16,7 +16,8 @@ the relation loses one step. The overlap crosses SOC branches, which digits alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 
 from slmrank.data.onet import Occupation
 
@@ -53,3 +54,22 @@ def grade_of(asked: frozenset[str], related: int, offered: frozenset[str]) -> in
     if done:
         return max(related, 2)
     return max(related - 1, 0)
+
+
+def candidates(
+    grades: Mapping[str, int],
+    retrieved: Sequence[str],
+    related: int,
+    rest: list[str],
+    count: int,
+    rng: random.Random,
+) -> list[str]:
+    """One exact job, what BM25 retrieves, some `related` ones of every grade, then any of the rest,
+    until there are `count`."""
+    exact = rng.sample([job_id for job_id, grade in grades.items() if grade == 4], 1)
+    near = [job_id for job_id, grade in grades.items() if 1 <= grade <= 3]
+    rng.shuffle(near)
+    rng.shuffle(rest)
+    chosen = list(dict.fromkeys([*exact, *retrieved, *near[:related], *rest]))[:count]
+    rng.shuffle(chosen)
+    return chosen

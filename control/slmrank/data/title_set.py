@@ -9,7 +9,7 @@ occupation.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from slmrank.data.bm25 import Bm25
@@ -17,6 +17,7 @@ from slmrank.data.onet import Occupation, Occupations, Task
 from slmrank.data.onet_database import TitledOccupation
 from slmrank.data.postings import HeldOut, hold_out, posting
 from slmrank.data.records import SPLITS, Job, LabelledSet, Pair, Split
+from slmrank.data.relevance import candidates
 from slmrank.data.title_queries import queries_of
 from slmrank.data.words import words_of
 from slmrank.spec.data import OnetDatabaseData
@@ -63,9 +64,12 @@ def build_title_set(
                     continue
                 asked.add(query.lower())
                 count = getattr(spec.candidates, split)
+                wrong = [job_id for job_id, grade in grades.items() if grade < 4]
+                hard = [one for one in index.top(query, count * 3) if grades[one] < 4]
+                hard, near = hard[: int(count * HARD_SHARE)], int(count * RELATED_SHARE)
                 pairs[split] += [
                     Pair(query=query, job_id=job_id, grade=grades[job_id], split=split, kind=kind)
-                    for job_id in _candidates(query, grades, index, count, rng)
+                    for job_id in candidates(grades, hard, near, wrong, count, rng)
                 ]
         jobs |= pool
     return LabelledSet(jobs=jobs, pairs={split: pairs[split] for split in SPLITS})
@@ -115,22 +119,3 @@ def _entry(
     chosen = rng.sample(tasks, min(len(tasks), rng.randint(0, 8)))
     description = " ".join([one.description, *chosen])
     return Job(job_id=job_id, title=one.title, description=description)
-
-
-def _candidates(
-    query: str, grades: Mapping[str, int], index: Bm25, count: int, rng: random.Random
-) -> list[str]:
-    """One exact job, hard negatives from BM25, related jobs, then any."""
-    exact = [job_id for job_id, grade in grades.items() if grade == 4]
-    chosen = dict.fromkeys(rng.sample(exact, 1))
-    hard = [one for one in index.top(query, count * 3) if grades[one] < 4]
-    related = [job_id for job_id, grade in grades.items() if 1 <= grade <= 3]
-    rest = [job_id for job_id, grade in grades.items() if grade < 4]
-    rng.shuffle(related)
-    rng.shuffle(rest)
-    for job_id in hard[: int(count * HARD_SHARE)] + related[: int(count * RELATED_SHARE)] + rest:
-        if len(chosen) < count:
-            chosen.setdefault(job_id)
-    ordered = list(chosen)
-    rng.shuffle(ordered)
-    return ordered

@@ -14,11 +14,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from slmrank.errors import MissingDependencyError
 from slmrank.hashing import hash_file
+from slmrank.machine.facts import installed_version
 from slmrank.serving.locate import bundled_libraries
 
 PROBE_TIMEOUT_S = 20
@@ -65,9 +65,9 @@ def _candidates() -> list[tuple[Path, str]]:
     spec = importlib.util.find_spec("perf_analyzer")
     if spec is not None and spec.origin:
         inner = Path(spec.origin).parent / "bin" / "perf_analyzer"
-        found.append((inner, f"perf-analyzer {_version('perf-analyzer')}"))
+        found.append((inner, f"perf-analyzer {installed_version('perf-analyzer') or 'unknown'}"))
     beside = Path(sys.executable).parent / "perf_analyzer"
-    found.append((beside, f"tritonclient {_version('tritonclient')}"))
+    found.append((beside, f"tritonclient {installed_version('tritonclient') or 'unknown'}"))
     on_path = shutil.which("perf_analyzer")
     if on_path and Path(on_path) != beside:
         found.append((Path(on_path), "PATH"))
@@ -103,10 +103,3 @@ def _link_libraries(work: Path) -> Path:
         if matches and not link.is_symlink():
             link.symlink_to(matches[0])
     return folder
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -7,7 +7,6 @@ that an operator's machine finds what a training machine made.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -83,10 +82,10 @@ class Bundle:
             "prompt": self.spec.wording.settings(),
         }
         return self._step(
-            "base",
-            "base model",
-            settings,
-            partial(make_base_model, local, self.spec.wording),
+            kind="base",
+            title="base model",
+            settings=settings,
+            make=partial(make_base_model, local, self.spec.wording),
             code=(f"{STAGES}.base_model",),
             tools=() if local is not None else (*TRAINING, "gguf"),
         )
@@ -95,11 +94,11 @@ class Bundle:
     def trimmed(self) -> Step:
         spec = _required(self.spec.trim, "trim", "for example trim: {tokens: 16384}")
         return self._step(
-            "trimmed",
-            "vocabulary trimming",
-            spec.settings(),
-            partial(_made_by, "trimmed", spec),
-            {"data": self.data, "checkpoint": self.imported},
+            kind="trimmed",
+            title="vocabulary trimming",
+            settings=spec.settings(),
+            make=partial(_made_by, "trimmed", spec),
+            inputs={"data": self.data, "checkpoint": self.imported},
             code=(f"{STAGES}.trimmed",),
         )
 
@@ -131,11 +130,11 @@ class Bundle:
         if spec.method == "generative":
             settings["generative"] = spec.generative_settings()
         return self._step(
-            "summarizer",
-            "summarizer",
-            settings,
-            partial(make_summarizer, spec),
-            inputs,
+            kind="summarizer",
+            title="summarizer",
+            settings=settings,
+            make=partial(make_summarizer, spec),
+            inputs=inputs,
             code=(f"{STAGES}.summaries", type(kind).__module__),
             tools=TRAINING if kind.needs_ranker and spec.fitted is None else (),
         )
@@ -170,11 +169,11 @@ class Bundle:
         }
         code = (type(SUMMARIZERS.get(spec.method)).__module__, type(kind).__module__)
         return self._step(
-            "summaries",
-            "summaries" if own else f"summaries: {spec.method}, {spec.budget_tokens} tokens",
-            settings,
-            partial(make_summaries, spec),
-            {"data": data, "checkpoint": self.base, "summarizer": fitted},
+            kind="summaries",
+            title="summaries" if own else f"summaries: {spec.method}, {spec.budget_tokens} tokens",
+            settings=settings,
+            make=partial(make_summaries, spec),
+            inputs={"data": data, "checkpoint": self.base, "summarizer": fitted},
             code=(f"{STAGES}.summaries", *code),
         )
 
@@ -188,11 +187,11 @@ class Bundle:
         if spec.teacher is not None:
             settings["teacher"] = teacher_hashes(spec.teacher)
         return self._step(
-            "finetuned",
-            "fine-tuning",
-            settings,
-            partial(_made_by, "trained", spec, spec.teacher),
-            {"data": self.data, "summaries": self.summaries, "student": self.base},
+            kind="finetuned",
+            title="fine-tuning",
+            settings=settings,
+            make=partial(_made_by, "trained", spec, spec.teacher),
+            inputs={"data": self.data, "summaries": self.summaries, "student": self.base},
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
             together=True,
@@ -212,11 +211,11 @@ class Bundle:
             settings["recorded"] = file_hash(spec.recorded)
         before = self.finetuned if first else self._recovered(left + 1)
         return self._step(
-            "pruned",
-            "pruning",
-            settings,
-            partial(_made_by, "pruned", spec, left, full.get("full_tokens")),
-            {"data": self.data, "summaries": self.summaries, "checkpoint": before},
+            kind="pruned",
+            title="pruning",
+            settings=settings,
+            make=partial(_made_by, "pruned", spec, left, full.get("full_tokens")),
+            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": before},
             code=(f"{STAGES}.pruned",),
             tools=(*TRAINING, "scipy"),
         )
@@ -238,11 +237,11 @@ class Bundle:
         if spec.teacher == "finetuned" and spec.steps:
             inputs["teacher"] = self.finetuned
         return self._step(
-            "recovered",
-            "recovery",
-            _trained_by(spec),
-            partial(_made_by, "trained", spec, None),
-            inputs,
+            kind="recovered",
+            title="recovery",
+            settings=_trained_by(spec),
+            make=partial(_made_by, "trained", spec, None),
+            inputs=inputs,
             code=(f"{STAGES}.trained",),
             tools=TRAINING,
             together=True,
@@ -266,11 +265,11 @@ class Bundle:
             **self.spec.full_texts,
         }
         return self._step(
-            "engine",
-            "engine",
-            settings,
-            partial(make_engine, self.spec, target),
-            {"data": self.data, "summaries": self.summaries, "checkpoint": self.final},
+            kind="engine",
+            title="engine",
+            settings=settings,
+            make=partial(make_engine, self.spec, target),
+            inputs={"data": self.data, "summaries": self.summaries, "checkpoint": self.final},
             code=(f"{STAGES}.engine", type(target).__module__, *target.code),
             tools=tools,
             extra=extra,
@@ -304,32 +303,17 @@ class Bundle:
         if is_shared(spec.summarize.store):
             inputs["data"] = self.data  # known answers by the jobs' fields
         return self._step(
-            "repository",
-            "model repository",
-            settings,
-            partial(make_repository, spec, target, self.server_code),
-            inputs,
+            kind="repository",
+            title="model repository",
+            settings=settings,
+            make=partial(make_repository, spec, target, self.server_code),
+            inputs=inputs,
             code=(f"{STAGES}.repository", type(target).__module__),
         )
 
-    def _step(
-        self,
-        kind: str,
-        title: str,
-        settings: Mapping[str, Any],
-        make: Any,
-        inputs: Mapping[str, Step] | None = None,
-        **more: Any,
-    ) -> Step:
-        return Step(
-            kind=kind,
-            title=title,
-            settings=settings,
-            make=make,
-            inputs=inputs or {},
-            bundle=self.spec.name,
-            **more,
-        )
+    @property
+    def _step(self) -> partial[Step]:
+        return partial(Step, bundle=self.spec.name)
 
 
 def _made_by(stage: str, *arguments: Any) -> None:

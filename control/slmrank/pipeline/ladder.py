@@ -15,14 +15,14 @@ from typing import Any
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, sizes_of
-from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
 from slmrank.html_page import Table
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
+from slmrank.pipeline.quality import scored_row
 from slmrank.pipeline.score_step import Row, Text, score_step, timed_scores
-from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher
 from slmrank.pyplot import headless_pyplot, png_of
 from slmrank.spec.reading import change_spec
@@ -92,19 +92,14 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
         )
 
     def variant(*changes: Mapping[str, Any]) -> Bundle:
-        merged: dict[str, Any] = {}
-        for change in changes:
-            merged |= change
-        return Bundle(change_spec(spec, merged)) if merged else bundle
-
-    def in_type(dtype: str) -> dict[str, Any]:
-        return {"evaluate": {"dtype": dtype}}
+        return Bundle(change_spec(spec, *changes)) if changes else bundle
 
     engine = {"engine": plain}
+    wide, narrow = ({"evaluate": {"dtype": one}} for one in ("float32", "bfloat16"))
     last = bundle.target.precision(spec.engine)
     rungs: list[tuple[str, tuple[Mapping[str, Any], ...], str, bool]] = [
-        ("transformers float32, full text", (UNPRUNED, in_type("float32")), "finetuned", True),
-        ("transformers bfloat16, full text", (UNPRUNED, in_type("bfloat16")), "finetuned", True),
+        ("transformers float32, full text", (UNPRUNED, wide), "finetuned", True),
+        ("transformers bfloat16, full text", (UNPRUNED, narrow), "finetuned", True),
         ("+ engine", (UNPRUNED, engine), "engine", True),
         ("+ summaries", (UNPRUNED, engine), "engine", False),
         ("+ pruned and recovered", (engine,), "engine", False),
@@ -142,15 +137,8 @@ def measure_ladder(
         artifact = timed_scores(step, store, watcher, device)
         made.append(artifact)
         sizes.append(_sizes(step, store))
-        scored.append(
-            ScoredRow(
-                name=_named(rung, artifact),
-                text="full" if rung.full_text else "summary",
-                listings=read_scores(artifact.path / SCORES_FILE),
-                parameters=sizes[-1][0],
-                prompt_tokens=artifact.figures["prompt_tokens"] / artifact.figures["pairs"],
-            )
-        )
+        text = "full" if rung.full_text else "summary"
+        scored.append(scored_row(_named(rung, artifact), rung.row, text, step, artifact, store))
     evaluate = rungs[0].bundle.spec.evaluate
     table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
     speeds: list[tuple[float | None, float | None]] = []

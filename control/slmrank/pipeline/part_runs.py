@@ -32,11 +32,6 @@ class PartWorker(Protocol):
         """Write the table of a part."""
 
 
-def output_of(target: str, identity: dict[str, Any]) -> Place:
-    """The folder of everything that this identity decides."""
-    return Place(target).below(hash_value(identity)[:16])
-
-
 def run_parts(
     make_worker: Callable[[], PartWorker],
     parts: Sequence[Part],
@@ -54,7 +49,7 @@ def run_parts(
     DataError where the output of another table stands: its parts would be dropped.
     """
     own = make_worker()
-    out = output_of(target, own.identity)
+    out = Place(target).below(hash_value(own.identity)[:16])  # of all that this identity decides
     out.make()
     done = done_parts(out, parts)
     left = [part for part in parts if part.name not in done]
@@ -130,21 +125,13 @@ def _do(worker: PartWorker, part: Part, out: Place) -> int:
 
 def read_manifest(folder: str) -> dict[str, Any]:
     """Identity, rows and parts of a whole run. Raises DataError when it is none."""
-    manifest = _parsed(Place(folder).read(MANIFEST))
-    if manifest is None:
+    try:
+        return dict(json.loads(Place(folder).read(MANIFEST) or b""))
+    except ValueError as error:  # it is not whole
         raise DataError(
             f"{folder} holds no {MANIFEST}: nothing was written there, or not to the end",
             "run the same command again, and give the folder that it names",
-        )
-    return manifest
-
-
-def _parsed(written: bytes | None) -> dict[str, Any] | None:
-    """A manifest, None when it is not whole."""
-    try:
-        return dict(json.loads(written or b""))
-    except ValueError:
-        return None
+        ) from error
 
 
 def _on_ray(

@@ -48,8 +48,8 @@ def score_step(
         "full_text": text == "full",
         "item_tokens": evaluate.full_text_tokens if text == "full" or summarize else None,
     }
-    data, summaries = _evaluated(bundle, on, summarize)
-    inputs: dict[str, Step] = {"data": data, "summaries": summaries}
+    data = bundle.data if on == OWN else bundle.set_data(on)
+    inputs: dict[str, Step] = {"data": data, "summaries": bundle.summaries_of(data, summarize)}
     tools: tuple[str, ...] = ()
     code = [f"{STAGES}.scores"]
     if row == "minilm":
@@ -93,9 +93,3 @@ def timed_scores(step: Step, store: ArtifactStore, watcher: Watcher, device: str
     if measured_on and measured_on != here:
         found = run(step, store, watcher, force=True, device=device)
     return found
-
-
-def _evaluated(bundle: Bundle, on: str, summarize: SummarizeSpec | None) -> tuple[Step, Step]:
-    """The data to evaluate on, and its summaries."""
-    data = bundle.data if on == OWN else bundle.set_data(on)
-    return data, bundle.summaries_of(data, summarize)

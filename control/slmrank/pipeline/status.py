@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.machine.facts import installed_version
 from slmrank.pipeline.steps import Step, changed_inputs, in_order
 
 SHOWN = 3
@@ -92,12 +92,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _versions(artifact: Artifact) -> str:
     """Tools that are installed here in another version than the one that made the artifact."""
-    other = []
-    for tool, version in artifact.manifest.get("versions", {}).items():
-        try:
-            here = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if here != version:
-            other.append(f"{tool} {version}, here {here}")
+    made = artifact.manifest.get("versions", {}).items()
+    found = [(tool, version, installed_version(tool)) for tool, version in made]
+    other = [f"{one} {was}, here {now}" for one, was, now in found if now not in (None, was)]
     return f"made with {'; '.join(other)}" if other else ""

@@ -7,7 +7,6 @@ that made an artifact are recorded in it and do not decide where it is found.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shutil
 import tempfile
@@ -16,30 +15,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key, write_atomic
 from slmrank.code_hash import code_hash
 from slmrank.errors import ArtifactError, MissingDependencyError
 from slmrank.hashing import canonical_json
+from slmrank.machine.facts import installed_version
 from slmrank.processes import is_first
 
 POLL_S = 0.5
 LEAST_FREE_BYTES = 1 << 20
 
 
-class Watcher(Protocol):
-    """Hears what happens; the command line shows it, the library does not care."""
-
-    def started(self, step: Step) -> None: ...
-
-    def progress(self, done: int, total: int, note: str = "") -> None: ...
-
-    def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None: ...
-
-
-class Silent:
-    """A watcher that shows nothing."""
+class Watcher:
+    """Hears what happens, and shows nothing; the command line's shows it."""
 
     def started(self, step: Step) -> None: ...
 
@@ -93,24 +83,25 @@ class Step:
         """Raises MissingDependencyError when a needed distribution is not installed."""
         found = {}
         for tool in self.tools:
-            try:
-                found[tool] = importlib.metadata.version(tool)
-            except importlib.metadata.PackageNotFoundError as error:
+            if (version := installed_version(tool)) is None:
                 raise MissingDependencyError(
                     f"{self.title} needs {tool}, which is not installed",
                     f"pip install 'slmrank[{self.extra}]'",
-                ) from error
+                )
+            found[tool] = version
         return found
 
 
-def in_order(step: Step) -> list[Step]:
-    """The step and everything before it, inputs first, each once."""
+def in_order(step: Step, asked: Callable[[Step], bool] = lambda _: True) -> list[Step]:
+    """The step and everything before it, inputs first, each once; without those that are not
+    `asked` for, and what stands behind these alone."""
     ordered: dict[str, Step] = {}
 
     def visit(current: Step) -> None:
-        for before in current.inputs.values():
-            visit(before)
-        ordered.setdefault(f"{current.kind}/{current.key}", current)
+        if asked(current):
+            for before in current.inputs.values():
+                visit(before)
+            ordered.setdefault(f"{current.kind}/{current.key}", current)
 
     visit(step)
     return list(ordered.values())
@@ -120,16 +111,7 @@ def pending(step: Step, store: ArtifactStore, *, force: bool = False) -> list[St
     """What a run has to make, inputs first: the step where it is missing, made of other inputs, or
     forced, and likewise what it is made from. What stands behind something current may have been
     cleaned away, and is not made again."""
-    ordered: dict[str, Step] = {}
-
-    def visit(current: Step, again: bool) -> None:
-        if again or find_current(current, store) is None:
-            for before in current.inputs.values():
-                visit(before, again=False)
-            ordered.setdefault(f"{current.kind}/{current.key}", current)
-
-    visit(step, force)
-    return list(ordered.values())
+    return in_order(step, lambda one: (force and one is step) or find_current(one, store) is None)
 
 
 def run(
@@ -141,7 +123,7 @@ def run(
     device: str = "cpu",
 ) -> Artifact:
     """Make a step and whatever it needs; returns its artifact. `force` remakes the step itself."""
-    watching = watcher or Silent()
+    watching = watcher or Watcher()
     if not is_first():
         return _follow(step, store, force, device)
     missing = pending(step, store, force=force)
@@ -210,7 +192,9 @@ def _follow(step: Step, store: ArtifactStore, force: bool, device: str) -> Artif
                 work = store.work(one.kind, one.key)
                 draft = Draft(path=Path(scratch), work=work, lineage={"settings": one.settings})
                 one.make(
-                    Making(draft=draft, inputs=inputs, watcher=Silent(), store=store, device=device)
+                    Making(
+                        draft=draft, inputs=inputs, watcher=Watcher(), store=store, device=device
+                    )
                 )
         while find_current(one, store) is None:
             time.sleep(POLL_S)

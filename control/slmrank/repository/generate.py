@@ -20,7 +20,6 @@ from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.triton.config import (
     ADMISSION,
-    ANSWERED,
     ASKED,
     DEPTH,
     ENSEMBLE,
@@ -34,13 +33,12 @@ from slmrank.triton.config import (
     Limits,
     ModelConfig,
     Queue,
-    Stage,
     add_parameters,
     add_tensor,
-    ensemble,
     parse_config,
     print_config,
     python_model,
+    rank_model,
 )
 from slmrank.triton.graph import check_ensemble
 
@@ -118,24 +116,11 @@ def render_configs(
         parameters=parameters,
     )
     inside = {PREPARE: prepare, **ranker}
-    rank = ensemble(
-        ENSEMBLE,
-        ASKED,
-        ANSWERED,
-        (
-            Stage(
-                model=PREPARE,
-                inputs={tensor.name: tensor.name for tensor in ASKED},
-                outputs={**handed_on, **told},
-            ),
-            Stage(
-                model=RANKER,
-                inputs=given,
-                outputs=scored,
-            ),
-        ),
-        max_batch_size=ALONE,
-        parameters={
+    asked = {tensor.name: tensor.name for tensor in ASKED}
+    rank = rank_model(
+        ALONE,
+        {PREPARE: (asked, {**handed_on, **told}), RANKER: (given, scored)},
+        {
             **identity,
             "configuration": hash_value([print_config(one) for one in inside.values()])[:16],
             "max_items": str(own.max_items),

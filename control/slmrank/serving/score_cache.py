@@ -189,32 +189,22 @@ class CacheMetrics:
     """The cache's figures among Triton's metrics; `backend` is its Python module."""
 
     def __init__(self, backend: Any, cache: ScoreCache) -> None:
-        self._cache = cache
-        self._families, self._metrics, self._before = [], {}, {}
-        counter, gauge = backend.MetricFamily.COUNTER, backend.MetricFamily.GAUGE
-        for name, text, kind in (
-            ("hits_total", "Pairs whose score was at hand", counter),
-            ("misses_total", "Pairs that were scored", counter),
-            ("failures_total", "Failed calls of a shared cache", counter),
-            ("saved_seconds_total", "Seconds that the pairs at hand would have taken", counter),
-            ("memory_bytes", "Scores held in the process", gauge),
+        self._cache, self._families, self._metrics = cache, [], {}
+        for figure, name, text in (
+            ("hits", "hits_total", "Pairs whose score was at hand"),
+            ("misses", "misses_total", "Pairs that were scored"),
+            ("failures", "failures_total", "Failed calls of a shared cache"),
+            ("saved_s", "saved_seconds_total", "Seconds that the pairs at hand would have taken"),
+            ("memory_bytes", "memory_bytes", "Scores held in the process"),
         ):
-            name = f"slmrank_cache_{name}"
-            family = backend.MetricFamily(name=name, description=text, kind=kind)
+            kind = getattr(backend.MetricFamily, "COUNTER" if name != "memory_bytes" else "GAUGE")
+            family = backend.MetricFamily(name=f"slmrank_cache_{name}", description=text, kind=kind)
             self._families.append(family)  # Triton forgets a family that nobody holds
-            self._metrics[name] = family.Metric(labels={})
-            self._before[name] = 0.0
+            self._metrics[figure] = family.Metric(labels={})
+        self._before: dict[str, float] = dict.fromkeys(self._metrics, 0.0)
 
     def publish(self) -> None:
-        cache = self._cache
-        now = {
-            "hits_total": cache.hits,
-            "misses_total": cache.misses,
-            "failures_total": cache.failures,
-            "saved_seconds_total": cache.saved_s,
-        }
-        for name, value in now.items():
-            name = f"slmrank_cache_{name}"
-            self._metrics[name].increment(value - self._before[name])
-            self._before[name] = value
-        self._metrics["slmrank_cache_memory_bytes"].set(cache.memory_bytes)
+        for figure, metric in self._metrics.items():
+            value = getattr(self._cache, figure)
+            metric.increment(value - self._before[figure])
+            self._before[figure] = value

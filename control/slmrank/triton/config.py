@@ -54,15 +54,6 @@ class Queue:
     limits: Limits | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One step of an ensemble: model, and its tensors mapped to the ensemble's."""
-
-    model: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-
-
 # The contract of every engine target (design.md 5.2).
 QUERY = Tensor(name="query", dtype=STRING, dims=(1,))
 JOB_ID = Tensor(name="job_id", dtype=STRING, dims=(-1,))
@@ -153,23 +144,20 @@ def ranker_model(
     )
 
 
-def ensemble(
-    name: str,
-    inputs: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-    stages: tuple[Stage, ...],
-    *,
+def rank_model(
     max_batch_size: int,
+    stages: dict[str, tuple[dict[str, str], dict[str, str]]],
     parameters: dict[str, str],
 ) -> ModelConfig:
-    """An ensemble over the latest version of each stage's model."""
-    config = model_config_pb2.ModelConfig(name=name, platform="ensemble")
+    """The ensemble `rank` over the latest version of each stage's model, by whose name stand its
+    inputs and its outputs, mapped to the ensemble's."""
+    config = model_config_pb2.ModelConfig(name=ENSEMBLE, platform="ensemble")
     config.max_batch_size = max_batch_size
-    _add_tensors(config, inputs, outputs, ragged=False)
-    for stage in stages:
-        step = config.ensemble_scheduling.step.add(model_name=stage.model, model_version=-1)
-        step.input_map.update(stage.inputs)
-        step.output_map.update(stage.outputs)
+    _add_tensors(config, ASKED, ANSWERED, ragged=False)
+    for name, (inputs, outputs) in stages.items():
+        step = config.ensemble_scheduling.step.add(model_name=name, model_version=-1)
+        step.input_map.update(inputs)
+        step.output_map.update(outputs)
     add_parameters(config, parameters)
     return config
 

@@ -7,7 +7,6 @@ GPU, and some (a tensor mapped twice, dims that can never meet) only at the firs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2
@@ -15,13 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from slmrank.errors import RepositoryError
 from slmrank.triton.config import ModelConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Edge:
-    dtype: int
-    dims: tuple[int, ...]
-    origin: str
-    optional: bool
+_Edges = dict[str, tuple[Any, str]]  # a tensor of a configuration and who writes it, by name
 
 
 def check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
@@ -35,7 +28,7 @@ def check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> 
 
 def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> list[str]:
     faults: list[str] = []
-    edges = {tensor.name: _edge(tensor, f"input {tensor.name!r}") for tensor in ensemble.input}
+    edges: _Edges = {one.name: (one, f"input {one.name!r}") for one in ensemble.input}
     used: set[str] = set()
     for step in ensemble.ensemble_scheduling.step:
         model = models.get(step.model_name)
@@ -58,9 +51,7 @@ def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> list[st
     return faults
 
 
-def _input_faults(
-    step: Any, model: ModelConfig, edges: dict[str, _Edge], used: set[str]
-) -> list[str]:
+def _input_faults(step: Any, model: ModelConfig, edges: _Edges, used: set[str]) -> list[str]:
     faults: list[str] = []
     declared = {tensor.name: tensor for tensor in model.input}
     for inner, outer in step.input_map.items():
@@ -75,42 +66,34 @@ def _input_faults(
     return faults
 
 
-def _output_faults(step: Any, model: ModelConfig, edges: dict[str, _Edge]) -> list[str]:
+def _output_faults(step: Any, model: ModelConfig, edges: _Edges) -> list[str]:
     faults: list[str] = []
     declared = {tensor.name: tensor for tensor in model.output}
     for inner, outer in step.output_map.items():
         if inner not in declared:
             faults.append(f"{step.model_name!r} has no output {inner!r}")
         elif outer in edges:
-            faults.append(f"tensor {outer!r} is written twice ({edges[outer].origin})")
+            faults.append(f"tensor {outer!r} is written twice ({edges[outer][1]})")
         else:
-            edges[outer] = _edge(declared[inner], f"{step.model_name}.{inner}")
+            edges[outer] = (declared[inner], f"{step.model_name}.{inner}")
     return faults
 
 
-def _match(edges: Mapping[str, _Edge], name: str, tensor: Any, target: str) -> list[str]:
-    edge = edges.get(name)
-    if edge is None:
+def _match(edges: _Edges, name: str, tensor: Any, target: str) -> list[str]:
+    if name not in edges:
         return [f"{target} reads {name!r}, which no earlier step writes"]
+    source, origin = edges[name]
     faults = []
-    if edge.dtype != tensor.data_type:
-        have, want = (model_config_pb2.DataType.Name(one) for one in (edge.dtype, tensor.data_type))
-        faults.append(f"{edge.origin} is {have} but {target} is {want}")
-    wanted = tuple(tensor.dims)
-    fits = len(edge.dims) == len(wanted) and all(
-        a == b or a < 0 or b < 0 for a, b in zip(edge.dims, wanted, strict=False)
+    if source.data_type != tensor.data_type:
+        have, want = (model_config_pb2.DataType.Name(one.data_type) for one in (source, tensor))
+        faults.append(f"{origin} is {have} but {target} is {want}")
+    have, want = list(source.dims), list(tensor.dims)
+    fits = len(have) == len(want) and all(
+        a == b or a < 0 or b < 0 for a, b in zip(have, want, strict=False)
     )
     if not fits:
-        faults.append(f"{edge.origin} has dims {list(edge.dims)} but {target} has {list(wanted)}")
-    if edge.optional and not getattr(tensor, "optional", False):
-        faults.append(f"{edge.origin} is optional but {target} is not")
+        faults.append(f"{origin} has dims {have} but {target} has {want}")
+    # An output has no field of that name.
+    if getattr(source, "optional", False) and not getattr(tensor, "optional", False):
+        faults.append(f"{origin} is optional but {target} is not")
     return faults
-
-
-def _edge(tensor: Any, origin: str) -> _Edge:
-    return _Edge(
-        dtype=tensor.data_type,
-        dims=tuple(tensor.dims),
-        origin=origin,
-        optional=getattr(tensor, "optional", False),
-    )

@@ -13,7 +13,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -34,32 +33,18 @@ PREFIXES_AT_ONCE = 16
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineInfo:
-    """What `engine.json` says: precision of the item passes and the largest batch."""
-
-    precision: str
-    max_batch_items: int
-
-
-def read_engine_info(path: Path) -> EngineInfo:
-    """Raises EngineError when the directory holds no engine."""
-    try:
-        loaded = json.loads((path / ENGINE_FILE).read_text())
-        return EngineInfo(
-            precision=loaded["precision"], max_batch_items=int(loaded["max_batch_items"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
-
-
 class OpenVinoEngine:
-    """A loaded engine. Not thread-safe: one per server instance."""
+    """A loaded engine. Not thread-safe: one per server instance. `engine.json` says the precision
+    of the item passes and the largest batch. Raises EngineError when the directory holds none."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         with needs("openvino does not import", "local"):
             import openvino as ov
-        self.info = read_engine_info(path)
+        try:
+            info = json.loads((path / ENGINE_FILE).read_text())
+            precision, self._most_items = info["precision"], int(info["max_batch_items"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
         core = ov.Core()
         cores = len(os.sched_getaffinity(0))
         threads = min(threads or usable_cores(), cores)
@@ -69,12 +54,12 @@ class OpenVinoEngine:
             # With fewer, every process would take the same first cores, and others stand still.
             # Threads on cores of their own are 1.00 to 1.02 times as fast.
             "ENABLE_CPU_PINNING": threads == cores,
-            "INFERENCE_PRECISION_HINT": "f32" if self.info.precision == "float32" else "bf16",
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
         }
-        if self.info.precision == "int8-weights":
+        if precision == "int8-weights":
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 64
-        fuses = self.info.precision in ("bfloat16", "int8-weights")
-        halved = threads % 2 == 0 and self.info.max_batch_items >= HALVED_ROWS
+        fuses = precision in ("bfloat16", "int8-weights")
+        halved = threads % 2 == 0 and self._most_items >= HALVED_ROWS
         try:
             prefix, items = (core.read_model(path / name) for name in ("prefix.xml", "items.xml"))
             if fuses and threads == 1:
@@ -122,7 +107,7 @@ class OpenVinoEngine:
         pasts = self._pasts([asked[query][0] for query in dict(present)])
         rows = [asked[query][1][place] for query, place in present]
         keys = [asked[query][0].tobytes() for query, _ in present]
-        for bucket in buckets([len(row) for row in rows], self.info.max_batch_items):
+        for bucket in buckets([len(row) for row in rows], self._most_items):
             requests, parts = self._whole, [bucket]
             if len(bucket) >= HALVED_ROWS and len(self._halves) > 1:
                 requests, parts = self._halves, halves(bucket, [len(rows[one]) for one in bucket])

@@ -92,7 +92,7 @@ class TrtllmEngineTarget(EngineTarget):
             "quantization": spec.quantization,
             "dtype": spec.dtype,
             **parity,
-            **asdict(emitted),
+            **emitted,
         }
 
     def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,9 +85,12 @@ class TorchEngine:
             raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
         # Where nothing multiplies bfloat16, the same weights in float32 are several times faster.
         narrow, wide = torch.bfloat16, self._placement.torch_dtype
-        self._weights: dict[str, Any] = {
-            name: one.to(wide) if one.dtype == narrow else one for name, one in loaded.items()
-        }
+        self._weights: dict[str, Tensor] = {}
+        self._layers: list[dict[str, Tensor]] = [{} for _ in range(self.info.layers)]
+        for name, one in loaded.items():
+            number, inside, own = name.partition(".")
+            place = self._layers[int(number)] if inside else self._weights
+            place[own or name] = one.to(wide) if one.dtype == narrow else one
         torch.set_num_threads(threads or usable_cores())
 
     def logits(self, prefix: Ids, items: Sequence[Ids]) -> Floats:
@@ -118,11 +121,11 @@ class TorchEngine:
             (one(angles) * info.rotary_scale).to(hidden.dtype)[:, None]
             for one in (torch.cos, torch.sin)
         ]
-        for number in range(info.layers):
-            own: dict[str, Any] = {one: weights.get(f"{number}.{one}") for one in LAYER}
+        for number, own in enumerate(self._layers):
             normed = self._norm(hidden, own["input_norm"])
-            query, key, value = self._heads(functional.linear(normed, own["qkv"], own["qkv_bias"]))
-            if own["q_norm"] is not None:
+            fused = functional.linear(normed, own["qkv"], own.get("qkv_bias"))
+            query, key, value = self._heads(fused)
+            if "q_norm" in own:
                 query, key = self._norm(query, own["q_norm"]), self._norm(key, own["k_norm"])
             query, key = rotate(query, *rotary), rotate(key, *rotary)
             mixed = torch.zeros_like(query)
@@ -166,17 +169,6 @@ class TorchEngine:
         mixed[group.queries.flatten()] = out.transpose(1, 2).flatten(0, 1)
 
 
-LAYER = (
-    "input_norm",
-    "qkv",
-    "qkv_bias",
-    "q_norm",
-    "k_norm",
-    "out",
-    "mlp_norm",
-    "gate_up",
-    "down",
-)
 # Rows of one call of the attention kernel are padded to the longest of them: so many, and so many
 # places of the mask, unless it is one row. A long item among 31 short ones took ten times the work.
 ROWS_AT_ONCE, MASK_AT_ONCE = 64, 1 << 20

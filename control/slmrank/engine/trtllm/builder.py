@@ -19,15 +19,6 @@ KILL_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folders:
-    """Of one build: the checkpoint, where the engine goes, and the file of kernel timings."""
-
-    checkpoint: Path
-    output: Path
-    timings: Path
-
-
-@dataclass(frozen=True, kw_only=True)
 class NoBuilder:
     """No engine can be compiled here, and why."""
 
@@ -37,11 +28,12 @@ class NoBuilder:
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """`command` gives the argv of a build, `cancel` ends what killing it would leave behind;
-    `environment` is added to this process's, `facts` go into the engine's manifest."""
+    """`command` gives the argv of a build from the checkpoint, where the engine goes, and the file
+    of kernel timings, `cancel` ends what killing it would leave behind; `environment` is added to
+    this process's, `facts` go into the engine's manifest."""
 
     how: str
-    command: Callable[[Folders], list[str]]
+    command: Callable[[Path, Path, Path], list[str]]
     cancel: Callable[[], None]
     environment: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -96,9 +88,8 @@ def _local_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder 
         return NoBuilder(reason="; ".join(wrong), fix=fix)
     facts |= {"trtllm": version, "tensorrt": tensorrt, "container": container}
 
-    def command(folders: Folders) -> list[str]:
-        checkpoint, output = folders.checkpoint.resolve(), folders.output.resolve()
-        return plan.command(checkpoint, output, folders.timings.resolve())
+    def command(*paths: Path) -> list[str]:
+        return plan.command(*(path.resolve() for path in paths))
 
     # The build takes the first visible device, which on a mixed machine may be another GPU.
     visible = {"CUDA_VISIBLE_DEVICES": gpu.uuid}
@@ -114,11 +105,11 @@ def _local_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder 
 def _docker_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder:
     name = f"slmrank-build-{plan.hash}-{os.getpid()}"
 
-    def command(folders: Folders) -> list[str]:
+    def command(checkpoint: Path, output: Path, timings: Path) -> list[str]:
         mounts = [
-            f"{folders.checkpoint.resolve()}:/checkpoint:ro",
-            f"{folders.output.resolve()}:/output",
-            f"{folders.timings.parent.resolve()}:/timings",
+            f"{checkpoint.resolve()}:/checkpoint:ro",
+            f"{output.resolve()}:/output",
+            f"{timings.parent.resolve()}:/timings",
         ]
         # As the caller's user, so that the files belong to them.
         run = ["docker", "run", "--rm", "--name", name, "--gpus", f"device={gpu.uuid}"]
@@ -126,7 +117,7 @@ def _docker_builder(plan: BuildPlan, gpu: Gpu, facts: dict[str, Any]) -> Builder
         run += ["--user", f"{os.getuid()}:{os.getgid()}"]
         for mount in mounts:
             run += ["--volume", mount]
-        inner = plan.command("/checkpoint", "/output", f"/timings/{folders.timings.name}")
+        inner = plan.command("/checkpoint", "/output", f"/timings/{timings.name}")
         return [*run, plan.image, *inner]
 
     def cancel() -> None:

@@ -7,7 +7,6 @@ oracle in the tests is NVIDIA's own exporter (nvidia-modelopt), bit for bit.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,10 @@ CONFIG = "config.json"
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Emitted:
-    """Sizes of an emitted checkpoint; `parameters` counts a tied head twice, as the file does."""
-
-    tensors: int
-    parameters: int
-    bytes: int
-
-
 def emit_checkpoint(
     checkpoint: Checkpoint, target: Path, *, dtype: str, logits_dtype: str = "float32"
-) -> Emitted:
-    """Write the TensorRT-LLM checkpoint of `checkpoint` into the folder `target`.
+) -> dict[str, int]:
+    """Write the TensorRT-LLM checkpoint of `checkpoint` into the folder `target`; returns sizes.
 
     `dtype`: bfloat16, float16, or float32 (lossless, for comparisons). The peak memory does not
     grow with the model. Raises CheckpointError for whatever an engine could not hold or would
@@ -47,7 +37,7 @@ def emit_checkpoint(
     write_tensors(target / WEIGHTS, planned, STORED[dtype])
     write_atomic(target / CONFIG, json.dumps(made, indent=2) + "\n")
     check_emitted(target, planned, STORED[dtype])
-    return measure_emitted(target)
+    return sizes_of(target / WEIGHTS)
 
 
 def check_emitted(target: Path, planned: list[NewTensor], dtype: str) -> None:
@@ -64,16 +54,12 @@ def check_emitted(target: Path, planned: list[NewTensor], dtype: str) -> None:
         )
 
 
-def measure_emitted(target: Path) -> Emitted:
-    """Counts from the file's header."""
-    header = read_header(target / WEIGHTS)
-    return Emitted(
-        tensors=len(header),
-        parameters=sum(
-            one.elements for name, one in header.items() if name.endswith(("weight", "bias"))
-        ),
-        bytes=(target / WEIGHTS).stat().st_size,
-    )
+def sizes_of(weights: Path) -> dict[str, int]:
+    """Of a file of weights; `parameters` counts a tied head twice where the file has it twice."""
+    header = read_header(weights)
+    counted = (one for name, one in header.items() if name.endswith(("weight", "bias")))
+    parameters = sum(one.elements for one in counted)
+    return {"tensors": len(header), "parameters": parameters, "bytes": weights.stat().st_size}
 
 
 def read_trtllm_config(folder: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ are looked up, never guessed, and a refusal names the pair to use.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
 import yaml
+from pydantic import BaseModel
 
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
@@ -23,8 +23,7 @@ LEAST_CAPABILITY = (8, 0)
 SMOOTHQUANT_END = (10, 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
+class Container(BaseModel, frozen=True):
     """One container tag and what it holds; `min_driver` is the NVIDIA driver's major version."""
 
     container: str
@@ -34,8 +33,7 @@ class Container:
     min_driver: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compatibility:
+class Compatibility(BaseModel, frozen=True):
     """The whole table."""
 
     image: str
@@ -92,13 +90,7 @@ class Compatibility:
 @cache
 def load_compatibility() -> Compatibility:
     """The shipped table."""
-    loaded = yaml.safe_load(shipped(TABLE).read_text(encoding="utf-8"))
-    return Compatibility(
-        image=loaded["image"],
-        supported=tuple(loaded["supported"]),
-        containers=tuple(Container(**row) for row in loaded["containers"]),
-        gpus=dict(loaded["gpus"]),
-    )
+    return Compatibility.model_validate(yaml.safe_load(shipped(TABLE).read_text(encoding="utf-8")))
 
 
 def _covers(name: str, product: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore, inventory, write_atomic
-from slmrank.engine.trtllm.builder import Builder, Folders
+from slmrank.engine.trtllm.builder import Builder
 from slmrank.engine.trtllm.checkpoint import read_trtllm_config
 from slmrank.engine.trtllm.plan import EMITTED_FOLDER, BuildPlan, check_engine_config
 from slmrank.errors import ArtifactError, EngineError
@@ -126,12 +126,9 @@ def compile_engine(
             report(f"build with {builder.how}; log: {log}")
             timings = store.root / "work" / "timings"
             timings.mkdir(exist_ok=True)
-            folders = Folders(
-                checkpoint=planned.checkpoint,
-                output=draft.path,
-                timings=timings / f"{planned.plan.trtllm}-{planned.plan.gpu}",
-            )
-            _run(builder, builder.command(folders), log, draft.work, timeout_s)
+            timings /= f"{planned.plan.trtllm}-{planned.plan.gpu}"
+            command = builder.command(planned.checkpoint, draft.path, timings)
+            _run(builder, command, log, draft.work, timeout_s)
             config = _engine_config(draft.path)
             check_engine_config(config, planned.plan, read_trtllm_config(planned.checkpoint))
     built = find_compiled(store, planned.tag)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
-from slmrank.engine.trtllm.checkpoint import STORED
+from slmrank.engine.trtllm.checkpoint import STORED, sizes_of
 from slmrank.engine.trtllm.layout import plan_tensors, rotary
 from slmrank.model.checkpoint import Checkpoint, copy_ranker_files, read_config
 from slmrank.model.tensor_files import NewTensor, Part, read_index, write_tensors
@@ -34,11 +34,7 @@ def export_llmapi(checkpoint: Checkpoint, target: Path, *, dtype: str) -> dict[s
     copy_ranker_files(checkpoint.path, target)
     text = json.dumps(llmapi_config(config, dtype), indent=2) + "\n"
     write_atomic(target / "config.json", text)
-    return {
-        "tensors": len(tensors),
-        "parameters": sum(one.parts[0].tensor.elements for one in tensors),
-        "bytes": (target / "model.safetensors").stat().st_size,
-    }
+    return sizes_of(target / "model.safetensors")
 
 
 def llmapi_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -16,13 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import write_atomic
-from slmrank.engine.trtllm.checkpoint import (
-    CONFIG,
-    STORED,
-    WEIGHTS,
-    Emitted,
-    measure_emitted,
-)
+from slmrank.engine.trtllm.checkpoint import CONFIG, STORED, WEIGHTS, sizes_of
 from slmrank.engine.trtllm.compatibility import MODELOPT
 from slmrank.engine.trtllm.layout import HEAD, plan_tensors, trtllm_config
 from slmrank.engine.trtllm.plan import QUANT_ALGORITHMS
@@ -40,8 +34,9 @@ _SCALES = (".weights_scaling_factor", ".activation_scaling_factor", ".prequant_s
 
 def emit_quantized(
     checkpoint: Checkpoint, target: Path, spec: TrtllmSpec, calibration: Sequence[Ids]
-) -> Emitted:
-    """Calibrate on whole prompts and write the quantised checkpoint into the folder `target`.
+) -> dict[str, int]:
+    """Calibrate on whole prompts and write the quantised checkpoint into the folder `target`;
+    returns sizes.
 
     Raises MissingDependencyError without nvidia-modelopt, CheckpointError as the plain emitter, and
     EngineError when the exporter leaves out or reshapes a tensor.
@@ -60,14 +55,10 @@ def emit_quantized(
         with quiet():
             _export(checkpoint, Path(scratch), quantization, dtype, calibration)
         shutil.move(Path(scratch) / WEIGHTS, target / WEIGHTS)
-    _check(
-        target,
-        {tensor.name: tensor.shape for tensor in planned},
-        STORED[dtype],
-        _STORED_WEIGHT[quantization],
-    )
+    shapes = {tensor.name: tensor.shape for tensor in planned}
+    _check(target, shapes, STORED[dtype], _STORED_WEIGHT[quantization])
     write_atomic(target / CONFIG, json.dumps(made, indent=2) + "\n")
-    return measure_emitted(target)
+    return sizes_of(target / WEIGHTS)
 
 
 def _export(
@@ -107,14 +98,9 @@ def _check(target: Path, shapes: dict[str, tuple[int, ...]], plain: str, quantiz
     wrong = [
         name for name, shape in shapes.items() if name not in header or header[name].shape != shape
     ]
-    for name in shapes:
-        linear = name.endswith(".weight") and len(shapes[name]) == 2
-        inside = linear and ".layers." in name
-        if (
-            name in header
-            and name != HEAD
-            and header[name].dtype != (quantized if inside else plain)
-        ):
+    for name in (shapes.keys() & header.keys()) - {HEAD}:
+        inside = name.endswith(".weight") and len(shapes[name]) == 2 and ".layers." in name
+        if header[name].dtype != (quantized if inside else plain):
             wrong.append(name)
     wrong += [name for name in header if name not in shapes and not name.endswith(_SCALES)]
     if wrong:
