@@ -350,7 +350,7 @@ def test_any_release_renders_to_objects_that_pass_the_rules(
 
 def test_the_shipped_manifests_are_what_their_releases_render_to(control: Control) -> None:
     for folder, files in rendered_folders(K8S).items():
-        assert find_stale(folder, files) == []
+        assert find_stale(folder, files) == {}
     done = control("deploy", "render", "--check", "--out", K8S)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -392,7 +392,7 @@ def test_stale_missing_and_unexpected_files_are_found(tmp_path: Path, control: C
     assert f"--out '{tmp_path}/a b'" in done.stderr
     # A release below another one's folder stays; bytes that are no text are a change.
     (tmp_path / "base/deployment.yaml").write_bytes(b"\xe9")
-    assert find_stale(tmp_path, {}) == []
+    assert find_stale(tmp_path, {}) == {}
     touched = write_files(tmp_path / "base", release_files(releases.cpu()))
     assert touched == ["deployment.yaml"]
 

@@ -21,7 +21,7 @@ from slmrank.load.capacity import plan_capacity, slowest_cell
 from slmrank.load.perf_analyzer import Measuring
 from slmrank.load.points import Load, Point, PointInput
 from slmrank.load.record import read_record
-from slmrank.load.run import Subject, Task
+from slmrank.load.run import Bench, Running, Subject, Task
 from slmrank.load.session import Session
 from slmrank.load.slo import FoundRate, Observed, find_slo, rounded, search_rate
 from slmrank.load.tune import Candidate, default_axes, descend, winner
@@ -220,23 +220,26 @@ def spec_with(tiny: TinyBundle, name: str, **slo: Any) -> Path:
     return path
 
 
-class Unsteady:
+class Unsteady(Bench):
     """A bench on which one request at a time is never stable."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = ArtifactStore(folder)
-        self.subject = Subject(identity={}, versions={}, tool="t")
-        self.analyzer = PerfAnalyzer(path=folder, version="v", environment={})
-        self.host: dict[str, Any] = {}
+        super().__init__(
+            store=ArtifactStore(folder),
+            subject=Subject(identity={}, versions={}, tool="t"),
+            analyzer=PerfAnalyzer(path=folder, version="v", environment={}),
+            running=Running(url=""),
+            host={},
+        )
 
-    def measure(self, task: Task) -> Any:
+    def measure(self, task: Task, *, again: bool = False) -> Any:
         return SimpleNamespace(figures={"stable": False, "verdict": "unstable"})
 
 
 class Crashing(Unsteady):
     """A bench whose tool is killed under any rate."""
 
-    def measure(self, task: Task) -> Any:
+    def measure(self, task: Task, *, again: bool = False) -> Any:
         figures: dict[str, Any] = {"p50_ms": 9.0, "p95_ms": 9.0, "requests_per_s": 9.0}
         figures |= {"stable": True, "verdict": "ok"}
         if task.point.load.kind == "rate":

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from slmrank.cli.deploy_cluster import (
+    Reach,
     cluster_options,
     conflicts_option,
-    deployer_of,
     take_over_option,
 )
 from slmrank.cli.display import print_json
@@ -61,11 +61,7 @@ def promote_command(
     unobserved: bool,
     window_s: int,
     fewest: int,
-    skip_smoke: bool,
-    force_conflicts: bool,
-    take_over: bool,
-    kubeconfig: Path | None,
-    context: str | None,
+    reach: Reach,
     as_json: bool,
 ) -> None:
     """Make the canary of the bundle SOURCE its stable release.
@@ -83,14 +79,7 @@ def promote_command(
     if (prometheus is None) != unobserved:
         raise click.UsageError("give --prometheus URL, or --unobserved")
     decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
-    deployer = deployer_of(
-        kubeconfig,
-        context,
-        skip_smoke=skip_smoke,
-        force_conflicts=force_conflicts,
-        take_over=take_over,
-    )
-    done = Canary(deployer=deployer).promote(open_place(source, "canary", overrides), decide)
+    done = Canary(deployer=reach()).promote(open_place(source, "canary", overrides), decide)
     if as_json:
         print_json(done)
         return
@@ -107,25 +96,14 @@ def promote_command(
 @conflicts_option
 @take_over_option
 @cluster_options
-def abort_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    force_conflicts: bool,
-    take_over: bool,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
-) -> None:
+def abort_command(source: Path, overrides: tuple[str, ...], reach: Reach, as_json: bool) -> None:
     """Send all calls to the stable release of the bundle SOURCE and remove its canary.
 
     \b
     Example:
       control deploy abort build/demo.yaml
     """
-    deployer = deployer_of(
-        kubeconfig, context, force_conflicts=force_conflicts, take_over=take_over
-    )
-    removed = Canary(deployer=deployer).abort(open_place(source, "canary", overrides))
+    removed = Canary(deployer=reach()).abort(open_place(source, "canary", overrides))
     if as_json:
         print_json({"removed": removed})
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Place, Release, Track
 from slmrank.errors import Refused
 
+Reach = Callable[[], Deployer]
 take_over_option = click.option(
     "--take-over", is_flag=True, help="go on although another apply seems to run"
 )
@@ -36,16 +39,23 @@ conflicts_option = click.option(
 )
 
 
-def cluster_options(function: Decorated) -> Decorated:
-    for option in (
-        click.option("--context", help="context of the kubeconfig"),
-        click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]"),
-    ):
-        function = option(function)
-    return json_option(function)
+def cluster_options(function: Decorated) -> Any:
+    """--kubeconfig, --context and --json; they and what a verb's own options say of its deployer
+    are given to the command as one `reach`, which connects."""
+
+    @json_option
+    @click.option("--kubeconfig", type=PathType, help="[default: KUBECONFIG, ~/.kube/config]")
+    @click.option("--context", help="context of the kubeconfig")
+    @functools.wraps(function)
+    def command(kubeconfig: Path | None, context: str | None, **more: Any) -> Any:
+        names = ("smoke_url", "skip_smoke", "force_conflicts", "take_over")
+        own = {name: more.pop(name) for name in names if name in more}
+        return function(reach=functools.partial(_deployer, kubeconfig, context, **own), **more)
+
+    return command
 
 
-def deployer_of(
+def _deployer(
     kubeconfig: Path | None, context: str | None, smoke_url: str | None = None, **options: Any
 ) -> Deployer:
     console = Console(stderr=True, emoji=False)
@@ -80,14 +90,7 @@ _skip_smoke = click.option(
 @conflicts_option
 @release_options
 @cluster_options
-def plan_command(
-    source: Path,
-    force_conflicts: bool,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def plan_command(source: Path, reach: Reach, as_json: bool, **options: Any) -> None:
     """Ask the API server what applying SOURCE (a spec, whose repository is made when missing, or a
     release.yaml) would change: its own dry run of every object, and the difference to what is
     there. The cluster stays as it is.
@@ -97,7 +100,7 @@ def plan_command(
       control deploy plan build/demo.yaml
     """
     release = open_release(source, **options)
-    planned = deployer_of(kubeconfig, context, force_conflicts=force_conflicts).plan(release)
+    planned = reach().plan(release)
     if as_json:
         rows = [
             {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
@@ -129,16 +132,7 @@ def plan_command(
 @release_options
 @cluster_options
 def apply_command(
-    source: Path,
-    force_conflicts: bool,
-    take_over: bool,
-    percent: int | None,
-    smoke_url: str | None,
-    skip_smoke: bool,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
-    **options: Any,
+    source: Path, percent: int | None, reach: Reach, as_json: bool, **options: Any
 ) -> None:
     """Bring SOURCE (a spec, whose repository is made when missing, or a release.yaml) into the
     cluster: our rules and the server's dry run of every object first, then server-side apply in
@@ -154,14 +148,7 @@ def apply_command(
       control deploy apply build/demo.yaml --canary 10
     """
     release = open_release(source, **options)
-    deployer = deployer_of(
-        kubeconfig,
-        context,
-        smoke_url,
-        force_conflicts=force_conflicts,
-        take_over=take_over,
-        skip_smoke=skip_smoke,
-    )
+    deployer = reach()
     if percent is None:
         done = deployer.apply(release)
     else:
@@ -182,12 +169,7 @@ def apply_command(
 @track_option
 @cluster_options
 def status_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    track: Track,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
+    source: Path, overrides: tuple[str, ...], track: Track, reach: Reach, as_json: bool
 ) -> None:
     """Show the rollout, every pod with the reason why it does not serve (no GPU, a taint, a claim,
     the image, a file that was not copied, a wrong answer), the autoscaler's metrics and the history
@@ -199,7 +181,7 @@ def status_command(
       control deploy status build/demo.yaml
     """
     place = open_place(source, track, overrides)
-    status = read_status(deployer_of(kubeconfig, context).cluster, place)
+    status = read_status(reach().cluster, place)
     if as_json:
         print_json(asdict(status))
     else:
@@ -263,12 +245,8 @@ def rollback_command(
     source: Path,
     overrides: tuple[str, ...],
     revision: int | None,
-    smoke_url: str | None,
-    skip_smoke: bool,
-    take_over: bool,
     track: Track,
-    kubeconfig: Path | None,
-    context: str | None,
+    reach: Reach,
     as_json: bool,
 ) -> None:
     """Put the objects of an earlier deployment of SOURCE back, as they were, wait for its pods and
@@ -278,10 +256,7 @@ def rollback_command(
     Example:
       control deploy rollback build/demo.yaml --to 3
     """
-    deployer = deployer_of(
-        kubeconfig, context, smoke_url, skip_smoke=skip_smoke, take_over=take_over
-    )
-    done = deployer.rollback(open_place(source, track, overrides), revision)
+    done = reach().rollback(open_place(source, track, overrides), revision)
     if as_json:
         print_json(done)
         return
@@ -296,14 +271,7 @@ def rollback_command(
 @track_option
 @cluster_options
 def delete_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    yes: bool,
-    take_over: bool,
-    track: Track,
-    kubeconfig: Path | None,
-    context: str | None,
-    as_json: bool,
+    source: Path, overrides: tuple[str, ...], yes: bool, track: Track, reach: Reach, as_json: bool
 ) -> None:
     """Remove every object of the bundle SOURCE. Claims, what is on them, and the namespace stay.
     Without --yes it only says what would go.
@@ -312,7 +280,7 @@ def delete_command(
     Example:
       control deploy delete build/demo.yaml --yes
     """
-    deployer = deployer_of(kubeconfig, context, take_over=take_over)
+    deployer = reach()
     place = open_place(source, track, overrides)
     if track == "canary" and (share := read_share(deployer.cluster, place)):
         raise Refused(

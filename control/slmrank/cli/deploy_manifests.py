@@ -58,9 +58,9 @@ def render_command(
     total = sum(len(files) for files in folders.values())
     if only_check:
         stale = [
-            (where / one.path, one.why)
+            (where / name, why)
             for where, files in folders.items()
-            for one in find_stale(where, files)
+            for name, why in find_stale(where, files).items()
         ]
         if as_json:
             print_json({"fresh": not stale, "stale": [[str(path), why] for path, why in stale]})

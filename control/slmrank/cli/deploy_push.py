@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from slmrank.artifacts import ArtifactStore
-from slmrank.cli.deploy_cluster import cluster_options, deployer_of
+from slmrank.cli.deploy_cluster import Reach, cluster_options
 from slmrank.cli.display import print_json
 from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_sources, release_options
@@ -35,8 +35,7 @@ def push_command(
     archive: Path | None,
     engines: Path | None,
     artifacts: Path,
-    kubeconfig: Path | None,
-    context: str | None,
+    reach: Reach,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -57,10 +56,9 @@ def push_command(
       control deploy push build/demo.yaml
       control deploy push build/demo.yaml --image bundle.tar
     """
-    opened = open_sources(source, artifacts=artifacts, **options)
-    release = opened.release
+    release, repository, engine = open_sources(source, artifacts=artifacts, **options)
     if archive is not None:
-        digest = write_image(opened.repository, archive, release.name)
+        digest = write_image(repository, archive, release.name)
         if as_json:
             print_json({"archive": str(archive), "digest": digest})
         else:
@@ -69,10 +67,10 @@ def push_command(
     compiled = None
     if release.engine.plan is not None:
         compiled = find_compiled(ArtifactStore(engines or artifacts), release.engine.tag)
-    to_urls, on_claims = plan_parcels(release, opened.repository, opened.engine, compiled)
+    to_urls, on_claims = plan_parcels(release, repository, engine, compiled)
     sent = push_to_urls(to_urls, lambda text: click.echo(text, err=True))
     if on_claims:
-        deployer = deployer_of(kubeconfig, context)
+        deployer = reach()
         sent += push_to_claims(deployer.cluster, deployer.waiter, release, on_claims)
     rows = [
         {"target": one.target, "bytes": one.bytes, "sent": one in sent}

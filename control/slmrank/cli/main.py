@@ -116,11 +116,6 @@ def main() -> None:
     told: dict[str, bool] = {}
     try:
         status = cli.main(standalone_mode=False, obj=told)
-    except ControlError as error:
-        if debug:
-            traceback.print_exc()
-        report_error(error, as_json=_wants_json(told))
-        sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -139,25 +134,23 @@ def main() -> None:
         if sys.stdout is not out:
             sys.exit(141)
         raise
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        name = f" ({error.filename})" if error.filename else ""
-        hint = "check disk space and permissions"
-        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
-            hint = "give another place"
-        known = ControlError(f"{error.strerror or error}{name}", hint)
-        report_error(known, as_json=_wants_json(told))
-        sys.exit(known.exit_code)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        hint = "it may be a fault of slmrank: report it"
-        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-            hint = "smaller batches, or another machine"
-        known = ControlError(
-            f"unexpected {type(error).__name__}: {error}", f"{hint}; traceback: {_kept_traceback()}"
-        )
+        if isinstance(error, ControlError):
+            known = error
+        elif isinstance(error, OSError):
+            name = f" ({error.filename})" if error.filename else ""
+            hint = "check disk space and permissions"
+            if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+                hint = "give another place"
+            known = ControlError(f"{error.strerror or error}{name}", hint)
+        else:
+            hint = "it may be a fault of slmrank: report it"
+            if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+                hint = "smaller batches, or another machine"
+            told_of = f"unexpected {type(error).__name__}: {error}"
+            known = ControlError(told_of, f"{hint}; traceback: {_kept_traceback()}")
         report_error(known, as_json=_wants_json(told))
         sys.exit(known.exit_code)
     sys.exit(status if isinstance(status, int) else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,12 @@ def open_place(source: Path, track: Track, overrides: tuple[str, ...] = ()) -> P
     return Place(namespace=spec.deploy.namespace, bundle=spec.name, track=track)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """A release and the artifacts that it is of."""
-
-    release: Release
-    repository: Artifact
-    engine: Artifact
-
-
 def open_release(source: Path, *, making: bool = True, **options: Any) -> Release:
     """The release of a spec (its repository is made when missing), or the one in a file; `options`
     as of `open_sources`. Without `making` raises Refused where something is missing."""
     source = source / RELEASE_FILE if source.is_dir() else source
     if not is_release(source):
-        return open_sources(source, making=making, **options).release
+        return open_sources(source, making=making, **options)[0]
     refuse_spec_options(options)
     return load_release(source)
 
@@ -116,8 +107,8 @@ def open_sources(
     record: Path | None,
     track: Track,
     making: bool = True,
-) -> Sources:
-    """The release of a spec; its repository is made when missing."""
+) -> tuple[Release, Artifact, Artifact]:
+    """The release of a spec, its repository, which is made when missing, and its engine."""
     if source.is_dir() or is_release(source):
         raise click.UsageError(f"{source} is a release; its files are those of a spec: give that")
     opened = _as_made(open_spec(source, overrides, target, artifacts))
@@ -136,4 +127,4 @@ def open_sources(
     release = make_release(
         bundle.spec, bundle.target, repository, engine, record=record, track=track
     )
-    return Sources(release=release, repository=repository, engine=engine)
+    return release, repository, engine

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from slmrank.artifacts import write_atomic
@@ -32,14 +31,6 @@ from slmrank.errors import DeployError
 Files = dict[str, str]
 _KUSTOMIZE = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 _GENERATED = "# Rendered from release.yaml by `control deploy render`; changes here are lost.\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stale:
-    """A file that is not what would be rendered; `why` is changed, missing or unexpected."""
-
-    path: str
-    why: str
 
 
 def release_files(release: Release) -> Files:
@@ -82,15 +73,16 @@ def rendered_folders(root: Path) -> dict[Path, Files]:
     return {path.parent: release_files(load_release(path)) for path in found}
 
 
-def find_stale(folder: Path, files: Mapping[str, str]) -> list[Stale]:
-    """What in `folder` differs from `files`; what people put beside them is theirs."""
-    stale = []
+def find_stale(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Files of `folder` that are not what would be rendered, and why: changed, missing or
+    unexpected; what people put beside them is theirs."""
+    stale = {}
     for name, text in sorted(files.items()):
         path = folder / name
         if not path.is_file():
-            stale.append(Stale(path=name, why="missing"))
+            stale[name] = "missing"
         elif path.read_bytes() != text.encode():
-            stale.append(Stale(path=name, why="changed"))
+            stale[name] = "changed"
     # Other releases below are none of this one's business.
     others = {path.parent for path in folder.rglob(f"*/{RELEASE_FILE}")} - {folder}
     for path in sorted(folder.rglob("*.yaml")):
@@ -99,22 +91,21 @@ def find_stale(folder: Path, files: Mapping[str, str]) -> list[Stale]:
         name = str(path.relative_to(folder))
         written = path.read_text(encoding="utf-8", errors="replace")
         if name not in files and written.startswith(_GENERATED):
-            stale.append(Stale(path=name, why="unexpected"))
+            stale[name] = "unexpected"
     return stale
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> list[str]:
     """Write what differs, remove what is no longer rendered; returns the paths touched."""
-    touched = []
-    for stale in find_stale(folder, files):
-        path = folder / stale.path
-        if stale.why == "unexpected":
+    stale = find_stale(folder, files)
+    for name, why in stale.items():
+        path = folder / name
+        if why == "unexpected":
             path.unlink()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, files[stale.path])
-        touched.append(stale.path)
-    return touched
+            write_atomic(path, files[name])
+    return list(stale)
 
 
 def _folder(prefix: str, objects: list[Object], more: Mapping[str, object] | None = None) -> Files:

@@ -32,23 +32,21 @@ ROUTE = "route"  # component of the route, which outlives releases
 RELEASE = "slmrank.io/release"
 
 
+def placed(place: Place, component: str) -> dict[str, str]:
+    """Labels of what belongs to a component of one deployment, whatever release it is of."""
+    return {NAME: MANAGER, INSTANCE: place.bundle, COMPONENT: component, TRACK: place.track}
+
+
 def selector(release: Release, component: str = "serve") -> dict[str, str]:
     """What Services and the Deployment select by: it never changes, because a Deployment's selector
     cannot."""
-    return {NAME: MANAGER, INSTANCE: release.name, COMPONENT: component, TRACK: release.track}
+    return placed(release.place, component)
 
 
 def labels(release: Release, component: str = "serve") -> dict[str, str]:
     """Labels of an object."""
-    return {
-        NAME: MANAGER,
-        INSTANCE: release.name,
-        COMPONENT: component,
-        MANAGED_BY: MANAGER,
-        BUNDLE: release.name,
-        ENGINE: release.engine.tag,
-        TRACK: release.track,
-    }
+    own = {MANAGED_BY: MANAGER, BUNDLE: release.name, ENGINE: release.engine.tag}
+    return {**selector(release, component), **own}
 
 
 def labelled(

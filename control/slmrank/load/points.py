@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,15 +124,9 @@ def cut_text(text: str, tokens: int, count: Callable[[str], int]) -> str:
 
     Raises SweepError when the text is too short.
     """
-    low, high = 0, len(text)
     if count(text) < tokens:
         raise SweepError(f"a text has fewer than {tokens} tokens", "sweep fewer tokens")
-    while low < high:
-        middle = (low + high) // 2
-        if count(text[:middle]) < tokens:
-            low = middle + 1
-        else:
-            high = middle
+    low = bisect_left(range(len(text)), tokens, key=lambda end: count(text[:end]))
     # One more character can change the count by two, or lower it: the exact one may lie nearby.
     near = sorted(
         range(max(1, low - NEARBY), min(len(text), low + NEARBY) + 1), key=lambda e: abs(e - low)

@@ -102,6 +102,18 @@ class Bench:
     again: bool = False
     host: dict[str, Any] = field(default_factory=host_facts)
 
+    def lineage(
+        self, settings: Mapping[str, Any], given: PointInput, **host: Any
+    ) -> dict[str, Any]:
+        """What the manifest of a measurement says beside its figures."""
+        return {
+            "settings": settings,
+            "inputs": {**self.subject.inputs(given), "identity": dict(self.subject.identity)},
+            "code": code_hash(CODE),
+            "versions": {**self.subject.versions, "perf_analyzer": self.analyzer.version},
+            "host": {**self.host, **host},
+        }
+
     def warm_up(self, task: Task) -> None:
         """Run one point and throw it away: the first requests after a start compile kernels."""
         point = replace(task.point, load=Load(kind="concurrency", level=1))
@@ -129,13 +141,7 @@ class Bench:
         given, url = task.given, self.running.url
         require_ready(url)
         before = read_counts(url)
-        lineage: dict[str, Any] = {
-            "settings": task.settings,
-            "inputs": {**self.subject.inputs(given), "identity": dict(self.subject.identity)},
-            "code": code_hash(CODE),
-            "versions": {**self.subject.versions, "perf_analyzer": self.analyzer.version},
-            "host": {**self.host, "load_average": load_average()},
-        }
+        lineage = self.lineage(task.settings, given, load_average=load_average())
         with self.store.create(KIND, key, lineage) as draft:
             try:
                 outcome = run_point(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,10 +181,13 @@ def open_session(
     with tempfile.TemporaryDirectory(prefix="slmrank-tool-") as work:
         tool = find_perf_analyzer(Path(work)).version
 
-    def server() -> AbstractContextManager[Running]:
+    @contextlib.contextmanager
+    def server() -> Iterator[Running]:
         if url is not None:
-            return contextlib.nullcontext(Running(url=url, metrics_url=metrics_url))
-        return _own_server(repository)
+            yield Running(url=url, metrics_url=metrics_url)
+            return
+        with Server(repository, ANY_PORTS, measured=True) as own:
+            yield running(own)
 
     return Session(
         spec=spec.sweep,
@@ -200,12 +202,6 @@ def running(server: Server) -> Running:
     """A server that was started here, as something to measure."""
     metrics = f"http://{server.address}:{server.ports.metrics}/metrics"
     return Running(url=server.url, metrics_url=metrics)
-
-
-@contextlib.contextmanager
-def _own_server(repository: Path) -> Iterator[Running]:
-    with Server(repository, ANY_PORTS, measured=True) as server:
-        yield running(server)
 
 
 def _identity_of(url: str, wanted: dict[str, str]) -> dict[str, str]:

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.code_hash import code_hash
 from slmrank.errors import SweepError
 from slmrank.load.points import Load
-from slmrank.load.run import CODE, Bench, Subject, Task
+from slmrank.load.run import Bench, Subject, Task
 from slmrank.spec.load import SloSpec
 
 KIND = "slo"
@@ -145,16 +144,9 @@ def find_slo(
     if found is not None and not bench.again:
         report(f"{task.point.cell}: searched before")
         return found
-    given, subject = task.given, bench.subject
     settings = _settings(task, slo)
-    key = subject.key(KIND, settings, given)
-    lineage = {
-        "settings": settings,
-        "inputs": {**subject.inputs(given), "identity": dict(subject.identity)},
-        "code": code_hash(CODE),
-        "versions": {**subject.versions, "perf_analyzer": bench.analyzer.version},
-        "host": bench.host,
-    }
+    key = bench.subject.key(KIND, settings, task.given)
+    lineage = bench.lineage(settings, task.given)
     with bench.store.lock(KIND, key):
         found = known_slo(bench.store, bench.subject, task, slo)
         if found is None or bench.again:  # no other process searched it meanwhile

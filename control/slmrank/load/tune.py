@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 Settings = dict[str, int]
 
@@ -52,11 +53,7 @@ def descend(
 
 def winner(candidates: Sequence[Candidate]) -> Candidate:
     """The candidate that `descend` ended with."""
-    best = candidates[0]
-    for one in candidates[1:]:
-        if one.beats(best):
-            best = one
-    return best
+    return reduce(lambda best, one: one if one.beats(best) else best, candidates)
 
 
 def default_axes(cores: int, given: Settings) -> dict[str, list[int]]:

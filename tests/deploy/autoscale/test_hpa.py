@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slmrank.deploy.autoscale.hpa import (
-    Autoscaler,
-    Behavior,
-    Policy,
-    Rules,
-    parse_behavior,
-    propose,
-)
+from slmrank.deploy.autoscale.hpa import Autoscaler, propose
 from slmrank.deploy.scaling import behavior
 
 from tests.deploy import releases
@@ -22,18 +17,31 @@ from tests.deploy import releases
 GOLDEN = [(0, 3), (16, 5), (56, 4), (72, 3), (88, 2), (104, 1)]
 
 
-def pods(value: int, period_s: float) -> tuple[Policy, ...]:
-    return (Policy(kind="Pods", value=value, period_s=period_s),)
+def policy(kind: str, value: int, period_s: float) -> dict[str, Any]:
+    return {"type": kind, "value": value, "periodSeconds": period_s}
+
+
+def pods(value: int, period_s: float) -> dict[str, Any]:
+    return policy("Pods", value, period_s)
+
+
+def rules(window_s: float, *policies: dict[str, Any], select: str = "Max") -> dict[str, Any]:
+    window = {"stabilizationWindowSeconds": window_s}
+    return {**window, "selectPolicy": select, "policies": list(policies)}
+
+
+# What Kubernetes does where a manifest says nothing.
+DEFAULT = {
+    "scaleUp": rules(0, policy("Percent", 100, 15), pods(4, 15)),
+    "scaleDown": rules(300, policy("Percent", 100, 15)),
+}
 
 
 def test_the_recorded_trace_is_reproduced_exactly() -> None:
     scaler = Autoscaler(
         minimum=1,
         maximum=5,
-        behavior=Behavior(
-            up=Rules(stabilization_s=0, policies=pods(2, 15)),
-            down=Rules(stabilization_s=20, policies=pods(1, 15)),
-        ),
+        behavior={"scaleUp": rules(0, pods(2, 15)), "scaleDown": rules(20, pods(1, 15))},
     )
     size, changes = 1, []
     for now in range(0, 200, 2):
@@ -68,12 +76,12 @@ def test_proposals(total: float, target: float, current: int, ready: int, wanted
 
 
 def test_the_largest_proposal_of_several_metrics_counts() -> None:
-    scaler = Autoscaler(minimum=1, maximum=10)
+    scaler = Autoscaler(minimum=1, maximum=10, behavior=DEFAULT)
     assert scaler.step(0, 2, [1, 4, 3]) == 4
 
 
 def test_defaults_double_or_add_four_and_shrink_after_five_minutes() -> None:
-    scaler = Autoscaler(minimum=1, maximum=100)
+    scaler = Autoscaler(minimum=1, maximum=100, behavior=DEFAULT)
     size, sizes = 1, []
     for now in range(0, 61, 15):
         size = scaler.step(now, size, [100])
@@ -87,29 +95,29 @@ def test_defaults_double_or_add_four_and_shrink_after_five_minutes() -> None:
 
 
 def test_the_size_that_is_found_holds_for_the_first_window() -> None:
-    scaler = Autoscaler(minimum=1, maximum=9)
+    scaler = Autoscaler(minimum=1, maximum=9, behavior=DEFAULT)
     assert [scaler.step(at, 5, [2]) for at in (0, 150, 299)] == [5, 5, 5]
     assert scaler.step(300, 5, [2]) == 2
 
 
 def test_percent_policies_and_min_and_disabled() -> None:
-    half = Policy(kind="Percent", value=50, period_s=60)
-    slow = Behavior(
-        up=Rules(stabilization_s=0, policies=(half, *pods(1, 60)), select="Min"),
-        down=Rules(stabilization_s=0, policies=(half,), select="Disabled"),
-    )
+    half = policy("Percent", 50, 60)
+    slow = {
+        "scaleUp": rules(0, half, pods(1, 60), select="Min"),
+        "scaleDown": rules(0, half, select="Disabled"),
+    }
     scaler = Autoscaler(minimum=1, maximum=100, behavior=slow)
     assert scaler.step(0, 10, [50]) == 11
     assert scaler.step(15, 11, [50]) == 11
     assert scaler.step(60, 11, [50]) == 12
     assert scaler.step(200, 12, [1]) == 12
-    fast = Behavior(down=Rules(stabilization_s=0, policies=(half, *pods(1, 60))))
+    fast = {**DEFAULT, "scaleDown": rules(0, half, pods(1, 60))}
     assert Autoscaler(minimum=1, maximum=100, behavior=fast).step(0, 10, [1]) == 5
 
 
 def test_stabilisation_upwards_waits_for_the_smallest_answer() -> None:
-    rules = Rules(stabilization_s=60, policies=Behavior().up.policies)
-    scaler = Autoscaler(minimum=1, maximum=100, behavior=Behavior(up=rules))
+    slow = {**DEFAULT, "scaleUp": {**DEFAULT["scaleUp"], "stabilizationWindowSeconds": 60}}
+    scaler = Autoscaler(minimum=1, maximum=100, behavior=slow)
     assert scaler.step(0, 2, [2]) == 2
     assert scaler.step(15, 2, [6]) == 2
     assert scaler.step(60, 2, [6]) == 6
@@ -117,15 +125,15 @@ def test_stabilisation_upwards_waits_for_the_smallest_answer() -> None:
 
 @pytest.mark.parametrize(("current", "wanted"), [(0, 2), (1, 2), (9, 8)])
 def test_bounds_are_taken_at_once(current: int, wanted: int) -> None:
-    assert Autoscaler(minimum=2, maximum=8).step(0, current, [5]) == wanted
+    assert Autoscaler(minimum=2, maximum=8, behavior=DEFAULT).step(0, current, [5]) == wanted
 
 
 def test_the_manifests_behaviour_is_read() -> None:
-    parsed = parse_behavior(behavior(releases.cpu()))
-    assert parsed.up.policies[0] == Policy(kind="Percent", value=100, period_s=15)
-    assert parsed.down.stabilization_s == 300
-    assert parsed.down.policies == (Policy(kind="Pods", value=1, period_s=60),)
-    assert parse_behavior({}) == Behavior()
+    scaler = Autoscaler(minimum=1, maximum=100, behavior=behavior(releases.cpu()))
+    assert [scaler.step(at, size, [100]) for at, size in ((0, 1), (15, 5))] == [5, 10]
+    assert [scaler.step(at, 10, [1]) for at in (30, 300)] == [10, 10]
+    assert [scaler.step(at, 10, [1]) for at in (315, 330)] == [9, 10]
+    assert scaler.step(375, 9, [1]) == 8
 
 
 @settings(max_examples=100, deadline=None)
@@ -140,12 +148,9 @@ def test_the_manifests_behaviour_is_read() -> None:
 def test_no_minute_sees_more_than_the_policies_allow(
     minimum: int, more: int, window: int, up: int, down: int, high: int
 ) -> None:
-    rules = Behavior(
-        up=Rules(stabilization_s=0, policies=pods(up, 60)),
-        down=Rules(stabilization_s=window, policies=pods(down, 60)),
-    )
+    limited = {"scaleUp": rules(0, pods(up, 60)), "scaleDown": rules(window, pods(down, 60))}
     maximum = minimum + more
-    scaler = Autoscaler(minimum=minimum, maximum=maximum, behavior=rules)
+    scaler = Autoscaler(minimum=minimum, maximum=maximum, behavior=limited)
     sizes = [minimum]
     for number in range(240):
         wanted = high if number < 120 else 0

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slmrank.deploy.autoscale.figure import COLORS
-from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Seen, run_fleet
-from slmrank.deploy.autoscale.hpa import Behavior
+from slmrank.deploy.autoscale.fleet import Outcome, Seen, run_fleet
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor, policies_of
 from slmrank.deploy.autoscale.situation import Situation, read_depth_table, service_for
 from slmrank.deploy.autoscale.traces import KINDS, Trace, make_trace, read_trace
@@ -19,6 +18,7 @@ from slmrank.spec.repository import DepthSpec
 
 from tests.conftest import Control
 from tests.deploy import releases
+from tests.deploy.autoscale.test_hpa import DEFAULT
 
 pytestmark = pytest.mark.slow
 PLANNED = "floor + shedding + pending"
@@ -53,11 +53,16 @@ def situation(**changes: object) -> Situation:
         floor=8,
         maximum=60,
         rendered=(2, 8),
-        behavior=Behavior(),
+        behavior=DEFAULT,
         seed=0,
         depth=DepthSpec(target_ms=210, floor=1, step=1),
     )
     return replace(given, **changes)  # type: ignore[arg-type]
+
+
+def alone(**changes: object) -> Situation:
+    """For requests of one job."""
+    return situation(items=1, **changes)
 
 
 def by_name(results: list[Result]) -> dict[str, Result]:
@@ -74,13 +79,10 @@ def test_one_replica_is_an_m_d_1_queue() -> None:
     arrivals = trace.arrivals(1, seed=1)
     outcome = run_fleet(
         arrivals,
-        1,
-        Replica(service_s=service, jitter=0, cold_start_s=1),
-        Limits(queue=10**6, timeout_s=1e6),
+        alone(service_s=service, jitter=0, cold_start_s=1, queue=10**6, queue_timeout_s=1e6),
         Fixed(),
         start=1,
         seconds=trace.seconds,
-        seed=0,
     )
     wait = float(outcome.latencies.mean()) - service
     assert wait == pytest.approx(service * load / (2 * (1 - load)), rel=0.06)
@@ -91,13 +93,10 @@ def test_new_replicas_serve_after_the_cold_start_and_cost_from_the_start() -> No
     arrivals = np.arange(0, 400, 0.5)
     outcome = run_fleet(
         arrivals,
-        1,
-        Replica(service_s=0.01, jitter=0, cold_start_s=100),
-        Limits(queue=5, timeout_s=1),
+        alone(service_s=0.01, jitter=0, cold_start_s=100, queue=5, queue_timeout_s=1),
         Jump(),
         start=1,
         seconds=400.0,
-        seed=0,
     )
     ready = [(at, ready) for at, _, ready in outcome.sizes]
     assert max(count for at, count in ready if at < 115) == 1
@@ -105,23 +104,20 @@ def test_new_replicas_serve_after_the_cold_start_and_cost_from_the_start() -> No
     assert outcome.replica_hours * 3600 == pytest.approx(400 + 2 * (400 - 15))
 
 
-def flood(limits: Limits, jitter: float) -> Outcome:
+def flood(queue: int, timeout_s: float, jitter: float) -> Outcome:
     """50 requests a second for one replica that answers 10."""
     trace = Trace(name="flood", rates=np.full(30, 50.0))
     return run_fleet(
         trace.arrivals(1, seed=0),
-        1,
-        Replica(service_s=0.1, jitter=jitter, cold_start_s=1),
-        limits,
+        alone(service_s=0.1, jitter=jitter, cold_start_s=1, queue=queue, queue_timeout_s=timeout_s),
         Fixed(),
         start=1,
         seconds=trace.seconds,
-        seed=0,
     )
 
 
 def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
-    outcome = flood(Limits(queue=4, timeout_s=10), jitter=0)
+    outcome = flood(4, 10, jitter=0)
     refused = np.isnan(outcome.latencies)
     assert refused.mean() == pytest.approx(0.8, abs=0.03)
     assert np.nanmax(outcome.latencies) <= 0.1 * (4 + 2)
@@ -129,7 +125,7 @@ def test_a_full_queue_refuses_and_keeps_the_rest_fast() -> None:
 
 def test_what_would_be_answered_too_late_is_refused_at_once() -> None:
     """By the whole time to an answer, as a server does: by its wait alone 6 % were late."""
-    outcome = flood(Limits(queue=100, timeout_s=0.5), jitter=0.2)
+    outcome = flood(100, 0.5, jitter=0.2)
     assert 0.4 < np.nanmax(outcome.latencies) <= 0.5
 
 

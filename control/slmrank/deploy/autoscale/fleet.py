@@ -16,32 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from slmrank.deploy.autoscale.hpa import SYNC_S
+from slmrank.deploy.autoscale.situation import Situation
 from slmrank.serving.depth import DepthController
 from slmrank.spec.repository import DepthSpec
 
 Floats = npt.NDArray[np.float64]
 RATE_WINDOW_S = 60.0
 SCRAPE_S = 15.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replica:
-    """What one replica does. Times in seconds; `jitter` is the spread of the service time (its
-    standard deviation over its mean)."""
-
-    service_s: float
-    jitter: float
-    cold_start_s: float
-    drain_s: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When a request is refused: waiting requests of one replica, and the longest time to
-    an answer."""
-
-    queue: int
-    timeout_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +69,17 @@ class _Pod:
 
 def run_fleet(
     arrivals: Floats,
-    items: int,
-    replica: Replica,
-    limits: Limits,
+    situation: Situation,
     policy: Sizing,
     *,
     start: int,
     seconds: float,
-    seed: int,
     depth: DepthSpec | None = None,
 ) -> Outcome:
     """Send every arrival through the fleet; it starts with `start` ready replicas. With `depth`
     each replica ranks fewer jobs of a request while it is late, which then takes as much less."""
-    random = np.random.default_rng(seed)
-    services = replica.service_s * _spread(random, replica.jitter, len(arrivals))
+    random, items = np.random.default_rng(situation.seed), situation.items
+    services = situation.service_s * _spread(random, situation.jitter, len(arrivals))
     pods = [_Pod(asked_at=0.0, ready_at=0.0) for _ in range(start)]
     ready = list(pods)
     latencies, ranked = np.full(len(arrivals), np.nan), np.ones(len(arrivals))
@@ -112,13 +90,13 @@ def run_fleet(
     next_ready = float("inf")
     # A last moment without a request, so that the autoscaler goes on to the end.
     times, works, found = [*arrivals.tolist(), seconds], services.tolist(), latencies
-    limit, timeout = limits.queue, limits.timeout_s
+    limit, timeout = situation.queue, situation.queue_timeout_s
     for number, now in enumerate(times):
         while next_sync <= now:
             if next_ready <= next_sync:
                 ready = [pod for pod in pods if pod.ready_at <= next_sync]
             seen = _seen(arrivals, items, next_sync, pods, ready)
-            spent += _resize(pods, policy.size(seen), next_sync, replica)
+            spent += _resize(pods, policy.size(seen), next_sync, situation.cold_start_s)
             ready = [pod for pod in pods if pod.ready_at <= next_sync]
             next_ready = min((p.ready_at for p in pods if p.ready_at > next_sync), default=1e18)
             sizes.append((next_sync, len(pods), len(ready)))
@@ -177,16 +155,16 @@ def _seen(
     )
 
 
-def _resize(pods: list[_Pod], wanted: int, now: float, replica: Replica) -> float:
+def _resize(pods: list[_Pod], wanted: int, now: float, cold_start_s: float) -> float:
     """Change `pods` to the wanted number; returns the replica seconds of those that left. The
     youngest leave first, as Kubernetes does with pods that are not ready yet."""
     for _ in range(wanted - len(pods)):
-        ready_at = now + replica.cold_start_s
+        ready_at = now + cold_start_s
         pods.append(_Pod(asked_at=now, ready_at=ready_at, free_at=ready_at))
     spent = 0.0
     while len(pods) > max(wanted, 1):
         pod = pods.pop()
-        spent += max(now + replica.drain_s, pod.free_at if pod.waiting else now) - pod.asked_at
+        spent += max(now, pod.free_at if pod.waiting else now) - pod.asked_at
     return spent
 
 

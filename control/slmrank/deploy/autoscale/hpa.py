@@ -11,67 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+Rules = Mapping[str, Any]  # of one direction, whole, as a manifest has them
 TOLERANCE = 0.1
 SYNC_S = 15.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """At most `value` pods, or percent, in any `period_s` seconds."""
-
-    kind: Literal["Pods", "Percent"]
-    value: int
-    period_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """One direction: stabilisation window and policies; `select` is Max, Min or Disabled."""
-
-    stabilization_s: float
-    policies: tuple[Policy, ...]
-    select: Literal["Max", "Min", "Disabled"] = "Max"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Behavior:
-    """Both directions; the defaults are those of Kubernetes."""
-
-    up: Rules = Rules(
-        stabilization_s=0,
-        policies=(
-            Policy(kind="Percent", value=100, period_s=15),
-            Policy(kind="Pods", value=4, period_s=15),
-        ),
-    )
-    down: Rules = Rules(
-        stabilization_s=300, policies=(Policy(kind="Percent", value=100, period_s=15),)
-    )
-
-
-def parse_behavior(given: Mapping[str, Any]) -> Behavior:
-    """`spec.behavior` of a manifest; what is left out is Kubernetes' default."""
-    default = Behavior()
-    return Behavior(
-        up=_rules(given.get("scaleUp"), default.up),
-        down=_rules(given.get("scaleDown"), default.down),
-    )
-
-
-def _rules(given: Mapping[str, Any] | None, default: Rules) -> Rules:
-    if given is None:
-        return default
-    policies = tuple(
-        Policy(kind=one["type"], value=one["value"], period_s=one["periodSeconds"])
-        for one in given.get("policies", ())
-    )
-    return Rules(
-        stabilization_s=given.get("stabilizationWindowSeconds", default.stabilization_s),
-        policies=policies or default.policies,
-        select=given.get("selectPolicy", "Max"),
-    )
 
 
 def propose(
@@ -100,11 +44,11 @@ def propose(
 
 @dataclass(kw_only=True)
 class Autoscaler:
-    """State of one HPA between two syncs."""
+    """State of one HPA between two syncs; `behavior` is the `spec.behavior` of its manifest."""
 
     minimum: int
     maximum: int
-    behavior: Behavior = field(default_factory=Behavior)
+    behavior: Mapping[str, Rules]
     _recommended: list[tuple[float, int]] = field(default_factory=list)
     _added: list[tuple[float, int]] = field(default_factory=list)
     _removed: list[tuple[float, int]] = field(default_factory=list)
@@ -121,10 +65,10 @@ class Autoscaler:
             wanted = self._limited(now, current, self._stabilised(now, current, wanted))
         change = wanted - current
         if change > 0:
-            longest = _longest(self.behavior.up)
+            longest = _longest(self.behavior["scaleUp"])
             self._added = [*_recent(self._added, now, longest), (now, change)]
         elif change < 0:
-            longest = _longest(self.behavior.down)
+            longest = _longest(self.behavior["scaleDown"])
             self._removed = [*_recent(self._removed, now, longest), (now, -change)]
         return wanted
 
@@ -133,7 +77,8 @@ class Autoscaler:
         that was found counts as the first answer."""
         if not self._recommended:
             self._recommended.append((now, current))
-        up, down = self.behavior.up.stabilization_s, self.behavior.down.stabilization_s
+        up = self.behavior["scaleUp"]["stabilizationWindowSeconds"]
+        down = self.behavior["scaleDown"]["stabilizationWindowSeconds"]
         least = min([wanted, *(size for at, size in self._recommended if at > now - up)])
         most = max([wanted, *(size for at, size in self._recommended if at > now - down)])
         kept = max(up, down)
@@ -143,34 +88,35 @@ class Autoscaler:
 
     def _limited(self, now: float, current: int, wanted: int) -> int:
         if wanted > current:
-            limit = self._limit(now, current, self.behavior.up, up=True)
+            limit = self._limit(now, current, self.behavior["scaleUp"], up=True)
             return min(wanted, self.maximum, max(limit, current))
         if wanted < current:
-            limit = self._limit(now, current, self.behavior.down, up=False)
+            limit = self._limit(now, current, self.behavior["scaleDown"], up=False)
             return max(wanted, self.minimum, min(limit, current))
         return current
 
     def _limit(self, now: float, current: int, rules: Rules, *, up: bool) -> int:
-        if rules.select == "Disabled":
+        if rules["selectPolicy"] == "Disabled":
             return current
-        limits = []
-        for policy in rules.policies:
-            added = sum(size for at, size in self._added if at > now - policy.period_s)
-            removed = sum(size for at, size in self._removed if at > now - policy.period_s)
+        limits: list[int] = []
+        for policy in rules["policies"]:
+            value, since = policy["value"], now - policy["periodSeconds"]
+            added = sum(size for at, size in self._added if at > since)
+            removed = sum(size for at, size in self._removed if at > since)
             start = current - added + removed
-            if policy.kind == "Pods":
-                limits.append(start + policy.value if up else start - policy.value)
+            if policy["type"] == "Pods":
+                limits.append(start + value if up else start - value)
             elif up:
-                limits.append(math.ceil(_rounded(start * (1 + policy.value / 100))))
+                limits.append(math.ceil(_rounded(start * (1 + value / 100))))
             else:
-                limits.append(math.floor(_rounded(start * (1 - policy.value / 100))))
+                limits.append(math.floor(_rounded(start * (1 - value / 100))))
         # Max is the largest change: upwards the largest limit, downwards the smallest.
-        return max(limits) if (rules.select == "Max") == up else min(limits)
+        return max(limits) if (rules["selectPolicy"] == "Max") == up else min(limits)
 
 
 def _longest(rules: Rules) -> float:
     """Changes of a direction are forgotten after its longest period."""
-    return max((policy.period_s for policy in rules.policies), default=0.0)
+    return max((policy["periodSeconds"] for policy in rules["policies"]), default=0.0)
 
 
 def _recent(events: Sequence[tuple[float, int]], now: float, longest: float) -> list[Any]:

@@ -4,6 +4,7 @@ cost, and the floor that a burst needs."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.deploy.autoscale.fleet import Limits, Outcome, Replica, Sizing, run_fleet
+from slmrank.deploy.autoscale.fleet import Outcome, Sizing, run_fleet
 from slmrank.deploy.autoscale.hpa import Autoscaler
 from slmrank.deploy.autoscale.policies import Reactive, Scheduled, Trend
 from slmrank.deploy.autoscale.situation import Situation
@@ -129,17 +130,11 @@ def find_floor(
             tried[floor] = _result(PLANNED, policy.floor, outcome, given).within
         return tried[floor]
 
-    low = 1
     peak = math.ceil(float(trace.rates.max()) / situation.capacity_items_per_s) + 1
     high = min(max(1, peak), situation.maximum)
     if share(high) < attainment:
         return None, sorted(tried.items())
-    while low < high:
-        middle = (low + high) // 2
-        if share(middle) >= attainment:
-            high = middle
-        else:
-            low = middle + 1
+    low = 1 + bisect_left(range(1, high), True, key=lambda floor: share(floor) >= attainment)
     return low, sorted(tried.items())
 
 
@@ -172,27 +167,14 @@ def _run(
     arrivals: npt.NDArray[np.float64],
     policy: Policy,
 ) -> Outcome:
-    limits = Limits(queue=NO_LIMIT, timeout_s=PATIENCE_S)
-    if policy.sheds:
-        limits = Limits(queue=situation.queue, timeout_s=situation.queue_timeout_s)
+    limited = situation
+    if not policy.sheds:
+        limited = replace(situation, queue=NO_LIMIT, queue_timeout_s=PATIENCE_S)
     first = float(trace.rates[: max(1, len(trace.rates) // 100)].mean())
+    least = max(policy.floor, math.ceil(first / situation.target_items_per_s))
+    start = min(least, policy.most)
     return run_fleet(
-        arrivals,
-        situation.items,
-        Replica(
-            service_s=situation.service_s,
-            jitter=situation.jitter,
-            cold_start_s=situation.cold_start_s,
-        ),
-        limits,
-        policy.sizing,
-        start=min(
-            max(policy.floor, math.ceil(first / situation.target_items_per_s)),
-            policy.most,
-        ),
-        seconds=trace.seconds,
-        seed=situation.seed,
-        depth=policy.depth,
+        arrivals, limited, policy.sizing, start=start, seconds=trace.seconds, depth=policy.depth
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from slmrank.deploy.autoscale.hpa import Behavior, parse_behavior
+from slmrank.deploy.autoscale.hpa import Rules
 from slmrank.deploy.autoscale.traces import HOURS, KINDS, Trace, make_trace, read_trace
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import behavior
@@ -24,8 +25,10 @@ from slmrank.spec.repository import DepthSpec
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """Everything beside trace and policy. `capacity_items_per_s`: what one replica serves at the
-    objective; times in seconds; `floor` and `maximum` are planned for the trace, `rendered` those
-    of the release; `ndcg_of`: (share of jobs ranked, measured NDCG@10)."""
+    objective; times in seconds; `jitter`: the standard deviation of the service time over its mean;
+    `queue`, `queue_timeout_s`: waiting requests of one replica, and time to an answer, beyond which
+    a request is refused; `floor` and `maximum` are planned for the trace, `rendered` those of the
+    release; `ndcg_of`: (share of jobs ranked, measured NDCG@10)."""
 
     capacity_items_per_s: float
     target_items_per_s: float
@@ -40,7 +43,7 @@ class Situation:
     floor: int
     maximum: int
     rendered: tuple[int, int]
-    behavior: Behavior
+    behavior: Mapping[str, Rules]
     seed: int
     depth: DepthSpec
     ndcg_of: tuple[tuple[float, float], ...] = ()
@@ -115,7 +118,7 @@ def plan_situation(
         floor=min(floor, maximum),
         maximum=maximum,
         rendered=(scaling.min_replicas, scaling.max_replicas),
-        behavior=parse_behavior(behavior(release)),
+        behavior=behavior(release),
         seed=spec.seed,
         depth=_depth(spec, limit_s, service_s),
         ndcg_of=read_depth_table(spec.depth_table) if spec.depth_table else (),

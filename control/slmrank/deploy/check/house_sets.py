@@ -14,6 +14,7 @@ from slmrank.deploy.check.finding import (
     matches,
     sequence,
 )
+from slmrank.deploy.check.relations import SCALERS, target_of
 from slmrank.deploy.workload import SPARE_GPUS
 
 
@@ -86,9 +87,7 @@ def _companions(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
 
 def _scaler_of(workload: Located, objects: Sequence[Located]) -> Located | None:
     for one in objects:
-        if one.kind in ("HorizontalPodAutoscaler", "ScaledObject"):
-            target = mapping(one.spec.get("scaleTargetRef"))
-            same = target.get("name") == workload.name and one.namespace == workload.namespace
-            if same and target.get("kind", "Deployment") == workload.kind:
-                return one
+        here = one.kind in SCALERS and one.namespace == workload.namespace
+        if here and target_of(one) == (workload.kind, workload.name):
+            return one
     return None

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from slmrank.deploy.check.finding import Finding, Located, PodSpec, mapping, matches, sequence
 
+SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
+
 
 def set_defects(objects: Sequence[Located], pods: Sequence[PodSpec]) -> Iterator[Finding]:
     """Defects of the set as a whole."""
@@ -47,25 +49,16 @@ def _target_ports(service: Located, pods: Sequence[PodSpec]) -> Iterator[Finding
 
 def _two_owners(autoscaler: Located, objects: Sequence[Located]) -> Iterator[Finding]:
     """Two autoscalers of one workload undo each other's number."""
-    target = _target(autoscaler)
+    target = target_of(autoscaler)
     others = [
         one
         for one in objects
-        if one is not autoscaler
-        and one.kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        if one.kind in SCALERS
         and one.namespace == autoscaler.namespace
-        and _target(one) == target
-        and one.name != autoscaler.name
+        and target_of(one) == target
+        and (one.kind == "ScaledObject" or one.name != autoscaler.name)
     ]
-    others += [
-        one
-        for one in objects
-        if one.kind == "ScaledObject"
-        and one.namespace == autoscaler.namespace
-        and one.name == autoscaler.name
-        and _target(one) == target
-    ]
-    for other in others:
+    for other in sorted(others, key=lambda one: one.name == autoscaler.name):
         yield Finding(
             rule="two-autoscalers",
             where=autoscaler.at("spec.scaleTargetRef"),
@@ -74,6 +67,6 @@ def _two_owners(autoscaler: Located, objects: Sequence[Located]) -> Iterator[Fin
         )
 
 
-def _target(one: Located) -> tuple[str, str]:
+def target_of(one: Located) -> tuple[str, str]:
     reference = mapping(one.spec.get("scaleTargetRef"))
     return str(reference.get("kind", "Deployment")), str(reference.get("name"))

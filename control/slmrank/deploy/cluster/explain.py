@@ -4,7 +4,7 @@ probe, and why an autoscaler does not act."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,7 @@ def explain_job(job: str, pods: Sequence[Object], events: Sequence[Object]) -> l
     """What is wrong with a Job's pods, or why it has none."""
     if pods:
         return explain_pods(pods, events)
-    told = [
-        str(one.get("message", ""))
-        for one in events
-        if one.get("reason") == "FailedCreate"
-        and (one.get("involvedObject") or {}).get("kind") == "Job"
-        and (one.get("involvedObject") or {}).get("name") == job
-    ]
+    told = _told(events, "FailedCreate", job, "Job")
     return [_uncreated(f"Job {job}", told[-1])] if told else []
 
 
@@ -153,11 +147,13 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
                 message=message,
                 fix=unschedulable_fix(message),
             )
-    for container in _container_states(status):
+    fields = ("initContainerStatuses", "containerStatuses")
+    for container in [one for field in fields for one in status.get(field) or []]:
         trouble = _container_trouble(name, container)
         if trouble is not None:
             return trouble
-    probe = _last_probe(pod, events)
+    told = _told(events, "Unhealthy", pod["metadata"]["name"])
+    probe = _last_lines(told[-1]) if told else ""
     if probe:
         return Trouble(name=name, state="not ready", message=probe, fix=_probe_fix(probe))
     if status.get("reason") == "Evicted" or status.get("phase") == "Failed":
@@ -181,11 +177,6 @@ def _uncreated(name: str, message: str) -> Trouble:
 
 def _known_fix(known: Sequence[tuple[str, str]], message: str) -> str:
     return next((fix for pattern, fix in known if re.search(pattern, message)), "")
-
-
-def _container_states(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for field in ("initContainerStatuses", "containerStatuses"):
-        yield from status.get(field) or []
 
 
 def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | None:
@@ -226,15 +217,15 @@ def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | Non
     )
 
 
-def _last_probe(pod: Object, events: Sequence[Object]) -> str:
-    name = pod["metadata"]["name"]
-    told = [
+def _told(events: Sequence[Object], reason: str, name: str, kind: str = "") -> list[str]:
+    """What events of a reason say of one object."""
+    return [
         str(one.get("message", ""))
         for one in events
-        if one.get("reason") == "Unhealthy"
-        and (one.get("involvedObject") or {}).get("name") == name
+        if one.get("reason") == reason
+        and (about := one.get("involvedObject") or {}).get("name") == name
+        and kind in ("", about.get("kind"))
     ]
-    return _last_lines(told[-1]) if told else ""
 
 
 def _probe_fix(message: str) -> str:

@@ -11,7 +11,7 @@ from slmrank.deploy.access import is_shared
 from slmrank.deploy.check.run import check_rendered
 from slmrank.deploy.check.schema import as_version, known_versions, load_crds
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict
-from slmrank.deploy.cluster.records import Record, list_records
+from slmrank.deploy.cluster.records import GOOD, Record, list_records
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import UNSET_DIGEST, Release
 from slmrank.deploy.render import identity
@@ -189,21 +189,15 @@ def keeps_serving(
 
 
 def without_built(cluster: Cluster, planned: Sequence[Planned], release: Release) -> list[Planned]:
-    """Without the Jobs of engines that served before."""
+    """Without the Jobs of an engine that served before, from the same claim: they need a GPU only
+    to find that there is nothing to do."""
     # Both tracks share the claim of engines.
-    places = (replace(release.place, track=track) for track in ("stable", "canary"))
-    built = [one for place in places for one in list_records(cluster, place)]
-    return [one for one in planned if not is_built(one.content, built, release)]
-
-
-def is_built(given: Object, records: Sequence[Record], release: Release) -> bool:
-    """Whether an object is the Job of an engine that served before, from the same claim: it needs a
-    GPU only to find that there is nothing to do."""
     claim = release.deploy.storage.engines_claim
     served = any(
-        one.state in ("deployed", "rolled-back")
+        one.state in GOOD
         and one.engine == release.engine.tag
         and (one.release_values or release).deploy.storage.engines_claim == claim
-        for one in records
+        for track in ("stable", "canary")
+        for one in list_records(cluster, replace(release.place, track=track))
     )
-    return given["kind"] == "Job" and served
+    return [one for one in planned if not (served and one.content["kind"] == "Job")]

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from slmrank.deploy.cluster.api import ApiError, Cluster
-from slmrank.deploy.naming import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME, TRACK, Object
+from slmrank.deploy.naming import MANAGED_BY, MANAGER, Object, placed
 from slmrank.deploy.release import RELEASE_FILE, Place, Release
 from slmrank.deploy.yaml_text import to_documents
 from slmrank.errors import DeployError, Refused
@@ -47,13 +47,7 @@ class Record:
 
 
 def record_labels(place: Place) -> dict[str, str]:
-    return {
-        NAME: MANAGER,
-        INSTANCE: place.bundle,
-        COMPONENT: COMPONENT_NAME,
-        MANAGED_BY: MANAGER,
-        TRACK: place.track,
-    }
+    return {**placed(place, COMPONENT_NAME), MANAGED_BY: MANAGER}
 
 
 def list_records(cluster: Cluster, place: Place) -> list[Record]:
