@@ -30,26 +30,6 @@ if TYPE_CHECKING:
     )
     from slmrank.triton.status import Status
 
-# Loaded on first use: `import slmrank` costs nothing.
-_WHERE = {
-    "client.aio": ("AsyncRankClient",),
-    "client.replicas": ("Tls",),
-    "client.client": ("RankClient",),
-    "client.answer": ("Answer", "ItemScore", "Part", "rank_order"),
-    "client.asked": ("ItemText",),
-    "data.records": ("Job", "Pair"),
-    "errors": (
-        "ControlError",
-        "DeadlineExceeded",
-        "InvalidQuery",
-        "InvalidRequest",
-        "Overloaded",
-        "ScoreError",
-        "ServerFault",
-        "Unreachable",
-    ),
-    "triton.status": ("Status",),
-}
 __all__ = [
     "Answer",
     "AsyncRankClient",
@@ -74,8 +54,16 @@ __all__ = [
 ]
 
 
+# Where these are; loaded on first use: `import slmrank` costs nothing.
+_MODULES = (
+    *("errors", "triton.status", "data.records", "client.asked", "client.replicas"),
+    *("client.answer", "client.client", "client.aio"),
+)
+
+
 def __getattr__(name: str) -> Any:
-    for module, names in _WHERE.items():
-        if name in names:
-            return getattr(importlib.import_module(f"slmrank.{module}"), name)
+    for module in _MODULES if name in __all__ else ():
+        found = getattr(importlib.import_module(f"slmrank.{module}"), name, None)
+        if found is not None:
+            return found
     raise AttributeError(f"module 'slmrank' has no attribute {name!r}")

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from slmrank.errors import needs
 
 
-def headless_pyplot() -> Any:
-    """matplotlib's pyplot without a display. Raises MissingDependencyError when it is missing."""
+def new_figure(**style: Any) -> Any:
+    """A figure of matplotlib, which no window shows. Raises MissingDependencyError without it."""
     with needs("plots need matplotlib", "report"):
-        import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
-    return pyplot
+    return Figure(**style)
 
 
 def plain_plot(draw: Callable[[Any], None]) -> bytes:
     """A PNG with one pair of axes in the house's style, which `draw` fills."""
-    pyplot = headless_pyplot()
-    figure: Any
-    axes: Any
-    figure, axes = pyplot.subplots(figsize=(8.0, 4.8), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(8.0, 4.8), dpi=110, layout="constrained")
+    axes = figure.subplots()
     draw(axes)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    image = png_of(figure)
-    pyplot.close(figure)
-    return image
-
-
-class Spread(Protocol):
-    """A value with its interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
-def interval_bars(axes: Any, at: Sequence[Any], values: Sequence[Spread], **style: Any) -> None:
-    """Values over the places `at`, with their intervals as bars."""
-    below = [one.value - one.low for one in values]
-    above = [one.high - one.value for one in values]
-    axes.errorbar(at, [one.value for one in values], yerr=[below, above], capsize=3, **style)
+    return png_of(figure)
 
 
 def png_of(figure: Any) -> bytes:

@@ -36,7 +36,7 @@ from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
-from slmrank.prompt.corpus import SummaryItems
+from slmrank.prompt.corpus import stored_bodies
 from slmrank.repository.generate import check_repository
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.ports import in_url, numeric
@@ -60,7 +60,7 @@ def test_served_scores_equal_the_reference(tiny: TinyBundle, tiny_server: Server
     encoder = checkpoint.encoder()
     ids = list(labelled.jobs)[:20]
     with closing(open_store("lmdb:", run(bundle.summaries, store).path)) as summaries:
-        items = [item.ids for item in SummaryItems(encoder, summaries).items(ids)]
+        items = [encoder.item(body).ids for body in stored_bodies(summaries, ids)]
     prefix = encoder.prefix("nurse shift 3")
     expected = ReferenceScorer(checkpoint).probabilities(
         [np.concatenate([prefix, item]) for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,17 @@ from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
 from slmrank.serving.server import ANY_PORTS, Server
+from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.effects import measure_effects
+from slmrank.summarize.summarizer import Fitting
 
 SPEC = {"method": "ranker", "budget_tokens": 12, "learn_jobs": 6}
+
+
+def fitting_of(job: Job, pairs: list[Pair], ranker: Path) -> Fitting:
+    spec = SummarizeSpec(learn_jobs=5)
+    return Fitting(spec=spec, jobs=[job], encode=lambda _: [], ranker=ranker, pairs=pairs)
 
 
 @pytest.mark.slow
@@ -32,7 +40,7 @@ def test_an_effect_is_what_the_reference_scorer_says(tiny: Any) -> None:
         Pair(query="nurse", job_id="a", grade=0, split="train"),
         Pair(query="not asked: neither good nor bad", job_id="a", grade=2, split="train"),
     ]
-    found, table = measure_effects([job], pairs, folder, 5, "cpu", lambda *_: None)
+    found, table = measure_effects(fitting_of(job, pairs, folder))
     assert [one.phrase for one in found] == ["Welds beams", "paints walls"]
     checkpoint = open_checkpoint(folder)
     encoder, scorer = checkpoint.encoder(), ReferenceScorer(checkpoint)
@@ -48,9 +56,8 @@ def test_an_effect_is_what_the_reference_scorer_says(tiny: Any) -> None:
         good = (added("welder", one.phrase) + added("painter", one.phrase)) / 2
         assert one.effect == pytest.approx(good - added("nurse", one.phrase), abs=1e-4)
     wide = "\u711a\u63a5\uff0c\u5237\u6f06\u3002"  # Chinese, with the signs that end its clauses
-    found, _ = measure_effects(
-        [job.model_copy(update={"description": wide})], pairs, folder, 5, "cpu", lambda *_: None
-    )
+    chinese = job.model_copy(update={"description": wide})
+    found, _ = measure_effects(fitting_of(chinese, pairs, folder))
     assert [one.phrase for one in found] == ["\u711a\u63a5", "\u5237\u6f06"]
 
 
@@ -59,7 +66,7 @@ def test_jobs_without_queries_of_both_kinds_are_refused(tiny: Any) -> None:
     job = Job(job_id="a", description="Welds beams.")
     pairs = [Pair(query="welder", job_id="a", grade=4, split="train")]
     with pytest.raises(DataError, match="no job has a training query") as caught:
-        measure_effects([job], pairs, folder, 5, "cpu", lambda *_: None)
+        measure_effects(fitting_of(job, pairs, folder))
     assert "salience" in caught.value.hint
 
 

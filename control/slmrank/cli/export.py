@@ -24,7 +24,7 @@ from slmrank.pipeline.quality import (
     queries_of,
 )
 from slmrank.pipeline.steps import run
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import new_figure
 
 
 @click.command("export")
@@ -52,7 +52,7 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
         steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
         show_plan(steps, store, as_json=as_json)
         return
-    headless_pyplot()
+    new_figure()
     with StepDisplay() as display:
         run(bundle.final, store, display, device=device)
         quality = {}

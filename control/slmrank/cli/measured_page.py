@@ -29,7 +29,7 @@ from slmrank.pipeline.quality import asked_in_training
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, find_current
-from slmrank.pyplot import headless_pyplot
+from slmrank.pyplot import new_figure
 from slmrank.table_page import TablePage, write_table_page
 
 SHOWN_KEYS = 3
@@ -103,7 +103,7 @@ def measured_options(function: Decorated) -> Any:
     ) -> Any:
         asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
         if not dry_run:  # better now than after what is drawn was measured
-            headless_pyplot()
+            new_figure()
             try:
                 asked.reports.mkdir(parents=True, exist_ok=True)
             except OSError as error:

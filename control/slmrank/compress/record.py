@@ -45,15 +45,8 @@ def write_record(path: Path, record: PruningRecord) -> None:
     size = record.intermediate_size_before
     kept = {
         "schema": 1,
-        "tokenizer_hash": record.tokenizer_hash,
-        "layers_before": record.layers_before,
-        "intermediate_size_before": size,
-        "damping": record.damping,
-        "refit": record.refit,
-        "kv_heads_before": record.kv_heads_before,
-        "layers": list(record.layers),
+        **vars(record),
         "neurons": [_mask(one, size) for one in record.neurons],
-        "kv_heads": record.kv_heads and [list(one) for one in record.kv_heads],
         "prompts": [" ".join(map(str, one.tolist())) for one in record.prompts],
     }
     write_atomic(path, json.dumps(kept, indent=1) + "\n")

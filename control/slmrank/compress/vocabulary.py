@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,8 @@ def trim_tokenizer(vocabulary: Vocabulary, kept: npt.NDArray[np.int64]) -> dict[
     ]
     as_text = any(isinstance(one, str) for one in model["merges"])
     model["merges"] = [" ".join(pair) for pair in merges] if as_text else merges
-    for token in made.get("added_tokens", []):
-        token["id"] = new_ids[int(token["id"])]
-    _renumber_processor(made.get("post_processor"), new_ids)
-    if made.get("padding"):
-        made["padding"]["pad_id"] = new_ids[int(made["padding"]["pad_id"])]
+    for holder, place in _special_places(made):
+        holder[place] = new_ids[int(holder[place])]
     return made
 
 
@@ -207,21 +204,25 @@ def same_tokens_share(
 
 
 def _special(vocabulary: Vocabulary) -> set[int]:
-    """Ids that the tokenizer names beside its vocabulary: added tokens, those that the
-    post-processor puts around a text, and the padding."""
-    tokenizer = vocabulary.tokenizer
-    found = {int(one["id"]) for one in tokenizer.get("added_tokens", [])}
+    """Ids that the tokenizer names beside its vocabulary."""
+    return {int(holder[place]) for holder, place in _special_places(vocabulary.tokenizer)}
+
+
+def _special_places(tokenizer: dict[str, Any]) -> Iterator[tuple[Any, str | int]]:
+    """Where `tokenizer.json` names ids, as (what holds one, its key): added tokens, those that a
+    template, Bert or Roberta post-processor puts around a text, and the padding."""
+    for token in tokenizer.get("added_tokens", []):
+        yield token, "id"
     waiting = [tokenizer.get("post_processor") or {}]
     while waiting:
         processor = waiting.pop()
         waiting += processor.get("processors", [])
         for token in (processor.get("special_tokens") or {}).values():
-            found |= {int(one) for one in token["ids"]}
-        named = (processor.get(name) for name in ("sep", "cls"))
-        found |= {int(pair[1]) for pair in named if isinstance(pair, list)}
+            yield from ((token["ids"], place) for place in range(len(token["ids"])))
+        pairs = (processor.get(name) for name in ("sep", "cls"))
+        yield from ((pair, 1) for pair in pairs if isinstance(pair, list))
     if tokenizer.get("padding"):
-        found.add(int(tokenizer["padding"]["pad_id"]))
-    return found
+        yield tokenizer["padding"], "pad_id"
 
 
 def _alphabet(vocabulary: Vocabulary) -> list[int]:
@@ -252,19 +253,6 @@ def _closure(
         found.add(token_id)
         waiting += [ids[part] for part in parts.get(tokens.get(token_id, ""), ()) if part in ids]
     return found
-
-
-def _renumber_processor(processor: dict[str, Any] | None, new_ids: Mapping[int, int]) -> None:
-    """Template, Bert and Roberta post-processors hold ids of special tokens."""
-    if not processor:
-        return
-    for inner in processor.get("processors", []):
-        _renumber_processor(inner, new_ids)
-    for token in (processor.get("special_tokens") or {}).values():
-        token["ids"] = [new_ids[int(one)] for one in token["ids"]]
-    for name in ("sep", "cls"):
-        if isinstance(processor.get(name), list):
-            processor[name][1] = new_ids[int(processor[name][1])]
 
 
 def _renumbered(config: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:

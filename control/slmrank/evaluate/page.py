@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,13 @@ def shown(interval: Interval | None, *, signed: bool = False) -> str:
         return "-"
     form = "+.3f" if signed else ".3f"
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def interval_bars(axes: Any, at: Sequence[Any], values: Sequence[Interval], **style: Any) -> None:
+    """Values over the places `at`, with their intervals as bars."""
+    below = [one.value - one.low for one in values]
+    above = [one.high - one.value for one in values]
+    axes.errorbar(at, [one.value for one in values], yerr=[below, above], capsize=3, **style)
 
 
 def _known(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slmrank.load.record import Record
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import new_figure, png_of
 
 SIZE_IN = (8.0, 4.8)
 DPI = 110
@@ -76,15 +76,11 @@ def draw(record: Record) -> dict[str, bytes]:
 
 
 def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:
-    pyplot = headless_pyplot()
-    figure, axes = pyplot.subplots(figsize=SIZE_IN, dpi=DPI, layout="constrained")
-    try:
-        if not plot(record, axes):
-            return None
-        figure.suptitle(title_of(record), fontsize=9, color="#555555")
-        return png_of(figure)
-    finally:
-        pyplot.close(figure)
+    figure = new_figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
+    if not plot(record, figure.subplots()):
+        return None
+    figure.suptitle(title_of(record), fontsize=9, color="#555555")
+    return png_of(figure)
 
 
 def _latency_throughput(record: Record, axes: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
-from slmrank.evaluate.page import figures_of, sizes_of
+from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.html_page import Table
 from slmrank.machine.host import what_computes
@@ -16,7 +16,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import interval_bars, plain_plot
+from slmrank.pyplot import plain_plot
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.registry import SUMMARIZERS

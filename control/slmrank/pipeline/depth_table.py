@@ -11,7 +11,7 @@ import numpy as np
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.evaluate.metrics import Listing, align
-from slmrank.evaluate.page import figures_of, sizes_of
+from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
 from slmrank.hashing import hash_value
 from slmrank.html_page import Table
@@ -19,7 +19,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import interval_bars, plain_plot
+from slmrank.pyplot import plain_plot
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
 

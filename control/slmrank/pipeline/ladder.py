@@ -24,7 +24,7 @@ from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.quality import scored_row
 from slmrank.pipeline.score_step import Row, Text, score_step, timed_scores
 from slmrank.pipeline.steps import Step, Watcher
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import new_figure, png_of
 from slmrank.spec.reading import change_spec
 
 COLUMNS = (
@@ -257,11 +257,8 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
 
 def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
     """A PNG: the rate of every rung on a logarithmic axis, and what it lost, with its interval."""
-    pyplot = headless_pyplot()
-    figure: Any
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(10.0, 0.6 * len(rows) + 1.6), dpi=110, sharey=True, layout="constrained"
-    )
+    figure = new_figure(figsize=(10.0, 0.6 * len(rows) + 1.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     places = list(range(len(rows)))[::-1]
     rates = [row.items_per_s or 0.0 for row in rows]
     left.barh(places, rates, color="#4477aa")
@@ -281,6 +278,4 @@ def draw_ladder(rows: Sequence[LadderRow]) -> bytes:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
-    image = png_of(figure)
-    pyplot.close(figure)
-    return image
+    return png_of(figure)

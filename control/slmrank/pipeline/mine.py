@@ -7,6 +7,7 @@ import filecmp
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.model.probability import probability
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Watcher, run
-from slmrank.prompt.corpus import SummaryItems, encode_pairs
+from slmrank.prompt.corpus import encode_pairs, stored_bodies
 from slmrank.store.registry import open_store
 
 
@@ -76,12 +77,12 @@ def mine(
     added: list[Pair] = []
     begin("mining")
     with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:
-        items = SummaryItems(encoder, kept)
+        bodies = partial(stored_bodies, kept)
         for number, query in enumerate(asked, start=1):
             judged = groups[query]
             found = unjudged(query, judged_as[same_query(query)], index, mining)
             listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
-            encoded = encode_pairs(listed, encoder, items)[0]
+            encoded = encode_pairs(listed, encoder, bodies)[0]
             p = probability(query_logits(ranker, encoded)).tolist()
             p_of = dict(zip(encoded.job_ids, p, strict=True))
             added += mistakes(judged, p_of, found, mining)

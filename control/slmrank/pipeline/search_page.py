@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from slmrank.evaluate.metrics import Interval
+from slmrank.evaluate.page import interval_bars
 from slmrank.html_page import Table
 from slmrank.pipeline.compress_search import Found, Search
 from slmrank.pipeline.score_step import OWN
-from slmrank.pyplot import interval_bars, plain_plot
+from slmrank.pyplot import plain_plot
 
 COLUMNS = ("combination", "predicted loss", "after steps", "loss", "items/s", "verdict")
 NOTES = (

@@ -14,14 +14,14 @@ from typing import Any
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
-from slmrank.evaluate.page import figures_of, sizes_of
+from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, quality_table
 from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import NAMES, REFERENCE, scored_row
 from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.steps import Step, Watcher, run
-from slmrank.pyplot import interval_bars, plain_plot
+from slmrank.pyplot import plain_plot
 from slmrank.spec.reading import change_spec, nested, read_override
 
 ASKED = ("split", "seed", "queries")  # of the settings of a row: which queries are asked

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from slmrank.data.records import Job, Pair, group_by_query
 from slmrank.errors import DataError, InvalidQuery
-from slmrank.prompt.encoder import Item, PromptEncoder
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import job_text
 from slmrank.store.job_store import JobStore
 from slmrank.tokens import Ids
 
-
-class JobItems(Protocol):
-    """Where items come from: stored summaries or full texts."""
-
-    def items(self, job_ids: Sequence[str]) -> list[Item]: ...
+Bodies = Callable[[Sequence[str]], list[Ids]]  # of jobs, by id: stored summaries, or full texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,46 +62,29 @@ class EncodedQuery:
         )
 
 
-class SummaryItems:
-    """Items from the summary store."""
-
-    def __init__(self, encoder: PromptEncoder, store: JobStore) -> None:
-        self._encoder = encoder
-        self._store = store
-
-    def items(self, job_ids: Sequence[str]) -> list[Item]:
-        """Raises DataError when the store lacks a job."""
-        return [self._encoder.item(body) for body in self.bodies(job_ids)]
-
-    def bodies(self, job_ids: Sequence[str]) -> list[Ids]:
-        """Stored ids of title, place and summary. Raises DataError when the store lacks a job."""
-        found = []
-        for job_id, body in zip(job_ids, self._store.ids_many(job_ids), strict=True):
-            if body is None:
-                raise DataError(f"no summary of job {job_id!r}", "run `control summarize` again")
-            found.append(body)
-        return found
+def stored_bodies(store: JobStore, job_ids: Sequence[str]) -> list[Ids]:
+    """Stored ids of title, place and summary. Raises DataError when the store lacks a job."""
+    found = []
+    for job_id, body in zip(job_ids, store.ids_many(job_ids), strict=True):
+        if body is None:
+            raise DataError(f"no summary of job {job_id!r}", "run `control summarize` again")
+        found.append(body)
+    return found
 
 
-class FullTextItems:
-    """Items with the whole description, cut only by the encoder's limit."""
-
-    def __init__(self, encoder: PromptEncoder, jobs: Mapping[str, Job]) -> None:
-        self._encoder = encoder
-        self._jobs = jobs
-
-    def items(self, job_ids: Sequence[str]) -> list[Item]:
-        jobs = [self._jobs[job_id] for job_id in job_ids]
-        texts = (job_text(job, job.description) for job in jobs)
-        return [self._encoder.item(self._encoder.body(text)) for text in texts]
+def full_bodies(
+    encoder: PromptEncoder, jobs: Mapping[str, Job], job_ids: Sequence[str]
+) -> list[Ids]:
+    """Ids of title, place and the whole description."""
+    return [encoder.body(job_text(jobs[one], jobs[one].description)) for one in job_ids]
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], encoder: PromptEncoder, source: JobItems
+    pairs: Sequence[Pair], encoder: PromptEncoder, bodies: Bodies
 ) -> list[EncodedQuery]:
     """Pairs grouped by query, in order of first appearance."""
     job_ids = list(dict.fromkeys(pair.job_id for pair in pairs))
-    known = dict(zip(job_ids, source.items(job_ids), strict=True))
+    known = {one: encoder.item(body) for one, body in zip(job_ids, bodies(job_ids), strict=True)}
     encoded = []
     for query, group in group_by_query(pairs).items():
         try:

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from slmrank.data.records import Job, Pair
+from slmrank.data.records import Job
 from slmrank.errors import DataError
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.prompt.encoder import PromptEncoder
-from slmrank.summarize.summarizer import Progress
+from slmrank.summarize.summarizer import Fitting
 
 GOOD, BAD = 3, 1  # lowest grade of a query that the job answers, highest of one that it does not
 QUERIES = (2, 1)  # queries of the first and of the second kind, per job
@@ -43,16 +41,9 @@ class Effect:
     effect: float
 
 
-def measure_effects(
-    jobs: Sequence[Job],
-    pairs: Sequence[Pair],
-    ranker: Path,
-    count: int,
-    device: str,
-    progress: Progress,
-) -> tuple[list[Effect], Embeddings]:
-    """The effects of the phrases of `count` jobs, drawn among those with queries of both kinds, and
-    the ranker's token embeddings [V, E].
+def measure_effects(fitting: Fitting) -> tuple[list[Effect], Embeddings]:
+    """The effects of the phrases of so many jobs as the spec says, drawn among those with queries
+    of both kinds, and the ranker's token embeddings [V, E].
 
     Raises DataError when no job has any. Cost: (2 + 1) x 33 short items a job.
     """
@@ -61,10 +52,11 @@ def measure_effects(
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
 
-    checkpoint = open_checkpoint(ranker)
+    assert fitting.ranker is not None
+    checkpoint = open_checkpoint(fitting.ranker)
     encoder = checkpoint.encoder()
-    loaded = load_model(checkpoint, choose_placement(device))
-    drawn = queried_jobs(jobs, pairs, count, QUERIES, SEED)
+    loaded = load_model(checkpoint, choose_placement(fitting.device))
+    drawn = queried_jobs(fitting, fitting.spec.learn_jobs, QUERIES, SEED)
     found: list[Effect] = []
     for number, (job, queries, rng) in enumerate(drawn, start=1):
         phrases = _phrases(job, encoder, rng)
@@ -82,7 +74,7 @@ def measure_effects(
             Effect(phrase=phrase, effect=float(good - bad))
             for phrase, good, bad in zip(phrases, *added, strict=True)
         ]
-        progress(number, len(drawn), "jobs")
+        fitting.progress(number, len(drawn), "jobs")
     table = loaded.network.get_input_embeddings().weight.detach().float().cpu().numpy()
     return found, table
 
@@ -90,17 +82,15 @@ def measure_effects(
 Drawn = tuple[Job, tuple[list[str], list[str]], random.Random]
 
 
-def queried_jobs(
-    jobs: Sequence[Job], pairs: Sequence[Pair], count: int, sizes: tuple[int, int], seed: int
-) -> list[Drawn]:
+def queried_jobs(fitting: Fitting, count: int, sizes: tuple[int, int], seed: int) -> list[Drawn]:
     """Jobs with a draw of their good and bad queries, at most so many of each, and a generator that
     goes on from there. Raises DataError when no job has both."""
     queries: dict[str, tuple[list[str], list[str]]] = {}
-    for pair in pairs:
+    for pair in fitting.pairs:
         if pair.grade >= GOOD or pair.grade <= BAD:
             kinds = queries.setdefault(pair.job_id, ([], []))
             kinds[pair.grade <= BAD].append(pair.query)
-    usable = [job for job in jobs if all(queries.get(job.job_id, ([], [])))]
+    usable = [job for job in fitting.jobs if all(queries.get(job.job_id, ([], [])))]
     if not usable:
         raise DataError(
             f"no job has a training query of grade {GOOD} or more and one of {BAD} or less",

@@ -19,9 +19,8 @@ from slmrank.artifacts import write_atomic
 from slmrank.data.records import Job
 from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
-from slmrank.summarize.faithfulness import FrozenRanker
 from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, served_text
-from slmrank.summarize.held_out import Judged, Measured, Reward, judged_jobs, measure_held_out
+from slmrank.summarize.held_out import Judged, Reward, judged_jobs
 from slmrank.summarize.summarizer import Fitting, Progress
 
 WARM_FOLDER = "warm"
@@ -34,7 +33,6 @@ def train_policy(fitting: Fitting) -> Path:
     trl.
     """
     assert fitting.base is not None
-    assert fitting.ranker is not None
     assert fitting.work is not None
     require_trl()
     spec = fitting.spec.generative or GenerativeSpec()
@@ -49,18 +47,12 @@ def train_policy(fitting: Fitting) -> Path:
             f"on, {least} at least are needed",
             "lower it, or give more judged pairs",
         )
-    reward = Reward(
-        FrozenRanker(fitting.ranker, spec.item_tokens, fitting.device), spec, fitting.encode
-    )
-
-    def measured(name: str, step: int, folder: Path) -> Measured:
-        return measure_held_out(name, step, folder, held_out, reward, spec, fitting)
-
+    reward = Reward(fitting, spec)
     warm, trained = fitting.work / WARM_FOLDER, fitting.work / POLICY_FOLDER
     _warm_up(fitting, spec, jobs, warm)
-    history = [measured("warm start", 0, warm)]
+    history = [reward.measure("warm start", 0, warm, held_out)]
     log = _reinforce(fitting, spec, jobs, reward, warm, trained)
-    history.append(measured("trained", spec.steps, trained))
+    history.append(reward.measure("trained", spec.steps, trained, held_out))
     told = {
         "settings": spec.settings(),
         "jobs": len(jobs),

@@ -39,15 +39,7 @@ class RankerKind:
 
     def fit(self, fitting: Fitting) -> RankerSummarizer:
         """Raises DataError without training queries that tell jobs apart."""
-        assert fitting.ranker is not None
-        effects, table = measure_effects(
-            fitting.jobs,
-            fitting.pairs,
-            fitting.ranker,
-            fitting.spec.learn_jobs,
-            fitting.device,
-            fitting.progress,
-        )
+        effects, table = measure_effects(fitting)
         weights = distil(effects, table, fitting.encode)
         scorer = PhraseScorer(weights, fitting.encode)
         return RankerSummarizer(scorer, fitting.spec.budget_tokens)

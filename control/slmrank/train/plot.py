@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import new_figure, png_of
 
 SIZE_IN = (8.0, 6.0)
 DPI = 100
@@ -18,9 +17,8 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
 
     Raises MissingDependencyError without matplotlib.
     """
-    pyplot = headless_pyplot()
-    figure: Any
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=SIZE_IN, dpi=DPI, sharex=True)
+    figure = new_figure(figsize=SIZE_IN, dpi=DPI)
+    above, below = figure.subplots(2, 1, sharex=True)
     steps = [record["step"] for record in log]
     losses = np.array([record["loss"] for record in log])
     width = max(len(losses) // 30, 1)
@@ -45,6 +43,4 @@ def draw_log(log: Sequence[Mapping[str, float]], title: str) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     figure.tight_layout()
-    image = png_of(figure)
-    pyplot.close(figure)
-    return image
+    return png_of(figure)

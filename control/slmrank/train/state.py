@@ -89,15 +89,9 @@ def save_state(
     """Write `work/state.pt`, whole or not at all. Every process has to call it, one of them with
     `write`."""
     kept = {
-        "identity": state.identity,
-        "processes": state.processes,
+        **vars(state),
         "model": trained_values(network),
         "optimizer": _each(optimizer.state_dict(), lambda _place, value: gathered(value)),
-        "log": state.log,
-        "top": state.top,
-        "mean": state.mean,
-        "best": state.best,
-        "kept_step": state.kept_step,
     }
     if not write:
         return

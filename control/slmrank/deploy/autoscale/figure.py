@@ -11,7 +11,7 @@ from slmrank.deploy.autoscale.fleet import Outcome
 from slmrank.deploy.autoscale.simulate import RENDERED, per_minute
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
-from slmrank.pyplot import headless_pyplot, png_of
+from slmrank.pyplot import new_figure, png_of
 
 SIZE_IN, DPI = (9.0, 8.2), 110
 COLORS = (
@@ -30,43 +30,38 @@ SMOOTH_MIN = 5
 
 def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Situation) -> bytes:
     """Three panels that share the time axis."""
-    pyplot = headless_pyplot()
-    figure, (load, size, kept) = pyplot.subplots(
-        3, 1, figsize=SIZE_IN, dpi=DPI, layout="constrained", sharex=True
-    )
-    try:
-        hours = np.arange(len(trace.rates)) * STEP_S / 3600
-        load.plot(hours, trace.rates, color="#333333", linewidth=1)
-        load.set_ylabel("offered items/s")
-        load.set_ylim(0)
-        for (name, outcome), color in zip(outcomes.items(), COLORS[: len(outcomes)], strict=True):
-            wide = 2.2 if name == RENDERED else 1.2
-            times = [at / 3600 for at, _, _ in outcome.sizes]
-            size.step(
-                times,
-                [asked for _, asked, _ in outcome.sizes],
-                where="post",
-                color=color,
-                linewidth=wide,
-                label=name,
-            )
-            share = _smooth(per_minute(outcome, situation.limit_s)[1])
-            minutes = np.arange(len(share)) / 60
-            kept.plot(minutes, 100 * share, color=color, linewidth=wide)
-        size.set_ylabel("replicas asked for")
-        size.set_ylim(0)
-        kept.set_ylabel(f"% within {situation.limit_s * 1000:g} ms\n(mean of {SMOOTH_MIN} minutes)")
-        kept.set_ylim(0, 102)
-        kept.set_xlabel("hours")
-        figure.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        figure.suptitle(
-            f"{trace.name}: cold start {situation.cold_start_s:g} s, "
-            f"{situation.capacity_items_per_s:g} items/s per replica at the objective",
-            fontsize=10,
+    figure = new_figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
+    load, size, kept = figure.subplots(3, 1, sharex=True)
+    hours = np.arange(len(trace.rates)) * STEP_S / 3600
+    load.plot(hours, trace.rates, color="#333333", linewidth=1)
+    load.set_ylabel("offered items/s")
+    load.set_ylim(0)
+    for (name, outcome), color in zip(outcomes.items(), COLORS[: len(outcomes)], strict=True):
+        wide = 2.2 if name == RENDERED else 1.2
+        times = [at / 3600 for at, _, _ in outcome.sizes]
+        size.step(
+            times,
+            [asked for _, asked, _ in outcome.sizes],
+            where="post",
+            color=color,
+            linewidth=wide,
+            label=name,
         )
-        return png_of(figure)
-    finally:
-        pyplot.close(figure)
+        share = _smooth(per_minute(outcome, situation.limit_s)[1])
+        minutes = np.arange(len(share)) / 60
+        kept.plot(minutes, 100 * share, color=color, linewidth=wide)
+    size.set_ylabel("replicas asked for")
+    size.set_ylim(0)
+    kept.set_ylabel(f"% within {situation.limit_s * 1000:g} ms\n(mean of {SMOOTH_MIN} minutes)")
+    kept.set_ylim(0, 102)
+    kept.set_xlabel("hours")
+    figure.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(
+        f"{trace.name}: cold start {situation.cold_start_s:g} s, "
+        f"{situation.capacity_items_per_s:g} items/s per replica at the objective",
+        fontsize=10,
+    )
+    return png_of(figure)
 
 
 def _smooth(values: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from slmrank.artifacts import Artifact
 from slmrank.data.labelled import read_labelled
@@ -13,7 +14,7 @@ from slmrank.data.records import SPLITS, Split
 from slmrank.data.unlabelled import unlabelled_pairs
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.pipeline.steps import Making
-from slmrank.prompt.corpus import EncodedQuery, FullTextItems, SummaryItems, encode_pairs
+from slmrank.prompt.corpus import EncodedQuery, encode_pairs, full_bodies, stored_bodies
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
 
@@ -50,10 +51,10 @@ def split_queries(
             labelled.jobs, pairs, unlabelled, seed, known=known, usable=encoder.takes
         )
     if full_tokens is not None:
-        queries = encode_pairs(pairs, encoder, FullTextItems(encoder, labelled.jobs))
+        queries = encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
     else:
         with stored_summaries(making) as store:
-            queries = encode_pairs(pairs, encoder, SummaryItems(encoder, store))
+            queries = encode_pairs(pairs, encoder, partial(stored_bodies, store))
     random.Random(seed).shuffle(queries)
     return queries
 
@@ -63,10 +64,11 @@ def read_in_full(
 ) -> Callable[[EncodedQuery], EncodedQuery]:
     """Gives a query with its jobs' full texts, of so many tokens, instead of what it holds."""
     encoder = checkpoint.encoder(tokens)
-    texts = FullTextItems(encoder, read_labelled(making.inputs["data"].path).jobs)
+    jobs = read_labelled(making.inputs["data"].path).jobs
 
     def in_full(query: EncodedQuery) -> EncodedQuery:
-        return replace(query, items=tuple(item.ids for item in texts.items(query.job_ids)))
+        bodies = full_bodies(encoder, jobs, query.job_ids)
+        return replace(query, items=tuple(encoder.item(one).ids for one in bodies))
 
     return in_full
 

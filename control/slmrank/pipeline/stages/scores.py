@@ -23,11 +23,10 @@ from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import (
     EncodedQuery,
-    FullTextItems,
-    JobItems,
-    SummaryItems,
     encode_pairs,
+    full_bodies,
     sample_queries,
+    stored_bodies,
 )
 from slmrank.prompt.template import job_text
 from slmrank.serving.server import ANY_PORTS, Server
@@ -94,10 +93,9 @@ def _encoded(
 ) -> list[EncodedQuery]:
     encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
     with stored_summaries(making) as store:
-        source: JobItems = SummaryItems(encoder, store)
         if settings["full_text"]:
-            source = FullTextItems(encoder, labelled.jobs)
-        return encode_pairs(pairs, encoder, source)
+            return encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
+        return encode_pairs(pairs, encoder, partial(stored_bodies, store))
 
 
 def _in_process(
@@ -161,7 +159,7 @@ def _dense(pairs: Sequence[Pair], labelled: LabelledSet, full: bool, making: Mak
     else:
         encoder = checkpoint_of(making.inputs["checkpoint"]).encoder()
         with stored_summaries(making) as store:
-            bodies = SummaryItems(encoder, store).bodies(job_ids)
+            bodies = stored_bodies(store, job_ids)
         texts = [encoder.text(body) for body in bodies]
     scorer = DenseScorer(fetch(MINILM, downloads(making.store.root)))
     making.draft.figures["parameters"] = scorer.parameters
