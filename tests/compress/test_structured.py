@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from slmrank.compress.calibration import embed
+from slmrank.compress.calibration import (
+    attend_all,
+    embed,
+    gram_of_heads,
+    gram_of_neurons,
+    layer_importance,
+)
 from slmrank.compress.record import read_record, write_record
 from slmrank.compress.structured import count_parameters, prune_model, stage_of
 from slmrank.errors import CheckpointError, SpecError
-from slmrank.model.checkpoint import Geometry, allowed_kv_heads
-from slmrank.model.reference import load_model
+from slmrank.model.checkpoint import (
+    CHECKPOINT_FOLDER,
+    Geometry,
+    allowed_kv_heads,
+    open_checkpoint,
+)
+from slmrank.model.decoder import LoadedRanker
+from slmrank.model.reference import ReferenceScorer, load_model, save_model
 from slmrank.spec.compress import PruneSpec
 from transformers import AutoModelForCausalLM
 
@@ -29,6 +41,13 @@ PROMPTS = [RNG.integers(1, 900, length).astype(np.int32) for length in (20, 31, 
 def spec(**changes: Any) -> PruneSpec:
     given: dict[str, Any] = {"intermediate_size": 128, "layers": 2, "neurons_per_round": 4}
     return PruneSpec(**(given | changes))
+
+
+def make_idle(model: LoadedRanker, index: int) -> None:
+    """Let a layer add nothing."""
+    layer = model.network.model.layers[index]
+    layer.self_attn.o_proj.weight.data.zero_()
+    layer.mlp.down_proj.weight.data.zero_()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,15 +96,67 @@ def test_the_layers_that_move_p_least_go(make_checkpoint: Callable[..., Any]) ->
     checkpoint = make_checkpoint("llama")
     before, after = load_model(checkpoint), load_model(checkpoint)
     for model in (before, after):
-        idle = model.network.model.layers[1]
-        idle.self_attn.o_proj.weight.data.zero_()
-        idle.mlp.down_proj.weight.data.zero_()
+        make_idle(model, 1)
     wanted = spec(select="importance", intermediate_size=192, damping=1e-9)
     figures, record = prune_model(after, PROMPTS, wanted, lambda *_: None)
     assert figures["layers"] == [0, 2] == list(record.layers)
     ids = torch.tensor(PROMPTS[2])[None].long()
     with torch.no_grad():
         assert torch.allclose(before.network(ids).logits, after.network(ids).logits, atol=1e-3)
+
+
+def test_the_first_layer_stays_even_where_it_adds_nothing(
+    make_checkpoint: Callable[..., Any],
+) -> None:
+    model = load_model(make_checkpoint("llama"))
+    make_idle(model, 0)
+    with torch.no_grad():
+        assert np.argmin(layer_importance(model, PROMPTS)) == 0
+    wanted = spec(select="importance", intermediate_size=192)
+    figures, record = prune_model(model, PROMPTS, wanted, lambda *_: None)
+    assert len(figures["layers"]) == 2
+    assert figures["layers"][0] == record.layers[0] == 0
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_importance_is_how_far_p_moves_without_the_layer(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Up for one prompt and down for another is no rest."""
+    checkpoint = make_checkpoint("llama")
+    whole = ReferenceScorer(checkpoint).probabilities(PROMPTS)
+    expected, moved = [], []
+    for index in range(3):
+        model = load_model(checkpoint)
+        make_idle(model, index)
+        save_model(model, checkpoint, tmp_path / str(index))
+        without = open_checkpoint(tmp_path / str(index) / CHECKPOINT_FOLDER)
+        moved.append(ReferenceScorer(without).probabilities(PROMPTS) - whole)
+        expected.append(np.abs(moved[-1]).mean())
+    assert any(one.min() < 0 < one.max() for one in moved)
+    with torch.no_grad():
+        found = layer_importance(load_model(checkpoint), PROMPTS)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_what_fills_up_a_batch_is_in_no_gram(make_checkpoint: Callable[..., Any]) -> None:
+    """Prompts of several lengths embedded together weigh what each of them weighs alone."""
+    model = load_model(make_checkpoint("llama"))
+    layer = model.network.model.layers[0]
+
+    def grams(prompts: list[Any]) -> tuple[Any, Any]:
+        batches = embed(model, prompts)
+        heads = gram_of_heads(model, layer, batches)
+        attend_all(model, layer, batches)
+        return heads, gram_of_neurons(model, layer, batches)[0]
+
+    with torch.no_grad():
+        assert len(embed(model, PROMPTS)) == 1
+        together, alone = grams(PROMPTS), [grams([one]) for one in PROMPTS]
+    for found, parts in zip(together, zip(*alone, strict=True), strict=True):
+        expected = np.sum(parts, axis=0)
+        assert np.allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_recorded_pruning_gives_the_same_model(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from slmrank.data.example_set import build_example_set
 from slmrank.data.labelled import read_labelled, write_labelled
-from slmrank.data.onet import COLUMNS, Occupations, read_occupations
+from slmrank.data.onet import COLUMNS, Occupation, Occupations, Task, read_occupations
 from slmrank.data.records import LabelledSet
 from slmrank.data.relevance import grade_of, overlap, relation
 from slmrank.data.wording import lower_first, person_title, singular
@@ -118,6 +118,21 @@ def test_relations_follow_code_and_work(table: Occupations) -> None:
     assert relation(first, second, table.rarity) >= 1
     assert relation(first, far, table.rarity) == 0
     assert 0 < overlap(first.activities, second.activities, table.rarity) < 1
+
+
+@pytest.mark.parametrize(
+    ("shared", "steps"), [(35, 3), (34, 2), (15, 2), (14, 1), (5, 1), (4, 0), (0, 0)]
+)
+def test_a_share_of_the_work_relates_across_branches(shared: int, steps: int) -> None:
+    """Of a hundred activities that two occupations have between them, equally rare."""
+    names = [f"A{number}" for number in range(100)]
+    rarity = dict.fromkeys(names, 1.0)
+    a, b = (
+        Occupation(code=code, title=code, tasks=(Task(text="Work.", activities=tuple(own)),))
+        for code, own in (("11-1011.00", names[:60]), ("25-2031.00", names[60 - shared :]))
+    )
+    assert overlap(a.activities, b.activities, rarity) == pytest.approx(shared / 100)
+    assert relation(a, b, rarity) == relation(b, a, rarity) == steps
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ def test_no_group_stands_in_two_splits(tmp_path: Path) -> None:
     assert groups_by_split(again) == found, "the order of the records decides nothing"
 
 
+def test_as_many_queries_are_dealt_to_a_split_as_its_share_says(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path, pairs(2000)).model_copy(update={"test_share": 0.3})
+    made = read_own_set(spec, tmp_path / "made")
+    for split, share in (("test", 0.3), ("dev", 0.2), ("train", 0.5)):
+        queries = {pair.query for pair in made.pairs[split]}
+        assert len(queries) / 2000 == pytest.approx(share, abs=0.04), split
+
+
 def test_queries_that_share_a_group_over_others_stay_together(tmp_path: Path) -> None:
     """Query 1 has pairs in groups 1 and 2, query 2 in 2 and 3, and so on: one chain."""
     given = []

@@ -13,7 +13,7 @@ import yaml
 from slmrank.data.bm25 import Bm25
 from slmrank.data.leakage import words_in_titles
 from slmrank.data.onet_database import read_database, read_held_back
-from slmrank.data.records import LabelledSet
+from slmrank.data.records import Job, LabelledSet, Pair
 from slmrank.data.title_set import build_title_set
 from slmrank.data.words import words_of
 from slmrank.errors import DataError
@@ -86,7 +86,7 @@ def test_titles_of_several_occupations_are_left_out(folder: Path) -> None:
     assert "Helper" not in first.titles
     assert len(first.titles) == 7
     assert first.technologies == ['Tool0 "Pro']
-    assert sorted(first.related.values()) == [1, 2, 3]
+    assert first.related == {code(1): 3, code(2): 2, code(3): 1}
 
 
 def test_queries_are_other_titles_than_the_postings(folder: Path) -> None:
@@ -111,6 +111,18 @@ def test_queries_are_other_titles_than_the_postings(folder: Path) -> None:
     assert not occupations["train"] & occupations["dev"]
 
 
+def test_grades_fall_with_the_tier_of_the_relation(folder: Path) -> None:
+    number = {code(n): n for n in range(COUNT)}
+    met = set()
+    for pairs in built(folder).pairs.values():
+        asked = {pair.query: number[pair.job_id[:-2]] for pair in pairs if pair.grade == 4}
+        for pair in pairs:
+            steps = (number[pair.job_id[:-2]] - asked[pair.query]) % COUNT
+            assert pair.grade == max(4 - steps, 0)
+            met.add(pair.grade)
+    assert met == {0, 1, 2, 3, 4}
+
+
 def test_negatives_hold_what_bm25_retrieves(folder: Path) -> None:
     made = built(folder)
     codes = {pair.job_id[:-2] for pair in made.pairs["train"] if pair.grade == 4}
@@ -129,6 +141,19 @@ def test_the_report_tells_what_a_string_matcher_could_use(folder: Path) -> None:
     shares = words_in_titles(built(folder))
     assert set(shares) == {"train", "dev", "test"}
     assert all(0 <= share < 0.9 for share in shares.values())
+
+
+def test_only_the_titles_of_exact_jobs_count_for_a_string_matcher() -> None:
+    jobs = {
+        name: Job(job_id=name, title=title, description="Cares.")
+        for name, title in (("exact", "Nurse"), ("other", "Night nurse"))
+    }
+    pairs = [
+        Pair(query="night nurse", job_id=name, grade=grade, split="train")
+        for name, grade in (("exact", 4), ("other", 0))
+    ]
+    labelled = LabelledSet(jobs=jobs, pairs={"train": pairs, "dev": [], "test": []})
+    assert words_in_titles(labelled) == {"train": 0.5, "dev": 0, "test": 0}
 
 
 def test_held_back_occupations_are_the_test_split(

@@ -13,6 +13,7 @@ from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
     Listing,
     align,
+    auc_interval,
     auc_top_against_zero,
     ece_interval,
     mean_abs_dp,
@@ -27,6 +28,7 @@ from slmrank.evaluate.metrics import (
     reliability,
     resamples,
 )
+from slmrank.evaluate.table import ScoredRow, quality_table
 
 
 def listing(scores: list[float], grades: list[int]) -> Listing:
@@ -76,6 +78,38 @@ def test_auc_matches_scikit_learn() -> None:
     scores, grades = rng.integers(0, 20, 200) / 20, rng.choice([0, 4], 200)
     found = auc_top_against_zero([listing(list(scores), list(grades))])
     assert found == pytest.approx(roc_auc_score(grades == 4, scores))
+
+
+def test_the_interval_of_an_auc_is_that_of_drawing_queries_again() -> None:
+    rng = np.random.default_rng(2)
+    grades = rng.choice([0, 0, 4], (60, 8))
+    lists = [listing(list(one / 4 + rng.normal(size=8)), list(one)) for one in grades]
+    found = auc_interval(lists, resamples(60, 300, 0))
+    assert found.value == auc_top_against_zero(lists)
+    drawn = [
+        auc_top_against_zero([lists[place] for place in rng.integers(0, 60, 60)])
+        for _ in range(1000)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert found.low < found.value < found.high
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+
+
+def test_the_figures_by_kind_are_the_rows_own() -> None:
+    best = [
+        replace(listing([0.9, 0.1, 0.0], [4, 0, 0]), query=kind, job_ids=tuple("abc"), kind=kind)
+        for kind in ("title", "duty")
+    ]
+    worst = [replace(one, scores=1 - one.scores) for one in best]
+    first, last = (
+        ScoredRow(name=name, text="full", listings=lists)
+        for name, lists in (("best", best), ("worst", worst))
+    )
+    above, below = quality_table([first, last], first, 50, 0)
+    assert list(above.kinds) == list(below.kinds) == ["duty", "title"]
+    for kind in ("duty", "title"):
+        assert above.kinds[kind] == {"queries": 1, "ndcg10": pytest.approx(1), "auc": 1}
+        assert below.kinds[kind] == {"queries": 1, "ndcg10": pytest.approx(0.5), "auc": 0}
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:

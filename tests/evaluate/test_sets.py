@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.data.labelled import read_labelled
+from slmrank.evaluate.dense import DenseScorer
 from slmrank.evaluate.metrics import Listing
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import asked_in_training, plan_quality, queries_of
@@ -116,6 +117,55 @@ def test_what_is_not_named_is_refused_with_the_names(spec: Path, control: Contro
     done = control("status", spec, "--set", "trades")
     assert done.returncode == 2
     assert "is not KEY=VALUE" in done.stderr
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> DenseScorer:
+    """A small random BERT that knows a few words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "nurse", "cook", "pilot", "night", "day", "by", "and"]
+    known = {word: place for place, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    return DenseScorer(tmp_path)
+
+
+def test_a_text_has_its_own_vector_whatever_stands_beside_it(
+    dense: DenseScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmrank.evaluate.dense.BATCH", 2)
+    texts = ["nurse by night and by day", "cook", "pilot by night", "nurse", "day and night cook"]
+    told: list[tuple[int, int]] = []
+    found = dense.embed(texts, lambda *given: told.append(given))
+    for text, vector in zip(texts, found, strict=True):
+        assert vector == pytest.approx(dense.embed([text], lambda *_: None)[0], abs=1e-5)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    likeness = found @ found.T
+    assert likeness[~np.eye(5, dtype=bool)].max() < 0.999, "they can be told apart"
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    groups = {"nurse": ["b", "a"], "cook": ["a"]}
+    scores = dense.scores(groups, {"a": texts[0], "b": texts[2]}, lambda *_: None)
+    assert scores == {
+        ("nurse", "b"): pytest.approx(likeness[3, 2], abs=1e-5),
+        ("nurse", "a"): pytest.approx(likeness[3, 0], abs=1e-5),
+        ("cook", "a"): pytest.approx(likeness[1, 0], abs=1e-5),
+    }
 
 
 def test_the_dense_rival_has_two_rows(spec: Path) -> None:

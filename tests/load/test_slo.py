@@ -247,6 +247,30 @@ class Crashing(Unsteady):
         return SimpleNamespace(figures=figures)
 
 
+class Steady(Unsteady):
+    """A bench that holds 20 requests/s; confirmation runs answer one a second more or less."""
+
+    def measure(self, task: Task) -> Any:
+        load, repeat = task.point.load, task.point.repeat
+        rate = load.level + (repeat - 2 if repeat else 0) if load.kind == "rate" else 9.0
+        wait = 50.0 + repeat if load.level <= 20 else 900.0
+        figures: dict[str, Any] = {"p50_ms": wait, "p95_ms": wait, "requests_per_s": rate}
+        return SimpleNamespace(figures={**figures, "stable": True, "verdict": "ok"})
+
+
+def test_a_cell_serves_the_items_of_all_its_requests(tmp_path: Path) -> None:
+    point = Point(items=4, tokens=24, load=Load(kind="concurrency", level=1))
+    given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
+    task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
+    bench: Any = Steady(tmp_path)
+    found = find_slo(bench, task, SloSpec(confirmations=3), lambda _: None).figures
+    rate = found["rate"]
+    assert 18 <= rate <= 20 < found["failed_at"]
+    assert found["items_per_s"] == pytest.approx(4 * rate)
+    assert found["items_per_s_range"] == pytest.approx([4 * (rate - 1), 4 * (rate + 1)])
+    assert found["latency_ms_range"] == [51, 53]
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [

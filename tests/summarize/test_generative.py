@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from slmrank.summarize.generative import (
     served_text,
     without_new_words,
 )
+from slmrank.summarize.held_out import Judged, Reward
 from slmrank.summarize.registry import load_summarizer
 
 from tests.conftest import Control, TinyBundle
@@ -137,6 +139,21 @@ def test_where_nothing_is_left_the_posting_begins() -> None:
     assert served_text(job, "night patients", spec, 3, encode) == "night patients"
 
 
+def test_a_longer_summary_earns_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(texts: Sequence[str]) -> list[Any]:
+        return [np.zeros(len(text.split())) for text in texts]
+
+    monkeypatch.setattr("slmrank.summarize.held_out.FrozenRanker", lambda *_: None)
+    fitting: Any = SimpleNamespace(encode=encode, ranker=Path("unread"), device="cpu")
+    job = Job(job_id="a", title="Nurse", description="Cares for patients, by night.")
+    judged = Judged(job=job, queries=("nurse",), source_tokens=5)
+    reward = Reward(fitting, GenerativeSpec())
+    found = reward.brevity(judged, ["", "patients", "Cares for patients"])
+    assert found == pytest.approx([-0.4 * (tokens / 5) ** 2 for tokens in (0, 1, 3)])
+    half = Reward(fitting, GenerativeSpec(length_weight=0.2))
+    assert half.brevity(judged, ["by night"]) == pytest.approx([-0.2 * (2 / 5) ** 2])
+
+
 def test_a_trained_model_is_used_as_it_was_trained_but_for_what_is_asked(tmp_path: Path) -> None:
     policy = tmp_path / "policy"
     policy.mkdir()
@@ -216,6 +233,7 @@ def test_three_real_steps_and_what_serves_after_them(
             -stage["divergence"] - stage["length_cost"], abs=1e-6
         )
         assert stage["divergence"] >= 0
+        assert stage["length_cost"] > 0
         assert stage["tokens"] <= 11
     page = next(tmp_path.glob("*.html")).read_text()
     assert "warm start (0 steps)" in page
@@ -229,6 +247,8 @@ def test_three_real_steps_and_what_serves_after_them(
     assert [one["step"] for one in steps] == [1, 3]
     for one in steps:
         assert one["reward"] == pytest.approx(one["faithfulness"] + one["brevity"], abs=1e-5)
+        assert one["faithfulness"] <= 0
+        assert one["brevity"] <= 0
 
     jobs = list(read_labelled(run(bundle.data, tiny.store).path).jobs.values())[:3]
     encoder = open_checkpoint(run(bundle.base, tiny.store).path / CHECKPOINT_FOLDER).encoder()

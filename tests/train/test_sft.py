@@ -65,6 +65,21 @@ def stop_at_six(step: int, _total: int, _loss: float) -> None:
         raise KeyboardInterrupt
 
 
+def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, float]]:
+    """Rate, weight decay and norm of the gradients of every step of the optimizer, as it comes."""
+    seen: list[tuple[float, float, float]] = []
+    own: Any = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *given: Any, **named: Any) -> Any:
+        (group,) = self.param_groups
+        norms = [one.grad.norm() for one in group["params"] if one.grad is not None]
+        seen.append((group["lr"], group["weight_decay"], float(torch.stack(norms).norm())))
+        return own(self, *given, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    return seen
+
+
 @pytest.mark.usefixtures("in_float32")
 def test_long_items_of_a_dev_query_are_scored_in_several_passes(
     make_checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -130,6 +145,32 @@ def test_the_rate_warms_up_and_decays() -> None:
     assert rates[-1] < 0.5e-3
 
 
+def test_every_step_has_its_rate_its_decay_and_a_gradient_of_at_most_one(
+    make_checkpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = settings(steps=6, weight_decay=0.03)
+    seen = watch_steps(monkeypatch)
+    fit(load_model(make_checkpoint()), spec, tmp_path)
+    rates, decays, norms = zip(*seen, strict=True)
+    assert list(rates) == [learning_rate_at(step, spec) for step in range(6)]
+    assert set(decays) == {0.03}
+    assert max(norms) == pytest.approx(1, abs=1e-3), "the first gradients are larger"
+
+
+def test_the_loss_inside_queries_weighs_what_the_spec_says(
+    make_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint()
+
+    def first_loss(weight: float) -> float:
+        spec = settings(steps=1, list_loss="ranknet", list_weight=weight)
+        return float(fit(load_model(checkpoint), spec, tmp_path / str(weight))["loss"][0])
+
+    quarter, half, whole = map(first_loss, (0.25, 0.5, 1.0))
+    assert whole - half > 1e-2
+    assert whole - half == pytest.approx(2 * (half - quarter), abs=1e-3)
+
+
 def test_it_learns_and_leaves_the_embedding_alone(
     make_checkpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -154,6 +195,34 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     figures = fit(resumed, settings(), tmp_path / "b")
     assert figures["resumed_at"] == 4
     assert figures["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    pairs = zip(whole.network.parameters(), resumed.network.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+def test_a_resumed_run_returns_the_best_weights_of_before(
+    make_checkpoint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluations after the interruption are worse: what is kept is in the state alone."""
+    checkpoint, spec = make_checkpoint(), settings(dev_every=4)
+
+    def score(*values: float) -> None:
+        left = iter(values)
+
+        def scored(*_: Any) -> tuple[dict[str, float], list[float]]:
+            value = next(left)
+            return {"dev_ndcg10": value, "dev_auc": 0.5}, [value] * 3
+
+        monkeypatch.setattr("slmrank.train.sft.score_dev", scored)
+
+    whole, resumed = load_model(checkpoint), load_model(checkpoint)
+    score(0.9, 0.5, 0.4)
+    assert fit(whole, spec, tmp_path / "a", dev=QUERIES)["kept_step"] == 4
+    score(0.9)
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_model(checkpoint), spec, tmp_path / "b", stop_at_six, dev=QUERIES)
+    score(0.5, 0.4)
+    figures = fit(resumed, spec, tmp_path / "b", dev=QUERIES)
+    assert (figures["resumed_at"], figures["kept_step"], figures["steps"]) == (4, 4, 12)
     pairs = zip(whole.network.parameters(), resumed.network.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 

@@ -15,6 +15,7 @@ from slmrank.deploy.release import Release
 from slmrank.errors import DeployError, DeployFailed, Refused, RolledBack
 
 from tests.conftest import Control
+from tests.deploy import releases
 from tests.deploy.cluster.api_server import ApiServer
 from tests.deploy.cluster.test_apply import NEVER, Bench, bad, cpu, mutations, second
 
@@ -132,6 +133,33 @@ def test_promotion_makes_it_stable_and_removes_it(
     bench.deployer.rollback(cpu().place, None)
     server.advance(1)
     assert bench.serving() == {"0123456789ab"}
+
+
+def test_the_judge_hears_of_the_newest_canary_alone(
+    bench: Bench, server: ApiServer, canary: Canary
+) -> None:
+    """The pods of a canary before it answered calls too."""
+    third = cpu(
+        engine={**releases.values()["engine"], "tag": "333333333333"},
+        repository=cpu().repository.settings() | {"digest": "3333333333333333"},
+    )
+    bench.apply(cpu())
+    canary.start(second(), 10)
+    canary.start(third, 10)
+    sets = {
+        one["spec"]["template"]["metadata"]["labels"]["slmrank.io/engine"]: one["metadata"]["name"]
+        for one in server.all("ReplicaSet")
+        if "canary" in one["metadata"]["name"]
+    }
+    assert set(sets) == {"222222222222", "333333333333"}
+    heard: list[tuple[str, str | None]] = []
+
+    def judge(release: Release, replica_set: str | None) -> str:
+        heard.append((release.engine.tag, replica_set))
+        return "heard"
+
+    assert canary.promote(cpu().place, judge)["verdict"] == "heard"
+    assert heard == [("333333333333", sets["333333333333"])]
 
 
 @pytest.mark.parametrize("why", ["objective", "answers"])
