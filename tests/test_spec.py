@@ -176,6 +176,9 @@ def test_what_replaces_and_what_is_merged(tmp_path: Path) -> None:
     given = load_spec(tmp_path / "base.yaml", early).data
     assert (given.source, given.seed) == ("jsonl", 7)
     assert is_overlay(tmp_path / "base.yaml", early, load_spec(tmp_path / "base.yaml", early))
+    again = ["evaluate.sets={}", "evaluate.sets.b.jobs=j.jsonl", "evaluate.sets.b.source=jsonl"]
+    sets = load_spec(path, [*again, "evaluate.sets.b.pairs=p.jsonl"]).evaluate.sets
+    assert list(sets) == ["b"]
     # One overlay cannot empty a section and fill it again.
     assert is_overlay(
         path,

@@ -195,15 +195,31 @@ def test_a_connection_that_died_is_made_anew_and_certificates_are_read_again(
     async def picked() -> list[Any]:
         replicas = Replicas("127.0.0.1:1", tls=Tls(authority=authority))
         first = await replicas.pick()
+        first.rest()
         replicas.renew(first)
         replicas.renew(first)  # by a call that began before
         second = await replicas.pick()
+        assert second.resting_until == first.resting_until
+
+        async def looked_up_again() -> Any:
+            replicas._resolved_at = -10.0
+            await replicas.pick()
+            await asyncio.sleep(0.1)
+            return await replicas.pick()
+
+        # Half-written, or away for a moment: what is connected stays.
+        authority.write_bytes(b"-----BEGIN")
+        assert await looked_up_again() is second
+        authority.unlink()
+        assert await looked_up_again() is second
         authority.write_bytes((tmp_path / "other").read_bytes())
         os.utime(authority, ns=(1, 1))
-        replicas._resolved_at = -10.0
-        await replicas.pick()
-        await asyncio.sleep(0.1)
-        third = await replicas.pick()
+        third = await looked_up_again()
+        # A long call outlives the connection that short ones gave up.
+        first.hung, first.calls = 2, 1
+        replicas._retired = [(0.0, one) for _, one in replicas._retired]
+        await looked_up_again()
+        assert first in [one for _, one in replicas._retired]
         found = [first.client, second.client, third.client, await replicas.pick()]
         await replicas.close()
         return [*found[:3], found[3].client]

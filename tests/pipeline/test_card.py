@@ -152,6 +152,12 @@ def test_an_export_that_fails_half_way_leaves_the_one_before(
         card.write_ranker_folder(target, new, box / "full", None)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    # What one that was killed left behind is in nobody's way.
+    (tmp_path / f".full.{os.getpid()}.tmp").mkdir()
+    monkeypatch.undo()
+    card.write_ranker_folder(target, new, box / "full", None)
+    assert (target / "README.md").read_text() != before["README.md"].decode()
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_an_adapter_of_another_prompt_is_refused(spec: Path, box: Path, tiny: TinyBundle) -> None:

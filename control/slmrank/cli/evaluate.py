@@ -81,17 +81,22 @@ def evaluate_command(
             trained_on = asked_in_training(opened.bundle, opened.store, scored[0].listings)
         asked = queries_of(name, opened.bundle.spec.evaluate.split, trained_on)
         title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
+        if not as_json:
+            show_quality(rows, few, asked)
+        told: str | None = str(page)
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(page, quality_page(title, rows, scored, jobs))
+        except OSError as error:  # a store that others made may be read alone
+            click.echo(f"no page was written: {error}", err=True)
+            told = None
         results[name] = {
             "rows": rows,
             "full_text": few,
-            "page": str(page),
+            "page": told,
             "queries_trained_on": trained_on,
         }
-        if not as_json:  # first: a store that others made may be read alone
-            show_quality(rows, few, asked)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(page, quality_page(title, rows, scored, jobs))
-        if not as_json:
+        if told is not None and not as_json:
             click.echo(f"page: {page}")
     if as_json:
         print_json(results[on[0] if on else OWN] if len(results) == 1 else {"sets": results})

@@ -281,6 +281,7 @@ class AsyncRankClient:
     async def _ask(self, ask: Ask, replica: Replica, deadline: float, failed: list[str]) -> Any:
         left = min(max(deadline - time.monotonic(), 0.001), LONGEST_S)
         closes = self._closes
+        replica.calls += 1
         try:
             answer = await ask(replica.client, left)
             replica.hung = 0
@@ -307,6 +308,8 @@ class AsyncRankClient:
             raise Unreachable(
                 f"the connection to {replica.address} was closed", "repeat the call"
             ) from error
+        finally:
+            replica.calls -= 1
 
 
 async def _end(tasks: Iterable[asyncio.Future[Any]]) -> None:

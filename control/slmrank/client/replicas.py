@@ -48,13 +48,14 @@ class Tls:
 @dataclass
 class Replica:
     """One address with its channel; passed over until `resting_until`. `hung`: calls in a row that
-    it did not answer."""
+    it did not answer; `calls`: how many are under way."""
 
     address: str
     client: Any
     host: str = ""
     resting_until: float = 0.0
     hung: int = 0
+    calls: int = 0
 
     def rest(self) -> None:
         self.resting_until = time.monotonic() + REST_S
@@ -123,6 +124,8 @@ class Replicas:
         if self._known.get(replica.address) is replica:
             self._retire(replica.address)
             self._know(replica.address, replica.host)
+            # Whether it was the connection or the server is not known yet.
+            self._known[replica.address].resting_until = replica.resting_until
 
     async def close(self) -> None:
         if self._resolving is not None:
@@ -155,18 +158,20 @@ class Replicas:
             self._resolving = None
 
     def _take(self, found: dict[str, str]) -> None:
-        read = _read_at(self.tls)
-        renewed, self._read_at = read != self._read_at, read
-        if renewed:
-            with contextlib.suppress(InvalidRequest):  # until it is written whole
+        read, renewed = _read_at(self.tls), False
+        if read != self._read_at:
+            with contextlib.suppress(InvalidRequest, OSError):  # until it is written whole
                 self._secured = tls_arguments(self.tls)
+                self._read_at, renewed = read, True
         for address in set(self._known) - (set() if renewed else set(found)):
             self._retire(address)
         for address, host in found.items():
             if address not in self._known:
                 self._know(address, host)
         self._first.set()
-        due = [one for until, one in self._retired if until < time.monotonic()]
+        # A long listing on a connection that short calls gave up may still be answered.
+        now = time.monotonic()
+        due = [one for until, one in self._retired if until < now and not (one.hung and one.calls)]
         self._retired = [(until, one) for until, one in self._retired if one not in due]
         for replica in due:
             closing = asyncio.ensure_future(replica.client.close())

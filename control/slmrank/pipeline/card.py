@@ -99,6 +99,8 @@ def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | 
     from slmrank.train.adapter import NOTE_FILE
 
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         for path in sorted(adapter.iterdir()):

@@ -247,10 +247,12 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
             free = shutil.disk_usage(store.root).free
             # Some remove their half of a file before they say so.
             if free < LEAST_FREE_BYTES or _FULL.search(str(error)):
+                scratch = shutil.disk_usage(tempfile.gettempdir()).free
+                disks = {"--artifacts": free, "TMPDIR": scratch}
+                left = ", ".join(f"{name} {held // 2**20} MiB" for name, held in disks.items())
                 raise ArtifactError(
-                    f"{step.title} failed: no space left on the disk of {store.root} "
-                    f"({free // 1024} KiB): {error}",
-                    "make room, or give another folder with --artifacts",
+                    f"{step.title} failed: no space left on a disk ({left} free): {error}",
+                    "make room there, or set --artifacts or TMPDIR to another folder",
                 ) from error
             raise
         for name, before in inputs.items():

@@ -206,5 +206,8 @@ class CacheMetrics:
     def publish(self) -> None:
         for figure, metric in self._metrics.items():
             value = getattr(self._cache, figure)
-            metric.increment(value - self._before[figure])
-            self._before[figure] = value
+            if figure == "memory_bytes":
+                metric.set(value)
+            else:
+                metric.increment(value - self._before[figure])
+                self._before[figure] = value

@@ -200,10 +200,15 @@ def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
 
 
 def read_overrides(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """The mappings of --set, a source of data first: with it the section begins anew, and what
-    stands before it on the same command line is of the new one."""
-    first = re.compile(r"\s*(data|evaluate\.sets\.[^.=]+)\.source\s*=")
-    return [read_override(one) for one in sorted(texts, key=lambda one: not first.match(one))]
+    """The mappings of --set, a source of data before what else is said of its section: with it the
+    section begins anew, and what stands before it on the same command line is of the new one."""
+    ordered: list[str] = []
+    for text in texts:
+        source = re.match(r"\s*((data|evaluate\.sets\.[^.=]+)\.)source\s*=", text)
+        own = source[1] if source else "\n"
+        others = (place for place, one in enumerate(ordered) if one.strip().startswith(own))
+        ordered.insert(next(others, len(ordered)), text)
+    return [read_override(one) for one in ordered]
 
 
 def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
