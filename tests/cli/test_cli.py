@@ -452,6 +452,7 @@ def test_request_formats(raw: bytes, query: str | None, jobs: list[Asked]) -> No
         (b'["a", "b"]', "x:1: a list is not a job"),
         (b'{\n"query": "x"\n}', "x:1: unknown keys query"),
         (b'{"query": "q",\n "jobs": ["a",]\n}', "x: not JSON: .*line 2"),
+        (b'{"job_id": "a", "title": "x"\n{"job_id": "b"}', "x:1: not JSON"),
         (
             b'{\n"query": "q",\n"jobs": ["a"],\n}',
             "x: not JSON: .*: line 3 column|x: not JSON: .* line 4",

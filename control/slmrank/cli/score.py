@@ -151,7 +151,8 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
         try:
             whole = json.loads(stripped)
         except (ValueError, RecursionError) as error:
-            if "\n" in stripped and not _is_json(stripped.partition("\n")[0]):
+            first, *others = stripped.split("\n")
+            if others and not _is_json(first) and not _is_json(others[0]):
                 raise DataError(  # one object over many lines
                     f"{name}: not JSON: {error}", "give {query, jobs}, or one job a line"
                 ) from error

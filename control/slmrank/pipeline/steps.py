@@ -19,7 +19,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore, Draft, artifact_key, write_atomic
 from slmrank.code_hash import code_hash
-from slmrank.errors import ArtifactError, MissingDependencyError
+from slmrank.errors import ArtifactError, ControlError, MissingDependencyError
 from slmrank.hashing import canonical_json
 from slmrank.machine.facts import installed_version
 from slmrank.processes import is_first
@@ -245,8 +245,9 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
         except Exception as error:
             # LMDB and OpenVINO each have words of their own for a full disk.
             free = shutil.disk_usage(store.root).free
-            # Some remove their half of a file before they say so.
-            if free < LEAST_FREE_BYTES or _FULL.search(str(error)):
+            # Some remove their half of a file before they say so; what is known has its own remedy.
+            said = _FULL.search(str(error)) and not isinstance(error, ControlError)
+            if free < LEAST_FREE_BYTES or said:
                 scratch = shutil.disk_usage(tempfile.gettempdir()).free
                 disks = {"--artifacts": free, "TMPDIR": scratch}
                 left = ", ".join(f"{name} {held // 2**20} MiB" for name, held in disks.items())

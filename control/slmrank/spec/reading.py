@@ -200,14 +200,18 @@ def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
 
 
 def read_overrides(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """The mappings of --set, a source of data before what else is said of its section: with it the
-    section begins anew, and what stands before it on the same command line is of the new one."""
+    """The mappings of --set, the first source of data before what is said of its section since that
+    was given whole: with it the section begins anew, and the rest is of the new one."""
+    names: list[str] = []
     ordered: list[str] = []
     for text in texts:
-        source = re.match(r"\s*((data|evaluate\.sets\.[^.=]+)\.)source\s*=", text)
-        own = source[1] if source else "\n"
-        others = (place for place, one in enumerate(ordered) if one.strip().startswith(own))
-        ordered.insert(next(others, len(ordered)), text)
+        name, at = text.partition("=")[0].strip(), len(ordered)
+        source = re.fullmatch(r"((data|evaluate\.sets\.[^.]+)\.)source", name)
+        if source and name not in names:
+            whole = (n for n, one in enumerate(names) if source[1].startswith(f"{one}."))
+            at = max(whole, default=-1) + 1
+        names.insert(at, name)
+        ordered.insert(at, text)
     return [read_override(one) for one in ordered]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from pathlib import Path
@@ -294,3 +295,23 @@ def test_the_command_line_starts_promotes_and_aborts(
         assert control("deploy", "abort", first, *place).returncode == 1
     finally:
         stop.set()
+
+
+def test_a_canary_that_another_version_recorded_is_named_and_can_be_given_up(
+    bench: Bench, server: ApiServer, canary: Canary
+) -> None:
+    bench.apply(cpu())
+    canary.start(second(), 10)
+    key = next(key for key in server.objects if key[3].endswith("canary-release-1"))
+    newer = copy.deepcopy(server.objects[key])
+    newer["data"]["release.yaml"] += "of_a_newer_version: 1\n"
+    newer["metadata"]["name"] = newer["metadata"]["name"].replace("-1", "-2")
+    newer["metadata"]["annotations"]["slmrank.io/revision"] = "2"
+    server.objects[(*key[:3], newer["metadata"]["name"])] = newer
+    with pytest.raises(Refused, match="revision 2 of the canary was recorded by another slmrank"):
+        canary.promote(cpu().place, None)
+    assert canary.abort(cpu().place)
+    canary.start(second(), 10)
+    server.objects[key]["data"]["release.yaml"] += "of_a_newer_version: 1\n"
+    with pytest.raises(Refused, match="was recorded by another slmrank"):
+        canary.abort(cpu().place)

@@ -129,6 +129,28 @@ def test_a_rollback_that_was_killed_does_not_lose_its_target(
     assert states(again) == {1: "deployed", 2: "rolled-back"}
 
 
+def test_a_rollback_whose_last_note_was_lost_is_what_it_came_to(
+    bench: Bench, server: ApiServer
+) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    bench.deployer.rollback(cpu().place, None)
+    keep = bench.deployer._note
+
+    def lost(one: Record, state: State, place: Any) -> None:
+        if (one.revision, state) != (2, "deployed"):
+            keep(one, state, place)
+
+    bench.deployer._note = lost  # type: ignore[method-assign]
+    bench.deployer.rollback(cpu().place, None)
+    bench.deployer._note = keep  # type: ignore[method-assign]
+    assert states(bench)[2] == "applying"
+    bad(server, NEVER, THIRD)
+    bench.deployer.take_over = True
+    with pytest.raises(RolledBack, match="Revision 2"):
+        bench.apply(third())
+
+
 def test_three_rollbacks_change_between_two_releases(bench: Bench) -> None:
     bench.apply(cpu())
     bench.apply(second())
@@ -256,8 +278,9 @@ def test_a_smoke_that_fails_over_what_did_not_change_puts_nothing_back(
     budget = next(key for key in server.objects if key[1] == "PodDisruptionBudget")
     server._remove(budget)
     server.run_job = lambda _job: (False, "no node for the smoke pod")
-    with pytest.raises(DeployFailed, match="was not changed and goes on"):
-        bench.apply(second())
+    for _ in range(2):
+        with pytest.raises(DeployFailed, match="was not changed and goes on"):
+            bench.apply(second())
     assert bench.serving() == {SECOND}
 
 

@@ -145,17 +145,20 @@ class Canary:
 
     def _recorded(self, canary: Place, *, good_only: bool = True) -> tuple[Record, Release]:
         """The newest record of a canary and its release."""
-        running = self.deployer.running(canary)
+        running, unread = self.deployer.running(canary), None
         for record in list_records(self.deployer.cluster, canary):
             mine = record.release == running and record.state in GOOD if good_only else True
-            if mine and record.release_values is None:
-                raise Refused(
-                    f"revision {record.revision} of the canary was recorded by another slmrank, "
-                    "which this one cannot read",
-                    "use that version",
-                )
             if mine and record.release_values is not None:
                 return record, record.release_values
+            unread = record if mine and unread is None else unread
+            if unread is not None and good_only:
+                break
+        if unread is not None:
+            raise Refused(
+                f"revision {unread.revision} of the canary was recorded by another slmrank, which "
+                "this one cannot read",
+                "use that version",
+            )
         raise Refused(
             f"no canary of {canary.bundle} serves in namespace {canary.namespace}",
             "start one with `control deploy apply SPEC --canary PERCENT`",

@@ -184,7 +184,9 @@ def keeps_serving(
     it."""
     deployments = (one for one in planned if one.content["kind"] == "Deployment")
     same = running == release.hash and all(one.change == "same" for one in deployments)
-    newest = next((one.state for one in records if one.release == release.hash), "")
+    # Attempts that did not come to their end changed nothing of what it was.
+    ended = (one for one in records if one.state not in ("failed", "interrupted"))
+    newest = next((one.state for one in ended if one.release == release.hash), "")
     return same and newest == "deployed"
 
 
