@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 from slmrank.cli.listening import listen
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which is kept
 
 async def app(scope, receive, send):
     if scope["type"] == "http":
