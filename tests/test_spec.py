@@ -179,6 +179,10 @@ def test_what_replaces_and_what_is_merged(tmp_path: Path) -> None:
     again = ["evaluate.sets={}", "evaluate.sets.b.jobs=j.jsonl", "evaluate.sets.b.source=jsonl"]
     sets = load_spec(path, [*again, "evaluate.sets.b.pairs=p.jsonl"]).evaluate.sets
     assert list(sets) == ["b"]
+    for before in ("data={seed: 9}", "data={jobs: j.jsonl}", "evaluate={split: dev}"):
+        rest = ["data.source=jsonl", "data.jobs=j.jsonl", "data.pairs=p.jsonl"]
+        assert load_spec(path, [before, *rest]).data.source == "jsonl"
+    assert load_spec(path, ["data={seed: 9}", *rest]).data.seed == 9
     for before in ("data=null", "data={source: jsonl, jobs: a, pairs: b}", "data.source=onet"):
         rest = ["data.source=parquet", "data.jobs=c.parquet", "data.pairs=d.parquet"]
         assert load_spec(path, [before, *rest]).data.source == "parquet"

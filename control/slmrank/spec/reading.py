@@ -201,18 +201,31 @@ def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
 
 def read_overrides(texts: Iterable[str]) -> list[dict[str, Any]]:
     """The mappings of --set, the first source of data before what is said of its section since that
-    was given whole: with it the section begins anew, and the rest is of the new one."""
+    began anew: with it the section begins anew, and the rest is of the new one."""
     names: list[str] = []
-    ordered: list[str] = []
+    ordered: list[dict[str, Any]] = []
     for text in texts:
-        name, at = text.partition("=")[0].strip(), len(ordered)
-        source = re.fullmatch(r"((data|evaluate\.sets\.[^.]+)\.)source", name)
+        name, given, at = text.partition("=")[0].strip(), read_override(text), len(ordered)
+        source = re.fullmatch(r"(data|evaluate\.sets\.[^.]+)\.source", name)
         if source and name not in names:
-            whole = (n for n, one in enumerate(names) if source[1].startswith(f"{one}."))
-            at = max(whole, default=-1) + 1
-        names.insert(at, name)
-        ordered.insert(at, text)
-    return [read_override(one) for one in ordered]
+            section = source[1].split(".")
+            anew = (n for n, one in enumerate(ordered) if _begins_anew(one, section))
+            at = max(anew, default=-1) + 1
+        names.append(name)
+        ordered.insert(at, given)
+    return ordered
+
+
+def _begins_anew(given: Any, section: Sequence[str]) -> bool:
+    """Whether a --set replaces a section, or what that stands in: the others are merged."""
+    inside = ""
+    for part in section:
+        if not isinstance(given, dict):
+            return True
+        if part not in given:
+            return not given and inside in FREE_MAPS
+        given, inside = given[part], part
+    return not isinstance(given, dict) or "source" in given
 
 
 def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:

@@ -200,6 +200,19 @@ def test_what_was_never_good_does_not_go_on(bench: Bench, server: ApiServer, fau
     assert states(bench)[3] == "failed"
 
 
+def test_a_release_that_was_replaced_since_is_good_no_more(bench: Bench, server: ApiServer) -> None:
+    bench.apply(cpu())
+    bench.apply(second())
+    keep, bench.waiter.sleep = bench.waiter.sleep, stop
+    with pytest.raises(DeployFailed):
+        bench.apply(cpu())
+    bench.waiter.sleep = keep
+    server.run_job = lambda _job: (False, "Error: known answers are off")
+    with pytest.raises(RolledBack, match="Revision 2"):
+        bench.apply(cpu())
+    assert bench.serving() == {SECOND}
+
+
 def test_remedies_after_an_interrupt_fit_what_runs(bench: Bench, server: ApiServer) -> None:
     keep, bench.waiter.sleep = bench.waiter.sleep, stop
     with pytest.raises(DeployFailed) as caught:

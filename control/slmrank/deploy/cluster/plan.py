@@ -185,9 +185,8 @@ def keeps_serving(
     deployments = (one for one in planned if one.content["kind"] == "Deployment")
     same = running == release.hash and all(one.change == "same" for one in deployments)
     # Attempts that did not come to their end changed nothing of what it was.
-    ended = (one for one in records if one.state not in ("failed", "interrupted"))
-    newest = next((one.state for one in ended if one.release == release.hash), "")
-    return same and newest == "deployed"
+    newest = next((one.release for one in records if one.state == "deployed"), None)
+    return same and newest == release.hash
 
 
 def without_built(cluster: Cluster, planned: Sequence[Planned], release: Release) -> list[Planned]:
