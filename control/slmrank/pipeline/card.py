@@ -24,6 +24,7 @@ from slmrank.table_page import markdown_table
 from slmrank.train.log import LOG_FILE, read_log, write_log
 from slmrank.train.plot import draw_log
 
+CARD_FILE = "README.md"
 PLOT_FILE = "train.png"
 LICENCE = "Licence: Apache-2.0, like its base model; what it learnt from is CC BY 4.0."
 LIMITS = """\
@@ -88,9 +89,6 @@ def _what_it_is_from(card: Card) -> list[str]:
         "## What it cannot do",
         LIMITS.strip(),
     ]
-
-
-CARD_FILE = "README.md"
 
 
 def write_ranker_folder(folder: Path, card: Card, adapter: Path, record: Path | None) -> None:

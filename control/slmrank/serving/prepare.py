@@ -191,12 +191,15 @@ class Summarizing:
     encoder: PromptEncoder
     summarizer: Summarizer
 
+    def own_identity(self) -> dict[str, Any]:
+        """Of the summaries that would be made here."""
+        return identity_of(self.tokenizer_hash, self.encoder, self.summarizer)
+
     def shared_identity(self) -> dict[str, Any]:
         """Of the summaries that its servers read from a shared store. Raises RepositoryError when
         those are not what the summarizer here would make."""
         identity = read_identity(self.folder)
-        own = identity_of(self.tokenizer_hash, self.encoder, self.summarizer)
-        if hash_value(identity) != hash_value(own):
+        if hash_value(identity) != hash_value(self.own_identity()):
             raise RepositoryError(
                 f"{self.folder} was made by an slmrank that summarises in another way",
                 "run `control repo` again with this one, or use that one",
@@ -234,7 +237,7 @@ def open_preparer(folder: Path, max_items: int) -> Preparer:
     store = open_reader(found.spec.store, folder)
     require_tokenizer(store, found.tokenizer_hash)
     identity = store.identity()
-    own = identity_of(found.tokenizer_hash, found.encoder, found.summarizer)
+    own = found.own_identity()
     other = [name for name, value in own.items() if identity.get(name) != value]
     if other == ["code"]:  # an image that was upgraded: what is stored is as good as before
         other = []

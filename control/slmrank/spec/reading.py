@@ -50,11 +50,14 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
     are free, such as evaluate.sets. The paths of each file are as seen from its own folder.
     Raises SpecError that names the key, the rule and, for an unknown key, the nearest known one.
     """
+    return _parsed(path, read_overrides(overrides))
+
+
+def _parsed(path: Path, changes: Iterable[Mapping[str, Any]]) -> BundleSpec:
+    """A file over those that it extends, changed one after the other."""
     *above, (last, values) = _files(path)
-    for _, own in reversed(above):
+    for own in (*(one for _, one in reversed(above)), *changes):
         values = _merged(values, own)
-    for one in read_overrides(overrides):
-        values = _merged(values, one)
     return parse_spec(values, last.parent.absolute(), str(path))
 
 
@@ -175,13 +178,15 @@ def _is_merged(key: str, inside: str, below: Any, above: Mapping[str, Any]) -> b
 
 def is_overlay(path: Path, overrides: Sequence[str], spec: BundleSpec) -> bool:
     """Whether one overlay over a file can say what the overrides say one after the other."""
-    once: dict[str, Any] = {}
-    for one in read_overrides(overrides):
-        once = _merged(once, one, keep_null=True)
-    *above, (last, values) = _files(path)
-    for _, own in (*reversed(above), (path, once)):
-        values = _merged(values, own)
-    return parse_spec(values, last.parent.absolute(), str(path)) == spec
+    return _parsed(path, [_as_one(read_overrides(overrides))]) == spec
+
+
+def _as_one(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Changes of something else as one, the later ones last."""
+    values: dict[str, Any] = {}
+    for one in changes:
+        values = _merged(values, one, keep_null=True)
+    return values
 
 
 def read_override(text: str, flag: str = "--set") -> dict[str, Any]:
@@ -231,10 +236,9 @@ def _begins_anew(given: Any, section: Sequence[str]) -> bool:
 def extending(base: str, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
     """The text of an overlay that extends the spec `base` by changes, the later ones last, with
     comments above them."""
-    values: dict[str, Any] = {}
-    for one in changes:
-        values = _merged(values, one, keep_null=True)
-    body = yaml.safe_dump({"extends": base, **values}, sort_keys=False, allow_unicode=True)
+    body = yaml.safe_dump(
+        {"extends": base, **_as_one(changes)}, sort_keys=False, allow_unicode=True
+    )
     return "".join(f"# {line}\n" for line in told) + body
 
 

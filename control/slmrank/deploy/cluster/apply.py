@@ -32,8 +32,7 @@ from slmrank.deploy.cluster.records import (
     Record,
     State,
     find_record,
-    list_records,
-    newest_revision,
+    read_records,
     set_state,
     write_record,
 )
@@ -119,7 +118,7 @@ class Deployer:
 
         Raises Refused when there is none, DeployFailed when it does not come up or answers wrongly.
         """
-        records = self._free_records(place)
+        records, _ = self._free_records(place)
         records = settled(self.cluster, records, place, self._note)
         running = self.running(place)
         others = records if revision is not None else ways_back(records, running)
@@ -194,9 +193,8 @@ class Deployer:
         namespace = self._make_namespace(release)
         try:
             planned = plan_objects(self.cluster, objects, force=self.force_conflicts)
-            # Before it is seen that nobody applies: whoever begins later takes the same number.
-            newest = newest_revision(self.cluster, release.place)
-            records = self._free_records(release.place)
+            # Of one look: whoever begins after it takes the same number.
+            records, newest = self._free_records(release.place)
             planned = without_built(self.cluster, planned, release)
         except BaseException:
             # Others may have begun to use it meanwhile; what was wrong is told in any case.
@@ -214,12 +212,12 @@ class Deployer:
         except ControlError as error:
             self.report(f"the record of revision {record.revision} stays as it is: {error.message}")
 
-    def _free_records(self, place: Place) -> list[Record]:
-        """Newest first. Raises Refused while somebody else is at work, unless taken over."""
-        records = list_records(self.cluster, place)
+    def _free_records(self, place: Place) -> tuple[list[Record], int]:
+        """See `read_records`. Raises Refused while somebody else is at work, unless taken over."""
+        records, newest = read_records(self.cluster, place)
         if not self.take_over:
             require_free(records, place)
-        return records
+        return records, newest
 
     def _make_namespace(self, release: Release) -> Object | None:
         """Nothing can be dry-run in a namespace that is not there."""

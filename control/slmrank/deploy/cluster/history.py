@@ -50,7 +50,7 @@ def settled(
     for one in records:
         state: State = (one.before or "interrupted") if one.state == "applying" else one.state
         newest = one.release == running and all(each.release != running for each in found)
-        begun = "applying" in (one.state, state) or state == "interrupted"
+        begun = one.state == "applying" or state == "interrupted"
         if begun and newest and one.release != but and _arrived(cluster, place):
             state = "deployed"
         if state != one.state:

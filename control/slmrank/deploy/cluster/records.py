@@ -52,8 +52,16 @@ def record_labels(place: Place) -> dict[str, str]:
 
 def list_records(cluster: Cluster, place: Place) -> list[Record]:
     """Records of a bundle, newest first, without those that somebody edited beyond reading."""
-    found = []
+    return read_records(cluster, place)[0]
+
+
+def read_records(cluster: Cluster, place: Place) -> tuple[list[Record], int]:
+    """`list_records`, and the newest revision by the names of all, 0 where there is none."""
+    found: list[Record] = []
+    newest = 0
     for one in cluster.list("v1", "ConfigMap", place.namespace, record_labels(place)):
+        if number := re.search(r"-release-(\d+)$", one["metadata"]["name"]):
+            newest = max(newest, int(number[1]))
         notes = one["metadata"].get("annotations") or {}
         data = one.get("data") or {}
         try:
@@ -72,14 +80,7 @@ def list_records(cluster: Cluster, place: Place) -> list[Record]:
             )
         except (KeyError, ValueError, yaml.YAMLError):
             continue
-    return sorted(found, key=lambda one: one.revision, reverse=True)
-
-
-def newest_revision(cluster: Cluster, place: Place) -> int:
-    """The newest revision, by the names of records: also of one that cannot be read. 0: none."""
-    held = cluster.list("v1", "ConfigMap", place.namespace, record_labels(place))
-    ends = (re.search(r"-release-(\d+)$", one["metadata"]["name"]) for one in held)
-    return max((int(end[1]) for end in ends if end), default=0)
+    return sorted(found, key=lambda one: one.revision, reverse=True), newest
 
 
 def write_record(
