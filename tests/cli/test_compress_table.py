@@ -9,7 +9,7 @@ import pytest
 from slmrank.cli.compress_table import trained_on
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.compress_table import plan_compress_table
+from slmrank.pipeline.compress_table import OWN_RANKER, PASS_TOKENS, plan_compress_table
 from slmrank.spec.reading import change_spec, load_spec
 
 from tests.conftest import Control, TinyBundle
@@ -66,6 +66,18 @@ def test_what_a_ranker_was_trained_on_is_told(tiny: TinyBundle) -> None:
     full = change_spec(spec, {"finetune": {"text": "full", "text_tokens": 300}})
     assert trained_on(full, "finetuned") == "trained on full texts of 300 tokens"
     assert trained_on(spec.model_copy(update={"finetune": None}), "finetuned") == "not trained here"
+
+
+def test_the_twin_reads_full_texts_in_passes_that_fit(tiny: TinyBundle) -> None:
+    cells = plan_compress_table(tiny.bundle, "finetuned", ["lead"], [8], "own", own_ranker=True)
+    twin = next(cell for cell in cells if cell.method == OWN_RANKER)
+    own, other = (
+        cell.step.inputs["checkpoint"].settings
+        for cell in (twin, next(cell for cell in cells if cell.budget == 8))
+    )
+    assert (own["text"], own["tokens_at_once"]) == ("full", PASS_TOKENS)
+    assert (other["text"], other["tokens_at_once"]) == ("summary", None)
+    assert own["steps"] == other["steps"]
 
 
 def test_a_ranker_that_is_not_trained_has_no_twin(tiny: TinyBundle) -> None:

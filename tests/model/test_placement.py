@@ -13,6 +13,7 @@ from slmrank.model import placement
 from slmrank.model.decoder import LoadedRanker, pack_rows, pad_rows, score_items
 from slmrank.model.placement import Placement, choose_placement
 from slmrank.model.reference import load_model
+from torch.nn import functional
 
 META = Placement(device="meta")
 ROWS = [np.arange(1, 4), np.arange(1, 9)]
@@ -37,6 +38,17 @@ def test_paddings_are_a_matter_of_the_cpu() -> None:
     assert pad_rows([np.arange(1, 10)], META).ids.shape == (1, 9)
     assert len(pack_rows(pad_rows(ROWS, Placement()), Placement()).gather) == 64
     assert len(pack_rows(pad_rows(ROWS, META), META).gather) == 11
+
+
+@pytest.mark.parametrize(("size", "keeps_all_pairs"), [(48, True), (1024, False)])
+def test_long_items_are_trained_without_their_pairs_of_tokens_in_memory(
+    size: int, keeps_all_pairs: bool
+) -> None:
+    states = torch.ones(1, 1, size, 8, requires_grad=True)
+    with Placement().trained_attention(size):
+        mixed = functional.scaled_dot_product_attention(states, states, states)
+    assert mixed.grad_fn is not None
+    assert ("FlashAttention" not in mixed.grad_fn.name()) == keeps_all_pairs
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu1", ""])

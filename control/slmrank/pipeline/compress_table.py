@@ -17,10 +17,13 @@ from slmrank.pipeline.score_step import Row, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import plain_plot
+from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
+from slmrank.spec.train import TrainSpec
 from slmrank.summarize.registry import SUMMARIZERS
 
+PASS_TOKENS = 4096  # 6 GB of what a 135M model keeps for its backward pass
 FULL_TEXT = "full text"
 OWN_RANKER = "full text, trained on it"
 COLUMNS = (
@@ -101,12 +104,20 @@ def _trained_on_full(bundle: Bundle) -> Bundle:
             "the spec trains nothing before it prunes: its ranker cannot be trained on full texts",
             "set finetune.steps to what the ranker was trained with, and finetune.adapter: null",
         )
-    own = {"text": "full", "text_tokens": spec.evaluate.full_text_tokens}
-    taught = {**own, "teacher_text": "full"}
-    changes = {"finetune": own if spec.finetune.teacher is None else taught}
+    changes = {"finetune": _on_full(spec, spec.finetune, taught=spec.finetune.teacher is not None)}
     if spec.recover is not None:
-        changes["recover"] = own if spec.recover.teacher == "labels" else taught
+        taught = spec.recover.teacher != "labels"
+        changes["recover"] = _on_full(spec, spec.recover, taught=taught)
     return Bundle(change_spec(spec, changes))
+
+
+def _on_full(spec: BundleSpec, section: TrainSpec, *, taught: bool) -> dict[str, Any]:
+    """What a training section reads instead of summaries. Its steps, the same queries and jobs,
+    have ten times the tokens: they are summed over passes that fit into memory."""
+    own = {"text": "full", "text_tokens": spec.evaluate.full_text_tokens}
+    if section.tokens_at_once is None and not section.shard:
+        own["tokens_at_once"] = PASS_TOKENS
+    return {**own, "teacher_text": "full"} if taught else own
 
 
 def measure_compress_table(

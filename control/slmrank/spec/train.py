@@ -34,7 +34,8 @@ class TrainSpec(Section):
     """instead of queries_per_step: as many queries as have this many tokens"""
     tokens_at_once: int | None = Field(None, ge=16)
     """tokens of one forward pass; a larger step is summed over several, and a query's jobs stay
-    together"""
+    together. A 135M model keeps 1.5 MB of each token until the backward pass: set this where
+    items are long"""
     items_per_query: int = Field(4, ge=1, description="jobs per query in a step")
     shard: bool = False
     """split weights, gradients and optimizer state among the processes (FSDP2) instead of

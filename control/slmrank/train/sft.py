@@ -52,7 +52,7 @@ class Scorer(nn.Module):
 
     def forward(self, prefixes: Padded, items: Padded, prefix_of: Tensor) -> Tensor:
         placement = self._ranker.placement
-        with placement.mixed_precision(), placement.trained_attention():
+        with placement.mixed_precision(), placement.trained_attention(items.ids.shape[1]):
             return score_items(self._ranker, prefixes, items, prefix_of).float()
 
 
