@@ -31,7 +31,7 @@ from slmrank.engine.parity import measure_parity
 from slmrank.evaluate.metrics import Listing
 from slmrank.machine.facts import usable_cores
 from slmrank.machine.host import host_facts, machine_line
-from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, RankerFile, open_checkpoint
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import run
@@ -76,7 +76,7 @@ class Work:
     def __init__(
         self, checkpoint: Checkpoint, texts: Sequence[str], queries: Sequence[str]
     ) -> None:
-        self._encoder = checkpoint.ranker.encoder(2048)  # no prompt of a shape is cut
+        self._encoder = RankerFile.encoder(checkpoint, 2048)  # no prompt of a shape is cut
         self._texts, self._queries = texts, queries
         self._random = random.Random(0)
 

@@ -98,7 +98,7 @@ def test_they_rank_and_other_calibration_prompts_change_little(
             if name == "other prompts":
                 record = replace(record, prompts=record.prompts[::2])
             spec = PruneSpec(intermediate_size=1024, layers=24)
-            kept = smollm2.ranker.tokenizer_hash
+            kept = smollm2.tokenizer_hash
             prune_model(ranker, [], spec, lambda *_: None, tokenizer_hash=kept, recorded=record)
             merged = TrainSpec(steps=0, adapter=BOX / "pruned")
             train(ranker, [], merged, tmp_path, lambda *_: None, inputs={})

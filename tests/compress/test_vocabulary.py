@@ -58,7 +58,7 @@ def trimmed(checkpoint: Checkpoint, target: Path, texts: list[str], size: int) -
     counts = counted(checkpoint.path, texts)
     kept = choose_tokens(read_vocabulary(checkpoint.path), counts, always, size)
     trim_checkpoint(checkpoint.path, target, kept)
-    template = checkpoint.ranker.template
+    template = checkpoint.template
     return write_ranker(target, template, max_item_tokens=96, max_query_tokens=48)
 
 

@@ -29,6 +29,7 @@ from slmrank.evaluate.metrics import (
     resamples,
 )
 from slmrank.evaluate.table import ScoredRow, quality_table
+from slmrank.spec.train import EvaluateSpec
 
 
 def listing(scores: list[float], grades: list[int]) -> Listing:
@@ -105,7 +106,7 @@ def test_the_figures_by_kind_are_the_rows_own() -> None:
         ScoredRow(name=name, text="full", listings=lists)
         for name, lists in (("best", best), ("worst", worst))
     )
-    above, below = quality_table([first, last], first, 50, 0)
+    above, below = quality_table([first, last], first, EvaluateSpec(bootstrap=100))
     assert list(above.kinds) == list(below.kinds) == ["duty", "title"]
     for kind in ("duty", "title"):
         assert above.kinds[kind] == {"queries": 1, "ndcg10": pytest.approx(1), "auc": 1}

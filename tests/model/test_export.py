@@ -64,7 +64,7 @@ def test_a_presets_template_goes_along(
     # `.` and the line end behind it are one token: sent as text, scores were off by 0.02.
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    for name in exported_files(template, checkpoint.ranker.labels):
+    for name in exported_files(template, checkpoint.labels):
         (other / name).unlink()
     plain = template_of(wording(BaseSpec(), PromptSpec()))
     write_ranker(other, plain, max_item_tokens=256, max_query_tokens=64)

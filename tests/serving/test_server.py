@@ -197,8 +197,7 @@ def test_the_answer_names_what_answers(tiny: TinyBundle, tiny_server: Server) ->
         told = client.describe()
     assert told["engine"] == tiny.bundle.engine.key
     assert (
-        told["tokenizer_hash"]
-        == checkpoint_of(run(tiny.bundle.final, tiny.store)).ranker.tokenizer_hash
+        told["tokenizer_hash"] == checkpoint_of(run(tiny.bundle.final, tiny.store)).tokenizer_hash
     )
     assert told["max_items"] == "1000"
 

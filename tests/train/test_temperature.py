@@ -54,7 +54,7 @@ def test_calibration_lowers_the_cross_entropy_of_an_overconfident_model(
 
 
 def test_the_adapter_keeps_it(make_checkpoint: Callable[..., Any], tmp_path: Path) -> None:
-    template = make_checkpoint().ranker.template
+    template = make_checkpoint().template
     assert read_note(tmp_path, template) is None
     write_note(tmp_path, template, 1.25)
     assert read_note(tmp_path, template) == 1.25

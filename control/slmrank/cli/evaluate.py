@@ -6,13 +6,7 @@ import click
 
 from slmrank.artifacts import write_atomic
 from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.options import How, Opened, run_options, spec_options
 from slmrank.data.job_file import JobFile
 from slmrank.data.labelled import JOBS_FILE
 from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page, sizes_of
@@ -40,12 +34,8 @@ from slmrank.pipeline.steps import run
     "means the same; repeatable",
 )
 @click.option("--served", is_flag=True, help="score the engine row through a real server")
-@device_option
-@dry_run_option
-@json_option
-def evaluate_command(
-    opened: Opened, on: list[str], served: bool, device: str, dry_run: bool, as_json: bool
-) -> None:
+@run_options
+def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> None:
     """Measure NDCG@10, AUC (grade 4 against 0), MRR, pair order, calibration and mean |dp| of every
     stage of SPEC, and write a page with the worst queries.
 
@@ -61,16 +51,15 @@ def evaluate_command(
       control evaluate build/train.yaml --set onet-titles --served
     """
     plans = {name: plan_quality(opened.bundle, served=served, on=name) for name in on or [OWN]}
-    if dry_run:
-        show_plan(
-            [step for plan in plans.values() for step in plan.steps], opened.store, as_json=as_json
-        )
+    if how.dry_run:
+        steps = [step for plan in plans.values() for step in plan.steps]
+        show_plan(steps, opened.store, as_json=how.as_json)
         return
     results = {}
     for name, plan in plans.items():
         with StepDisplay() as display:
             scored, scored_few = measure_quality(
-                opened.bundle, plan, opened.store, display, device=device
+                opened.bundle, plan, opened.store, display, device=how.device
             )
         rows, few = quality_tables(opened.bundle, scored, scored_few)
         data = run(next(iter(plan.rows.values())).inputs["data"], opened.store)
@@ -81,7 +70,7 @@ def evaluate_command(
             trained_on = asked_in_training(opened.bundle, opened.store, scored[0].listings)
         asked = queries_of(name, opened.bundle.spec.evaluate.split, trained_on)
         title = f"Ranking quality of {opened.bundle.spec.name} on {asked}"
-        if not as_json:
+        if not how.as_json:
             show_quality(rows, few, asked)
         told: str | None = str(page)
         try:
@@ -96,9 +85,9 @@ def evaluate_command(
             "page": told,
             "queries_trained_on": trained_on,
         }
-        if told is not None and not as_json:
+        if told is not None and not how.as_json:
             click.echo(f"page: {page}")
-    if as_json:
+    if how.as_json:
         print_json(results[on[0] if on else OWN] if len(results) == 1 else {"sets": results})
 
 

@@ -7,14 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import StepDisplay, print_json, show_plan
-from slmrank.cli.options import (
-    Opened,
-    PathType,
-    device_option,
-    dry_run_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.pipeline.card import export_rankers, require_exportable
 from slmrank.pipeline.quality import (
     asked_in_training,
@@ -30,10 +23,8 @@ from slmrank.pyplot import new_figure
 @click.command("export")
 @spec_options
 @click.option("--out", type=PathType, required=True, help="folder to write `full` and `pruned` to")
-@device_option
-@dry_run_option
-@json_option
-def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_json: bool) -> None:
+@run_options
+def export_command(opened: Opened, out: Path, how: How) -> None:
     """Train what SPEC says, measure it on every set of evaluate.sets, and write the adapters with
     the record of the pruning, log, plot and model card: some ten MB that rebuild the rankers.
 
@@ -48,21 +39,21 @@ def export_command(opened: Opened, out: Path, device: str, dry_run: bool, as_jso
     plans = {
         name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
     }
-    if dry_run:
+    if how.dry_run:
         steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
-        show_plan(steps, store, as_json=as_json)
+        show_plan(steps, store, as_json=how.as_json)
         return
     new_figure()
     with StepDisplay() as display:
-        run(bundle.final, store, display, device=device)
+        run(bundle.final, store, display, device=how.device)
         quality = {}
         for name, plan in plans.items():
-            scored = measure_quality(bundle, plan, store, display, device=device)
+            scored = measure_quality(bundle, plan, store, display, device=how.device)
             trained_on = asked_in_training(bundle, store, scored[0][0].listings)
             asked = queries_of(name, bundle.spec.evaluate.split, trained_on)
             quality[asked] = quality_tables(bundle, *scored)[0]
     written = export_rankers(bundle, store, out, quality)
-    if as_json:
+    if how.as_json:
         print_json({"folders": [str(path) for path in written]})
         return
     for path in written:

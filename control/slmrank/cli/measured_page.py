@@ -14,11 +14,10 @@ from slmrank import __version__
 from slmrank.cli.display import print_json, print_table, show_plan
 from slmrank.cli.options import (
     Decorated,
+    How,
     Opened,
     PathType,
-    device_option,
-    dry_run_option,
-    json_option,
+    run_options,
     spec_options,
 )
 from slmrank.errors import SpecError
@@ -43,14 +42,11 @@ out_option = click.option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(How):
     """What the command line of such a verb says, beside what it measures."""
 
     opened: Opened
     out: Path | None
-    device: str
-    dry_run: bool
-    as_json: bool
 
     @property
     def reports(self) -> Path:
@@ -94,15 +90,11 @@ def measured_options(function: Decorated) -> Any:
 
     @spec_options
     @out_option
-    @device_option
-    @dry_run_option
-    @json_option
+    @run_options
     @functools.wraps(function)
-    def command(
-        opened: Opened, out: Path | None, device: str, dry_run: bool, as_json: bool, **own: Any
-    ) -> Any:
-        asked = Measurement(opened=opened, out=out, device=device, dry_run=dry_run, as_json=as_json)
-        if not dry_run:  # better now than after what is drawn was measured
+    def command(opened: Opened, out: Path | None, how: How, **own: Any) -> Any:
+        asked = Measurement(opened=opened, out=out, **vars(how))
+        if not asked.dry_run:  # better now than after what is drawn was measured
             new_figure()
             try:
                 asked.reports.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import StepDisplay, print_json, show_plan
-from slmrank.cli.options import (
-    Opened,
-    PathType,
-    device_option,
-    dry_run_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.cli.section_options import section_options
 from slmrank.data.mining import Mining
 from slmrank.pipeline.mine import mine
@@ -25,18 +18,8 @@ from slmrank.pipeline.mine import mine
 @click.option("--out", type=PathType, required=True, help="folder for jobs.jsonl and pairs.jsonl")
 @click.option("--queries", type=click.IntRange(1), help="a sample of the training queries")
 @section_options(Mining)
-@device_option
-@dry_run_option
-@json_option
-def mine_command(
-    opened: Opened,
-    out: Path,
-    queries: int | None,
-    given: Mining,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@run_options
+def mine_command(opened: Opened, out: Path, queries: int | None, given: Mining, how: How) -> None:
     """Find what the fine-tuned ranker of SPEC wrongly likes among the jobs that BM25 retrieves, and
     write its data again with these as pairs of grade 0. Train the next one on them.
 
@@ -45,9 +28,9 @@ def mine_command(
       control mine mine.yaml --out mined --queries 2000
       control finetune mine.yaml --set data.jobs=mined/jobs.jsonl --set data.pairs=mined/pairs.jsonl
     """
-    if dry_run:
+    if how.dry_run:
         steps = [opened.bundle.finetuned, opened.bundle.summaries]
-        show_plan(steps, opened.store, as_json=as_json)
+        show_plan(steps, opened.store, as_json=how.as_json)
         return
     with StepDisplay() as display:
         found = mine(
@@ -58,9 +41,9 @@ def mine_command(
             display,
             begin=display.begin,
             queries=queries,
-            device=device,
+            device=how.device,
         )
-    if as_json:
+    if how.as_json:
         print_json(found)
         return
     click.echo(

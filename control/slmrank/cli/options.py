@@ -161,6 +161,28 @@ class Opened:
             return run(step, self.store, display, **options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """Where torch runs, whether it is only said what would be done, and in which form."""
+
+    device: str
+    dry_run: bool
+    as_json: bool
+
+
+def run_options(function: Decorated) -> Any:
+    """--device, --dry-run and --json, given to the command as one `how`."""
+
+    @device_option
+    @dry_run_option
+    @json_option
+    @functools.wraps(function)
+    def command(device: str, dry_run: bool, as_json: bool, **own: Any) -> Any:
+        return function(how=How(device=device, dry_run=dry_run, as_json=as_json), **own)
+
+    return command
+
+
 def client_tls(prefix: str) -> Callable[[Decorated], Any]:
     """`--PREFIX-authority`, `-certificate`, `-key` and `-name`, given to the command as one `tls`:
     what a client of a server over TLS needs; None without any."""

@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from slmrank.cli.display import show_plan
-from slmrank.cli.options import Opened, device_option, dry_run_option, json_option, spec_options
+from slmrank.cli.options import How, Opened, run_options, spec_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.pipeline.score_catalogue import score_catalogue
 
@@ -22,18 +22,9 @@ from slmrank.pipeline.score_catalogue import score_catalogue
 )
 @click.option("--out", required=True, help="folder or url for the scores, part by part")
 @part_run_options
-@device_option
-@dry_run_option
-@json_option
+@run_options
 def score_catalogue_command(
-    opened: Opened,
-    queries: str,
-    out: str,
-    where: str,
-    workers: int,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
+    opened: Opened, queries: str, out: str, where: str, workers: int, how: How
 ) -> None:
     """Score every query against its candidates, or against all jobs of SPEC, with its engine and
     without a server. The output is Parquet of query, job_id and score, in parts of twenty queries:
@@ -47,12 +38,12 @@ def score_catalogue_command(
       control score-catalogue build/demo.yaml --queries s3://b/queries --out s3://b/scores --on ray
     """
     steps = [opened.bundle.engine, opened.bundle.summaries]
-    if dry_run:
-        show_plan(steps, opened.store, as_json=as_json)
+    if how.dry_run:
+        show_plan(steps, opened.store, as_json=how.as_json)
         return
     for step in steps:
-        opened.run(step, device=device)
+        opened.run(step, device=how.device)
     work = partial(
         score_catalogue, opened.bundle, opened.store, queries, out, on=where, workers=workers
     )
-    show_run("scores", "queries", lambda told: work(told=told), as_json=as_json)
+    show_run("scores", "queries", lambda told: work(told=told), as_json=how.as_json)

@@ -8,14 +8,7 @@ from collections.abc import Callable
 import click
 
 from slmrank.cli.display import show_artifact, show_plan
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    force_option,
-    json_option,
-    spec_options,
-)
+from slmrank.cli.options import How, Opened, force_option, run_options, spec_options
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step
 
@@ -32,15 +25,13 @@ def _verb(
 
     @spec_options
     @force_option
-    @device_option
-    @dry_run_option
-    @json_option
-    def command(opened: Opened, force: bool, device: str, dry_run: bool, as_json: bool) -> None:
+    @run_options
+    def command(opened: Opened, force: bool, how: How) -> None:
         step = choose(opened.bundle)
-        if dry_run:
-            show_plan([step], opened.store, as_json=as_json, force=force)
+        if how.dry_run:
+            show_plan([step], opened.store, as_json=how.as_json, force=force)
             return
-        show_artifact(opened.run(step, force=force, device=device), as_json=as_json)
+        show_artifact(opened.run(step, force=force, device=how.device), as_json=how.as_json)
 
     given = [*([""] if alone else []), *([f" {example}"] if example else [])]
     lines = "".join(f"\n  control {name} build/demo.yaml{one}" for one in given)

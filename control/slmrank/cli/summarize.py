@@ -8,14 +8,7 @@ from pathlib import Path
 import click
 
 from slmrank.cli.display import show_artifact, show_intent, show_plan
-from slmrank.cli.options import (
-    Opened,
-    device_option,
-    dry_run_option,
-    force_option,
-    json_option,
-    source_options,
-)
+from slmrank.cli.options import How, Opened, force_option, run_options, source_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.pipeline.catalogue import (
     kit_of_bundle,
@@ -35,9 +28,7 @@ from slmrank.pipeline.part_runs import LOCAL
 @click.option("--out", help="folder or url for their summaries, part by part")
 @part_run_options
 @force_option
-@device_option
-@dry_run_option
-@json_option
+@run_options
 def summarize_command(
     source: Opened | Path,
     jobs: str | None,
@@ -45,9 +36,7 @@ def summarize_command(
     where: str,
     workers: int,
     force: bool,
-    device: str,
-    dry_run: bool,
-    as_json: bool,
+    how: How,
 ) -> None:
     """Summarise the job descriptions of SOURCE, a spec, under the token budget into the summary
     store.
@@ -74,24 +63,26 @@ def summarize_command(
     if jobs is None or out is None:
         if isinstance(source, Path):
             raise click.UsageError("a repository has its summaries; give --jobs and --out")
-        if dry_run:
-            show_plan([source.bundle.summaries], source.store, as_json=as_json, force=force)
+        if how.dry_run:
+            show_plan([source.bundle.summaries], source.store, as_json=how.as_json, force=force)
             return
-        made = source.run(source.bundle.summaries, force=force, device=device)
-        show_artifact(made, as_json=as_json)
+        made = source.run(source.bundle.summaries, force=force, device=how.device)
+        show_artifact(made, as_json=how.as_json)
         return
     if isinstance(source, Path):
-        if dry_run:
+        if how.dry_run:
             text = f"would summarise {jobs} into {out}, as {source} does"
             plan = {"summarizer": str(source), "jobs": jobs, "out": out}
-            show_intent(text, plan, as_json=as_json)
+            show_intent(text, plan, as_json=how.as_json)
             return
         kit = kit_of_repository(source)
     else:
-        if dry_run:
-            show_plan([source.bundle.summarizer], source.store, as_json=as_json, force=force)
+        if how.dry_run:
+            show_plan([source.bundle.summarizer], source.store, as_json=how.as_json, force=force)
             return
-        source.run(source.bundle.summarizer, force=force, device=device)
+        source.run(source.bundle.summarizer, force=force, device=how.device)
         kit = kit_of_bundle(source.bundle, source.store)
-    work = partial(summarize_catalogue, kit, jobs, out, on=where, workers=workers, device=device)
-    show_run("catalogue", "jobs", lambda told: work(told=told), as_json=as_json)
+    work = partial(
+        summarize_catalogue, kit, jobs, out, on=where, workers=workers, device=how.device
+    )
+    show_run("catalogue", "jobs", lambda told: work(told=told), as_json=how.as_json)

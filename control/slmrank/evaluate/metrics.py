@@ -8,7 +8,7 @@ compared on the same resamples, which is the paired bootstrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,9 +49,6 @@ class Interval:
 
     def __neg__(self) -> Interval:
         return Interval(value=-self.value, low=-self.high, high=-self.low)
-
-
-Metric = Callable[[Sequence[Listing]], float]
 
 
 def ndcg_at_10(listing: Listing) -> float:

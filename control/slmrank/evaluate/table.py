@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from slmrank.evaluate.metrics import (
     order_interval,
     resamples,
 )
+from slmrank.spec.train import EvaluateSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +64,14 @@ class QualityRow:
 
 
 def quality_table(
-    rows: Sequence[ScoredRow], reference: ScoredRow, bootstrap: int, seed: int
+    rows: Sequence[ScoredRow], reference: ScoredRow, spec: EvaluateSpec
 ) -> list[QualityRow]:
     """Metrics of rows over the same queries; `reference` is the row to compare with.
 
     Raises DataError when a row was scored on other pairs.
     """
-    draws = resamples(len(reference.listings), bootstrap, seed)
-    return [
-        _row(replace(row, listings=align(row.listings, reference.listings)), reference, draws)
-        if row is not reference
-        else _row(row, reference, draws)
-        for row in rows
-    ]
+    draws = resamples(len(reference.listings), spec.bootstrap, spec.seed)
+    return [_row(row, reference, draws) for row in rows]
 
 
 def read_scores(path: Path) -> list[Listing]:
@@ -105,25 +101,26 @@ def read_scores(path: Path) -> list[Listing]:
 
 def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
     compared = row is not base
+    listings = align(row.listings, base.listings) if compared else row.listings
     return QualityRow(
         name=row.name,
         text=row.text,
-        queries=len(row.listings),
-        pairs=sum(len(one.scores) for one in row.listings),
+        queries=len(listings),
+        pairs=sum(len(one.scores) for one in listings),
         parameters=row.parameters,
         prompt_tokens=row.prompt_tokens,
-        ndcg10=ndcg_interval(row.listings, draws),
-        auc=auc_interval(row.listings, draws),
-        delta_ndcg10=(ndcg_difference(row.listings, base.listings, draws) if compared else None),
+        ndcg10=ndcg_interval(listings, draws),
+        auc=auc_interval(listings, draws),
+        delta_ndcg10=(ndcg_difference(listings, base.listings, draws) if compared else None),
         mean_abs_dp=(
-            mean_abs_dp(row.listings, base.listings)
+            mean_abs_dp(listings, base.listings)
             if compared and row.probabilistic and base.probabilistic
             else None
         ),
-        mrr=mrr_interval(row.listings, draws),
-        order=order_interval(row.listings, draws),
-        ece=ece_interval(row.listings, draws) if row.probabilistic else None,
-        kinds=_by_kind(row.listings),
+        mrr=mrr_interval(listings, draws),
+        order=order_interval(listings, draws),
+        ece=ece_interval(listings, draws) if row.probabilistic else None,
+        kinds=_by_kind(listings),
     )
 
 

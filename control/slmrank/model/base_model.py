@@ -47,6 +47,8 @@ def _quick_gguf() -> Iterator[None]:
     """transformers asks gguf for its table of names once per module, and gguf reads the words of a
     vocabulary through slices of numpy.memmap: 29 of the 42 s that SmolLM2 takes. Inside, the table
     is made once and the file read as a plain array; the tensors and the tokenizer are the same."""
+    from unittest import mock
+
     import gguf
 
     class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
@@ -58,18 +60,9 @@ def _quick_gguf() -> Iterator[None]:
         def data(self, mapped: Any) -> None:
             self._plain = np.asarray(mapped)
 
-    own = {
-        "GGUFReader": PlainReader,
-        "get_tensor_name_map": functools.cache(gguf.get_tensor_name_map),
-    }
-    before = {name: getattr(gguf, name) for name in own}
-    for name, value in own.items():
-        setattr(gguf, name, value)
-    try:
+    table = functools.cache(gguf.get_tensor_name_map)
+    with mock.patch.multiple(gguf, GGUFReader=PlainReader, get_tensor_name_map=table):
         yield
-    finally:
-        for name, value in before.items():
-            setattr(gguf, name, value)
 
 
 def import_directory(source: Path, target: Path) -> None:

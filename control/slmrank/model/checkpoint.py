@@ -71,21 +71,15 @@ class RankerFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(RankerFile):
     """A checked ranker checkpoint on disk."""
 
-    path: Path
     geometry: Geometry
-    ranker: RankerFile
-
-    @property
-    def labels(self) -> Labels:
-        return self.ranker.labels
 
     def encoder(self, max_item_tokens: int | None = None) -> PromptEncoder:
         """See `RankerFile.encoder`. Raises CheckpointError where its longest prompt has more tokens
         than the model has positions."""
-        encoder = self.ranker.encoder(max_item_tokens)
+        encoder = super().encoder(max_item_tokens)
         positions = read_config(self.path).get("max_position_embeddings")
         if positions is not None and encoder.max_prompt_tokens > positions:
             raise CheckpointError(
@@ -219,7 +213,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError when it is incomplete, its architecture is unknown, its label tokens are
     not single, or its tokenizer is not the one that `ranker.json` was written for.
     """
-    return Checkpoint(path=path, geometry=read_geometry(path), ranker=open_ranker_file(path))
+    return Checkpoint(geometry=read_geometry(path), **vars(open_ranker_file(path)))
 
 
 def open_ranker_file(path: Path) -> RankerFile:

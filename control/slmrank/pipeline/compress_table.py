@@ -145,8 +145,7 @@ def measure_compress_table(
         whole = figures["description_tokens_mean"]  # 0: the jobs have titles alone
         removed = 1 - figures["summary_tokens_mean"] / whole if whole else 0.0
         costs.append((removed, figures["ms_per_job"] if figures["measured_on"] == here else None))
-    evaluate = bundle.spec.evaluate
-    table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
+    table = quality_table(scored, scored[0], bundle.spec.evaluate)
     return [
         CompressRow(
             method=cell.method,

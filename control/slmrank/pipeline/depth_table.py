@@ -60,8 +60,7 @@ def measure_depth_table(
         )
         for share in SHARES
     ]
-    evaluate = bundle.spec.evaluate
-    return quality_table(rows, rows[0], evaluate.bootstrap, evaluate.seed)
+    return quality_table(rows, rows[0], bundle.spec.evaluate)
 
 
 def depth_table(rows: Sequence[QualityRow]) -> Table:

@@ -139,8 +139,7 @@ def measure_ladder(
         sizes.append(_sizes(step, store))
         text = "full" if rung.full_text else "summary"
         scored.append(scored_row(_named(rung, artifact), rung.row, text, step, artifact, store))
-    evaluate = rungs[0].bundle.spec.evaluate
-    table = quality_table(scored, scored[0], evaluate.bootstrap, evaluate.seed)
+    table = quality_table(scored, scored[0], rungs[0].bundle.spec.evaluate)
     speeds: list[tuple[float | None, float | None]] = []
     for rung, artifact in zip(rungs, made, strict=True):
         if rung.served and _is_servable(rung, report):

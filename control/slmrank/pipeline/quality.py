@@ -133,10 +133,8 @@ def quality_tables(
     its first row."""
     evaluate = bundle.spec.evaluate
     reference = next(row for row in rows if row.name in (NAMES[REFERENCE], AS_IT_IS))
-    main = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
-    if not few:
-        return main, []
-    return main, quality_table(few, few[0], evaluate.bootstrap, evaluate.seed)
+    main = quality_table(rows, reference, evaluate)
+    return main, quality_table(few, few[0], evaluate) if few else []
 
 
 def scored_row(

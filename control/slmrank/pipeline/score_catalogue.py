@@ -50,13 +50,12 @@ class ScoreWorker:
         self._scorer = bundle.target.open_scorer(engine.path, checkpoint)
         self._store = open_store(bundle.spec.summarize.store, summaries.path)
         self._source = Place(source)
-        ranker = checkpoint.ranker
         self.identity = {
             "engine": engine.digest,
             "summaries": summaries.digest,
-            "prompt": ranker.template.hash,
-            "tokenizer": ranker.tokenizer_hash,
-            "limits": [ranker.max_item_tokens, ranker.max_query_tokens],
+            "prompt": checkpoint.template.hash,
+            "tokenizer": checkpoint.tokenizer_hash,
+            "limits": [checkpoint.max_item_tokens, checkpoint.max_query_tokens],
             "code": code_hash(__name__, *bundle.target.server_code),
         }
 

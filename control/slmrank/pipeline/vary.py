@@ -113,8 +113,7 @@ def measure_variants(
         rows.append(scored_row(name, row, "summary", variant.step, artifact, store))
         trained = variant.step.inputs["checkpoint"]
         pairs.append(store.read(trained.kind, trained.key).figures.get("pairs"))
-    evaluate = bundle.spec.evaluate
-    table = quality_table(rows, reference, evaluate.bootstrap, evaluate.seed)
+    table = quality_table(rows, reference, bundle.spec.evaluate)
     values: list[Values] = [{}, *(variant.values for variant in variants)]
     return [
         Varied(values=one, row=quality, pairs=seen)

@@ -32,10 +32,6 @@ class Measured:
     new_words: float
     shown: list[dict[str, str]]
 
-    @property
-    def reward(self) -> float:
-        return float(np.mean(self.rewards))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:

@@ -34,6 +34,6 @@ def make_base_model(local: Path | None, prompt: PromptSpec, making: Making) -> N
             "intermediate_size": checkpoint.geometry.intermediate_size,
             "labels": {"yes": checkpoint.labels.yes, "no": checkpoint.labels.no},
             "prompt_hash": template.hash,
-            "tokenizer_hash": checkpoint.ranker.tokenizer_hash,
+            "tokenizer_hash": checkpoint.tokenizer_hash,
         }
     )

@@ -32,7 +32,7 @@ def make_pruned(spec: PruneSpec, left: int, full_tokens: int | None, making: Mak
         prompts[: spec.calibration_prompts],
         spec,
         lambda layer, layers: making.watcher.progress(layer, layers, "layers"),
-        tokenizer_hash=checkpoint.ranker.tokenizer_hash,
+        tokenizer_hash=checkpoint.tokenizer_hash,
         recorded=recorded,
         scratch=making.draft.work,
     )

@@ -31,7 +31,6 @@ def make_repository(
 ) -> None:
     checkpoint = checkpoint_of(making.inputs["checkpoint"])
     engine, summaries = making.inputs["engine"], making.inputs["summaries"]
-    ranker = checkpoint.ranker
     identity = {
         "bundle": spec.name,
         "engine": engine.key,
@@ -39,10 +38,10 @@ def make_repository(
         "precision": target.precision(spec.engine),
         "checkpoint": making.inputs["checkpoint"].key,
         "summaries": summaries.key,
-        "prompt_hash": ranker.template.hash,
-        "tokenizer_hash": ranker.tokenizer_hash,
-        "max_item_tokens": str(ranker.max_item_tokens),
-        "max_query_tokens": str(ranker.max_query_tokens),
+        "prompt_hash": checkpoint.template.hash,
+        "tokenizer_hash": checkpoint.tokenizer_hash,
+        "max_item_tokens": str(checkpoint.max_item_tokens),
+        "max_query_tokens": str(checkpoint.max_query_tokens),
         "code": server_code,
         **target.identity(engine.figures),
     }

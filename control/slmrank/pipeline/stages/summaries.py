@@ -28,7 +28,7 @@ FITTED_JOBS = 50_000  # what words are worth does not change any more
 def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
     checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
-    encoder, tokenizer = checkpoint.encoder(), checkpoint.ranker.tokenizer_hash
+    encoder, tokenizer = checkpoint.encoder(), checkpoint.tokenizer_hash
     kind = SUMMARIZERS.get(spec.method)
     if spec.fitted is not None:
         _require_tokenizer(spec.fitted, spec.method, tokenizer)
@@ -82,7 +82,7 @@ def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     _require_short_queries(labelled, encoder)
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
     summarizer = placed(summarizer, making.device)
-    identity = identity_of(checkpoint.ranker.tokenizer_hash, encoder, summarizer)
+    identity = identity_of(checkpoint.tokenizer_hash, encoder, summarizer)
     with _earlier_stores(making.store, spec.store) as earlier:
         target = open_store(spec.store, making.draft.path, write=True)
         with contextlib.closing(target):

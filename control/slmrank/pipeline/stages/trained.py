@@ -55,7 +55,7 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     ranker = load_model(student, placement)
     temperature = None
     if spec.adapter is not None:
-        temperature = read_note(spec.adapter, student.ranker.template)
+        temperature = read_note(spec.adapter, student.template)
     adapter = making.draft.path / ADAPTER_FOLDER
     figures = train(
         ranker,
@@ -78,7 +78,7 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
     elif temperature is not None:
         apply_temperature(ranker, temperature)
     if adapter.is_dir():
-        write_note(adapter, student.ranker.template, temperature)
+        write_note(adapter, student.template, temperature)
     if spec.unlabelled_queries:
         labelled = read_labelled(making.inputs["data"].path)
         judged = {pair.query for pair in labelled.pairs["train"]}
@@ -93,7 +93,7 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
 def _same_prompt(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
     """The teacher, when it reads the student's ids. Raises CheckpointError otherwise."""
     for name in ("tokenizer_hash", "template", "labels"):
-        theirs, ours = getattr(teacher.ranker, name), getattr(student.ranker, name)
+        theirs, ours = getattr(teacher, name), getattr(student, name)
         if theirs != ours:
             raise CheckpointError(
                 f"teacher {teacher.path} has {name} {theirs}, the student has {ours}",

@@ -39,9 +39,9 @@ def make_trimmed(spec: TrimSpec, making: Making) -> None:
     figures = trim_checkpoint(before.path, folder, kept)
     after = write_ranker(
         folder,
-        before.ranker.template,
-        max_item_tokens=before.ranker.max_item_tokens,
-        max_query_tokens=before.ranker.max_query_tokens,
+        before.template,
+        max_item_tokens=before.max_item_tokens,
+        max_query_tokens=before.max_query_tokens,
     )
     unseen = sorted({pair.query for pair in labelled.pairs["test"]})
     figures["jobs_tokenised_alike"] = same_tokens_share(before, after, PromptEncoder.body, jobs)
