@@ -86,6 +86,16 @@ def test_a_ranker_that_is_not_trained_has_no_twin(tiny: TinyBundle) -> None:
         plan_compress_table(bundle, "finetuned", ["lead"], [8], "own", own_ranker=True)
 
 
+def test_an_adapter_of_summaries_is_not_laid_on_the_twin(tiny: TinyBundle, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    taught = {"adapter": str(tmp_path), "lora": None}
+    bundle = Bundle(change_spec(tiny.bundle.spec, {"recover": taught}))
+    plan_compress_table(bundle, "finetuned", ["lead"], [8], "own", own_ranker=True)
+    with pytest.raises(SpecError, match="was trained for another ranker"):
+        plan_compress_table(bundle, "engine", ["lead"], [8], "own", own_ranker=True)
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(

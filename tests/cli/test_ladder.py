@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from slmrank.pipeline.ladder import _is_servable, plan_ladder
+from slmrank.errors import SweepError
+from slmrank.pipeline import ladder
+from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.ladder import _is_servable, is_trained_trimmed, plan_ladder
+from slmrank.pipeline.steps import Watcher
+from slmrank.spec.reading import change_spec
 
 from tests.conftest import Control, TinyBundle
 
@@ -27,7 +33,7 @@ def test_every_rung_is_scored_and_measured(
     assert names[-1] == "+ float32"
     assert all(row["items_per_s"] > 0 and row["ratio"] > 0 for row in rows)
     assert [row["p95_ms"] is None for row in rows] == [True, True, False, False, False, False]
-    assert rows[1]["ratio"] == 1
+    assert rows[1]["ratio"] == rows[2]["engine_ratio"] == 1
     parameters = [row["parameters"] for row in rows]
     assert parameters[0] == parameters[3] > parameters[4] == parameters[5]
     tokens = [row["quality"]["prompt_tokens"] for row in rows]
@@ -50,6 +56,42 @@ def test_no_rung_trains_another_ranker(tiny: TinyBundle) -> None:
     told: list[str] = []
     assert [_is_servable(one, told.append) for one in full] == [False] * 3
     assert "prompt.max_item_tokens 256 from the start" in told[0]
+
+
+def test_a_vocabulary_that_is_cut_is_a_rung(tiny: TinyBundle) -> None:
+    """All rungs had it, the one of the unpruned model as transformers runs it too."""
+    trained = Bundle(change_spec(tiny.bundle.spec, {"trim": {"tokens": 512}}))
+    assert is_trained_trimmed(trained)
+    assert {one.bundle.spec.trim for one in plan_ladder(trained)} == {trained.spec.trim}
+    merged = {"finetune": {"adapter": "adapter", "lora": None, "steps": 0}}
+    rungs = plan_ladder(Bundle(change_spec(trained.spec, merged)))
+    assert [one.bundle.spec.trim is None for one in rungs] == [True] * 4 + [False] * 3
+    assert rungs[4].name == "+ 512 tokens"
+    assert rungs[4].bundle.spec.prune is None
+
+
+def test_rungs_are_served_without_what_answers_for_them(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = change_spec(tiny.bundle.spec, {"repository": {"cache": {}}})
+    served: list[Bundle] = []
+
+    def opened(bundle: Bundle, *_: object) -> None:
+        served.append(bundle)
+        raise SweepError("enough", "")
+
+    monkeypatch.setattr(ladder, "open_bundle_session", opened)
+    figures = {"scoring_s": 1.0, "pairs": 10, "item_tokens": 100}
+    with pytest.raises(SweepError):
+        ladder._served(
+            plan_ladder(Bundle(spec))[-1],
+            SimpleNamespace(figures=figures),  # type: ignore[arg-type]
+            4,
+            tiny.store,
+            Watcher(),
+            print,
+        )
+    assert served[0].spec.repository.cache is None
 
 
 def test_a_spec_without_pruning_is_refused(control: Control, tiny: TinyBundle) -> None:

@@ -78,6 +78,11 @@ def test_losses_add_up_and_gains_pay_for_nothing() -> None:
     kept = front(list(found.values()))
     assert kept[0].choice == least
     assert [one.loss for one in kept] == sorted((one.loss for one in kept), reverse=True)
+    # What the start loses, as a ranker of full texts does on summaries, is lost once.
+    base = dict.fromkeys(losses, 0.06)
+    below = {one.choice: one for one in predict(AXES, base, works, costs, 0.05)}
+    assert below[whole(AXES)].loss == 0.05
+    assert below[least].loss == pytest.approx(0.05 + 5 * 0.01)
     for one in found.values():
         assert any(two.seconds <= one.seconds and two.loss <= one.loss for two in kept)
 

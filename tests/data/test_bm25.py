@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+from typing import Literal
+
 import pytest
 from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job
@@ -21,6 +24,15 @@ def test_the_formula() -> None:
     assert index.scores("nurses", ["a", "b"]) == pytest.approx([0.213638, 0.268574], abs=1e-6)
     twice = index.scores("nurse nurse", ["b"])
     assert twice[0] >= index.scores("nurse", ["b"])[0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC"])
+def test_forms_of_letters_are_the_same_words(form: Literal["NFC", "NFD", "NFKC"]) -> None:
+    for text in ("infirmi\u00e8re de nuit", "\uac04\ud638\uc0ac", "\uff2a\uff21\uff36\uff21 dev"):
+        assert words_of(unicodedata.normalize(form, text)) == words_of(text)
+    job = Job(job_id="a", description="Infirmi\u00e8re de nuit")
+    index = Bm25({"a": job})
+    assert index.scores(unicodedata.normalize(form, "infirmi\u00e8re"), ["a"])[0] > 0
 
 
 def test_words_of_unspaced_scripts_are_pairs_of_characters() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from slmrank.data.labelled import read_labelled
 from slmrank.data.own_set import write_own_set
 from slmrank.data.parts import Place
-from slmrank.data.records import LabelledSet
+from slmrank.data.records import LabelledSet, Pair, read_jsonl
 from slmrank.errors import DataError
 from slmrank.pipeline.data_step import data_step
 from slmrank.spec.data import JsonlData, OwnData, ParquetData
@@ -195,6 +196,56 @@ def test_a_judgment_that_is_none_is_named(
     given = [{"query": "q", "job_id": "j1", **judged}]
     with pytest.raises(DataError, match=told):
         read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+
+
+def test_what_tables_write_for_nothing_is_nothing(tmp_path: Path) -> None:
+    """CSV exports have "" for no group: all such queries were dealt as one. Frames have NaN."""
+    given = [{**one, "group": " ", "kind": "", "target": float("nan")} for one in pairs(200)]
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    expected = read_own_set(jsonl(tmp_path, pairs(200)), tmp_path / "made")
+    assert made.pairs == expected.pairs
+    given = [{"query": "q", "job_id": "j1", "grade": float("nan"), "target": "0.5"}]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(given[0]))
+    [one] = read_jsonl(tmp_path / "pairs.jsonl", Pair)
+    assert (one.grade, one.target) == (2, 0.5)
+    given[0]["target"] = "half"
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(given[0]))
+    with pytest.raises(DataError, match="target 'half' is no number"):
+        list(read_jsonl(tmp_path / "pairs.jsonl", Pair))
+
+
+def test_a_pair_without_a_split_goes_where_its_query_is(tmp_path: Path) -> None:
+    given = pairs(60)
+    for one in given[:80:2]:
+        one["split"] = "test"
+    for one in given[100:]:
+        one["group"] = "acme"
+    given[100]["split"] = "dev"
+    made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
+    assert {f"query {n}" for n in range(40)} <= {pair.query for pair in made.pairs["test"]}
+    assert {pair.query for pair in made.pairs["dev"]} >= {f"query {n}" for n in range(50, 60)}
+
+
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    spec = as_parquet(tmp_path, pairs())
+    expected = read_own_set(spec, tmp_path / "made")
+    (tmp_path / "other").mkdir()
+    some = next(spec.pairs.glob("*.parquet"))
+    some.rename(tmp_path / "other" / some.name)
+    (spec.pairs / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "round").symlink_to(spec.pairs)
+    assert len(Place(str(spec.pairs)).files()) >= 3
+    found = read_own_set(spec, tmp_path / "made")
+    assert {split: len(of) for split, of in found.pairs.items()} == {
+        split: len(of) for split, of in expected.pairs.items()
+    }
+
+
+def test_a_compressed_file_is_named(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path, pairs())
+    spec.jobs.write_bytes(gzip.compress(spec.jobs.read_bytes()))
+    with pytest.raises(DataError, match="compressed by gzip"):
+        read_own_set(spec, tmp_path / "made")
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

@@ -122,7 +122,16 @@ def test_what_is_no_catalogue_is_named(tiny: Any, tmp_path: Path) -> None:
     kit = kit_of_bundle(tiny.bundle, tiny.store)
     with pytest.raises(DataError, match=r"blank\.parquet: row 2: job 'b' has no text"):
         summarize_catalogue(kit, str(tmp_path / "blank.parquet"), str(tmp_path / "out"))
+    parquet.write_table(good.slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none\.parquet holds no jobs"):
+        summarize_catalogue(kit, str(tmp_path / "none.parquet"), str(tmp_path / "out"))
     made = summarize_catalogue(kit, str(tmp_path / "in.parquet"), str(tmp_path / "out2"))
+    manifest = Path(made["out"]) / "_manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(whole), "rows": 0, "parts": []}))
+    with pytest.raises(DataError, match="holds no jobs"):
+        catalogue_entries(made["out"])
+    manifest.write_text(whole)
     *_, batches = catalogue_entries(made["out"])
     table = Path(made["out"]) / "in-000000000.parquet"
     parquet.write_table(parquet.read_table(table).slice(0, 0), table)
@@ -445,6 +454,14 @@ def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "give --jobs and --out" in done.stderr
     where = ("--jobs", tmp_path, "--out", tmp_path / "out", "--dry-run")
+    done = control("summarize", run(tiny.bundle.repository, tiny.store).path, *where)
+    assert done.returncode == 2
+    assert "names no Parquet file" in done.stderr
+    (tmp_path / "jobs.jsonl").write_text("{}")
+    done = control(*base, "--jobs", tmp_path / "jobs.jsonl", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "write it as Parquet" in done.stderr
+    parquet.write_table(pa.table({"job_id": ["a"], "description": ["x"]}), tmp_path / "in.parquet")
     done = control("summarize", run(tiny.bundle.repository, tiny.store).path, *where)
     assert done.stdout.startswith(f"would summarise {tmp_path} into")
     assert not (tmp_path / "out").exists()

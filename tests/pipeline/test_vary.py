@@ -15,11 +15,32 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.model.reference import ReferenceScorer
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import in_order, run
-from slmrank.pipeline.vary import plan_variants, read_grid
+from slmrank.pipeline.vary import plan_variants, read_grid, reference_step
 from slmrank.spec.reading import change_spec, load_spec
 from slmrank.store.registry import open_store
 
 from tests.conftest import Control, TinyBundle
+
+
+def test_stages_see_other_queries(tiny: TinyBundle) -> None:
+    """Three stages saw a third of the data three times."""
+    spec = change_spec(tiny.bundle.spec, {"prune": {"stages": 3}, "recover": {"steps": 9}})
+    steps = [step for step in in_order(Bundle(spec).recovered) if step.kind == "recovered"]
+    seeds = [step.settings["seed"] for step in steps]
+    assert seeds == [seeds[0] + number for number in range(3)]
+    [one] = [step for step in in_order(tiny.bundle.recovered) if step.kind == "recovered"]
+    assert one.settings["seed"] == seeds[0]
+
+
+def test_a_ranker_of_full_texts_is_the_reference_on_them(tiny: TinyBundle) -> None:
+    full = {"text": "full", "text_tokens": 64}
+    taught = {"teacher_text": "full"}
+    spec = change_spec(tiny.bundle.spec, {"finetune": full, "recover": taught})
+    reference = reference_step(Bundle(spec), "own")
+    assert reference.settings["full_text"]
+    assert not reference_step(tiny.bundle, "own").settings["full_text"]
+    [one] = plan_variants(Bundle(spec), {"recover.seed": [5]}, "recovered", "own")
+    assert not one.step.settings["full_text"]
 
 
 @pytest.mark.long

@@ -34,6 +34,7 @@ from slmrank.summarize.generative import (
     without_new_words,
 )
 from slmrank.summarize.held_out import Judged, Reward
+from slmrank.summarize.policy import warm_up_examples
 from slmrank.summarize.registry import load_summarizer
 
 from tests.conftest import Control, TinyBundle
@@ -124,6 +125,33 @@ def test_words_that_the_posting_does_not_have_are_found() -> None:
     assert new_words(job, "Nurse: patient care in Paris") == ["in", "Paris"]
     assert without_new_words(job, "Nurse: patient care in Paris") == "Nurse: patient care"
     assert without_new_words(job, "") == ""
+    job = Job(
+        job_id="b", description="We write C# and ASP.NET. \u770b\u8b77\u5e2b\u3092\u52df\u96c6"
+    )
+    assert new_words(job, "C++ C# .NET c") == ["C++"]
+    # Of a text without spaces, what the posting has stays.
+    assert (
+        without_new_words(job, "\u770b\u8b77\u5e2b\u52df\u96c6 welder")
+        == "\u770b\u8b77\u5e2b\u52df\u96c6"
+    )
+    assert without_new_words(job, "\u770b\u8b77\u7d4c\u9a13") == "\u770b\u8b77"
+
+
+def test_the_warm_start_writes_words_that_it_reads() -> None:
+    """Summaries of the whole posting taught it to make up half of their words."""
+    text = " ".join(f"w{number}" for number in range(60))
+    judged = Judged(job=Job(job_id="a", description=text), queries=(), source_tokens=60)
+    spec = GenerativeSpec(source_tokens=16, tokens=12)
+
+    def encode(texts: Sequence[str]) -> list[Any]:
+        return [np.zeros(len(one.split())) for one in texts]
+
+    def last(text: str, tokens: int) -> str:
+        return " ".join(text.split()[-tokens:])
+
+    [one] = warm_up_examples([judged], spec, last, encode)
+    assert one["completion"] == " " + " ".join(f"w{number}" for number in range(6, 16))
+    assert set(one["completion"].split()) <= set(one["prompt"].split())
 
 
 def test_where_nothing_is_left_the_posting_begins() -> None:

@@ -12,7 +12,7 @@ from slmrank.compress.search import combinations
 from slmrank.data.labelled import read_labelled
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
-from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
+from slmrank.pipeline.compress_search import Search, geometry_of, open_axes, require_searchable
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
 from slmrank.pipeline.steps import find_current, run
@@ -58,7 +58,8 @@ def compress_search_command(
     keeps the better half and doubles the steps. The last ones are measured in the engine. What was
     measured is kept: an interrupted search goes on. The dev queries of SPEC's own data choose, and
     the winner's loss is told on the test queries as well; with --on NAME the queries of that set
-    choose. Exit code 1 when nothing stays within the limit.
+    choose. Exit code 1 when nothing stays within the limit. Needs sections prune and recover, and a
+    target whose engines run here.
 
     \b
     Example:
@@ -74,6 +75,7 @@ def compress_search_command(
     name = f"search-{bundle.spec.name}-{named}"
     target = asked.reports / f"{name}.yaml"
     asked.opened.refuse_own_file(target)
+    require_searchable(bundle)
     if asked.dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
         asked.plan([bundle.finetuned])
@@ -94,7 +96,13 @@ def compress_search_command(
             "budget_tokens": budgets,
         }
         axes = open_axes(bundle, geometry, given)
-        recover = bundle.spec.recover
+        steps = steps or (bundle.spec.recover.steps if bundle.spec.recover is not None else 0)
+        if not steps:
+            raise SpecError(
+                "recover.steps is 0: candidates are recovered from the start, and nothing says how "
+                "long",
+                "give --steps",
+            )
         search = Search(
             bundle=bundle,
             on=named,
@@ -103,7 +111,7 @@ def compress_search_command(
             max_loss=max_loss,
             candidates=candidates,
             rounds=rounds,
-            steps=steps or (recover.steps if recover is not None else 1),
+            steps=steps,
             store=store,
             watcher=display,
             report=report,

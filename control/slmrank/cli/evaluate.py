@@ -39,10 +39,11 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
     """Measure NDCG@10, AUC (grade 4 against 0), MRR, pair order, calibration and mean |dp| of every
     stage of SPEC, and write a page with the worst queries.
 
-    Rows: BM25, with evaluate.dense_baseline a bi-encoder, base, fine-tuned, pruned, recovered,
-    engine, on summaries; of a GPU target without --served, the engine's weights with reference
-    arithmetic. With evaluate.full_text_queries, the fine-tuned model also on the full texts of that
-    many queries. Intervals are 95 % bootstrap intervals over queries, differences are paired.
+    Rows: BM25, with evaluate.dense_baseline a bi-encoder, fine-tuned, recovered, engine, on
+    summaries; on SPEC's own pairs also pruned, and base where it is trained here; of a GPU target
+    without --served, the engine's weights with reference arithmetic. With
+    evaluate.full_text_queries, the fine-tuned model also on the full texts of that many queries.
+    Intervals are 95 % bootstrap intervals over queries, differences are paired.
 
     \b
     Example:

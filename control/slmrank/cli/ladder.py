@@ -6,7 +6,13 @@ import click
 
 from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
-from slmrank.pipeline.ladder import draw_ladder, ladder_table, measure_ladder, plan_ladder
+from slmrank.pipeline.ladder import (
+    draw_ladder,
+    is_trained_trimmed,
+    ladder_table,
+    measure_ladder,
+    plan_ladder,
+)
 
 NOTES = (
     "One rung changes one thing against the rung before it; all are scored on the same queries. "
@@ -14,9 +20,10 @@ NOTES = (
     "the right order.",
     "items/s: transformers scores all prompts in batches sorted by length; the engine is measured "
     "through a served repository, one listing in flight, and shares a query's prefix among its "
-    "jobs. p95: latency of such a listing. times: items/s against transformers in bfloat16. MB: "
-    "weights, or the engine, on disk.",
+    "jobs. p95: latency of such a listing. times: items/s against transformers in bfloat16; times "
+    "engine: against the engine on full texts. MB: weights, or the engine, on disk.",
 )
+TRIMMED = "All rungs have the vocabulary that the ranker was trained with: {tokens} tokens."
 
 
 @click.command("ladder")
@@ -47,6 +54,10 @@ def ladder_command(
     if asked.dry_run:
         asked.plan(steps)
         return
+    trim = asked.opened.bundle.spec.trim
+    trimmed = []
+    if trim is not None and is_trained_trimmed(asked.opened.bundle):
+        trimmed.append(TRIMMED.format(tokens=trim.tokens))
     with StepDisplay() as display:
         rows = measure_ladder(
             rungs,
@@ -60,7 +71,7 @@ def ladder_command(
     asked.show_page(
         f"ladder-{asked.opened.bundle.spec.name}-{named}",
         f"The ladder of {asked.opened.bundle.spec.name}, {named}",
-        NOTES,
+        [*NOTES, *trimmed],
         ladder_table(rows),
         draw_ladder(rows),
         rows,

@@ -71,8 +71,8 @@ class Measurement(How):
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
         (dataclasses), and what else was found; `steps` are those that measured it."""
         provenance = _provenance(self.opened, steps)
-        trained_on = _trained_on(self.opened, steps)
-        notes = [*trained_on, *notes]
+        cautions = [*_trained_on(self.opened, steps), *_cut(self.opened, steps)]
+        notes = [*cautions, *notes]
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
         figures: dict[str, Any] = {"rows": rows, **found, "provenance": provenance}
         written = write_table_page(self.reports, name, page, figures)
@@ -80,7 +80,7 @@ class Measurement(How):
             print_json({**figures, "page": str(written)})
             return
         print_table(*table)
-        for line in trained_on:
+        for line in cautions:
             click.echo(line)
         click.echo(f"page: {written}")
 
@@ -130,6 +130,20 @@ def _trained_on(opened: Opened, steps: Sequence[Step]) -> list[str]:
     listings = read_scores(made.path / SCORES_FILE)
     count = asked_in_training(opened.bundle, opened.store, listings)
     return [f"{count} of the {len(listings)} queries were TRAINED ON."] if count else []
+
+
+def _cut(opened: Opened, steps: Sequence[Step]) -> list[str]:
+    """Which rows read another text than their name says."""
+    told: dict[str, None] = {}
+    for step in steps:
+        made = find_current(step, opened.store) if step.kind == "scores" else None
+        if made is not None and made.figures.get("items_cut"):
+            tokens = step.settings["item_tokens"] or opened.bundle.spec.prompt.max_item_tokens
+            told[
+                f"{step.title}: {made.figures['items_cut']} of {made.figures['pairs']} texts were "
+                f"cut to {tokens} tokens."
+            ] = None
+    return list(told)
 
 
 def _first_of(keys: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ def mine_command(opened: Opened, out: Path, queries: int | None, given: Mining, 
     Example:
       control mine mine.yaml --out mined --queries 2000
       control finetune mine.yaml --set data.jobs=mined/jobs.jsonl --set data.pairs=mined/pairs.jsonl
+      (and --set data.source=jsonl where the spec reads Parquet)
     """
     if how.dry_run:
         steps = [opened.bundle.finetuned, opened.bundle.summaries]

@@ -14,6 +14,8 @@ from slmrank.plugins import load_plugins
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.reading import load_spec
+from slmrank.store.registry import store_kind
+from slmrank.summarize.registry import SUMMARIZERS
 
 
 @click.command("spec")
@@ -36,7 +38,10 @@ def spec_command(
             raise click.UsageError("--set changes a spec: give one, and leave --schema out")
         print_json(_schema())
         return
-    values = load_spec(spec, overrides).model_dump(mode="json")
+    read = load_spec(spec, overrides)
+    store_kind(read.summarize.store)  # before anything is shown: it may hold a password
+    SUMMARIZERS.get(read.summarize.method)
+    values = read.model_dump(mode="json")
     if as_json:
         print_json(values)
     else:

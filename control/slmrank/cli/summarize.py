@@ -10,6 +10,7 @@ import click
 from slmrank.cli.display import show_artifact, show_intent, show_plan
 from slmrank.cli.options import How, Opened, force_option, run_options, source_options
 from slmrank.cli.part_runs import part_run_options, show_run
+from slmrank.data.parts import Place
 from slmrank.pipeline.catalogue import (
     kit_of_bundle,
     kit_of_repository,
@@ -69,6 +70,7 @@ def summarize_command(
         made = source.run(source.bundle.summaries, force=force, device=how.device)
         show_artifact(made, as_json=how.as_json)
         return
+    Place(jobs).files()  # better now than after a summarizer was made
     if isinstance(source, Path):
         if how.dry_run:
             text = f"would summarise {jobs} into {out}, as {source} does"

@@ -90,9 +90,11 @@ def predict(
     losses: Mapping[Choice, float],
     works: Mapping[Choice, float],
     costs: Mapping[str, tuple[float, float]],
+    base: float = 0.0,
 ) -> list[Predicted]:
     """Every combination. `losses` by the choices of `one_by_one`, `works` by all, `costs` by
-    precision. A gain on one axis is noise, or another axis's: it pays for nothing."""
+    precision; `base` is what the start loses against the reference, and every choice with it. A
+    gain on one axis is noise, or another axis's: it pays for nothing."""
     start = whole(axes)
     found = []
     for choice in combinations(axes):
@@ -106,7 +108,7 @@ def predict(
             Predicted(
                 choice=choice,
                 seconds=constant + slope * works[choice],
-                loss=sum(max(losses[one], 0.0) for one in alone),
+                loss=base + sum(max(losses[one] - base, 0.0) for one in alone),
             )
         )
     return found

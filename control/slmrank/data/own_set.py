@@ -27,10 +27,11 @@ def write_own_set(
 ) -> dict[str, Any]:
     """Check a user's jobs and pairs and write them as a labelled set; returns its figures.
 
-    Pairs without a split are dealt by a hash of their query, however it is spelled, or, where pairs
-    name groups, of what hangs together by them, so that no query and no group stands on both sides;
-    with `only_tested` they are all tested. A judgment that is given again counts once. `progress`
-    hears the number of records so far and what they are.
+    Pairs without a split go where another one of their query or group says, or are dealt by a hash
+    of their query, however it is spelled, or, where pairs name groups, of what hangs together by
+    them, so that no query and no group stands on both sides; with `only_tested` they are all
+    tested. A judgment that is given again counts once. `progress` hears the number of records so
+    far and what they are.
 
     Raises DataError for a broken record, a pair whose job is missing, or a query in two splits.
     """
@@ -38,7 +39,9 @@ def write_own_set(
     write_jsonl(target / JOBS_FILE, _once(_records(spec, spec.jobs, Job, progress), spec, known))
     if not known:
         raise DataError(f"{spec.jobs} holds no jobs", "write one record per job")
-    together = _together(_records(spec, spec.pairs, Pair, progress))
+    named: dict[str, Split] = {}
+    together = _together(_noting(_records(spec, spec.pairs, Pair, progress), named))
+    chosen = {together(name): split for name, split in named.items()}
     pairs = {split: PairColumns(split) for split in SPLITS}
     place: dict[str, Split] = {}
     dealt_together: Counter[str] = Counter()
@@ -51,8 +54,8 @@ def write_own_set(
         name = same_query(pair.query)
         hung = together(name)
         dealt: Split = "test" if only_tested else _deal(hung, spec)
-        split = pair.split or dealt
-        if pair.split is None and name not in place:
+        split = pair.split or chosen.get(hung, dealt)
+        if hung not in chosen and name not in place:
             dealt_together[hung] += 1
         if place.setdefault(name, split) != split:
             raise DataError(
@@ -108,6 +111,14 @@ def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
             )
         known.add(job.job_id)
         yield job
+
+
+def _noting(pairs: Iterable[Pair], named: dict[str, Split]) -> Iterator[Pair]:
+    """The pairs, whose queries go into `named` where they name a split."""
+    for pair in pairs:
+        if pair.split is not None:
+            named.setdefault(same_query(pair.query), pair.split)
+        yield pair
 
 
 def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:

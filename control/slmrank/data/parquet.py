@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
         named = [path]
     fixed = len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
     # A folder of one table may be named like a file.
-    below = (one.rglob("*.parquet") if one.is_dir() else [one] for one in named)
+    below = (_tables_below(one) if one.is_dir() else [one] for one in named)
     found = {
         one: columns_in(one.parts[fixed:-1], model)
         for one in itertools.chain.from_iterable(below)
@@ -75,6 +76,18 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
     return sorted(found.items())
+
+
+def _tables_below(folder: Path) -> Iterator[Path]:
+    """The `*.parquet` in a folder and in those below it, linked ones too."""
+    seen: set[str] = set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if name.endswith(".parquet"))
 
 
 def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:

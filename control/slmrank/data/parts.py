@@ -93,10 +93,16 @@ class Place:
         named = sorted(
             (one.path, one.size, one.mtime_ns)
             for one in found
-            if one.path.endswith(".parquet")
+            if (one is info or one.path.endswith(".parquet"))
             and one.type != self._kinds.FileType.Directory
             and (one is info or not is_hidden(one.path.removeprefix(self.path).split("/")))
         )
+        if self.path.endswith((".jsonl", ".json", ".csv")):
+            raise DataError(
+                f"{self.path} is no Parquet, which is read in parts",
+                "write it as Parquet, as with pyarrow.parquet.write_table(pyarrow.json.read_json("
+                "'jobs.jsonl'), 'jobs.parquet')",
+            )
         if not named or info.type == self._kinds.FileType.NotFound:
             raise DataError(
                 f"{self.path} names no Parquet file", "give a file, or a folder or url with some"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from slmrank.validation import first_fault
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MAX_GRADE = 4
+GZIP = b"\x1f\x8b"
 MAX_JOB_ID_BYTES = 500  # LMDB keys hold 511 bytes
 
 
@@ -71,7 +73,19 @@ class Pair(BaseModel):
     def _graded(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        # A blank text, and NaN beside a number, are how tables without nulls say that there is
+        # nothing.
+        blank = [name for name in ("group", "kind") if not str(values.get(name, "-")).strip()]
+        judged = [name for name in ("grade", "target") if values.get(name) is not None]
+        lacking = [name for name in judged if _is_nan(values[name])]
+        left_out = {*blank, *(lacking if len(lacking) < len(judged) else ())}
+        values = {name: one for name, one in values.items() if name not in left_out}
         grade, target = values.get("grade"), values.get("target")
+        if isinstance(target, str):  # the folders of a partitioned table give texts
+            try:
+                target = values["target"] = float(target)
+            except ValueError:
+                raise ValueError(f"target {target!r} is no number") from None
         if isinstance(grade, bool) or isinstance(target, bool):
             raise ValueError("grade and target are numbers, not true or false")
         if grade is None and isinstance(target, int | float):
@@ -91,6 +105,10 @@ class Pair(BaseModel):
         if not value.strip():
             raise ValueError("is blank")
         return value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +143,8 @@ def read_jsonl(path: Path, model: type[Record]) -> Iterator[Record]:
     for number, line in enumerate(_lines(path), start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
+            if line.startswith(GZIP):
+                raise DataError(f"{path} is compressed by gzip", "unpack it: gunzip FILE")
         if not line.strip():
             continue
         place = f"{path}:{number}"

@@ -17,6 +17,7 @@ from slmrank.data.words import STOP_WORDS, same_query
 FOUND, DRAWN = 4, 4  # jobs of a query: BM25's best, and any
 KIND = "unlabelled"
 RUN = 3  # most words of a query out of a description
+ROUNDS = 100  # queries out of one description at most
 
 
 def unlabelled_pairs(
@@ -53,12 +54,14 @@ def unlabelled_pairs(
 
 
 def _queries(jobs: list[Job], rng: random.Random) -> Iterator[str]:
-    """Titles, then up to `RUN` successive content words of each description; may repeat."""
+    """Titles, then up to `RUN` successive content words of each description, in rounds; may
+    repeat."""
     rng.shuffle(jobs)
     yield from (job.title.lower() for job in jobs if job.title.strip())
-    for job in jobs:
-        words = [word.strip(".,;:()") for word in job.description.lower().split()]
-        content = [word for word in words if word and word not in STOP_WORDS]
-        if content:
-            start = rng.randrange(max(1, len(content) - RUN + 1))
-            yield " ".join(content[start : start + rng.randint(2, RUN)])
+    for _ in range(ROUNDS):
+        for job in jobs:
+            words = [word.strip(".,;:()") for word in job.description.lower().split()]
+            content = [word for word in words if word and word not in STOP_WORDS]
+            if content:
+                start = rng.randrange(max(1, len(content) - RUN + 1))
+                yield " ".join(content[start : start + rng.randint(2, RUN)])

@@ -26,7 +26,10 @@ _UNSPACED = re.compile(
 
 def words_of(text: str) -> list[str]:
     """Lower-case words with a plural s removed, so that 'teachers' meets 'teacher'; pairs of
-    characters for scripts that are written without spaces."""
+    characters for scripts that are written without spaces. Letters with accents, full and half
+    width are the same in all their forms."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
     return [part for word in _WORD.findall(text.lower()) for part in _parts(word)]
 
 

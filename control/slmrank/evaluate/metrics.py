@@ -123,16 +123,33 @@ def mrr_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> In
 def order_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
     """Share of same-query pairs of different grade that the scores order as the grades do, ties
     counting half, with its interval."""
+    return _share_interval(*_ordered(listings), draws)
+
+
+def order_difference(
+    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
+) -> Interval:
+    """That share of a minus that of b over the same pairs, with its paired interval."""
+    (right, total), (other, _) = _ordered(a), _ordered(b)
+    return _share_interval(right - other, total, draws)
+
+
+def _ordered(listings: Sequence[Listing]) -> tuple[Vector, Vector]:
+    """By query: pairs of different grade in the right order, and all of them."""
     right, total = np.zeros(len(listings)), np.zeros(len(listings))
     for place, one in enumerate(listings):
         above = one.grades[:, None] > one.grades[None, :]
         gap = one.scores[:, None] - one.scores[None, :]
         right[place] = np.sum(above & (gap > 0)) + np.sum(above & (gap == 0)) / 2
         total[place] = above.sum()
+    return right, total
+
+
+def _share_interval(parts: Vector, total: Vector, draws: npt.NDArray[np.intp]) -> Interval:
     if not total.any():
         return Interval(value=math.nan, low=math.nan, high=math.nan)
-    sampled = _ratio(right[draws].sum(axis=1), total[draws].sum(axis=1))
-    return _interval(float(right.sum() / total.sum()), sampled)
+    sampled = _ratio(parts[draws].sum(axis=1), total[draws].sum(axis=1))
+    return _interval(float(parts.sum() / total.sum()), sampled)
 
 
 def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:

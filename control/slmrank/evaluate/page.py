@@ -39,6 +39,7 @@ _FIGURES: Mapping[str, Callable[[QualityRow], str]] = {
     "delta": lambda row: shown(row.delta_ndcg10, signed=True),
     "AUC 4 v 0": lambda row: shown(row.auc),
     "order": lambda row: shown(row.order),
+    "delta order": lambda row: shown(row.delta_order, signed=True),
     "|dp|": lambda row: f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
 }
 

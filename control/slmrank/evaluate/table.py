@@ -24,6 +24,7 @@ from slmrank.evaluate.metrics import (
     mrr_interval,
     ndcg_difference,
     ndcg_interval,
+    order_difference,
     order_interval,
     resamples,
 )
@@ -44,7 +45,7 @@ class ScoredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityRow:
-    """One row of the table; `delta` and `mean_abs_dp` are against the reference row, `ece` is of
+    """One row of the table; deltas and `mean_abs_dp` are against the reference row, `ece` is of
     rows whose scores are probabilities, `kinds` has the figures by kind of query."""
 
     name: str
@@ -59,6 +60,7 @@ class QualityRow:
     mean_abs_dp: float | None
     mrr: Interval
     order: Interval
+    delta_order: Interval | None
     ece: Interval | None
     kinds: dict[str, dict[str, float]]
 
@@ -93,7 +95,7 @@ def read_scores(path: Path) -> list[Listing]:
             ),
             query=query,
             job_ids=tuple(record["job_id"] for record in group),
-            kind=group[0].get("kind") or "",
+            kind=next((kind for record in group if (kind := record.get("kind"))), ""),
         )
         for query, group in groups.items()
     ]
@@ -119,6 +121,7 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
         ),
         mrr=mrr_interval(listings, draws),
         order=order_interval(listings, draws),
+        delta_order=order_difference(listings, base.listings, draws) if compared else None,
         ece=ece_interval(listings, draws) if row.probabilistic else None,
         kinds=_by_kind(listings),
     )

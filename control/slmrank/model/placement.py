@@ -79,23 +79,24 @@ def has_bfloat16(kind: str) -> bool:
 
 
 def choose_placement(device: str = "auto", dtype: Precision = "float32") -> Placement:
-    """The placement of `auto`, `cpu`, `cuda` or `cuda:N`; auto takes the first GPU that torch sees,
-    or, under a launcher of many processes, the one of this process. A processor without bfloat16
-    products gets float32: slower and no less exact.
+    """The placement of `auto`, `cpu`, `cuda` or `cuda:N`; auto and cuda take the first GPU that
+    torch sees, or, under a launcher of many processes, the one of this process. A processor without
+    bfloat16 products gets float32: slower and no less exact.
 
     Raises SpecError for another word, MissingDependencyError for a GPU that is not there.
     """
+    local = os.environ.get("LOCAL_RANK", "0")
     if device == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise SpecError(f"device {device!r} is unknown", "use auto, cpu, cuda or cuda:N")
     if kind == "cuda":
-        if int(number or 0) >= torch.cuda.device_count():
+        number = number or local
+        if int(number) >= torch.cuda.device_count():
             raise MissingDependencyError(
                 f"device {device} is not there: torch sees {torch.cuda.device_count()} NVIDIA GPUs",
                 "use --device cpu, or install torch for CUDA on a machine with a GPU",
             )
-        device = f"cuda:{number or 0}"
+        device = f"cuda:{number}"
     return Placement(device=device, dtype=dtype if has_bfloat16(kind) else "float32")

@@ -231,7 +231,9 @@ class Bundle:
         stages = self.spec.prune.stages if self.spec.prune is not None else 1
         share = spec.steps // stages
         steps = share if left else spec.steps - share * (stages - 1)
-        spec = spec.model_copy(update={"steps": steps})
+        # With one seed all stages would see the same first queries.
+        seed = spec.seed + stages - 1 - left
+        spec = spec.model_copy(update={"steps": steps, "seed": seed})
         pruned = self.pruned_with(left) if left else self.pruned
         inputs = {"data": self.data, "summaries": self.summaries, "student": pruned}
         if spec.teacher == "finetuned" and spec.steps:

@@ -121,9 +121,12 @@ def summarize_catalogue(
     kit: Kit, source: str, target: str, *, device: str = "auto", **how: Any
 ) -> dict[str, Any]:
     """Summaries of the jobs of `source` (Parquet; path or url) below `target`; `how` as `run_parts`
-    takes it. Raises DataError with file and row for what is no job."""
-    make_worker = partial(SummaryWorker, kit, source, device)
-    return run_parts(make_worker, plan_parts(Place(source)), source, target, **how)
+    takes it. Raises DataError with file and row for what is no job, and where there is none: what
+    is published from nothing would take the place of a whole catalogue."""
+    parts = plan_parts(Place(source))
+    if not parts:
+        raise DataError(f"{source} holds no jobs", "check what wrote it: one row is one job")
+    return run_parts(partial(SummaryWorker, kit, source, device), parts, source, target, **how)
 
 
 def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[tuple[str, Ids]]]]:
@@ -132,6 +135,8 @@ def catalogue_entries(folder: str) -> tuple[dict[str, Any], int, Iterator[list[t
     Raises DataError when it is none.
     """
     manifest, place = read_manifest(folder), Place(folder)
+    if not manifest["rows"]:
+        raise DataError(f"{folder} holds no jobs", "summarise a table that has some")
 
     def batches() -> Iterator[list[tuple[str, Ids]]]:
         held = 0

@@ -106,7 +106,8 @@ class Search:
                 continue
             losses[choice] = self._loss(scores, reference).value
             self.report(f"{choice.words}: {-losses[choice]:+.4f} NDCG@10, not recovered")
-        predicted = predict(self.axes, losses, self._works(), self._costs())
+        own = self._loss(self._made(self._references()[1]), reference).value
+        predicted = predict(self.axes, losses, self._works(), self._costs(), own)
         compressed = [one for one in front(predicted) if one.choice != start]
         running = shortlist(compressed, self.candidates)
         hoped = {one.choice: one.loss for one in running}
@@ -275,15 +276,9 @@ class Search:
         return costs
 
 
-def open_axes(
-    bundle: Bundle, geometry: Geometry, given: Mapping[str, list[int]]
-) -> dict[str, list[Any]]:
-    """The values of every axis: those given, or a fifth less in two steps; the model's own size and
-    the spec's own budget come first.
-
-    Raises SpecError for a spec that does not prune and recover, for a target whose engines do not
-    run here, and for a value above the model's.
-    """
+def require_searchable(bundle: Bundle) -> None:
+    """Raises SpecError for a spec that does not prune and recover, and for a target whose engines
+    do not run here."""
     spec = bundle.spec
     if spec.prune is None or spec.recover is None:
         raise SpecError(
@@ -294,6 +289,17 @@ def open_axes(
             f"the search cannot measure engine.target {bundle.target.name} here",
             "give a target whose engines run on this machine",
         )
+
+
+def open_axes(
+    bundle: Bundle, geometry: Geometry, given: Mapping[str, list[int]]
+) -> dict[str, list[Any]]:
+    """The values of every axis: those given, or a fifth less in two steps; the model's own size and
+    the spec's own budget come first.
+
+    Raises SpecError for a value above the model's.
+    """
+    spec = bundle.spec
     sizes = {
         "layers": (geometry.layers, 1, 1),
         "intermediate_size": (geometry.intermediate_size, 64, 64),
@@ -322,7 +328,7 @@ def open_axes(
                 f"choose among {', '.join(map(str, heads))}",
             )
         axes[name] = sorted({most, *values}, reverse=True)
-    plain = Bundle(change_spec(spec, {"engine": dict(bundle.target.unquantized)}))
+    plain = Bundle(change_spec(spec, {"engine": dict(bundle.target.unquantized or {})}))
     named = (bundle.target.precision(one.spec.engine) for one in (plain, bundle))
     axes["precision"] = list(dict.fromkeys(named))
     return axes

@@ -34,6 +34,7 @@ COLUMNS = (
     "NDCG@10",
     "delta",
     "order",
+    "delta order",
     "AUC 4 v 0",
     "|dp|",
     "ms per job",
@@ -82,7 +83,7 @@ def plan_compress_table(
         Cell(method=FULL_TEXT, budget=None, step=score_step(bundle, scorer, "full", on, own)),
     ]
     if own_ranker:
-        step = score_step(_trained_on_full(bundle), scorer, "full", on, own)
+        step = score_step(_trained_on_full(bundle, scorer), scorer, "full", on, own)
         cells.append(Cell(method=OWN_RANKER, budget=None, step=step))
     for method in methods:
         SUMMARIZERS.get(method)
@@ -97,12 +98,19 @@ def plan_compress_table(
     return cells
 
 
-def _trained_on_full(bundle: Bundle) -> Bundle:
+def _trained_on_full(bundle: Bundle, scorer: Row) -> Bundle:
     spec = bundle.spec
     if spec.finetune is None or not spec.finetune.steps:
         raise SpecError(
             "the spec trains nothing before it prunes: its ranker cannot be trained on full texts",
-            "set finetune.steps to what the ranker was trained with, and finetune.adapter: null",
+            "set finetune.steps to what the ranker was trained with, and finetune.adapter: null; "
+            "after pruning also recover.steps, recover.adapter: null and prune.recorded: null",
+        )
+    if scorer != "finetuned" and spec.recover is not None and spec.recover.adapter is not None:
+        raise SpecError(
+            f"recover.adapter {spec.recover.adapter} was trained for another ranker: on one that "
+            "was trained on full texts it says nothing",
+            "give --scorer finetuned, or set recover.adapter: null with recover.steps",
         )
     changes = {"finetune": _on_full(spec, spec.finetune, taught=spec.finetune.teacher is not None)}
     if spec.recover is not None:

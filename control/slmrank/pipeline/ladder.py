@@ -17,6 +17,7 @@ from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
 from slmrank.html_page import Table
+from slmrank.load.session import NOT_MEASURED
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
@@ -35,11 +36,14 @@ COLUMNS = (
     "NDCG@10",
     "delta",
     "order",
+    "delta order",
     "AUC 4 v 0",
     "items/s",
     "p95 ms",
     "times",
+    "times engine",
 )
+OWN_ENGINE = "+ engine"
 UNPRUNED: dict[str, Any] = {"prune": None, "recover": None}
 LISTINGS = 3  # that end in a window of measurement
 REFERENCE = 1  # the rung that ratios are against: transformers as people run it
@@ -65,7 +69,8 @@ class Rung:
 @dataclass(frozen=True, kw_only=True)
 class LadderRow:
     """One rung's figures. `bytes` are those of weights or engine on disk; `p95_ms` is the latency
-    of one listing, None where nothing is served; `ratio` is against transformers in bfloat16."""
+    of one listing, None where nothing is served; `ratio` is against transformers in bfloat16,
+    `engine_ratio` against the engine on full texts."""
 
     name: str
     parameters: int
@@ -74,6 +79,7 @@ class LadderRow:
     items_per_s: float | None
     p95_ms: float | None
     ratio: float | None
+    engine_ratio: float | None
 
 
 def plan_ladder(bundle: Bundle) -> list[Rung]:
@@ -95,15 +101,18 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
         return Bundle(change_spec(spec, *changes)) if changes else bundle
 
     engine = {"engine": plain}
+    whole: dict[str, Any] = {} if is_trained_trimmed(bundle) else {"trim": None}
     wide, narrow = ({"evaluate": {"dtype": one}} for one in ("float32", "bfloat16"))
     last = bundle.target.precision(spec.engine)
     rungs: list[tuple[str, tuple[Mapping[str, Any], ...], str, bool]] = [
-        ("transformers float32, full text", (UNPRUNED, wide), "finetuned", True),
-        ("transformers bfloat16, full text", (UNPRUNED, narrow), "finetuned", True),
-        ("+ engine", (UNPRUNED, engine), "engine", True),
-        ("+ summaries", (UNPRUNED, engine), "engine", False),
-        ("+ pruned and recovered", (engine,), "engine", False),
+        ("transformers float32, full text", (UNPRUNED, whole, wide), "finetuned", True),
+        ("transformers bfloat16, full text", (UNPRUNED, whole, narrow), "finetuned", True),
+        (OWN_ENGINE, (UNPRUNED, whole, engine), "engine", True),
+        ("+ summaries", (UNPRUNED, whole, engine), "engine", False),
     ]
+    if whole and spec.trim is not None:
+        rungs.append((f"+ {spec.trim.tokens} tokens", (UNPRUNED, engine), "engine", False))
+    rungs.append(("+ pruned and recovered", (engine,), "engine", False))
     if bundle.target.precision(variant(engine).spec.engine) != last:
         rungs.append((f"+ {last}", (), "engine", False))
     return [
@@ -116,6 +125,13 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
         )
         for name, changes, row, full in rungs
     ]
+
+
+def is_trained_trimmed(bundle: Bundle) -> bool:
+    """Whether the ranker was trained with a vocabulary that is cut: with the whole one it would be
+    another ranker, hours away."""
+    spec = bundle.spec
+    return spec.trim is not None and spec.finetune is not None and spec.finetune.steps > 0
 
 
 def measure_ladder(
@@ -147,6 +163,7 @@ def measure_ladder(
         else:
             speeds.append((artifact.figures["pairs"] / artifact.figures["scoring_s"], None))
     base = speeds[REFERENCE][0]
+    [own] = [rate for rung, (rate, _) in zip(rungs, speeds, strict=True) if rung.name == OWN_ENGINE]
     return [
         LadderRow(
             name=quality.name,
@@ -156,6 +173,7 @@ def measure_ladder(
             items_per_s=rate,
             p95_ms=p95,
             ratio=rate / base if rate and base else None,
+            engine_ratio=rate / own if rate and own else None,
         )
         for (parameters, size), quality, (rate, p95) in zip(sizes, table, speeds, strict=True)
     ]
@@ -227,7 +245,8 @@ def _served(
         change |= {"texts": "text", "tokens": [max(1, round(mean))]}
     else:
         change |= {"texts": "store"}
-    bundle = Bundle(change_spec(_whole(rung).spec, {"sweep": change}))
+    unkept = {"repository": dict.fromkeys(NOT_MEASURED)}
+    bundle = Bundle(change_spec(_whole(rung).spec, {"sweep": change}, unkept))
 
     session = open_bundle_session(bundle, store, watcher)
     points, _ = session.sweep(lambda _number, _total, point: report(f"{rung.name}: {point}"))
@@ -244,10 +263,10 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
             row.name,
             f"{row.parameters / 1e6:.1f}M",
             f"{row.bytes / 1e6:.0f}",
-            *figures_of(row.quality, COLUMNS[3:8]),
+            *figures_of(row.quality, COLUMNS[3:9]),
             f"{row.items_per_s:.3g}" if row.items_per_s else "-",
             f"{row.p95_ms:.0f}" if row.p95_ms else "-",
-            f"{row.ratio:.1f}" if row.ratio else "-",
+            *(f"{one:.1f}" if one else "-" for one in (row.ratio, row.engine_ratio)),
         ]
         for row in rows
     ]

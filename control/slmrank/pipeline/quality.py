@@ -61,7 +61,7 @@ def plan_quality(bundle: Bundle, *, served: bool, on: str = OWN) -> QualityPlan:
         rows.append(("recovered", "summary"))
     rows.append(("served" if served else "engine", "summary"))
     few: list[tuple[Row, Text]] = []
-    if spec.evaluate.full_text_queries and on == OWN:
+    if spec.evaluate.full_text_queries:
         few = [("finetuned", "full"), ("finetuned", "few")]
     return QualityPlan(
         rows={(row, text): score_step(bundle, row, text, on) for row, text in rows},

@@ -38,7 +38,7 @@ def score_step(
     SpecError for a set that the spec does not name.
     """
     evaluate = bundle.spec.evaluate
-    limited = on == OWN and text != "summary" and row != "minilm" and summarize is None
+    limited = text != "summary" and row != "minilm" and summarize is None
     sampled = evaluate.queries if on == OWN else evaluate.set_queries
     settings: dict[str, Any] = {
         "row": row,

@@ -89,7 +89,11 @@ def plan_variants(
 
 
 def reference_step(bundle: Bundle, on: str) -> Step:
-    """The scores that all are compared with: the spec's own ranker before pruning."""
+    """The scores that all are compared with: the spec's own ranker before pruning, on the texts
+    that it was trained on."""
+    trained = bundle.spec.finetune
+    if trained is not None and trained.text == "full":
+        return score_step(bundle, REFERENCE, "full", on, bundle.spec.summarize)
     return score_step(bundle, REFERENCE, on=on)
 
 
@@ -105,7 +109,10 @@ def measure_variants(
     """One row for each variant, behind that of the ranker before pruning, whose values are none."""
     step = reference_step(bundle, on)
     artifact = run(step, store, watcher, device=device)
-    reference = scored_row(NAMES[REFERENCE], REFERENCE, "summary", step, artifact, store)
+    full = step.settings["full_text"]
+    name = NAMES[REFERENCE] + (", full text" if full else "")
+    text = "full" if full else "summary"
+    reference = scored_row(name, REFERENCE, text, step, artifact, store)
     rows, pairs = [reference], [None]
     for variant in variants:
         artifact = run(variant.step, store, watcher, device=device)

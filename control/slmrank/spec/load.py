@@ -69,8 +69,9 @@ class SimulateSpec(Section):
     trace: str = "diurnal"
     """diurnal, burst, ramp, or a CSV with columns seconds, items_per_s"""
     load: float = Field(160.0, gt=0, description="base items/s of a synthetic trace")
-    burst: float = Field(3.0, ge=1, description="largest load over the base load")
-    hours: float | None = Field(None, gt=0, description="length; unset: diurnal 24, burst, ramp 2")
+    burst: float = Field(3.0, ge=1, description="largest over base load of a synthetic trace")
+    hours: float | None = Field(None, gt=0)
+    """length of a synthetic trace; unset: diurnal 24, burst, ramp 2"""
     cold_start_s: float = Field(90.0, ge=0, description="decision to serving, of a new replica")
     items: int = Field(4, ge=1, description="jobs in a request")
     service_ms: float | None = Field(None, gt=0)

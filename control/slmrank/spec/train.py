@@ -25,7 +25,7 @@ class TrainSpec(Section):
     adapter: Path | None = None
     """adapter folder (peft's format) to start from; further steps train it"""
     steps: int = Field(64, ge=0, description="optimizer steps; 0 only merges the adapter")
-    lora: LoraSpec | None = Field(None, description="train an adapter; unset: all weights")
+    lora: LoraSpec | None = Field(None, description="train an adapter; unset: all of the layers")
     list_loss: Literal["ranknet", "listnet"] | None = None
     """loss on the order inside a query, added to the KL"""
     list_weight: float = Field(0.5, gt=0, description="weight of list_loss")
@@ -65,8 +65,8 @@ class TrainSpec(Section):
     was trained on them"""
     text_tokens: int = Field(1024, ge=64, description="tokens of an item that is a full text")
     unlabelled_queries: int = Field(0, ge=0)
-    """further queries, made of the training jobs' own words, with jobs that nobody judged: the
-    teacher alone says their p"""
+    """at most so many further queries, made of the training jobs' own words, with jobs that nobody
+    judged for them: the teacher alone says their p"""
     patience: int | None = Field(None, ge=1)
     """evaluations without a better NDCG@10 after which training stops"""
 

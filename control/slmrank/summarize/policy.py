@@ -21,7 +21,8 @@ from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, served_text
 from slmrank.summarize.held_out import Judged, Reward, judged_jobs
-from slmrank.summarize.summarizer import Fitting, Progress
+from slmrank.summarize.sentences import cut_words
+from slmrank.summarize.summarizer import Encode, Fitting, Progress
 
 WARM_FOLDER = "warm"
 
@@ -80,14 +81,8 @@ def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], tar
 
     if target.is_dir():
         return
-    teacher = RankerKind().fit(fitting)
-    examples = [
-        {
-            "prompt": request_of(one.job, spec.source_tokens, fitting.encode),
-            "completion": f" {teacher.scorer.choose(one.job.description, spec.tokens - 2)}",
-        }
-        for one in jobs
-    ]
+    scorer = RankerKind().fit(fitting).scorer
+    examples = warm_up_examples(jobs, spec, scorer.choose, fitting.encode)
     arguments = SFTConfig(
         output_dir=str(target.with_name("warm-up")),
         num_train_epochs=spec.warm_up_epochs,
@@ -111,6 +106,22 @@ def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], tar
     _save_merged(trainer, fitting.base, target)
 
 
+def warm_up_examples(
+    jobs: Sequence[Judged], spec: GenerativeSpec, choose: Callable[[str, int], str], encode: Encode
+) -> list[dict[str, str]]:
+    """Requests, and what `choose` takes of the part of the posting that they show: of the whole
+    one, half of the words would be none that the model can read, and it would learn to make them
+    up."""
+    return [
+        {
+            "prompt": request_of(one.job, spec.source_tokens, encode),
+            "completion": " "
+            + choose(cut_words(one.job.description, spec.source_tokens, encode), spec.tokens - 2),
+        }
+        for one in jobs
+    ]
+
+
 def _reinforce(
     fitting: Fitting,
     spec: GenerativeSpec,
@@ -121,6 +132,7 @@ def _reinforce(
 ) -> list[dict[str, float]]:
     """The log of the training whose model is written into `target`."""
     from datasets import Dataset
+    from transformers import TrainerState
     from trl import GRPOConfig, GRPOTrainer
 
     rows = [
@@ -185,7 +197,12 @@ def _reinforce(
         states = Path(arguments.output_dir).glob("*/trainer_state.json")
         whole = [path.parent for path in states if _is_json(path)]
         newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        if newest is not None and int(newest.name.rpartition("-")[2]) >= spec.steps:
+            # It ended before its model was kept: the trainer would take one more step.
+            trainer._load_from_checkpoint(str(newest))
+            trainer.state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
+        else:
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     _save_merged(trainer, warm, target)
     return [_figures(record) for record in trainer.state.log_history]
 

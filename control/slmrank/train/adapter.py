@@ -87,11 +87,13 @@ def load_adapter(ranker: LoadedRanker, folder: Path, *, trainable: bool) -> Any:
             model = PeftModel.from_pretrained(
                 ranker.network, str(folder), is_trainable=trainable, torch_device="cpu"
             )
+        config = model.peft_config["default"]
+        if config.bias != "none" or getattr(config, "lora_bias", False):
+            raise ValueError("it trains biases, which are not kept here")
         # peft leaves out what a model has no layer for, and zero what the adapter lacks.
         kept = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
         if kept != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
             raise ValueError("it was made for other layers")
-        config = model.peft_config["default"]
         more = config.modules_to_save or getattr(config, "trainable_token_indices", None)
         outside = sorted(key for key in kept if ".layers." not in key)
         if more or outside:
@@ -126,7 +128,9 @@ def save_adapter(model: Any, folder: Path) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # The same on every machine: no path of the base model, no order of a set.
-    config |= {"base_model_name_or_path": None, "target_modules": sorted(config["target_modules"])}
+    targets = config["target_modules"]
+    named = targets if isinstance(targets, str) else sorted(targets)  # a pattern is one
+    config |= {"base_model_name_or_path": None, "target_modules": named}
     write_atomic(path, json.dumps(config, indent=2) + "\n")
 
 

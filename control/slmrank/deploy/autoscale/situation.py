@@ -58,6 +58,9 @@ def open_trace(spec: SimulateSpec, history: Path | None) -> Trace:
             )
         hours = spec.hours or HOURS[spec.trace]
         return make_trace(spec.trace, load=spec.load, burst=spec.burst, hours=hours, seed=spec.seed)
+    unused = sorted({"load", "burst", "hours"} & spec.model_fields_set)
+    if unused:
+        raise DataError(f"--{unused[0]} is for a synthetic trace, not for a file", "leave it out")
     path = Path(spec.trace)
     if not path.is_file():
         raise DataError(

@@ -84,6 +84,7 @@ def make_trained(spec: TrainSpec, teacher_path: Path | None, making: Making) -> 
         judged = {pair.query for pair in labelled.pairs["train"]}
         asked = sorted({one.query for one in queries} - judged)
         write_atomic(making.draft.path / UNLABELLED_FILE, json.dumps(asked) + "\n")
+        figures["unlabelled_queries"] = len(asked)  # fewer, where the jobs' words gave no more
     if figures.get("log"):
         write_log(making.draft.path / LOG_FILE, figures.pop("log"))
     save_model(ranker, student, making.draft.path)
