@@ -4,11 +4,14 @@ made."""
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -97,3 +100,53 @@ def test_a_shape_that_is_none_is_refused(bench: ModuleType) -> None:
     done = CliRunner().invoke(bench.main, ["spec.yaml", "--shape", "54"])
     assert done.exit_code == 2
     assert "'54' is not TOKENSxITEMS, such as 54x32" in done.output
+
+
+LATE = """
+import sys, time
+from worker import main
+
+def start(setting):
+    def score(requests):
+        time.sleep(requests[0].prefix[0])
+        return [0.5] * len(requests[0].items)
+    return score, {}
+
+main(start)
+"""
+
+
+def test_a_late_answer_is_nobodys(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a pass that took too long, every figure of a peer was of the request before."""
+    process = sys.modules["peers.process"]
+    shutil.copy2(PEERS / "worker.py", tmp_path / "worker.py")
+    (tmp_path / "peer_late.py").write_text(LATE)
+    monkeypatch.setattr(process, "HERE", tmp_path)
+    monkeypatch.setattr(process, "PASS_TIMEOUT_S", 1)
+    setting = {"threads": 1, "yes": 1, "no": 2}
+    peer = process.Peer("late", tmp_path / "made", tmp_path, setting, tmp_path)
+
+    def asked(seconds: int) -> bench.Request:  # type: ignore[name-defined]
+        return bench.Request(prefix=[seconds], items=[[1]], query="q", texts=["t"])
+
+    assert peer.score([asked(0)])[1] == [0.5]
+    for seconds in (3, 0):
+        with pytest.raises(process.PeerFault, match="no answer within 1 s"):
+            peer.score([asked(seconds)])
+
+
+def test_a_shape_that_no_text_fills_is_named(bench: ModuleType) -> None:
+    class Unspaced:
+        def body(self, text: str) -> list[int]:
+            return [0] * len(text)
+
+        def item(self, ids: list[int]) -> Any:
+            return SimpleNamespace(ids=[*ids, 0])
+
+    work = object.__new__(bench.Work)
+    work._encoder, work._random = Unspaced(), random.Random(0)
+    work._texts, work._queries = ["x" * 100], ["q"]
+    with pytest.raises(click.ClickException, match="no run of words"):
+        work._body(32)

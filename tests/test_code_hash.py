@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from slmrank.code_hash import _uses, code_hash, significant_text
+from slmrank.code_hash import _uses, code_hash, significant_text, source_hash
 from slmrank.data import wording
+from slmrank.errors import SpecError
+from slmrank.load.run import code_of
 
 from tests.conftest import ROOT
 
@@ -76,6 +78,26 @@ def test_where_a_plugin_lies_says_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setitem(sys.modules, folder, SimpleNamespace(__file__=str(module)))
         keys.add((code_hash(folder), code_hash(files=(module,))))
     assert len(keys) == 1
+
+
+def test_code_that_is_not_loaded_yet_counts_and_that_is_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key depended on what the process had imported."""
+    (tmp_path / "mine_of_a_test").mkdir()
+    for name in ("__init__", "build"):
+        (tmp_path / "mine_of_a_test" / f"{name}.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_hash("mine_of_a_test.build")
+    (tmp_path / "mine_of_a_test" / "build.py").write_text("x = 2\n")
+    source_hash.cache_clear()
+    assert code_hash("mine_of_a_test.build") != before
+    with pytest.raises(SpecError, match=r"no module mine_of_a_test\.biuld"):
+        code_hash("mine_of_a_test.biuld")
+
+
+def test_what_searches_a_rate_decides_it() -> None:
+    assert len({code_of("point"), code_of("slo"), code_hash("slmrank.load.perf_analyzer")}) == 3
 
 
 KEYS = """

@@ -39,3 +39,8 @@ def test_a_file_that_is_not_there_or_fails_is_named(
         monkeypatch.setenv(VARIABLE, str(path))
         with pytest.raises(SpecError, match=told):
             load_plugins()
+        # What asks again hears of it again, and does not get what is built in.
+        shapes: Registry[str] = Registry("shape", lambda: None)
+        for _ in range(2):
+            with pytest.raises(SpecError, match=told):
+                shapes.names()

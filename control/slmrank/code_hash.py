@@ -8,6 +8,8 @@ spec are in the key themselves, the rest decides no content.
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
 import io
 import re
 import sys
@@ -15,6 +17,7 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+from slmrank.errors import SpecError
 from slmrank.hashing import hash_file, hash_value
 
 PACKAGE = "slmrank"
@@ -36,6 +39,11 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
         name = waiting.pop()
         path = _path_of(name)
         if path is None:
+            if name in roots and name not in sys.modules:
+                raise SpecError(
+                    f"there is no module {name}, whose code decides an artifact",
+                    "name modules that can be imported",
+                )
             continue
         key = name if path.is_relative_to(_ROOT) else source_hash(path)
         if key in found:
@@ -91,12 +99,15 @@ def _uses(path: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
 
 
 def _path_of(name: str) -> Path | None:
-    """The file of a module of this package, or of one that is loaded already."""
+    """The file of a module of this package, or of another one, loaded or not."""
     if name.startswith(f"{PACKAGE}."):
         path = _ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
         return path if path.is_file() else None
     file = getattr(sys.modules.get(name), "__file__", None)
-    return Path(file) if file else None
+    if file is None and name not in sys.modules:
+        with contextlib.suppress(ImportError, ValueError):  # a folder above that is no package
+            file = getattr(importlib.util.find_spec(name), "origin", None)
+    return Path(file) if file and Path(file).is_file() else None
 
 
 def _left_out(name: str) -> bool:

@@ -39,10 +39,15 @@ class Registry(Generic[Kind]):
         return self._known[name]
 
     def _ready(self) -> None:
-        if not self._loaded:
-            self._loaded = True
+        if self._loaded:
+            return
+        self._loaded = True
+        try:
             # A plugin replaces a built-in one of its name, whichever is loaded first.
             plugins = dict(self._known)
             self._load()
             self._known |= plugins
             load_plugins()
+        except BaseException:  # what asks again must hear of it again
+            self._loaded = False
+            raise

@@ -80,6 +80,7 @@ class Peer:
             engine if name == "slmrank" else _converted(python, script, checkpoint, root, setting)
         )
         self.name, self._log = name, log
+        self._fault: PeerFault | None = None
         began = time.monotonic()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -106,16 +107,22 @@ class Peer:
         self._signal(signal.SIGSTOP)
 
     def score(self, requests: Sequence[Request]) -> tuple[float, list[float]]:
-        """Seconds and P("yes") of every item. Raises PeerFault."""
+        """Seconds and P("yes") of every item. Raises PeerFault, from then on at every call: a late
+        answer would be taken for that of the next request."""
         assert self._process.stdin is not None
+        if self._fault is not None:
+            raise self._fault
         self._signal(signal.SIGCONT)
         try:
             line = json.dumps([asdict(one) for one in requests]) + "\n"
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
             seconds, found = self._answer(PASS_TIMEOUT_S)
-        except BrokenPipeError as error:
-            raise PeerFault(f"ended: {last_line(self._log)}") from error
+        except (BrokenPipeError, PeerFault) as error:
+            told = error if isinstance(error, PeerFault) else f"ended: {last_line(self._log)}"
+            self._fault = PeerFault(str(told))
+            self.close()
+            raise self._fault from error
         finally:
             self._signal(signal.SIGSTOP)
         return float(seconds), [float(one) for one in found]

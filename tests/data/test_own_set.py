@@ -15,8 +15,9 @@ from pyarrow import parquet
 from pydantic import ValidationError
 from slmrank.data.labelled import read_labelled
 from slmrank.data.own_set import write_own_set
+from slmrank.data.parquet import read_parquet
 from slmrank.data.parts import Place
-from slmrank.data.records import LabelledSet, Pair, read_jsonl
+from slmrank.data.records import Job, LabelledSet, Pair, read_jsonl
 from slmrank.errors import DataError
 from slmrank.pipeline.data_step import data_step
 from slmrank.spec.data import JsonlData, OwnData, ParquetData
@@ -70,6 +71,27 @@ def test_as_many_queries_are_dealt_to_a_split_as_its_share_says(tmp_path: Path) 
     for split, share in (("test", 0.3), ("dev", 0.2), ("train", 0.5)):
         queries = {pair.query for pair in made.pairs[split]}
         assert len(queries) / 2000 == pytest.approx(share, abs=0.04), split
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "sizes", [[60, *[2] * 20], [10] * 6, [25] * 8], ids=["one", "six", "eight"]
+)
+def test_large_groups_are_not_left_to_chance(tmp_path: Path, seed: int, sizes: list[int]) -> None:
+    """One of 60 % of the queries was all that was tested; of six none were."""
+    owner = [group for group, size in enumerate(sizes) for _ in range(size)]
+    given = [
+        one | {"group": f"g{owner[int(one['query'].split()[1])]}"} for one in pairs(len(owner))
+    ]
+    spec = jsonl(tmp_path, given).model_copy(update={"seed": seed})
+    made = read_own_set(spec, tmp_path / "made")
+    share = {
+        split: len({pair.query for pair in of}) / len(owner) for split, of in made.pairs.items()
+    }
+    largest = max(sizes) / len(owner)
+    assert 0 < share["test"] <= 0.2 + largest / 2
+    assert 0 < share["dev"] <= 0.2 + largest / 2
+    assert share["train"] > 0.3
 
 
 def test_queries_that_share_a_group_over_others_stay_together(tmp_path: Path) -> None:
@@ -224,6 +246,17 @@ def test_a_pair_without_a_split_goes_where_its_query_is(tmp_path: Path) -> None:
     made = read_own_set(jsonl(tmp_path, given), tmp_path / "made")
     assert {f"query {n}" for n in range(40)} <= {pair.query for pair in made.pairs["test"]}
     assert {pair.query for pair in made.pairs["dev"]} >= {f"query {n}" for n in range(50, 60)}
+
+
+def test_whole_numbers_and_any_glob_are_taken_of_parquet(tmp_path: Path) -> None:
+    spec = as_parquet(tmp_path, pairs())
+    expected = read_own_set(spec, tmp_path / "made")
+    parts = spec.model_copy(update={"pairs": spec.pairs / "part-[0-9].parquet"})
+    assert read_own_set(parts, tmp_path / "made").pairs == expected.pairs
+    numbered = [{**job, "job_id": int(job["job_id"][1:])} for job in JOBS]
+    parquet.write_table(arrow.Table.from_pylist(numbered), tmp_path / "numbered.parquet")
+    found = list(read_parquet(tmp_path / "numbered.parquet", Job))
+    assert [job.job_id for job in found] == [job["job_id"][1:] for job in JOBS]
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:

@@ -168,9 +168,8 @@ def test_the_descent_keeps_what_beats_the_spread() -> None:
     def measure(settings: dict[str, int]) -> Candidate:
         return candidate(settings, rates[settings["threads"], settings["delay"]])
 
-    found = list(
-        descend({"threads": 1, "delay": 0}, {"threads": [2, 4], "delay": [500, 900]}, measure)
-    )
+    axes = {"threads": [2, 4], "delay": [500, 900]}
+    found = list(descend({"threads": 1, "delay": 0}, axes, measure, 4))
     assert [tuple(one.settings.values()) for one in found] == [
         (1, 0),
         (2, 0),
@@ -183,6 +182,18 @@ def test_the_descent_keeps_what_beats_the_spread() -> None:
     assert winner(found[:4]).settings == {"threads": 2, "delay": 0}
     assert not candidate({}, None).beats(candidate({}, None))
     assert candidate({}, 1.0).beats(candidate({}, None))
+
+
+def test_instances_share_the_cores_that_one_has_alone() -> None:
+    """Two with all cores each only lose, and half of them each were never tried."""
+    rates = {(1, 0): 10.0, (2, 8): 13.0, (2, 1): 2.0, (2, 16): 9.0}
+
+    def measure(settings: dict[str, int]) -> Candidate:
+        return candidate(settings, rates[settings["instances"], settings["threads"]])
+
+    axes = {"instances": [1, 2], "threads": [1, 8, 16]}
+    found = list(descend({"instances": 1, "threads": 0}, axes, measure, 16))
+    assert winner(found).settings == {"instances": 2, "threads": 8}
 
 
 def test_default_axes_fit_the_cores() -> None:

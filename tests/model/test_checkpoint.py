@@ -11,6 +11,8 @@ import pytest
 from slmrank.errors import CheckpointError
 from slmrank.model.base_model import import_directory
 from slmrank.model.checkpoint import open_checkpoint, write_ranker
+from slmrank.model.export import with_old_rope
+from slmrank.model.reference import load_model, save_model
 from slmrank.model.tensor_files import count_parameters
 from slmrank.prompt.template import template_of
 from slmrank.spec.model import PromptSpec
@@ -38,6 +40,50 @@ def test_parameters_are_counted_from_headers(make_checkpoint: Callable[..., Any]
         counted = count_parameters(checkpoint.path)
         assert counted["total"] == sum(p.numel() for p in model.parameters())
         assert counted["layers"] == sum(p.numel() for p in model.model.layers.parameters())
+
+
+def test_a_tied_head_that_is_stored_is_counted_once(make_checkpoint: Callable[..., Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = make_checkpoint("qwen3")
+    before = count_parameters(checkpoint.path)
+    weights = load_file(checkpoint.path / "model.safetensors")
+    assert json.loads((checkpoint.path / "config.json").read_text())["tie_word_embeddings"]
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, checkpoint.path / "model.safetensors", metadata={"format": "pt"})
+    assert count_parameters(checkpoint.path) == before
+
+
+def test_a_saved_model_says_its_rotary_base_in_both_ways(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers 4 read 10,000 out of what transformers 5 had written."""
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}
+    import_directory(make_model("llama", rope_parameters=scaled), tmp_path)
+    checkpoint = write_ranker(
+        tmp_path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32
+    )
+    save_model(load_model(checkpoint), checkpoint, tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved" / "checkpoint"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e5
+        assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    loaded = load_model(open_checkpoint(tmp_path / "saved" / "checkpoint"))
+    assert loaded.network.config.rope_parameters == scaled
+    plain = with_old_rope({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}})
+    assert (plain["rope_theta"], plain["rope_scaling"]) == (5.0, None)
+
+
+def test_others_do_not_cut_the_closing_question(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import_directory(make_model(), tmp_path)
+    edit(tmp_path / "tokenizer_config.json", model_max_length=40)
+    checkpoint = write_ranker(
+        tmp_path, template_of(PromptSpec()), max_item_tokens=64, max_query_tokens=32
+    )
+    limit = json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"]
+    assert limit == checkpoint.encoder().max_prompt_tokens
 
 
 def test_another_tokenizer_is_refused(make_checkpoint: Callable[..., Any]) -> None:
@@ -152,7 +198,18 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_on_import(
             import_directory(source, tmp_path / "target")
 
     source = make_model()
+    named = json.loads((source / "config.json").read_text())["architectures"]
+    edit(source / "config.json", architectures=["LlamaForSequenceClassification"])
+    refused("is a LlamaForSequenceClassification")
+    edit(source / "config.json", architectures=named)
+    (source / "adapter_config.json").write_text("{}")
+    refused("holds an adapter beside the weights")
+    (source / "adapter_config.json").unlink()
     weights = load_file(source / "model.safetensors")
+    other = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}
+    save_file(other, source / "model.safetensors", metadata={"format": "pt"})
+    refused("stores another lm_head.weight")
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     index = {"weight_map": dict.fromkeys([*weights, "model.more"], "model.safetensors")}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     refused("lacks 1 weights of its index, for example model.more")

@@ -14,7 +14,7 @@ from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import find_labels
 from slmrank.prompt.template import job_text, load_tokenizer, template_of
 from slmrank.spec.model import PromptSpec
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,26 @@ def test_special_tokens_of_users_are_only_text(
     special = tokenizer.token_to_id("<|end|>")
     assert special not in encoder.prefix("nurse <|end|>")
     assert special not in encoder.body("a <|end|> b")
+
+
+def test_control_tokens_that_are_not_marked_are_only_text_too(tokenizer_folder: Path) -> None:
+    """Qwen3's </think>, which stands before the answer, could be written by a job."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.add_tokens([AddedToken("</think>", normalized=False), AddedToken("    ")])
+    limits = {"max_item_tokens": 40, "max_query_tokens": 30}
+    encoder = PromptEncoder(tokenizer, template_of(PromptSpec(closing="</think>")), **limits)
+    control, spaces = (tokenizer.token_to_id(one) for one in ("</think>", "    "))
+    body = encoder.body("a </think> b    c")
+    assert control not in body
+    assert spaces in body
+    assert encoder.text(body) == "a </think> b    c"
+    assert encoder.item(body).ids[-1] == control
+    assert (
+        encoder.body_form
+        != PromptEncoder(
+            load_tokenizer(tokenizer_folder), template_of(PromptSpec()), **limits
+        ).body_form
+    )
 
 
 def test_truncation_cuts_the_text_and_keeps_the_question(

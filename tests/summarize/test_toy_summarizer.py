@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from slmrank.client.client import RankClient
+from slmrank.code_hash import code_hash
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import Job
 from slmrank.model.checkpoint import open_checkpoint
@@ -20,7 +21,7 @@ from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.registry import SUMMARIZERS
-from slmrank.summarize.summarizer import Encode, Fitting, Summary
+from slmrank.summarize.summarizer import Encode, Fitting, Summary, identity_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class FirstWordsKind:
 
 
 SUMMARIZERS.register("first-words", FirstWordsKind())
+
+
+def test_its_code_is_part_of_what_its_summaries_are(tiny: Any) -> None:
+    """A plugin that was edited kept the summaries of before under a new key."""
+    checkpoint = open_checkpoint(run(tiny.bundle.base, tiny.store).path / "checkpoint")
+    encoder = checkpoint.encoder()
+    identity = identity_of("t", encoder, FirstWords(3, encoder.bodies))
+    assert identity["code"] == code_hash(__name__)
+    assert identity["words"] == 3
 
 
 @pytest.mark.long

@@ -13,9 +13,9 @@ from slmrank.pipeline.status import read_status
 @spec_options
 @json_option
 def status_command(opened: Opened, as_json: bool) -> None:
-    """List every artifact of SPEC: made, stale (and what differs: a setting, an input, the code
-    that makes it), or missing. Needs no training package, so it also runs where a bundle is only
-    served. Versions of tools decide nothing; others than here are noted.
+    """List every artifact up to SPEC's repository: made, stale (and what differs: a setting, an
+    input, the code that makes it), or missing. Needs no training package, so it also runs where a
+    bundle is only served. Versions of tools decide nothing; others than here are noted.
 
     \b
     Example:

@@ -3,14 +3,18 @@ step that they run."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import click
 
 from slmrank.cli.display import show_artifact, show_plan
 from slmrank.cli.options import How, Opened, force_option, run_options, spec_options
+from slmrank.errors import MissingDependencyError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step
+from slmrank.train.log import LOG_FILE, read_log
+from slmrank.train.plot import draw_log
 
 
 def _verb(
@@ -31,7 +35,16 @@ def _verb(
         if how.dry_run:
             show_plan([step], opened.store, as_json=how.as_json, force=force)
             return
-        show_artifact(opened.run(step, force=force, device=how.device), as_json=how.as_json)
+        made = opened.run(step, force=force, device=how.device)
+        show_artifact(made, as_json=how.as_json)
+        if (made.path / LOG_FILE).is_file() and not how.as_json:
+            plot = opened.store.root / "reports" / f"{name}-{made.key[:8]}.png"
+            with contextlib.suppress(MissingDependencyError):
+                title = f"{opened.bundle.spec.name}, {name}"
+                image = draw_log(read_log(made.path / LOG_FILE), title)
+                plot.parent.mkdir(parents=True, exist_ok=True)
+                plot.write_bytes(image)
+                click.echo(f"plot: {plot}")
 
     given = [*([""] if alone else []), *([f" {example}"] if example else [])]
     lines = "".join(f"\n  control {name} build/demo.yaml{one}" for one in given)

@@ -71,7 +71,7 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
                 bundle, settings, store, display, lambda text: click.echo(text, err=True)
             )
 
-    found = list(descend(start, axes, measure))
+    found = list(descend(start, axes, measure, usable_cores()))
     best = winner(found)
     if best.items_per_s is None:
         raise SweepError("no setting meets the objective at any rate", "raise sweep.slo.latency_ms")

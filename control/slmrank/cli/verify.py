@@ -11,6 +11,10 @@ from slmrank.cli.display import print_json
 from slmrank.cli.options import PathType, json_option
 from slmrank.repository.generate import check_repository
 from slmrank.repository.verify import read_expected, verify_engine, verify_repository
+from slmrank.serving.prepare import read_summarizing
+from slmrank.store.registry import store_kind
+from slmrank.summarize.registry import SUMMARIZERS
+from slmrank.triton.config import PREPARE
 
 
 @click.command("verify")
@@ -32,6 +36,10 @@ def verify_command(
     expected = read_expected(manifest or repository / MANIFEST)
     total = verify_repository(repository, expected)
     models = check_repository(repository)
+    if PREPARE in models:  # registered ones need their code, here and in the pod
+        spec = read_summarizing(repository / PREPARE / "1").spec
+        SUMMARIZERS.get(spec.method)
+        store_kind(spec.store)
     if engine is not None:
         verify_engine(engine, expected)
     if as_json:

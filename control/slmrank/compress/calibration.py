@@ -57,11 +57,16 @@ def embed(
     width = ranker.network.config.hidden_size
     folder = scratch if 4 * width * sum(map(len, prompts)) > memory_bytes else None
     batches = []
+    # Once for each length: one of every batch took 41 bytes a token, 1.6 GB of 40 million.
+    shared: dict[int, tuple[tuple[Tensor, Tensor], Tensor]] = {}
     for start in range(0, len(ordered), BATCH_PROMPTS):
         rows = pad_rows(ordered[start : start + BATCH_PROMPTS], ranker.placement)
         steps = torch.arange(rows.ids.shape[1], device=device)[None]
         hidden = model.embed_tokens(rows.ids)
-        rotary = model.rotary_emb(hidden, steps)
+        size = rows.ids.shape[1]
+        if size not in shared:
+            mask = group_mask(ranker.network, causal_mask(size, device))
+            shared[size] = (model.rotary_emb(hidden, steps), mask)
         if folder is not None:
             hidden = _mapped(hidden, folder / f"states-{start}.bin")
         batches.append(
@@ -69,8 +74,8 @@ def embed(
                 hidden=hidden,
                 real=steps < rows.lengths[:, None],
                 lengths=rows.lengths,
-                rotary=rotary,
-                mask=group_mask(ranker.network, causal_mask(rows.ids.shape[1], device)),
+                rotary=shared[size][0],
+                mask=shared[size][1],
             )
         )
     return batches

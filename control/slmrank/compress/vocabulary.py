@@ -136,6 +136,8 @@ def trim_checkpoint(source: Path, target: Path, kept: npt.NDArray[np.int64]) -> 
     config = read_config(source)
     new_ids = {int(old): new for new, old in enumerate(kept)}
     index = read_index(source)
+    if config.get("tie_word_embeddings"):
+        index.pop("lm_head.weight", None)  # the embedding again
     tensors = [
         NewTensor(
             name=name,

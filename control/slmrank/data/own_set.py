@@ -19,6 +19,7 @@ from slmrank.spec.data import OwnData
 
 Progress = Callable[[int, str], None]
 PROGRESS_EVERY = 10_000
+LARGE = 0.02  # of the queries: what is larger is not left to chance
 LEAST_DEALT = 20  # of fewer queries, one large group is chance
 
 
@@ -39,9 +40,11 @@ def write_own_set(
     write_jsonl(target / JOBS_FILE, _once(_records(spec, spec.jobs, Job, progress), spec, known))
     if not known:
         raise DataError(f"{spec.jobs} holds no jobs", "write one record per job")
-    named: dict[str, Split] = {}
+    named: dict[str, Split | None] = {}
     together = _together(_noting(_records(spec, spec.pairs, Pair, progress), named))
-    chosen = {together(name): split for name, split in named.items()}
+    chosen = {together(name): split for name, split in named.items() if split is not None}
+    free = Counter(hung for name in named if (hung := together(name)) not in chosen)
+    dealt_whole = {} if only_tested else _deal_whole(free, spec)
     pairs = {split: PairColumns(split) for split in SPLITS}
     place: dict[str, Split] = {}
     dealt_together: Counter[str] = Counter()
@@ -53,7 +56,7 @@ def write_own_set(
             )
         name = same_query(pair.query)
         hung = together(name)
-        dealt: Split = "test" if only_tested else _deal(hung, spec)
+        dealt: Split = "test" if only_tested else dealt_whole.get(hung) or _deal(hung, spec)
         split = pair.split or chosen.get(hung, dealt)
         if hung not in chosen and name not in place:
             dealt_together[hung] += 1
@@ -113,11 +116,11 @@ def _once(jobs: Iterable[Job], spec: OwnData, known: set[str]) -> Iterator[Job]:
         yield job
 
 
-def _noting(pairs: Iterable[Pair], named: dict[str, Split]) -> Iterator[Pair]:
-    """The pairs, whose queries go into `named` where they name a split."""
+def _noting(pairs: Iterable[Pair], named: dict[str, Split | None]) -> Iterator[Pair]:
+    """The pairs, whose queries go into `named`, with the split that they name."""
     for pair in pairs:
-        if pair.split is not None:
-            named.setdefault(same_query(pair.query), pair.split)
+        name = same_query(pair.query)
+        named[name] = named.get(name) or pair.split
         yield pair
 
 
@@ -166,9 +169,40 @@ def _check_groups(pairs: dict[Split, PairColumns], path: Path) -> None:
                 )
 
 
-def _deal(name: str, spec: OwnData) -> Split:
+def _deal_whole(queries: Counter[str], spec: OwnData) -> dict[str, Split]:
+    """The split of each of what hangs together, where some of it is large (`queries` by name): by
+    chance alone a group of 60 % of the queries may be all that is tested, and of six none. In the
+    order of their hashes they fill test, then dev, as far as their shares; one more than half over
+    is left to the next. Empty where all are small: then a group stays where it is, whatever comes
+    to the others."""
+    total = queries.total()
+    if not total or max(queries.values()) <= LARGE * total:
+        return {}
+    places: dict[str, Split] = dict.fromkeys(queries, "train")
+    left = sorted(queries, key=lambda name: _place(name, spec))
+    shares: tuple[tuple[Split, float], ...] = (("test", spec.test_share), ("dev", spec.dev_share))
+    for split, share in shares:
+        wanted, held = share * total, 0
+        for name in left:
+            if held + queries[name] / 2 <= wanted:
+                places[name] = split
+                held += queries[name]
+        left = [name for name in left if places[name] == "train"]
+        if not held and wanted and len(left) > 1:
+            least = min(left, key=lambda name: (queries[name], _place(name, spec)))
+            places[least] = split
+            left.remove(least)
+    return places
+
+
+def _place(name: str, spec: OwnData) -> float:
+    """Where the hash of a name lies in [0, 1)."""
     digest = hashlib.sha256(f"{spec.seed}:{name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _deal(name: str, spec: OwnData) -> Split:
+    place = _place(name, spec)
     if place < spec.test_share:
         return "test"
     return "dev" if place < spec.test_share + spec.dev_share else "train"

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
 BATCH_ROWS = 8192
+NAMES = ("job_id", "group", "kind")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -60,12 +62,12 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
     path name. Raises DataError when there is none."""
     if path.is_dir():
         named = [path]
-    elif "*" in str(path) or "?" in str(path):
+    elif has_magic(str(path)) and not path.exists():
         root = Path(path.anchor) if path.is_absolute() else Path()
         named = [*root.glob(str(path.relative_to(root) if path.is_absolute() else path))]
     else:
         named = [path]
-    fixed = len(list(itertools.takewhile(lambda part: not set(part) & {*"*?"}, path.parts)))
+    fixed = len(list(itertools.takewhile(lambda part: not has_magic(part), path.parts)))
     # A folder of one table may be named like a file.
     below = (_tables_below(one) if one.is_dir() else [one] for one in named)
     found = {
@@ -109,5 +111,9 @@ def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
 
 
 def given(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without its nulls."""
-    return {name: value for name, value in row.items() if value is not None}
+    """A row without its nulls; ids that are whole numbers, as warehouses keep them, as texts."""
+    return {
+        name: str(value) if name in NAMES and type(value) is int else value
+        for name, value in row.items()
+        if value is not None
+    }

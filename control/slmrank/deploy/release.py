@@ -108,6 +108,7 @@ class Release(Section):
     instances: int = Field(1, ge=1, description="processes that load the engine")
     max_queue_size: int = Field(ge=1, description="requests that wait for a replica's engine")
     queue_timeout_us: int = Field(ge=1, description="longest predicted time to an answer")
+    max_items: int = Field(1000, ge=1, description="jobs of a request")
     cache_mib: int = Field(0, ge=0, description="that the score caches of a pod may take")
     store_ports: list[int] = Field(
         default_factory=list, description="of the shared summary store and score cache"
@@ -242,6 +243,7 @@ def make_release(
         "instances": spec.repository.instances if isinstance(target, InProcessTarget) else 1,
         "max_queue_size": spec.repository.max_queue_size,
         "queue_timeout_us": spec.queue_timeout_us,
+        "max_items": spec.repository.max_items,
         "cache_mib": cache.memory_mb * ranker_count(repository.path) if cache else 0,
         "store_ports": shared_ports(spec),
         "deploy": spec.deploy.settings(),
@@ -277,12 +279,11 @@ def _validated(given: Any, name: str, where: str = "the section deploy of the sp
     try:
         return Release.model_validate(given)
     except ValidationError as error:
-        told = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}".lstrip(
-                ": "
-            )
+        faults = (
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
             for one in error.errors()
         )
+        told = "; ".join(one.lstrip(": ") for one in faults)
         raise DeployError(f"{name}: {told}", f"correct {where}") from error
 
 

@@ -46,6 +46,7 @@ def _pod(release: Release) -> Object:
     volumes, mounts = tls_volumes(release)
     command = ["control", "gateway", "--url", f"{service_host(release)}:{GRPC}"]
     command += ["--address", "0.0.0.0", "--port", str(PORT)]
+    command += ["--max-documents", str(release.max_items)]
     if tls is not None:
         command += ["--ranker-authority", f"{TLS}/ca.crt"]
         if tls.clients:

@@ -200,6 +200,19 @@ def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> In
     return _interval(auc_top_against_zero(listings), np.array(sampled))
 
 
+def auc_difference(
+    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
+) -> Interval:
+    """AUC of a minus that of b over the same pairs, with its paired interval."""
+
+    def difference(of: Sequence[int] | npt.NDArray[np.intp]) -> float:
+        return auc_top_against_zero([a[one] for one in of]) - auc_top_against_zero(
+            [b[one] for one in of]
+        )
+
+    return _interval(difference(range(len(a))), np.array([difference(one) for one in draws[:300]]))
+
+
 def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:
     """Share of same-query pairs that b orders as a does, among those that a sets apart by more
     than `margin`; NaN when there are none, so that a flat model is not taken for a good one."""

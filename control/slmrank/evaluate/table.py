@@ -16,6 +16,7 @@ from slmrank.evaluate.metrics import (
     Interval,
     Listing,
     align,
+    auc_difference,
     auc_interval,
     auc_top_against_zero,
     ece_interval,
@@ -57,6 +58,7 @@ class QualityRow:
     ndcg10: Interval
     auc: Interval
     delta_ndcg10: Interval | None
+    delta_auc: Interval | None
     mean_abs_dp: float | None
     mrr: Interval
     order: Interval
@@ -114,6 +116,7 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
         ndcg10=ndcg_interval(listings, draws),
         auc=auc_interval(listings, draws),
         delta_ndcg10=(ndcg_difference(listings, base.listings, draws) if compared else None),
+        delta_auc=auc_difference(listings, base.listings, draws) if compared else None,
         mean_abs_dp=(
             mean_abs_dp(listings, base.listings)
             if compared and row.probabilistic and base.probabilistic

@@ -61,6 +61,7 @@ from slmrank.gateway.shapes import (
     warnings_of,
 )
 from slmrank.gateway.ui import Shelf, page_routes
+from slmrank.spec.repository import RepositorySpec
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -90,7 +91,7 @@ class Limits:
     """What one request may ask for. `tokens`: bearer tokens that are let in, or what says them now;
     none: everybody."""
 
-    max_documents: int = 1000
+    max_documents: int = RepositorySpec.model_fields["max_items"].default
     max_request_bytes: int = 8 * 2**20
     max_in_flight: int = 256
     body_s: float = 10.0

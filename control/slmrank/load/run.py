@@ -37,7 +37,7 @@ from slmrank.spec.load import SweepSpec
 KIND = "point"
 DRIFT_REPEAT = 1_000_000
 WARM_UP = Measuring(spec=SweepSpec(window_ms=300, trials=3, stability_percent=100_000))
-CODE = "slmrank.load.perf_analyzer"
+MODULES = {KIND: "slmrank.load.run"}  # of other kinds: their own name
 Progress = Callable[[int, int, str], None]
 
 
@@ -68,7 +68,12 @@ class Subject:
     def key(self, kind: str, settings: Mapping[str, Any], given: PointInput) -> str:
         """The key of a measurement of this subject."""
         decisive = {**settings, "perf_analyzer": self.tool, "versions": dict(self.versions)}
-        return artifact_key(kind, decisive, self.inputs(given), code_hash(CODE))
+        return artifact_key(kind, decisive, self.inputs(given), code_of(kind))
+
+
+def code_of(kind: str) -> str:
+    """Hash of the code that makes measurements of a kind: a search is more than its points."""
+    return code_hash(MODULES.get(kind, f"slmrank.load.{kind}"))
 
 
 def identity_key(identity: Mapping[str, str]) -> str:
@@ -103,13 +108,13 @@ class Bench:
     host: dict[str, Any] = field(default_factory=host_facts)
 
     def lineage(
-        self, settings: Mapping[str, Any], given: PointInput, **host: Any
+        self, settings: Mapping[str, Any], given: PointInput, kind: str = KIND, **host: Any
     ) -> dict[str, Any]:
-        """What the manifest of a measurement says beside its figures."""
+        """What the manifest of a measurement of a kind says beside its figures."""
         return {
             "settings": settings,
             "inputs": {**self.subject.inputs(given), "identity": dict(self.subject.identity)},
-            "code": code_hash(CODE),
+            "code": code_of(kind),
             "versions": {**self.subject.versions, "perf_analyzer": self.analyzer.version},
             "host": {**self.host, **host},
         }

@@ -146,7 +146,7 @@ def find_slo(
         return found
     settings = _settings(task, slo)
     key = bench.subject.key(KIND, settings, task.given)
-    lineage = bench.lineage(settings, task.given)
+    lineage = bench.lineage(settings, task.given, KIND)
     with bench.store.lock(KIND, key):
         found = known_slo(bench.store, bench.subject, task, slo)
         if found is None or bench.again:  # no other process searched it meanwhile

@@ -37,15 +37,20 @@ def descend(
     start: Settings,
     axes: Mapping[str, Sequence[int]],
     measure: Callable[[Settings], Candidate],
+    cores: int,
 ) -> Iterator[Candidate]:
-    """Yield candidates as they are measured; the first is `start` (pure but for `measure`)."""
+    """Yield candidates as they are measured; the first is `start` (pure but for `measure`). Where
+    an instance takes all cores, several of them share these: each with all would only lose."""
     best = measure(start)
     yield best
     for name, values in axes.items():
         for value in values:
             if value == best.settings.get(name):
                 continue
-            tried = measure({**best.settings, name: value})
+            changed = {**best.settings, name: value}
+            if name == "instances" and value > 1 and best.settings.get("threads") == 0:
+                changed["threads"] = max(1, cores // value)
+            tried = measure(changed)
             yield tried
             if tried.beats(best):
                 best = tried

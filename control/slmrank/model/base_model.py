@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from slmrank.errors import CheckpointError
-from slmrank.model.checkpoint import TOKENIZER_FILES, read_config, read_geometry
+from slmrank.model.checkpoint import SUPPORTED, TOKENIZER_FILES, read_config, read_geometry
 from slmrank.model.quiet import quiet
-from slmrank.model.tensor_files import read_header
+from slmrank.model.tensor_files import read_header, read_index, same_content
 
 
 def import_gguf(gguf: Path, target: Path) -> None:
@@ -71,7 +71,18 @@ def import_directory(source: Path, target: Path) -> None:
     Raises CheckpointError for another architecture, weights that are missing or cut short, or a
     slow tokenizer.
     """
-    read_geometry(source)
+    geometry, config = read_geometry(source), read_config(source)
+    named, causal = config.get("architectures"), SUPPORTED[geometry.family]
+    if named and causal not in named:
+        raise CheckpointError(
+            f"{source} is a {named[0]}: it does not score by two of its words",
+            f"give the {causal} that it was made from",
+        )
+    if (source / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{source} holds an adapter beside the weights, which is not applied here",
+            "merge it, or give its folder as finetune.adapter and the weights alone as base.source",
+        )
     weights = sorted(source.glob("*.safetensors"))
     if not weights:
         raise CheckpointError(
@@ -81,7 +92,7 @@ def import_directory(source: Path, target: Path) -> None:
         raise CheckpointError(
             f"{source} has no tokenizer.json", "save the checkpoint with a fast tokenizer"
         )
-    if "quantization_config" in read_config(source):
+    if "quantization_config" in config:
         raise CheckpointError(
             f"{source} holds quantized weights", "give the checkpoint that they were made from"
         )
@@ -104,6 +115,14 @@ def import_directory(source: Path, target: Path) -> None:
             f"{source} lacks {len(lacking)} weights of its config.json, for example {lacking[0]}",
             "save the whole model again",
         )
+    head = "lm_head.weight"
+    if config.get("tie_word_embeddings") and head in names:
+        index = read_index(source)
+        if not same_content(index[embedding], index[head]):
+            raise CheckpointError(
+                f"{source} ties the head to the embedding, but stores another {head}",
+                "set tie_word_embeddings to false in its config.json, or remove that weight",
+            )
     for path in imported_files(source):
         shutil.copy2(path, target / path.name)
 

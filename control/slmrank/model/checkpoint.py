@@ -14,7 +14,13 @@ from typing import Any
 
 from slmrank.artifacts import write_atomic
 from slmrank.errors import CheckpointError
-from slmrank.model.export import exported_files, text_is_enough, with_pad_token
+from slmrank.model.export import (
+    exported_files,
+    text_is_enough,
+    with_old_rope,
+    with_pad_token,
+    with_room,
+)
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.labels import Labels, find_labels
 from slmrank.prompt.template import PromptTemplate, load_tokenizer, tokenizer_hash
@@ -170,24 +176,26 @@ def write_ranker(
     """
     tokenizer = load_tokenizer(path)
     labels = find_labels(tokenizer, template)
+    limits = {"max_item_tokens": max_item_tokens, "max_query_tokens": max_query_tokens}
+    longest = PromptEncoder(tokenizer, template, **limits).max_prompt_tokens
     ranker = {
         "schema": 1,
         "prompt": asdict(template),
         "prompt_hash": template.hash,
         "labels": asdict(labels),
         "tokenizer_hash": tokenizer_hash(path),
-        "max_item_tokens": max_item_tokens,
-        "max_query_tokens": max_query_tokens,
+        **limits,
     }
     tokenizer_config = path / "tokenizer_config.json"
     if tokenizer_config.is_file():
         try:
             given = json.loads(tokenizer_config.read_text(encoding="utf-8"))
             given.pop("chat_template", None)  # of the base model: ours is a file of its own
-            padded = with_pad_token(given)
+            given = with_room(with_pad_token(given), longest)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{tokenizer_config}: {error}", "restore it") from error
-        write_atomic(tokenizer_config, json.dumps(padded, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(tokenizer_config, json.dumps(given, indent=2, ensure_ascii=False) + "\n")
+    spell_rope(path)
     write_atomic(path / RANKER_FILE, json.dumps(ranker, indent=2) + "\n")
     checkpoint = open_checkpoint(path)
     encoder = checkpoint.encoder()
@@ -205,6 +213,12 @@ def write_ranker(
             "resize_token_embeddings to the tokenizer's length, and save again",
         )
     return checkpoint
+
+
+def spell_rope(path: Path) -> None:
+    """Give a model directory's config.json both spellings of the rotary embedding."""
+    config = read_config(path)
+    write_atomic(path / "config.json", json.dumps(with_old_rope(config), indent=2) + "\n")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

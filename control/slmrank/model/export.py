@@ -95,6 +95,26 @@ def chat_template(template: PromptTemplate) -> str:
     return "".join(f"{{{{ {one} }}}}" for one in parts)
 
 
+def with_old_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration with the rotary base and scaling in the words of transformers 4 as
+    well: it reads no `rope_parameters`, and takes a base of 10,000 without a word."""
+    nested = dict(config.get("rope_parameters") or {})
+    base = nested.pop("rope_theta", None)
+    if base is None:
+        return config
+    plain = nested.get("rope_type", "default") == "default"
+    return {**config, "rope_theta": base, "rope_scaling": None if plain else nested}
+
+
+def with_room(tokenizer_config: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """A tokenizer's configuration whose limit takes prompts of so many tokens: others cut what is
+    longer, and with it the closing question."""
+    limit = tokenizer_config.get("model_max_length")
+    if isinstance(limit, int | float) and limit < tokens:
+        return {**tokenizer_config, "model_max_length": tokens}
+    return tokenizer_config
+
+
 def with_pad_token(tokenizer_config: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer's configuration with a token to pad by, which other tools ask for when they score
     more than one pair; nothing of ours reads it."""

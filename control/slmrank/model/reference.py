@@ -20,6 +20,7 @@ from slmrank.model.checkpoint import (
     Checkpoint,
     copy_ranker_files,
     open_checkpoint,
+    spell_rope,
 )
 from slmrank.model.decoder import LoadedRanker, label_row, pad_rows
 from slmrank.model.placement import Placement
@@ -64,6 +65,7 @@ def save_model(ranker: LoadedRanker, source: Checkpoint, folder: Path) -> None:
     target = folder / CHECKPOINT_FOLDER
     with quiet():
         ranker.network.save_pretrained(target)
+    spell_rope(target)
     copy_ranker_files(source.path, target)
     open_checkpoint(target)
 

@@ -131,8 +131,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def count_parameters(checkpoint: Path) -> dict[str, int]:
-    """`total` and `layers` parameters; a tied head is stored, and counted, once."""
+    """`total` and `layers` parameters; a tied head is counted once, however it is stored."""
     sizes = {name: tensor.elements for name, tensor in read_index(checkpoint).items()}
+    config = checkpoint / "config.json"
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("tie_word_embeddings"):
+        sizes.pop("lm_head.weight", None)
     layers = sum(size for name, size in sizes.items() if ".layers." in name)
     return {"total": sum(sizes.values()), "layers": layers}
 

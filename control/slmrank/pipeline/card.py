@@ -59,7 +59,7 @@ def card_text(card: Card) -> str:
         card.made_of,
         *_what_it_is_from(card),
         "## Training",
-        f"{figures['steps']} steps, {figures.get('pairs', 0)} pairs, "
+        f"{figures['steps']} steps{_earlier(log, figures)}, {figures.get('pairs', 0)} pairs, "
         f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters; the weights after "
         f"step {figures.get('kept_step', figures['steps'])} are kept."
         if figures.get("steps")
@@ -77,6 +77,11 @@ def card_text(card: Card) -> str:
         parts.append(f"## Quality on {name}: {sizes_of(rows[0])}")
         parts.append(markdown_table(QUALITY_COLUMNS, quality_cells(rows)))
     return "\n\n".join(parts) + "\n"
+
+
+def _earlier(log: Sequence[Any], figures: Mapping[str, Any]) -> str:
+    steps = len(log) - int(figures["steps"])
+    return f" after {steps} of an earlier run" if steps > 0 else ""
 
 
 def _what_it_is_from(card: Card) -> list[str]:
@@ -186,9 +191,7 @@ def export_rankers(
                 for key, value in section.model_dump(mode="json", exclude_unset=True).items()
             },
             figures=artifact.figures,
-            # Where an adapter was only merged, the log is of its own training.
-            log=read_log(artifact.path / LOG_FILE)
-            or (read_log(section.adapter / LOG_FILE) if section.adapter else []),
+            log=_whole_log(section.adapter, read_log(artifact.path / LOG_FILE)),
             quality=quality,
             held_back=int(made.figures.get("held_back", 0)),
         )
@@ -198,6 +201,12 @@ def export_rankers(
         write_ranker_folder(target / name, card, artifact.path / ADAPTER_FOLDER, record)
         written.append(target / name)
     return written
+
+
+def _whole_log(adapter: Path | None, own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a run behind those of the adapter that it trained on, or only merged."""
+    before = read_log(adapter / LOG_FILE) if adapter is not None else []
+    return [*before, *({**one, "step": one["step"] + len(before)} for one in own)]
 
 
 def _way_of_pruning(spec: BundleSpec) -> str:

@@ -56,7 +56,7 @@ class ScoreWorker:
             "prompt": checkpoint.template.hash,
             "tokenizer": checkpoint.tokenizer_hash,
             "limits": [checkpoint.max_item_tokens, checkpoint.max_query_tokens],
-            "code": code_hash(__name__, *bundle.target.server_code),
+            "code": code_hash(__name__, type(bundle.target).__module__, *bundle.target.server_code),
         }
 
     def do(self, part: Part, target: Place) -> None:

@@ -10,7 +10,7 @@ from slmrank.data.packaged import MINILM
 from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import TRAINING, Bundle
 from slmrank.pipeline.data_step import STAGES
-from slmrank.pipeline.stages.scores import make_scores
+from slmrank.pipeline.stages.scores import APART, make_scores
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.compress import SummarizeSpec
 
@@ -52,10 +52,11 @@ def score_step(
     inputs: dict[str, Step] = {"data": data, "summaries": bundle.summaries_of(data, summarize)}
     tools: tuple[str, ...] = ()
     code = [f"{STAGES}.scores"]
+    if row in APART:
+        code.append(APART[row])
     if row == "minilm":
         inputs["checkpoint"] = bundle.base
         settings["model"] = MINILM.identity
-        code.append("slmrank.evaluate.dense")
         tools = TRAINING
     elif row in ("base", "finetuned", "pruned", "recovered"):
         inputs["checkpoint"] = getattr(bundle, row)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from slmrank.errors import CheckpointError, InvalidQuery
 from slmrank.prompt.template import PromptTemplate
@@ -52,6 +52,7 @@ class PromptEncoder:
             )
         self.template = template
         self._tokenizer = tokenizer
+        self._marked = mark_controls(tokenizer)
         # The space before a text belongs to its first word, as in running text.
         head, self._lead = _without_space(before)
         self._line_end = after[: len(after) - len(after.lstrip("\n"))] if template.joined else ""
@@ -90,7 +91,7 @@ class PromptEncoder:
     def body_form(self) -> str:
         """What the ids of a job text depend on beside text and tokenizer: part of the identity of
         a store of them."""
-        return f"2{self._item_lead}"
+        return f"{'3' if self._marked else '2'}{self._item_lead}"
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -159,6 +160,27 @@ class PromptEncoder:
         clean = [without_surrogates(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+
+def mark_controls(tokenizer: Tokenizer) -> bool:
+    """Make every token that was added to a tokenizer, as `</think>`, one that users cannot write:
+    some of Qwen3's are not marked as special, and stand in the closing question. Runs of spaces
+    stay. Whether there were any."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    plain = [one for one in added if not one.special and one.content.strip()]
+    marked = [
+        AddedToken(
+            one.content,
+            single_word=one.single_word,
+            lstrip=one.lstrip,
+            rstrip=one.rstrip,
+            normalized=one.normalized,
+            special=True,
+        )
+        for one in plain
+    ]
+    tokenizer.add_special_tokens(marked)
+    return bool(marked)
 
 
 def _without_space(text: str) -> tuple[str, str]:

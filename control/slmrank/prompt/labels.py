@@ -42,10 +42,12 @@ def _single_token(tokenizer: Tokenizer, name: str, text: str) -> int:
     tokenizer.encode_special_tokens = False
     encoded = tokenizer.encode(text, add_special_tokens=False)
     if len(encoded.ids) != 1:
+        bare = tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        known = f"this one holds it as {text.strip()!r}" if len(bare) == 1 else "often with a space"
         raise CheckpointError(
             f"prompt.{name} {text!r} is {len(encoded.ids)} tokens {encoded.tokens}, "
             "a label must be exactly one",
-            "choose an answer that this tokenizer holds as one token, often with a leading space; "
+            f"choose an answer that this tokenizer holds as one token ({known}); "
             "the wording of a base.preset is for its own model's tokenizer, else take plain",
         )
     token = tokenizer.get_added_tokens_decoder().get(encoded.ids[0])

@@ -15,7 +15,7 @@ from slmrank.spec.data import DataSpec
 from slmrank.spec.deploy import DeploySpec
 from slmrank.spec.engine import EngineSpec
 from slmrank.spec.load import SweepSpec
-from slmrank.spec.model import PRESETS, BaseSpec, PromptSpec, TrimSpec, wording
+from slmrank.spec.model import PRESET_ITEM_TOKENS, PRESETS, BaseSpec, PromptSpec, TrimSpec, wording
 from slmrank.spec.repository import RepositorySpec
 from slmrank.spec.section import Section
 from slmrank.spec.train import EvaluateSpec, FinetuneSpec, RecoverSpec
@@ -62,13 +62,17 @@ class BundleSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _as_it_is(cls, values: Any) -> Any:
-        """A public reranker is not trained unless it is asked for."""
-        if isinstance(values, dict) and "finetune" not in values:
-            base = values.get("base")
-            preset = base.get("preset") if isinstance(base, dict) else None
-            if preset not in (None, "plain"):
-                return {**values, "finetune": None}
-        return values
+        """A public reranker is not trained unless it is asked for, and its items have room for its
+        closing question."""
+        base = values.get("base") if isinstance(values, dict) else None
+        preset = base.get("preset") if isinstance(base, dict) else None
+        if preset in (None, "plain"):
+            return values
+        prompt = values.get("prompt", {})
+        if str(preset) in PRESET_ITEM_TOKENS and isinstance(prompt, dict):
+            prompt = {"max_item_tokens": PRESET_ITEM_TOKENS[str(preset)], **prompt}
+            values = {**values, "prompt": prompt}
+        return {"finetune": None, **values}
 
     @model_validator(mode="after")
     def _one_wording(self) -> BundleSpec:

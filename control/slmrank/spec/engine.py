@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from slmrank.errors import SpecError
 from slmrank.spec.section import Section
 
 
@@ -141,7 +142,12 @@ class EngineSpec(Section):
             known = ", ".join(OTHER_SECTIONS) or "nothing"
             raise ValueError(f"engine.other holds {unknown[0]!r}; registered: {known}")
         other = dict(other)
-        other |= {name: given.pop(name) for name in OTHER_SECTIONS if name in given}
+        for name in [name for name in OTHER_SECTIONS if name in given]:
+            before, now = other.get(name, {}), given.pop(name)
+            if isinstance(before, Section):
+                before = before.model_dump(exclude_unset=True)
+            # One changed key leaves the others as they were.
+            other[name] = {**before, **now} if isinstance(now, dict) else now
         parsed = {name: _read_section(name, one) for name, one in other.items()}
         return {**given, "other": parsed} if parsed else given
 
@@ -173,7 +179,16 @@ class EngineSpec(Section):
 
 
 def declare_target(name: str, section: type[Section] | None = None) -> None:
-    """Let specs name a target that was registered elsewhere; `engine.NAME` holds its settings."""
-    TARGET_SECTIONS[name] = name if section is not None else None
-    if section is not None:
+    """Let specs name a target that was registered elsewhere; `engine.NAME` holds its settings. One
+    that replaces a built-in target has its settings. Raises SpecError for other ones."""
+    built_in = EngineSpec.model_fields.get(TARGET_SECTIONS.get(name) or name)
+    if section is None or (built_in is not None and built_in.annotation is section):
+        TARGET_SECTIONS.setdefault(name, None)
+    elif built_in is not None:
+        raise SpecError(
+            f"engine.{name} is a section of its own already, and no {section.__name__}",
+            "register the target under another name, or without a section",
+        )
+    else:
+        TARGET_SECTIONS[name] = name
         OTHER_SECTIONS[name] = section

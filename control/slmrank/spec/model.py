@@ -95,6 +95,8 @@ _MXBAI = {
     # Its own code makes ids of the query, the line end and the document apart.
     "joined": False,
 }
+# Where a closing question leaves a summary of the default budget no room in the default item.
+PRESET_ITEM_TOKENS = {"mxbai-rerank-v2": 192}
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "qwen3-reranker": _QWEN3,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,24 +18,29 @@ from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.model import PACKAGED_MODEL
 
+
+def _paths_below(annotation: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys of a type that hold a path; `*` is any key of a map."""
+    if annotation is Path:
+        yield at
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from _paths_below(field.annotation, (*at, name))
+    elif get_origin(annotation) is dict:
+        yield from _paths_below(get_args(annotation)[1], (*at, "*"))
+    else:
+        for one in get_args(annotation):
+            yield from _paths_below(one, at)
+
+
 # Keys that hold a path. In a file they are relative to it, in --set to the current folder.
-_DATA_PATHS = ("jobs", "pairs", "table", "folder", "held_back")
-_PATHS = (
-    *(f"data.{name}" for name in _DATA_PATHS),
-    *(f"evaluate.sets.*.{name}" for name in _DATA_PATHS),
-    "base.source",
-    "summarize.fitted",
-    "finetune.teacher",
-    "finetune.adapter",
-    "prune.recorded",
-    "recover.adapter",
-)
-_UNION = {
-    "onet",
-    "onet-database",
-    "jsonl",
-    "parquet",
-}  # pydantic puts a union's tag into the place of an error
+_PATHS = (*dict.fromkeys(_paths_below(BundleSpec)), ("base", "source"))
+# Of data, by source: pydantic puts a union's tag into the place of an error.
+_UNION: dict[Any, type[BaseModel]] = {
+    source: one
+    for one in get_args(BundleSpec.model_fields["data"].annotation)
+    for source in get_args(one.model_fields["source"].annotation)
+}
 
 
 # Of YAML: a date that is none, a circle, a tag whose value is not of its kind.
@@ -253,8 +258,8 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
 def _with_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative paths as seen from the folder of the spec."""
     changed = values
-    for dotted in _PATHS:
-        changed = _with_path(changed, dotted.split("."), folder)
+    for parts in _PATHS:
+        changed = _with_path(changed, parts, folder)
     return changed
 
 
@@ -303,9 +308,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
         models = [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
         if part in _UNION:
-            tagged = BundleSpec.model_fields["data"].annotation
-            sources = getattr(tagged, "__args__", ())
-            models = [one for one in sources if part in str(one.model_fields["source"].annotation)]
+            models = [_UNION[part]]
         if part in OTHER_SECTIONS:
             models = [OTHER_SECTIONS[str(part)]]
         if not models:

@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
 from slmrank.data.words import is_unspaced, words_of
 from slmrank.errors import DataError, MissingDependencyError
@@ -124,7 +123,6 @@ class GenerativeSummarizer:
             "weights": hash_file(self.folder / WEIGHTS_FILE)[:16],
             "source_tokens": self.spec.source_tokens,
             "new_words": self.spec.new_words,
-            "code": code_hash(__name__),
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:

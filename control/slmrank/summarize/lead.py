@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
 from slmrank.data.words import is_stop_word
 from slmrank.spec.compress import SummarizeSpec
@@ -55,7 +54,6 @@ class Lead:
         return {
             "method": self.kind.method,
             "budget_tokens": self.budget,
-            "code": code_hash(__name__),
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
 from slmrank.data.words import is_stop_word
 from slmrank.errors import DataError
@@ -68,7 +67,6 @@ class RankerSummarizer:
             "method": "ranker",
             "budget_tokens": self.budget,
             "weights": sha256(self.scorer.weights.tobytes()).hexdigest()[:16],
-            "code": code_hash(__name__),
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:

@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from slmrank.code_hash import code_hash
 from slmrank.data.records import Job
 from slmrank.data.words import words_of
 from slmrank.errors import DataError
@@ -112,7 +111,6 @@ class SalienceSummarizer:
             "method": "salience",
             "budget_tokens": self.budget,
             "salience": self.salience.hash,
-            "code": code_hash(__name__),
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from slmrank.code_hash import code_hash
 from slmrank.data.records import Job, Pair
 from slmrank.hashing import hash_value
 from slmrank.prompt.encoder import PromptEncoder
@@ -109,11 +110,13 @@ def summarize_entries(
 def identity_of(
     tokenizer_hash: str, encoder: PromptEncoder, summarizer: Summarizer
 ) -> dict[str, Any]:
-    """Everything that decides an entry beside the job."""
+    """Everything that decides an entry beside the job; a summarizer's code too, whoever wrote it:
+    entries of an older one would be taken for its own."""
     return {
         "tokenizer_hash": tokenizer_hash,
         "body_form": encoder.body_form,
         **summarizer.identity(),
+        "code": code_hash(type(summarizer).__module__),
     }
 
 

@@ -50,8 +50,9 @@ def apply_temperature(ranker: LoadedRanker, temperature: float) -> None:
 
 
 def calibrate(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str, Any]:
-    """Fit on the queries' pairs and apply; returns the temperature and the calibration error on
-    them before and after."""
+    """Fit on the queries' pairs and apply; returns the temperature, the calibration error on them
+    before and after, and `offset`, by how much p is too high on average after it: a temperature
+    mends how sure the ranker is, and no share of good pairs that differs from training's."""
     scored = [query_logits(ranker, query) for query in queries]
     targets = np.array([target for query in queries for target in query.targets])
     temperature = fit_temperature(np.concatenate(scored), targets)
@@ -68,4 +69,10 @@ def calibrate(ranker: LoadedRanker, queries: Sequence[EncodedQuery]) -> dict[str
         return round(ece_interval(listings, resamples(len(listings), 1, 0)).value, 4)
 
     apply_temperature(ranker, temperature)
-    return {"temperature": temperature, "ece_before": error(1.0), "ece_after": error(temperature)}
+    mean_p = float(probability(np.concatenate(scored) / temperature).mean())
+    return {
+        "temperature": temperature,
+        "ece_before": error(1.0),
+        "ece_after": error(temperature),
+        "offset": round(mean_p - float(targets.mean()), 4),
+    }

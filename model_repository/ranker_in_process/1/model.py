@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class TritonPythonModel:
             name: int(given[name]["string_value"])
             for name in ("vocab_size", "max_tokens", "threads")
         }
+        # One process of several takes its own of a machine's GPUs, as under a launcher.
+        os.environ.setdefault("LOCAL_RANK", args["model_instance_name"].rpartition("_")[2])
         runtime = importlib.import_module(given["runtime"]["string_value"])
         self._engine = runtime.open_engine(folder / "engine", value.pop("threads"))
         self._limits = value

@@ -11,6 +11,7 @@ Needs torch and safetensors; this is what runs inside the server.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -81,7 +83,7 @@ class TorchEngine:
             self.info = TorchInfo.model_validate_json((path / ENGINE_FILE).read_text("utf-8"))
             self._placement = choose_placement(device or self.info.device, self.info.dtype)
             loaded = load_file(path / WEIGHTS_FILE, device=self._placement.device)
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
         # Where nothing multiplies bfloat16, the same weights in float32 are several times faster.
         narrow, wide = torch.bfloat16, self._placement.torch_dtype
@@ -175,7 +177,10 @@ ROWS_AT_ONCE, MASK_AT_ONCE = 64, 1 << 20
 
 
 def open_engine(path: Path, threads: int) -> TorchEngine:
-    """What the stage `ranker` opens."""
+    """What the stage `ranker` opens. Of several processes each takes the next GPU."""
+    os.environ["LOCAL_RANK"] = str(
+        int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+    )
     return TorchEngine(path, threads)
 
 

@@ -35,5 +35,7 @@ def make_base_model(local: Path | None, prompt: PromptSpec, making: Making) -> N
             "labels": {"yes": checkpoint.labels.yes, "no": checkpoint.labels.no},
             "prompt_hash": template.hash,
             "tokenizer_hash": checkpoint.tokenizer_hash,
+            # Else prompts must be sent as ids: their text gives other ones.
+            "loads_in_sentence_transformers": (folder / "modules.json").is_file(),
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
@@ -9,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from slmrank.client.client import RankClient
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
-from slmrank.data.packaged import MINILM, downloads, fetch
-from slmrank.data.records import Job, LabelledSet, Pair, group_by_query
+from slmrank.data.records import LabelledSet, Pair, group_by_query
 from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import EngineTarget
-from slmrank.errors import ArtifactError, DataError
+from slmrank.errors import DataError
 from slmrank.machine.host import what_computes
 from slmrank.model.probability import probability
 from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
@@ -28,10 +27,12 @@ from slmrank.prompt.corpus import (
     sample_queries,
     stored_bodies,
 )
-from slmrank.prompt.template import job_text
-from slmrank.serving.server import ANY_PORTS, Server
 
 SCORES_FILE = "scores.jsonl"
+APART = {  # rows whose scorer is a module of its own
+    "minilm": "slmrank.pipeline.stages.scores_dense",
+    "served": "slmrank.pipeline.stages.scores_served",
+}
 Scores = dict[tuple[str, str], float]
 
 
@@ -52,11 +53,10 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
             job_ids = [pair.job_id for pair in group]
             found = index.scores(query, job_ids)
             scores |= {(query, job_id): p for job_id, p in zip(job_ids, found, strict=True)}
-    elif settings["row"] == "minilm":
-        scores = _dense(pairs, labelled, settings["full_text"], making)
-    elif settings["row"] == "served":
-        jobs = labelled.jobs if settings["by_fields"] else {}
-        scores = _over_grpc(pairs, jobs, making)
+    elif settings["row"] in APART:
+        # By name: an import would make the scores of every row hang on the code of these.
+        scorer = importlib.import_module(APART[settings["row"]])
+        scores = scorer.scores_of(pairs, labelled, settings, making)
     else:
         queries = _encoded(pairs, labelled, settings, making)
         figures["prompt_tokens"] = sum(
@@ -143,47 +143,3 @@ def _by_prompt(reference: Any, queries: Sequence[EncodedQuery], making: Making) 
         prompts, lambda done, total: making.watcher.progress(done, total, "pairs")
     ).tolist()
     return found
-
-
-def _dense(pairs: Sequence[Pair], labelled: LabelledSet, full: bool, making: Making) -> Scores:
-    """The bi-encoder's cosine, on whole postings or on the texts that the ranker reads."""
-    from slmrank.evaluate.dense import DenseScorer
-
-    groups = {
-        query: [pair.job_id for pair in group] for query, group in group_by_query(pairs).items()
-    }
-    job_ids = list(dict.fromkeys(pair.job_id for pair in pairs))
-    if full:
-        jobs = [labelled.jobs[job_id] for job_id in job_ids]
-        texts = [job_text(job, job.description) for job in jobs]
-    else:
-        encoder = checkpoint_of(making.inputs["checkpoint"]).encoder()
-        with stored_summaries(making) as store:
-            bodies = stored_bodies(store, job_ids)
-        texts = [encoder.text(body) for body in bodies]
-    scorer = DenseScorer(fetch(MINILM, downloads(making.store.root)))
-    making.draft.figures["parameters"] = scorer.parameters
-    return scorer.scores(
-        groups,
-        dict(zip(job_ids, texts, strict=True)),
-        lambda done, total: making.watcher.progress(done, total, "texts"),
-    )
-
-
-def _over_grpc(pairs: Sequence[Pair], jobs: Mapping[str, Job], making: Making) -> Scores:
-    """Through a real server: by id, or by the fields of `jobs` where the store lacks them."""
-    scores: Scores = {}
-    groups = group_by_query(pairs)
-    repository = making.inputs["repository"].path
-    with Server(repository, ANY_PORTS) as server, RankClient(server.url) as client:
-        for number, (query, group) in enumerate(groups.items(), start=1):
-            asked = [jobs.get(pair.job_id, pair.job_id) for pair in group]
-            for item in client.score(query, asked):
-                if not item.status.scored:
-                    raise ArtifactError(
-                        f"the server did not score job {item.job_id!r}: {item.status.words}",
-                        "run `control summarize` and `control repo` again",
-                    )
-                scores[query, item.job_id] = item.score
-            making.watcher.progress(number, len(groups), "queries over gRPC")
-    return scores
