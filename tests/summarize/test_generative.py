@@ -29,11 +29,10 @@ from slmrank.summarize.faithfulness import CLIP, FrozenRanker, divergence, lengt
 from slmrank.summarize.generative import (
     GenerativeKind,
     _forbid_runs,
-    new_words,
     served_text,
-    without_new_words,
 )
 from slmrank.summarize.held_out import Judged, Reward
+from slmrank.summarize.new_words import new_words, new_words_share, without_new_words
 from slmrank.summarize.policy import warm_up_examples
 from slmrank.summarize.registry import load_summarizer
 
@@ -129,6 +128,8 @@ def test_words_that_the_posting_does_not_have_are_found() -> None:
         job_id="b", description="We write C# and ASP.NET. \u770b\u8b77\u5e2b\u3092\u52df\u96c6"
     )
     assert new_words(job, "C++ C# .NET c") == ["C++"]
+    assert new_words_share([(job, "C++ C#"), (job, "C#"), (job, " ")]) == 0.25
+    assert new_words_share([(job, "")]) is None
     # Of a text without spaces, what the posting has stays.
     assert (
         without_new_words(job, "\u770b\u8b77\u5e2b\u52df\u96c6 welder")

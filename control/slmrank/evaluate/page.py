@@ -38,6 +38,7 @@ _FIGURES: Mapping[str, Callable[[QualityRow], str]] = {
     "NDCG@10": lambda row: shown(row.ndcg10),
     "delta": lambda row: shown(row.delta_ndcg10, signed=True),
     "AUC 4 v 0": lambda row: shown(row.auc),
+    "delta AUC": lambda row: shown(row.delta_auc, signed=True),
     "order": lambda row: shown(row.order),
     "delta order": lambda row: shown(row.delta_order, signed=True),
     "|dp|": lambda row: f"{row.mean_abs_dp:.3f}" if row.mean_abs_dp is not None else "-",
@@ -124,8 +125,12 @@ def quality_page(
         "the right order. ECE: p against the judged p (a target, or grade / 4), ten bins."
     )
     parts = [f'<p class="note">{escape(note)}</p>']
-    cells = quality_cells(rows, intervals=True)
-    parts.append(html_table(("Quality", QUALITY_COLUMNS, cells)))
+    more = ("delta AUC", "delta order")
+    cells = [
+        [*cells, *figures_of(row, more)]
+        for row, cells in zip(rows, quality_cells(rows, intervals=True), strict=True)
+    ]
+    parts.append(html_table(("Quality", (*QUALITY_COLUMNS, *more), cells)))
     kinds = kind_table(rows)
     if kinds[2]:
         parts.append(html_table(kinds))

@@ -106,7 +106,7 @@ class Search:
                 continue
             losses[choice] = self._loss(scores, reference).value
             self.report(f"{choice.words}: {-losses[choice]:+.4f} NDCG@10, not recovered")
-        own = self._loss(self._made(self._references()[1]), reference).value
+        own = self._loss(self._score(start, 0, in_engine=False), reference).value
         predicted = predict(self.axes, losses, self._works(), self._costs(), own)
         compressed = [one for one in front(predicted) if one.choice != start]
         running = shortlist(compressed, self.candidates)

@@ -37,6 +37,7 @@ COLUMNS = (
     "delta order",
     "AUC 4 v 0",
     "|dp|",
+    "new words",
     "ms per job",
 )
 
@@ -53,12 +54,13 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class CompressRow:
     """One row of the table. `removed` is the share of the descriptions' tokens that is gone,
-    `ms_per_job` what one summary costs (None where it was found, not made, or made on another
-    machine)."""
+    `new_words` the share of the summaries' words that their postings lack, `ms_per_job` what one
+    summary costs (None where it was found, not made, or made on another machine)."""
 
     method: str
     budget: int | None
     removed: float
+    new_words: float | None
     ms_per_job: float | None
     quality: QualityRow
 
@@ -133,7 +135,7 @@ def measure_compress_table(
 ) -> list[CompressRow]:
     """Score every cell; the first is the reference of the others."""
     scored: list[ScoredRow] = []
-    costs: list[tuple[float, float | None]] = []
+    costs: list[tuple[float, float | None, float | None]] = []
     here = what_computes()
     for cell in cells:
         artifact = run(cell.step, store, watcher, device=device)
@@ -146,23 +148,25 @@ def measure_compress_table(
             )
         )
         if not cell.budget:
-            costs.append((0.0, None))
+            costs.append((0.0, None, None))
             continue
         # Scores stay where summaries were cleaned away.
         figures = run(cell.step.inputs["summaries"], store, watcher, device=device).figures
         whole = figures["description_tokens_mean"]  # 0: the jobs have titles alone
         removed = 1 - figures["summary_tokens_mean"] / whole if whole else 0.0
-        costs.append((removed, figures["ms_per_job"] if figures["measured_on"] == here else None))
+        spent = figures["ms_per_job"] if figures["measured_on"] == here else None
+        costs.append((removed, figures["new_words"], spent))
     table = quality_table(scored, scored[0], bundle.spec.evaluate)
     return [
         CompressRow(
             method=cell.method,
             budget=cell.budget,
             removed=removed,
+            new_words=new_words,
             ms_per_job=spent,
             quality=quality,
         )
-        for cell, (removed, spent), quality in zip(cells, costs, table, strict=True)
+        for cell, (removed, new_words, spent), quality in zip(cells, costs, table, strict=True)
     ]
 
 
@@ -173,7 +177,8 @@ def compress_table(rows: Sequence[CompressRow]) -> Table:
             row.method,
             str(row.budget or "-"),
             f"{row.removed:.1%}" if row.budget else "-",
-            *figures_of(row.quality, COLUMNS[3:-1]),
+            *figures_of(row.quality, COLUMNS[3:-2]),
+            f"{row.new_words:.0%}" if row.new_words is not None else "-",
             f"{row.ms_per_job:.2f}" if row.ms_per_job is not None else "-",
         ]
         for row in rows

@@ -16,8 +16,10 @@ from slmrank.errors import DataError
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.job_store import Entry, JobStore
+from slmrank.summarize.new_words import new_words_share
 from slmrank.summarize.summarizer import Summarizer, content_key, summarize_entries
 
+COMPARED_JOBS = 500
 BATCH_JOBS = 64
 Progress = Callable[[int, int], None]
 
@@ -67,6 +69,10 @@ def build_store(
         "summary_tokens_mean": _mean(entry.summary_tokens for entry in written),
         "item_tokens_mean": _mean(len(entry.ids) for entry in written),
         "items_cut": cut,
+        # Of some, for words are slow to compare: extractive ones have none.
+        "new_words": new_words_share(
+            (jobs[job_id], entries[job_id][1].summary) for job_id in list(jobs)[:COMPARED_JOBS]
+        ),
         "ms_per_job": round(1000 * spent_s / len(missing), 3) if missing else None,
     }
 

@@ -10,7 +10,6 @@ stands beside it. Words that the posting does not have can be struck out.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.data.records import Job
-from slmrank.data.words import is_unspaced, words_of
 from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_file
 from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
+from slmrank.summarize.new_words import without_new_words
 from slmrank.summarize.sentences import cut_words, within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 POLICY_FOLDER, HISTORY_FILE = "policy", "history.json"
 WEIGHTS_FILE = "model.safetensors"
 RUN = 3  # tokens
-_SIGNED = re.compile(r"\.?\w+[+#]+|\.\w+")
 ASKED = "\nShort summary for search:"  # what is written starts with a space, which is a token's own
 
 
@@ -36,40 +34,6 @@ def request_of(job: Job, source_tokens: int, encode: Encode) -> str:
     """What the model reads of a job; a long description is cut."""
     text = cut_words(job.description, source_tokens, encode)
     return f"{job.title}\n{text}{ASKED}"
-
-
-def new_words(job: Job, summary: str) -> list[str]:
-    """The words of a summary that neither title nor description has, by stem; C++, C# and .NET are
-    words of their own."""
-    posting = f"{job.title} {job.description}"
-    known, signed = set(words_of(posting)), set(_SIGNED.findall(posting.casefold()))
-    return [
-        word
-        for word in summary.split()
-        if not set(words_of(word)) <= known or not set(_SIGNED.findall(word.casefold())) <= signed
-    ]
-
-
-def without_new_words(job: Job, summary: str) -> str:
-    """The summary without the words that the posting does not have; of a text without spaces,
-    without the characters that stand beside none that it has."""
-    known = set(words_of(f"{job.title} {job.description}"))
-    struck = set(new_words(job, summary))
-    kept = (
-        _known_runs(word, known) if word in struck and is_unspaced(word) else word
-        for word in summary.split()
-        if word not in struck or is_unspaced(word)
-    )
-    return " ".join(filter(None, kept))
-
-
-def _known_runs(text: str, known: set[str]) -> str:
-    """The characters of a text that are part of a known pair."""
-    kept = [False] * len(text)
-    for start in range(len(text) - 1):
-        if set(words_of(text[start : start + 2])) & known:
-            kept[start] = kept[start + 1] = True
-    return "".join(one for one, stays in zip(text, kept, strict=True) if stays)
 
 
 def served_text(job: Job, text: str, spec: GenerativeSpec, budget: int, encode: Encode) -> str:

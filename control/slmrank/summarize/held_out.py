@@ -12,7 +12,8 @@ from slmrank.data.records import Job
 from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.effects import queried_jobs
 from slmrank.summarize.faithfulness import FrozenRanker, length_cost
-from slmrank.summarize.generative import Writer, new_words, request_of, served_text
+from slmrank.summarize.generative import Writer, request_of, served_text
+from slmrank.summarize.new_words import new_words
 from slmrank.summarize.summarizer import Fitting
 
 SHOWN = 3
