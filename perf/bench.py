@@ -130,9 +130,11 @@ def measure(peers: Sequence[Peer], work: Work, shape: Measured, rounds: int, unt
     for peer in peers:
         try:
             # Scoring 500 items to learn that they take too long takes too long.
+            peer.score([few])  # compiles for a shape that it has not seen
             less, most = peer.score([few])[0], peer.score([more])[0]
             left = shape.items - len(more.items)
-            likely = most + left * (most - less) / max(1, len(more.items) - len(few.items))
+            each = (most - less) / max(1, len(more.items) - len(few.items))
+            likely = most + left * max(each, 0.0)
             if likely > 3 * max(allowed, 1.0) and peer.name != OURS:
                 shape.without[peer.name] = f"a pass takes about {likely:.0f} s"
                 continue

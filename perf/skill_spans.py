@@ -10,6 +10,7 @@ fitted on the spec's own data, which these postings are no part of.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def plain(text: str) -> str:
 def kept_share(spans: list[list[str]], summaries: list[str]) -> float:
     """Share of all spans, [posting][span], that the posting's summary holds."""
     found = [
-        plain(span) in plain(summary)
+        re.search(rf"(?<!\w){re.escape(plain(span))}(?!\w)", plain(summary)) is not None
         for own, summary in zip(spans, summaries, strict=True)
         for span in own
     ]

@@ -81,6 +81,7 @@ class Peer:
         )
         self.name, self._log = name, log
         self._fault: PeerFault | None = None
+        self._memory = 0.0
         began = time.monotonic()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -120,7 +121,7 @@ class Peer:
             seconds, found = self._answer(PASS_TIMEOUT_S)
         except (BrokenPipeError, PeerFault) as error:
             told = error if isinstance(error, PeerFault) else f"ended: {last_line(self._log)}"
-            self._fault = PeerFault(str(told))
+            self._fault, self._memory = PeerFault(str(told)), self.memory_mib()
             self.close()
             raise self._fault from error
         finally:
@@ -128,7 +129,9 @@ class Peer:
         return float(seconds), [float(one) for one in found]
 
     def memory_mib(self) -> float:
-        """Resident memory of its processes now."""
+        """Resident memory of its processes now, or at its fault."""
+        if self._fault is not None:
+            return self._memory
         return tree_mib(self._process.pid)
 
     def close(self) -> None:

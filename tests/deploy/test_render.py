@@ -507,7 +507,9 @@ def test_the_rerank_endpoint_is_a_command_that_exists(clients: bool) -> None:
     from slmrank.cli.gateway import gateway_command
 
     tls = {"secret": "ranker-tls", "clients": clients}
-    release = releases.gpu(deploy={"tls": tls, "rerank": {"tokens_secret": "who", "replicas": 3}})
+    release = releases.gpu(
+        deploy={"tls": tls, "rerank": {"tokens_secret": "who", "replicas": 3}}, max_items=3000
+    )
     deployment, service, budget, policy = rerank_objects(release)
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -515,6 +517,7 @@ def test_the_rerank_endpoint_is_a_command_that_exists(clients: bool) -> None:
     given = gateway_command.make_context("gateway", container["command"][2:]).params
     assert given["url"] == f"{release.object_name}.{release.deploy.namespace}.svc:8001"
     assert (str(given["ranker_key"]) == "/tls/tls.key") == clients
+    assert given["max_documents"] == 3000  # as many as the servers take
     mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert str(given["token_file"]).startswith(mounted["tokens"])
     assert {one["name"] for one in pod["volumes"]} == set(mounted)

@@ -87,6 +87,7 @@ def test_without_one_nothing_is_rendered() -> None:
     [
         ({"deploy": {"watch": {}}}, "needs a shared summary store"),
         ({"store_ports": [1], "deploy": {"watch": {"source": "jsonl:-"}}}, "source"),
+        ({"store_ports": [1], "deploy": {"watch": {"source": "kafka"}}}, "source"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(changes: Any, text: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from slmrank.errors import SweepError
 from slmrank.load.compare import compare
 from slmrank.load.figures import draw, pareto_front, stable_points, title_of
-from slmrank.load.page import write_report
+from slmrank.load.page import comparison_tables, write_report
 from slmrank.load.record import read_record
 
 from tests.conftest import Control
@@ -144,6 +144,7 @@ def test_two_records_are_compared_point_by_point() -> None:
             one["p95_ms"] *= 3
     slower["points"].pop(0)
     slower["slo"][0] |= {"items_per_s": 22.0, "items_per_s_range": [20.0, 24.0]}
+    slower["slo"][0]["failed_at"] /= 2
     found = compare(record(), slower)
     assert len(found.ratios) == 8
     assert all(one.items_per_s == pytest.approx(0.5) for one in found.ratios)
@@ -153,6 +154,15 @@ def test_two_records_are_compared_point_by_point() -> None:
     assert (first, second, ratio, apart) == (44.0, 22.0, 0.5, True)
     assert name == "8 x 32 tokens, p95 <= 200 ms"
     assert compare(record(), record(points=[], slo=[])).median is None
+    # What held once may lie in the bracket of the other search; and of six requests the 95th
+    # percentile is the slowest.
+    near = copy.deepcopy(record())
+    near["slo"][0] |= {"items_per_s": 47.0, "items_per_s_range": [46.5, 47.5]}
+    near["points"][0]["requests"] = 6
+    found = compare(record(), near)
+    assert not found.slo[0][-1]
+    assert found.ratios[0].p95 is None
+    assert comparison_tables(found)[0][2][0][-1] == "-"
 
 
 @pytest.mark.slow

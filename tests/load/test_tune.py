@@ -29,7 +29,12 @@ def test_what_answers_without_scoring_is_off_while_it_is_measured(
 
     def opened(bundle: Bundle, *_: Any) -> Any:
         tried.append(bundle)
-        cell = {"items_per_s": 5.0, "items_per_s_range": [4.0, 6.0]}
+        cell = {
+            "items_per_s": 5.0,
+            "items_per_s_range": [4.0, 6.0],
+            "items": 2,
+            "failed_at": 3.5,
+        }
         found = [SimpleNamespace(figures=cell)]
         return SimpleNamespace(slo=lambda _report: (found, None))
 

@@ -65,6 +65,29 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     assert choose_placement("auto").device == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("seen", "local", "asked", "chosen"),
+    [
+        (2, "1", "cuda", "cuda:1"),
+        (2, "1", "auto", "cuda:1"),
+        (2, "1", "cuda:0", "cuda:0"),
+        (1, "3", "cuda", "cuda:0"),
+        (2, None, "cuda", "cuda:0"),
+    ],
+)
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, seen: int, local: str | None, asked: str, chosen: str
+) -> None:
+    """`cuda` was the first one in all of them; some launchers show each process one alone."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placement, "has_bfloat16", lambda kind: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    assert choose_placement(asked).device == chosen
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_used_only_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, fast: bool

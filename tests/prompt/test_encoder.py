@@ -45,7 +45,8 @@ def test_special_tokens_of_users_are_only_text(
 def test_control_tokens_that_are_not_marked_are_only_text_too(tokenizer_folder: Path) -> None:
     """Qwen3's </think>, which stands before the answer, could be written by a job."""
     tokenizer = load_tokenizer(tokenizer_folder)
-    tokenizer.add_tokens([AddedToken("</think>", normalized=False), AddedToken("    ")])
+    more = [AddedToken(one, normalized=False) for one in ("</think>", "    ", "phlebotomist")]
+    tokenizer.add_tokens(more)
     limits = {"max_item_tokens": 40, "max_query_tokens": 30}
     encoder = PromptEncoder(tokenizer, template_of(PromptSpec(closing="</think>")), **limits)
     control, spaces = (tokenizer.token_to_id(one) for one in ("</think>", "    "))
@@ -53,6 +54,8 @@ def test_control_tokens_that_are_not_marked_are_only_text_too(tokenizer_folder: 
     assert control not in body
     assert spaces in body
     assert encoder.text(body) == "a </think> b    c"
+    # A word that was added is one, with the embedding that was trained for it.
+    assert tokenizer.token_to_id("phlebotomist") in encoder.body("a phlebotomist")
     assert encoder.item(body).ids[-1] == control
     assert (
         encoder.body_form

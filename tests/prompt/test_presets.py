@@ -202,6 +202,15 @@ def test_a_public_reranker_is_built_as_it_is(
 
 
 @pytest.mark.slow
+def test_items_have_room_for_a_long_closing_question(reranker: Path, tmp_path: Path) -> None:
+    """The default's 128 tokens cut one summary in ten beside mxbai's."""
+    for preset, tokens in (("mxbai-rerank-v2", 192), ("qwen3-reranker", 128)):
+        assert bundle_of(reranker, tmp_path, preset).spec.prompt.max_item_tokens == tokens
+    own = bundle_of(reranker, tmp_path, "mxbai-rerank-v2", prompt={"max_item_tokens": 300})
+    assert own.spec.prompt.max_item_tokens == 300
+    assert own.spec.finetune is None
+
+
 def test_a_preset_has_its_own_wording_alone(reranker: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"prompt\.yes cannot be set beside base\.preset qwen3"):
         bundle_of(reranker, tmp_path, prompt={"yes": " Yes"})

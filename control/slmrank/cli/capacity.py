@@ -11,6 +11,7 @@ from slmrank.cli.display import print_json
 from slmrank.cli.options import POSITIVE, PathType, json_option
 from slmrank.cli.section_options import section_options
 from slmrank.load.capacity import FORMULAS, plan_capacity, slowest_cell
+from slmrank.load.figures import rate_text
 from slmrank.load.record import read_record
 from slmrank.spec.deploy import ScalingSpec
 
@@ -57,8 +58,9 @@ def capacity_command(
         return
     low, high = cell["items_per_s_range"]
     kind = f"{cell['items']} items of {cell['tokens'] or 'stored'} tokens a request"
-    click.echo(f"measured: {low:.1f} to {high:.1f} items/s per replica at")
-    click.echo(f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {low:.1f} counts")
+    least = rate_text(low)
+    click.echo(f"measured: {least} to {rate_text(high)} items/s per replica at")
+    click.echo(f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {least} counts")
     click.echo(
         f"asked: {load:g} items/s, bursts of {given.burst:g}x within {given.ramp_s:g} s, "
         f"cold start {given.cold_start_s:g} s"
@@ -68,7 +70,7 @@ def capacity_command(
     click.echo(f"reached before new replicas serve: {plan.reached:.2f}x the load")
     click.echo(f"floor (min replicas): {plan.floor}")
     click.echo(f"peak (max replicas):  {plan.peak}")
-    click.echo(f"autoscaler target:    {plan.target:.1f} items/s per replica")
+    click.echo(f"autoscaler target:    {rate_text(plan.target)} items/s per replica")
     click.echo("in the spec:")
     text = yaml.safe_dump({"deploy": {"scaling": plan.deploy_scaling()}}, sort_keys=False)
     click.echo("\n".join(f"  {line}" for line in text.splitlines()))

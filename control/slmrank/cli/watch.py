@@ -17,6 +17,7 @@ from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
 from slmrank.store.sources import SOURCES, Reading, open_source
 
 SAY_S = 10.0
+RESULTS = ("applied", "outdated", "rejected")
 
 
 @click.command("watch")
@@ -126,10 +127,12 @@ def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
             f"cannot listen on {address}:{port}: {error.strerror}", "give another --metrics-port"
         ) from error
     before = Followed()
+    for name in RESULTS:  # 0 from the start: of a first sample nobody sees an increase
+        changes.labels(name)
 
     def told(counts: Followed, lag: int | None) -> None:
         nonlocal before
-        for name in ("applied", "outdated", "rejected"):
+        for name in RESULTS:
             changes.labels(name).inc(getattr(counts, name) - getattr(before, name))
         failures.inc(counts.failures - before.failures)
         if lag is not None:

@@ -171,7 +171,7 @@ def _follower_alerts(release: Release) -> list[dict[str, Any]]:
     own = f'{{{series_of(release)},app_kubernetes_io_component="watch"}}'
     done = f"sum(rate(slmrank_watch_changes_total{own}[5m]))"
     refused = f"sum(increase(slmrank_watch_failures_total{own}[2m]))"
-    rejected = own.replace("}", ',result="rejected"}')
+    changes = "slmrank_watch_changes_total" + own.replace("}", ',result="rejected"}')
     return [
         _alert(
             "SlmrankChangesWait",
@@ -193,7 +193,8 @@ def _follower_alerts(release: Release) -> list[dict[str, Any]]:
         ),
         _alert(
             "SlmrankChangesRejected",
-            f"sum(increase(slmrank_watch_changes_total{rejected}[15m])) > 0",
+            # A follower that starts rejects before it is scraped: a first sample has no increase.
+            f"sum(increase({changes}[15m])) > 0 or sum({changes} unless {changes} offset 15m) > 0",
             "0m",
             "ticket",
             "changes of jobs could not be applied",

@@ -20,7 +20,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, read_known
 from slmrank.engine.targets.base import EngineTarget, InProcessTarget
 from slmrank.errors import DeployError, SweepError
 from slmrank.hashing import hash_value
-from slmrank.load.capacity import slowest_cell
+from slmrank.load.capacity import rounded_down, slowest_cell
 from slmrank.load.record import read_record
 from slmrank.machine.facts import is_product
 from slmrank.repository.generate import ranker_count, read_identity
@@ -344,7 +344,7 @@ def _capacity(
     jobs = f"{cell['items']} jobs of {cell['tokens']} tokens"
     kind = jobs if cell["tokens"] else f"{cell['items']} stored jobs"
     return CapacityFacts(
-        items_per_s=round(cell["items_per_s_range"][0], 2),
+        items_per_s=rounded_down(cell["items_per_s_range"][0]),
         source=f"measured: {kind} a request, p{slo.percentile} <= {slo.latency_ms:g} ms, record "
         + hash_value(measured)[:TAG_LENGTH],
     )

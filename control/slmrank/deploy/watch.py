@@ -22,7 +22,6 @@ from slmrank.deploy.pod import bundle_volume, container_of, pod_of, store_enviro
 from slmrank.deploy.release import Release
 from slmrank.spec.deploy import WatchSpec
 from slmrank.store.kafka_topic import PROPERTIES, parse_topic
-from slmrank.store.sources import SOURCES
 
 KAFKA = "/kafka"
 KAFKA_KIND = "kafka:"
@@ -32,7 +31,6 @@ def watch_objects(release: Release) -> list[Object]:
     """Deployment and NetworkPolicy of `deploy.watch`, which must be set."""
     own = release.deploy.watch
     assert own is not None
-    SOURCES.get(own.source.partition(":")[0])
     egress = pod_egress(release)
     if own.source.startswith(KAFKA_KIND):
         ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports

@@ -42,13 +42,20 @@ class Capacity:
         """What a spec's section deploy.scaling must say, so that the manifests follow this plan."""
         given = self.scaling
         return {
-            "items_per_s": round(self.per_instance, 2),
+            "items_per_s": rounded_down(self.per_instance),
             "min_replicas": self.floor,
             "max_replicas": max(self.peak, self.floor),
             "burst": given.burst,
             "cold_start_s": given.cold_start_s,
             "ramp_s": given.ramp_s,
         }
+
+
+def rounded_down(rate: float) -> float:
+    """A rate to four digits, never more than was measured: a large model on a CPU has less than one
+    item a second, and 0.0 is no rate."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 3)
+    return float(f"{math.floor(rate / unit + 1e-9) * unit:.4g}")
 
 
 def reached_share(scaling: ScalingSpec) -> float:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmrank.load.figures import cell_name, cell_of, load_name, stable_points
+from slmrank.load.perf_result import known_percentile
 from slmrank.load.record import Record
+from slmrank.load.slo import unheld
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +20,13 @@ class Ratio:
     first: float
     second: float
     items_per_s: float
-    p95: float
+    p95: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Ratios of the points that both hold, with their median and range, and of the rates at the
-    same objective: (cell, first, second, ratio, whether the spreads lie apart)."""
+    same objective: (cell, first, second, ratio, whether each holds where the other does not)."""
 
     ratios: list[Ratio]
     median: float | None
@@ -47,7 +49,7 @@ def compare(first: Record, second: Record) -> Comparison:
                 first=point["items_per_s"],
                 second=other["items_per_s"],
                 items_per_s=other["items_per_s"] / point["items_per_s"],
-                p95=other["p95_ms"] / point["p95_ms"],
+                p95=_ratio(known_percentile(other, 95), known_percentile(point, 95)),
             )
         )
     values = sorted(one.items_per_s for one in ratios)
@@ -58,6 +60,10 @@ def compare(first: Record, second: Record) -> Comparison:
         high=values[-1] if values else None,
         slo=_slo(first, second),
     )
+
+
+def _ratio(second: float | None, first: float | None) -> float | None:
+    return second / first if first and second else None
 
 
 def _slo(first: Record, second: Record) -> list[tuple[str, float, float, float, bool]]:
@@ -72,10 +78,10 @@ def _slo(first: Record, second: Record) -> list[tuple[str, float, float, float, 
     found = []
     for key in ours.keys() & theirs.keys():
         a, b = ours[key], theirs[key]
-        (a_low, a_high), (b_low, b_high) = a["items_per_s_range"], b["items_per_s_range"]
+        a_low, b_low = (one["items_per_s_range"][0] for one in (a, b))
         name = f"{cell_name(key[:3])}, p{key[4]} <= {key[3]:g} ms"
         ratio = b["items_per_s"] / a["items_per_s"]
-        apart = a_high < b_low or b_high < a_low
+        apart = unheld(a) < b_low or unheld(b) < a_low
         found.append((name, a["items_per_s"], b["items_per_s"], ratio, apart))
     return sorted(found)
 

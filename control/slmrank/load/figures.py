@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slmrank.load.perf_result import known_percentile
 from slmrank.load.record import Record
 from slmrank.pyplot import new_figure, png_of
 
@@ -83,8 +84,12 @@ def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | No
     return png_of(figure)
 
 
+def _with_p95(record: Record) -> list[Record]:
+    return [one for one in stable_points(record) if known_percentile(one, 95) is not None]
+
+
 def _latency_throughput(record: Record, axes: Any) -> bool:
-    points = stable_points(record)
+    points = _with_p95(record)
     cells = list(dict.fromkeys(cell_of(point) for point in sorted(points, key=in_order)))
     axes.figure.set_size_inches(SIZE_IN[0], max(SIZE_IN[1], 1.4 + 0.19 * len(cells)))
     markers = {"concurrency": "o", "rate": "^"}
@@ -182,7 +187,7 @@ def _stages(record: Record, axes: Any) -> bool:
 
 
 def _pareto(record: Record, axes: Any) -> bool:
-    points = stable_points(record)
+    points = _with_p95(record)
     if len(points) < 2:
         return False
     front = pareto_front(points)

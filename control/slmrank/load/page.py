@@ -112,7 +112,7 @@ def comparison_tables(compared: Comparison) -> list[Table]:
             rate_text(one.first),
             rate_text(one.second),
             f"{one.items_per_s:.2f}",
-            f"{one.p95:.2f}",
+            "-" if one.p95 is None else f"{one.p95:.2f}",
         ]
         for one in compared.ratios
     ]

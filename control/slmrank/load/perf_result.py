@@ -70,12 +70,18 @@ class Measured:
         return "ok" if self.disagreement <= DISAGREEMENT else "disagrees"
 
 
-def percentile_cell(figures: Mapping[str, Any], percentile: int) -> str:
-    """A latency for a table, in ms; "-" where so few requests ended that none is expected beyond
-    it: it would be the slowest request under another name."""
+def known_percentile(figures: Mapping[str, Any], percentile: int) -> float | None:
+    """A latency in ms; None where so few requests ended that none is expected beyond it: it would
+    be the slowest request under another name."""
     if figures["requests"] < 100 / (100 - percentile):
-        return "-"
-    return f"{figures[f'p{percentile}_ms']:.0f}"
+        return None
+    return float(figures[f"p{percentile}_ms"])
+
+
+def percentile_cell(figures: Mapping[str, Any], percentile: int) -> str:
+    """It for a table; "-" where it is not known."""
+    found = known_percentile(figures, percentile)
+    return "-" if found is None else f"{found:.0f}"
 
 
 def read_result(

@@ -17,7 +17,7 @@ Settings = dict[str, int]
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """Settings that were tried, and the items/s of one instance at the objective, summed over the
-    cells; None where a cell met it at no rate."""
+    cells; None where a cell met it at no rate. `high`: what did not hold."""
 
     settings: Settings
     items_per_s: float | None

@@ -85,14 +85,15 @@ def choose_placement(device: str = "auto", dtype: Precision = "float32") -> Plac
 
     Raises SpecError for another word, MissingDependencyError for a GPU that is not there.
     """
-    local = os.environ.get("LOCAL_RANK", "0")
+    # Some launchers show each process one GPU, and it is the first of what it sees.
+    local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise SpecError(f"device {device!r} is unknown", "use auto, cpu, cuda or cuda:N")
     if kind == "cuda":
-        number = number or local
+        number = number or str(local)
         if int(number) >= torch.cuda.device_count():
             raise MissingDependencyError(
                 f"device {device} is not there: torch sees {torch.cuda.device_count()} NVIDIA GPUs",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from slmrank.artifacts import ArtifactStore
 from slmrank.data.labelled import read_labelled
 from slmrank.load.session import NOT_MEASURED, Session, open_session
+from slmrank.load.slo import unheld
 from slmrank.load.tune import Candidate, Settings
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Watcher, run
@@ -54,5 +55,5 @@ def measure_settings(
         settings=settings,
         items_per_s=sum(cell["items_per_s"] for cell in cells),
         low=sum(cell["items_per_s_range"][0] for cell in cells),
-        high=sum(cell["items_per_s_range"][1] for cell in cells),
+        high=sum(unheld(cell) for cell in cells),
     )

@@ -11,6 +11,7 @@ text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,12 +163,15 @@ class PromptEncoder:
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
 
+_CONTROL = re.compile(r"\s*[<\[{|].*[>\]}|]\s*", re.DOTALL)
+
+
 def mark_controls(tokenizer: Tokenizer) -> bool:
-    """Make every token that was added to a tokenizer, as `</think>`, one that users cannot write:
-    some of Qwen3's are not marked as special, and stand in the closing question. Runs of spaces
-    stay. Whether there were any."""
+    """Make every control token that was added to a tokenizer, as `</think>`, one that users cannot
+    write: some of Qwen3's are not marked as special, and stand in the closing question. Words and
+    runs of spaces that were added stay. Whether there were any."""
     added = tokenizer.get_added_tokens_decoder().values()
-    plain = [one for one in added if not one.special and one.content.strip()]
+    plain = [one for one in added if not one.special and _CONTROL.fullmatch(one.content)]
     marked = [
         AddedToken(
             one.content,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from slmrank.spec.section import Section
 
@@ -169,18 +169,11 @@ class StoreAccessSpec(Section):
 class WatchSpec(Section):
     """A follower of changed jobs (`control watch`) for the shared summary store."""
 
-    source: str = Field("redis-stream", pattern="^[a-z][a-z0-9-]*(:.+)?$")
-    """redis-stream[:NAME], kafka://HOST:9092/TOPIC, or what a registered source reads"""
+    source: str = Field("redis-stream", pattern="^(redis-stream(:.+)?|kafka:.+)$")
+    """redis-stream[:NAME] or kafka://HOST:9092/TOPIC"""
     replicas: int = Field(1, ge=1, le=100, description="pods, which share the work")
     kafka_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
     """Secret whose key `client.properties` holds TLS and passwords of the brokers"""
-
-    @field_validator("source")
-    @classmethod
-    def _reaches_pods(cls, value: str) -> str:
-        if value.partition(":")[0] == "jsonl":
-            raise ValueError("a pod has no file to follow; give redis-stream or kafka://")
-        return value
 
 
 class CatalogueSpec(Section):

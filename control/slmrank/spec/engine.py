@@ -118,6 +118,13 @@ def _read_section(name: str, values: Any) -> Section:
         raise ValidationError.from_exception_data(error.title, faults) from None
 
 
+def _with(below: Any, above: Any) -> Any:
+    """Settings with those that change: one key leaves the others as they were."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return {**below, **{name: _with(below.get(name), one) for name, one in above.items()}}
+
+
 class EngineSpec(Section):
     """The compiled ranker. `parity` holds for every target, the other sub-sections for theirs."""
 
@@ -146,8 +153,7 @@ class EngineSpec(Section):
             before, now = other.get(name, {}), given.pop(name)
             if isinstance(before, Section):
                 before = before.model_dump(exclude_unset=True)
-            # One changed key leaves the others as they were.
-            other[name] = {**before, **now} if isinstance(now, dict) else now
+            other[name] = _with(before, now)
         parsed = {name: _read_section(name, one) for name, one in other.items()}
         return {**given, "other": parsed} if parsed else given
 

@@ -15,7 +15,7 @@ import yaml
 from slmrank.client.client import RankClient
 from slmrank.deploy.cluster import objective as module
 from slmrank.deploy.cluster.objective import Observed, judge, observe
-from slmrank.deploy.monitoring import rule_groups
+from slmrank.deploy.monitoring import P_METRIC, rule_groups
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
 from slmrank.serving.ports import claim_port
@@ -119,18 +119,31 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
         (f"nv_inference_request_success{{{labels}}}", "0x50 90+90x4 450x5"),
         (f'nv_inference_request_failure{{{labels},reason="OTHER"}}', "0x50 10+10x4 50x5"),
     ]
-    test = {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series],
-        "promql_expr_test": [
-            {
-                "expr": f"round(1000 * {asked[1]})",
-                "eval_time": "60m",
-                "exp_samples": [{"labels": "{}", "value": 100}],
-            }
-        ],
-    }
-    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    stage = labels.replace('"rank"', '"prepare"')
+    # Triton 2.51 counts a failed call of the ensemble twice, and every call once in `prepare`.
+    first = f"nv_inference_request_success{{{stage}}}"
+    twice = [series[0], (series[1][0], "0x50 20+20x4 100x5"), (first, "0x50 100+100x4 500x5")]
+    assert P_METRIC in asked[0]
+    slow = (f"{P_METRIC}{{{labels}}}", "0.3x56 0.6 0.3x3")
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in given],
+            "promql_expr_test": [
+                {
+                    "expr": f"round(1000 * {expression})",
+                    "eval_time": "60m",
+                    "exp_samples": [{"labels": "{}", "value": wanted}],
+                }
+            ],
+        }
+        for given, expression, wanted in (
+            (series, asked[1], 100),
+            (twice, asked[1], 100),
+            ([slow], asked[0], 305),
+        )
+    ]
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
     done = subprocess.run(
         ["promtool", "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True
     )

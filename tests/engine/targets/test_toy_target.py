@@ -16,20 +16,28 @@ from slmrank.client.client import RankClient
 from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import Building, EngineTarget
 from slmrank.engine.targets.registry import register_target
+from slmrank.errors import SpecError
 from slmrank.machine.inspection import Machine, Report
 from slmrank.model.checkpoint import Checkpoint
 from slmrank.model.probability import probability
 from slmrank.plugins import VARIABLE
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.bundle import BundleSpec
-from slmrank.spec.engine import EngineSpec
+from slmrank.spec.engine import TARGET_SECTIONS, EngineSpec, OpenVinoSpec, declare_target
+from slmrank.spec.reading import change_spec
 from slmrank.spec.section import Section
 from slmrank.triton.config import RANKER, ModelConfig, Queue, ranker_model
+
+
+class Paint(Section):
+    red: int = 1
+    blue: int = 2
 
 
 class ToySpec(Section):
     """Settings of the toy."""
 
+    paint: Paint = Field(default_factory=Paint)
     modulus: int = Field(7, ge=2, description="scores repeat after this many")
 
 
@@ -71,6 +79,23 @@ class ToyTarget(EngineTarget):
 
 
 register_target(ToyTarget(), ToySpec)
+
+
+def test_one_changed_key_leaves_the_others(tiny: Any) -> None:
+    """They fell back to their defaults, so that `vary` compared the wrong engines."""
+    toy = {"modulus": 5, "paint": {"red": 7}}
+    spec = change_spec(tiny.bundle.spec, {"engine": {"target": "toy", "toy": toy}})
+    changed = change_spec(spec, {"engine": {"toy": {"paint": {"blue": 9}}}}).engine.section
+    assert changed == ToySpec(modulus=5, paint=Paint(red=7, blue=9))
+
+
+def test_a_target_that_replaces_a_built_in_one_has_its_settings() -> None:
+    before = dict(TARGET_SECTIONS)
+    declare_target("openvino")
+    declare_target("openvino", OpenVinoSpec)
+    assert before == TARGET_SECTIONS
+    with pytest.raises(SpecError, match=r"engine\.openvino is a section of its own already"):
+        declare_target("openvino", ToySpec)
 
 
 class TritonPythonModel:
@@ -115,7 +140,7 @@ def test_it_goes_through_every_verb(
             assert item.score == pytest.approx(answer["p"], abs=1e-5)
     assert control("doctor", spec, "--artifacts", tiny.artifacts).returncode == 0
     shown = yaml.safe_load(control("spec", spec, "--set", "engine.toy.modulus=9").stdout)
-    assert shown["engine"]["other"]["toy"] == {"modulus": 9}
+    assert shown["engine"]["other"]["toy"]["modulus"] == 9
     wrong = control("spec", spec, "--set", "engine.toy.modulos=9")
     assert "did you mean 'modulus'" in wrong.stderr
     rendered = control(

@@ -13,7 +13,7 @@ from slmrank.deploy.monitoring import MOST_FAILED, P_METRIC
 from slmrank.deploy.naming import pods_matching
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
-from slmrank.triton.config import ENSEMBLE
+from slmrank.triton.config import ENSEMBLE, PREPARE
 
 TIMEOUT_S = 30
 # The alert's words: below this many calls a percentile is one or two of them.
@@ -23,7 +23,8 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms (None: no call) and its share of failures."""
+    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), and its share of
+    failures."""
 
     window_s: int
     calls: float
@@ -48,18 +49,34 @@ def observe(
     lost = (
         f'nv_inference_request_failure{pods[:-1]},model="{ENSEMBLE}",reason!="CANCELED"}}{window}'
     )
+    # Triton 2.51 counts a failed call of an ensemble twice, and each call once in its first stage:
+    # what came there and was not answered is lost, as far as the counter of failures goes.
+    counted, done = (f"sum by (pod) (increase({one}))" for one in (lost, answered))
+    missing = f"clamp_min({_came(pods, window)} - {done}, 0)"
+    by_pod = f"(({missing} < {counted}) or {counted})"
+    # Each sample is of the minute before it, NaN without a call; the worst one alone would refuse
+    # a canary for ten late calls of a thousand.
+    minutes = f"({P_METRIC}{pods} >= 0)[{window_s}s:15s]"
+    latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
     # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
-    by_pod = f"sum by (pod) (increase({lost}))"
-    every = f"{by_pod} + sum by (pod) (increase({answered}))"
-    latency = _ask(prometheus, f"max(max_over_time({P_METRIC}{pods}{window}))")
-    failed = _ask(prometheus, f"max({by_pod} / clamp_min({every}, 1e-9))")
+    failed = _ask(prometheus, f"max({by_pod} / clamp_min({by_pod} + {done}, 1e-9))")
     return Observed(
         window_s=window_s,
         calls=_ask(prometheus, f"sum(increase({answered}))") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
         failed=failed or 0.0,
-        lost=_ask(prometheus, f"sum(increase({lost}))") or 0.0,
+        lost=_ask(prometheus, f"sum({by_pod})") or 0.0,
     )
+
+
+def _came(pods: str, window: str) -> str:
+    """Calls that reached a pod's first stage, answered there or not."""
+    chosen = f'{pods[:-1]},model="{PREPARE}"}}{window}'
+    ended, failed = (
+        f"sum by (pod) (increase(nv_inference_request_{one}{chosen}))"
+        for one in ("success", "failure")
+    )
+    return f"({ended} + ({failed} or 0 * {ended}))"
 
 
 def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:

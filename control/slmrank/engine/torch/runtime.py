@@ -11,7 +11,6 @@ Needs torch and safetensors; this is what runs inside the server.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,10 +176,7 @@ ROWS_AT_ONCE, MASK_AT_ONCE = 64, 1 << 20
 
 
 def open_engine(path: Path, threads: int) -> TorchEngine:
-    """What the stage `ranker` opens. Of several processes each takes the next GPU."""
-    os.environ["LOCAL_RANK"] = str(
-        int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
-    )
+    """What the stage `ranker` opens."""
     return TorchEngine(path, threads)
 
 
