@@ -20,6 +20,7 @@ from slmrank.data.parts import Place
 from slmrank.data.records import Job, LabelledSet, Pair, read_jsonl
 from slmrank.errors import DataError
 from slmrank.pipeline.data_step import data_step
+from slmrank.pipeline.score_catalogue import ListedQuery
 from slmrank.spec.data import JsonlData, OwnData, ParquetData
 
 from tests.conftest import Control
@@ -272,6 +273,44 @@ def test_linked_folders_are_read(tmp_path: Path) -> None:
     assert {split: len(of) for split, of in found.pairs.items()} == {
         split: len(of) for split, of in expected.pairs.items()
     }
+
+
+def test_folders_say_what_they_say_beside_links_to_them(tmp_path: Path) -> None:
+    """Test pairs were dealt anew where a link to their partition was met first."""
+    for split in ("train", "test"):
+        folder = tmp_path / "t" / f"split={split}"
+        folder.mkdir(parents=True)
+        rows = [{"query": f"q {split}", "job_id": "j1", "grade": 1}]
+        parquet.write_table(arrow.Table.from_pylist(rows), folder / "a.parquet")
+    for name in ("a-link", "z-link"):
+        (tmp_path / "t" / name).symlink_to("split=test")
+    found = [(pair.query, pair.split) for pair in read_parquet(tmp_path / "t", Pair)]
+    assert sorted(found) == [("q test", "test"), ("q train", "train")]
+    # As they are swapped at once: what is hidden is read by the link to it.
+    (tmp_path / "all").mkdir()
+    (tmp_path / "t").rename(tmp_path / "all" / ".v1")
+    (tmp_path / "all" / "current").symlink_to(".v1")
+    assert len(list(read_parquet(tmp_path / "all", Pair))) == 2
+    ids = arrow.Table.from_pylist([{"query": "q", "job_ids": [1, 2]}])
+    parquet.write_table(ids, tmp_path / "[w].parquet")
+    [listed] = read_parquet(tmp_path / "[w].parquet", ListedQuery)
+    assert listed.job_ids == ["1", "2"]
+
+
+def test_a_query_with_the_name_of_a_group_is_not_of_it(tmp_path: Path) -> None:
+    given = [
+        {"query": "rn", "job_id": "j1", "grade": 4, "group": "nurse", "split": "test"},
+        {"query": "nurse", "job_id": "j1", "grade": 4, "split": "train"},
+        {"query": "rn night", "job_id": "j1", "grade": 4, "group": "nurse"},
+    ]
+    for order in (given, [given[1], given[0], given[2]]):
+        made = read_own_set(jsonl(tmp_path, order), tmp_path / "made")
+        assert {pair.query for pair in made.pairs["test"]} == {"rn", "rn night"}
+    # An evaluation set that contradicts itself is not tested in part.
+    given[0]["split"] = "train"
+    spec = jsonl(tmp_path, given)
+    with pytest.raises(DataError, match="group 'nurse' is in split"):
+        write_own_set(spec, tmp_path / "made", lambda *_: None, only_tested=True)
 
 
 def test_a_compressed_file_is_named(tmp_path: Path) -> None:

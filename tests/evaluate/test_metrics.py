@@ -13,6 +13,7 @@ from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
     Listing,
     align,
+    auc_difference,
     auc_interval,
     auc_top_against_zero,
     ece_interval,
@@ -22,6 +23,7 @@ from slmrank.evaluate.metrics import (
     ndcg_at_10,
     ndcg_difference,
     ndcg_interval,
+    order_difference,
     order_interval,
     pair_order_agreement,
     reciprocal_rank,
@@ -94,6 +96,26 @@ def test_the_interval_of_an_auc_is_that_of_drawing_queries_again() -> None:
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert found.low < found.value < found.high
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+
+
+def test_paired_differences_are_those_of_the_figures() -> None:
+    rng = np.random.default_rng(3)
+    grades = [np.array([0.0, 4, 2, 0, 1, 4]) for _ in range(30)]
+    good, bad = (
+        [Listing(scores=noise * rng.random(6) + one / 4, grades=one) for one in grades]
+        for noise in (0.5, 3.0)
+    )
+    draws = resamples(30, 400, 1)
+    for difference, figure in (
+        (order_difference, order_interval),
+        (auc_difference, auc_interval),
+    ):
+        found = difference(bad, good, draws)
+        expected = figure(bad, draws).value - figure(good, draws).value
+        assert found.value == pytest.approx(expected)
+        assert found.low < found.value < found.high < 0
+        same = difference(good, good, draws)
+        assert (same.low, same.value, same.high) == (0, 0, 0)
 
 
 def test_the_figures_by_kind_are_the_rows_own() -> None:

@@ -136,6 +136,9 @@ def test_words_that_the_posting_does_not_have_are_found() -> None:
         == "\u770b\u8b77\u5e2b\u52df\u96c6"
     )
     assert without_new_words(job, "\u770b\u8b77\u7d4c\u9a13") == "\u770b\u8b77"
+    # A cut may leave one character, and marks between what stays are no words.
+    assert new_words(job, "\u770b\u8b77\u5e2b\u3002\u52df") == []
+    assert without_new_words(job, "\u770b\u8b77\u3002\u7d4c\u9a13") == "\u770b\u8b77\u3002"
 
 
 def test_the_warm_start_writes_words_that_it_reads() -> None:

@@ -76,6 +76,13 @@ def compress_search_command(
     target = asked.reports / f"{name}.yaml"
     asked.opened.refuse_own_file(target)
     require_searchable(bundle)
+    steps = steps or (bundle.spec.recover.steps if bundle.spec.recover is not None else 0)
+    if not steps:
+        raise SpecError(
+            "recover.steps is 0: candidates are recovered from the start, and nothing says how "
+            "long",
+            "give --steps",
+        )
     if asked.dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
         asked.plan([bundle.finetuned])
@@ -96,13 +103,6 @@ def compress_search_command(
             "budget_tokens": budgets,
         }
         axes = open_axes(bundle, geometry, given)
-        steps = steps or (bundle.spec.recover.steps if bundle.spec.recover is not None else 0)
-        if not steps:
-            raise SpecError(
-                "recover.steps is 0: candidates are recovered from the start, and nothing says how "
-                "long",
-                "give --steps",
-            )
         search = Search(
             bundle=bundle,
             on=named,

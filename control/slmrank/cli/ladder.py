@@ -23,7 +23,7 @@ NOTES = (
     "jobs. p95: latency of such a listing. times: items/s against transformers in bfloat16; times "
     "engine: against the engine on full texts. MB: weights, or the engine, on disk.",
 )
-TRIMMED = "All rungs have the vocabulary that the ranker was trained with: {tokens} tokens."
+TRIMMED = "All rungs have the vocabulary that training had: {tokens} tokens."
 
 
 @click.command("ladder")

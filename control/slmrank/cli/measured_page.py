@@ -133,17 +133,20 @@ def _trained_on(opened: Opened, steps: Sequence[Step]) -> list[str]:
 
 
 def _cut(opened: Opened, steps: Sequence[Step]) -> list[str]:
-    """Which rows read another text than their name says."""
-    told: dict[str, None] = {}
-    for step in steps:
-        made = find_current(step, opened.store) if step.kind == "scores" else None
+    """Which steps, by number in the order of the rows where several have one title, read another
+    text than their name says."""
+    told = []
+    scored = [step for step in steps if step.kind == "scores"]
+    titles = [step.title for step in scored]
+    for number, step in enumerate(scored, start=1):
+        made = find_current(step, opened.store)
         if made is not None and made.figures.get("items_cut"):
-            tokens = step.settings["item_tokens"] or opened.bundle.spec.prompt.max_item_tokens
-            told[
-                f"{step.title}: {made.figures['items_cut']} of {made.figures['pairs']} texts were "
-                f"cut to {tokens} tokens."
-            ] = None
-    return list(told)
+            row = f" (row {number})" if titles.count(step.title) > 1 else ""
+            told.append(
+                f"{step.title}{row}: {made.figures['items_cut']} of {made.figures['pairs']} texts "
+                f"were cut to {made.figures['item_limit']} tokens."
+            )
+    return told
 
 
 def _first_of(keys: Sequence[str]) -> str:

@@ -42,9 +42,12 @@ def _verb(
             with contextlib.suppress(MissingDependencyError):
                 title = f"{opened.bundle.spec.name}, {name}"
                 image = draw_log(read_log(made.path / LOG_FILE), title)
-                plot.parent.mkdir(parents=True, exist_ok=True)
-                plot.write_bytes(image)
-                click.echo(f"plot: {plot}")
+                try:
+                    plot.parent.mkdir(parents=True, exist_ok=True)
+                    plot.write_bytes(image)
+                    click.echo(f"plot: {plot}")
+                except OSError as error:  # of what was trained nothing is lost
+                    click.echo(f"no plot was written: {error}", err=True)
 
     given = [*([""] if alone else []), *([f" {example}"] if example else [])]
     lines = "".join(f"\n  control {name} build/demo.yaml{one}" for one in given)

@@ -57,7 +57,7 @@ def write_own_set(
         name = same_query(pair.query)
         hung = together(name)
         dealt: Split = "test" if only_tested else dealt_whole.get(hung) or _deal(hung, spec)
-        split = pair.split or chosen.get(hung, dealt)
+        split = pair.split or (dealt if only_tested else chosen.get(hung, dealt))
         if hung not in chosen and name not in place:
             dealt_together[hung] += 1
         if place.setdefault(name, split) != split:
@@ -125,8 +125,9 @@ def _noting(pairs: Iterable[Pair], named: dict[str, Split | None]) -> Iterator[P
 
 
 def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
-    """Query, as `same_query` names it -> the name of what hangs together with it: itself, or the
-    first by name of the groups that its pairs share with other queries' pairs (a union of sets)."""
+    """Query, as `same_query` names it -> the name of what hangs together with it: itself behind a
+    `q`, or behind a `g` the first by name of the groups that its pairs share with other queries'
+    pairs (a union of sets)."""
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -141,7 +142,7 @@ def _together(pairs: Iterable[Pair]) -> Callable[[str], str]:
             query, group = root(f"q{same_query(pair.query)}"), root(f"g{pair.group}")
             # The smaller name leads, so that the order of the records decides nothing.
             parent[max(query, group)] = min(query, group)
-    return lambda name: root(f"q{name}")[1:] if f"q{name}" in parent else name
+    return lambda name: root(f"q{name}") if f"q{name}" in parent else f"q{name}"
 
 
 def _check_dealt(dealt: Counter[str], spec: OwnData) -> None:
@@ -151,7 +152,7 @@ def _check_dealt(dealt: Counter[str], spec: OwnData) -> None:
     if dealt.total() >= LEAST_DEALT and share > 1 - spec.test_share / 2:
         raise DataError(
             f"{spec.pairs}: {share:.0%} of the queries hang together by the groups of their pairs "
-            f"({name!r} is one): test_share {spec.test_share:g} cannot be parted from them",
+            f"({name[1:]!r} is one): test_share {spec.test_share:g} cannot be parted from them",
             "name as group what all pairs of a query share (not each job's employer), or give the "
             "pairs' split",
         )
@@ -196,8 +197,8 @@ def _deal_whole(queries: Counter[str], spec: OwnData) -> dict[str, Split]:
 
 
 def _place(name: str, spec: OwnData) -> float:
-    """Where the hash of a name lies in [0, 1)."""
-    digest = hashlib.sha256(f"{spec.seed}:{name}".encode()).digest()
+    """Where the hash of a name, without its first letter, lies in [0, 1)."""
+    digest = hashlib.sha256(f"{spec.seed}:{name[1:]}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

@@ -17,7 +17,7 @@ from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
 
 BATCH_ROWS = 8192
-NAMES = ("job_id", "group", "kind")
+NAMES = ("job_id", "job_ids", "group", "kind")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -67,7 +67,8 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
         named = [*root.glob(str(path.relative_to(root) if path.is_absolute() else path))]
     else:
         named = [path]
-    fixed = len(list(itertools.takewhile(lambda part: not has_magic(part), path.parts)))
+    whole = itertools.takewhile(lambda part: path.exists() or not has_magic(part), path.parts)
+    fixed = len(list(whole))
     # A folder of one table may be named like a file.
     below = (_tables_below(one) if one.is_dir() else [one] for one in named)
     found = {
@@ -81,15 +82,18 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
 
 
 def _tables_below(folder: Path) -> Iterator[Path]:
-    """The `*.parquet` in a folder and in those below it, linked ones too."""
+    """The `*.parquet` in a folder and in those below it that are not hidden; then what links lead
+    to, where it was not met before: a link beside a partition says less than its folder."""
     seen: set[str] = set()
-    for place, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(place, name) for name in names if name.endswith(".parquet"))
+    for links in (False, True):
+        for place, below, names in os.walk(folder, followlinks=links):
+            below[:] = sorted(name for name in below if not is_hidden([name]))
+            real = os.path.realpath(place)
+            if real not in seen:
+                yield from (Path(place, name) for name in names if name.endswith(".parquet"))
+            elif links and Path(place) != folder and Path(place).is_symlink():
+                below.clear()  # perhaps a folder above
+            seen.add(real)
 
 
 def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
@@ -113,7 +117,13 @@ def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:
 def given(row: dict[str, Any]) -> dict[str, Any]:
     """A row without its nulls; ids that are whole numbers, as warehouses keep them, as texts."""
     return {
-        name: str(value) if name in NAMES and type(value) is int else value
+        name: _as_text(value) if name in NAMES else value
         for name, value in row.items()
         if value is not None
     }
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return str(value) if type(value) is int else value

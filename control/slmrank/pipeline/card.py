@@ -54,14 +54,16 @@ class Card:
 def card_text(card: Card) -> str:
     """The card as Markdown."""
     log, figures = card.log, card.figures
+    before = max(len(log) - int(figures["steps"]), 0)
+    earlier = f" after {before} of an earlier run" if before else ""
     parts = [
         f"# {card.title}",
         card.made_of,
         *_what_it_is_from(card),
         "## Training",
-        f"{figures['steps']} steps{_earlier(log, figures)}, {figures.get('pairs', 0)} pairs, "
+        f"{figures['steps']} steps{earlier}, {figures.get('pairs', 0)} pairs, "
         f"{figures.get('trained_parameters', 0) / 1e6:.1f}M trained parameters; the weights after "
-        f"step {figures.get('kept_step', figures['steps'])} are kept."
+        f"step {before + figures.get('kept_step', figures['steps'])} are kept."
         if figures.get("steps")
         else "The adapter was trained before, and only merged here.",
     ]
@@ -77,11 +79,6 @@ def card_text(card: Card) -> str:
         parts.append(f"## Quality on {name}: {sizes_of(rows[0])}")
         parts.append(markdown_table(QUALITY_COLUMNS, quality_cells(rows)))
     return "\n\n".join(parts) + "\n"
-
-
-def _earlier(log: Sequence[Any], figures: Mapping[str, Any]) -> str:
-    steps = len(log) - int(figures["steps"])
-    return f" after {steps} of an earlier run" if steps > 0 else ""
 
 
 def _what_it_is_from(card: Card) -> list[str]:

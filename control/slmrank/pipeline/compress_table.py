@@ -114,10 +114,13 @@ def _trained_on_full(bundle: Bundle, scorer: Row) -> Bundle:
             "was trained on full texts it says nothing",
             "give --scorer finetuned, or set recover.adapter: null with recover.steps",
         )
-    changes = {"finetune": _on_full(spec, spec.finetune, taught=spec.finetune.teacher is not None)}
+    taught = spec.finetune.teacher is not None
+    changes: dict[str, Any] = {"finetune": _on_full(spec, spec.finetune, taught=taught)}
     if spec.recover is not None:
         taught = spec.recover.teacher != "labels"
         changes["recover"] = _on_full(spec, spec.recover, taught=taught)
+    if spec.prune is not None:
+        changes["prune"] = {"recorded": None}  # chosen by what it reads
     return Bundle(change_spec(spec, changes))
 
 

@@ -128,10 +128,11 @@ def plan_ladder(bundle: Bundle) -> list[Rung]:
 
 
 def is_trained_trimmed(bundle: Bundle) -> bool:
-    """Whether the ranker was trained with a vocabulary that is cut: with the whole one it would be
-    another ranker, hours away."""
+    """Whether the ranker, or a summarizer that is given, was trained with a vocabulary that is cut:
+    with the whole one it would be another one, hours away."""
     spec = bundle.spec
-    return spec.trim is not None and spec.finetune is not None and spec.finetune.steps > 0
+    trained = spec.finetune is not None and spec.finetune.steps > 0
+    return spec.trim is not None and (trained or spec.summarize.fitted is not None)
 
 
 def measure_ladder(

@@ -16,6 +16,8 @@ def new_words(job: Job, summary: str) -> list[str]:
     words of their own."""
     posting = f"{job.title} {job.description}"
     known, signed = set(words_of(posting)), set(_SIGNED.findall(posting.casefold()))
+    # A cut may leave one character of a text without spaces, whose words are pairs.
+    known |= {one for one in posting.casefold() if is_unspaced(one)}
     return [
         word
         for word in summary.split()
@@ -42,7 +44,12 @@ def _known_runs(text: str, known: set[str]) -> str:
     for start in range(len(text) - 1):
         if set(words_of(text[start : start + 2])) & known:
             kept[start] = kept[start + 1] = True
-    return "".join(one for one, stays in zip(text, kept, strict=True) if stays)
+    marks = [not words_of(one) for one in text]  # stay beside what stays
+    return "".join(
+        one
+        for place, one in enumerate(text)
+        if kept[place] or (marks[place] and any(kept[max(place - 1, 0) : place + 2]))
+    )
 
 
 def new_words_share(written: Iterable[tuple[Job, str]]) -> float | None:

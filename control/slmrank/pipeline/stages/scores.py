@@ -27,6 +27,7 @@ from slmrank.prompt.corpus import (
     sample_queries,
     stored_bodies,
 )
+from slmrank.prompt.encoder import PromptEncoder
 
 SCORES_FILE = "scores.jsonl"
 APART = {  # rows whose scorer is a module of its own
@@ -64,6 +65,7 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         )
         figures["item_tokens"] = sum(len(item) for query in queries for item in query.items)
         figures["items_cut"] = sum(query.truncated for query in queries)
+        figures["item_limit"] = _encoder(settings, making).max_item_tokens
         scores = _in_process(settings, queries, target, making)
     wrong = [place for place, score in scores.items() if not math.isfinite(score)]
     if wrong:
@@ -88,10 +90,14 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
     making.draft.figures.update(figures)
 
 
+def _encoder(settings: Mapping[str, Any], making: Making) -> PromptEncoder:
+    return checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
+
+
 def _encoded(
     pairs: Sequence[Pair], labelled: LabelledSet, settings: Mapping[str, Any], making: Making
 ) -> list[EncodedQuery]:
-    encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
+    encoder = _encoder(settings, making)
     with stored_summaries(making) as store:
         if settings["full_text"]:
             return encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
