@@ -21,7 +21,6 @@ from slmrank.evaluate.metrics import (
     mean_ndcg,
     mrr_interval,
     ndcg_at_10,
-    ndcg_difference,
     ndcg_interval,
     order_difference,
     order_interval,
@@ -142,7 +141,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
         Listing(scores=one.scores + rng.normal(scale=0.01, size=12), grades=one.grades) for one in a
     ]
     draws = resamples(60, 500, 0)
-    difference = ndcg_difference(a, b, draws)
+    difference = ndcg_interval(a, draws, b)
     single = ndcg_interval(a, draws)
     assert difference.low <= 0 <= difference.high
     assert difference.high - difference.low < 0.5 * (single.high - single.low)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 
 Vector = npt.NDArray[np.float64]
+Draws = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +96,19 @@ def mean_abs_dp(a: Sequence[Listing], b: Sequence[Listing]) -> float:
     return float(np.mean(np.abs(left - right)))
 
 
-def resamples(queries: int, count: int, seed: int) -> npt.NDArray[np.intp]:
+def resamples(queries: int, count: int, seed: int) -> Draws:
     """Query indices [count, queries] of bootstrap resamples."""
     return np.random.default_rng(seed).integers(0, queries, size=(count, queries))
 
 
-def ndcg_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
-    """Mean NDCG@10 with its interval."""
-    return _mean_interval(np.array([ndcg_at_10(one) for one in listings]), draws)
+def ndcg_interval(
+    listings: Sequence[Listing], draws: Draws, less: Sequence[Listing] | None = None
+) -> Interval:
+    """Mean NDCG@10 with its interval; minus that of `less` on the same queries, paired."""
+    values = np.array([ndcg_at_10(one) for one in listings])
+    if less is not None:
+        values -= [ndcg_at_10(one) for one in less]
+    return _mean_interval(values, draws)
 
 
 def reciprocal_rank(listing: Listing) -> float:
@@ -115,23 +122,20 @@ def reciprocal_rank(listing: Listing) -> float:
     return float(1 / (1 + np.sum(rivals > top) + np.sum(rivals == top) / 2))
 
 
-def mrr_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+def mrr_interval(listings: Sequence[Listing], draws: Draws) -> Interval:
     """Mean reciprocal rank with its interval."""
     return _mean_interval(np.array([reciprocal_rank(one) for one in listings]), draws)
 
 
-def order_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
-    """Share of same-query pairs of different grade that the scores order as the grades do, ties
-    counting half, with its interval."""
-    return _share_interval(*_ordered(listings), draws)
-
-
-def order_difference(
-    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
+def order_interval(
+    listings: Sequence[Listing], draws: Draws, less: Sequence[Listing] | None = None
 ) -> Interval:
-    """That share of a minus that of b over the same pairs, with its paired interval."""
-    (right, total), (other, _) = _ordered(a), _ordered(b)
-    return _share_interval(right - other, total, draws)
+    """Share of same-query pairs of different grade that the scores order as the grades do, ties
+    counting half, with its interval; minus that of `less` over the same pairs, paired."""
+    right, total = _ordered(listings)
+    if less is not None:
+        right = right - _ordered(less)[0]
+    return _share_interval(right, total, draws)
 
 
 def _ordered(listings: Sequence[Listing]) -> tuple[Vector, Vector]:
@@ -145,11 +149,19 @@ def _ordered(listings: Sequence[Listing]) -> tuple[Vector, Vector]:
     return right, total
 
 
-def _share_interval(parts: Vector, total: Vector, draws: npt.NDArray[np.intp]) -> Interval:
+def _share_interval(parts: Vector, total: Vector, draws: Draws) -> Interval:
+    """The sum of parts over that of totals. A resample without anything to count does not count."""
     if not total.any():
         return Interval(value=math.nan, low=math.nan, high=math.nan)
-    sampled = _ratio(parts[draws].sum(axis=1), total[draws].sum(axis=1))
+    sums, counts = parts[draws].sum(axis=1), total[draws].sum(axis=1)
+    sampled = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
     return _interval(float(parts.sum() / total.sum()), sampled)
+
+
+def _mean_interval(values: Vector, draws: Draws) -> Interval:
+    """The mean over queries that have a value, with its interval."""
+    known = ~np.isnan(values)
+    return _share_interval(np.where(known, values, 0.0), known.astype(float), draws)
 
 
 def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
@@ -161,7 +173,7 @@ def reliability(listings: Sequence[Listing]) -> list[tuple[float, float, int]]:
     return points
 
 
-def ece_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
+def ece_interval(listings: Sequence[Listing], draws: Draws) -> Interval:
     """Expected calibration error of p against what was judged, a target or grade / 4, over ten bins
     (Guo et al., ICML 2017), with its interval. Scores must be probabilities. Drawing queries again
     can only add to this error, so the draws are moved to lie around the figure."""
@@ -186,31 +198,17 @@ def _tenths(listings: Sequence[Listing]) -> Vector:
     return cells
 
 
-def ndcg_difference(
-    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
+def auc_interval(
+    listings: Sequence[Listing], draws: Draws, less: Sequence[Listing] | None = None
 ) -> Interval:
-    """Mean NDCG@10 of a minus b on the same queries, with its paired interval."""
-    values = [ndcg_at_10(x) - ndcg_at_10(y) for x, y in zip(a, b, strict=True)]
-    return _mean_interval(np.array(values), draws)
+    """AUC with its interval over at most 300 resamples (each needs a sort of all pairs); minus that
+    of `less` over the same pairs, paired."""
 
+    def auc(of: Any) -> float:
+        found = auc_top_against_zero([listings[one] for one in of])
+        return found - auc_top_against_zero([less[one] for one in of]) if less else found
 
-def auc_interval(listings: Sequence[Listing], draws: npt.NDArray[np.intp]) -> Interval:
-    """AUC with its interval over at most 300 resamples (each needs a sort of all pairs)."""
-    sampled = [auc_top_against_zero([listings[index] for index in draw]) for draw in draws[:300]]
-    return _interval(auc_top_against_zero(listings), np.array(sampled))
-
-
-def auc_difference(
-    a: Sequence[Listing], b: Sequence[Listing], draws: npt.NDArray[np.intp]
-) -> Interval:
-    """AUC of a minus that of b over the same pairs, with its paired interval."""
-
-    def difference(of: Sequence[int] | npt.NDArray[np.intp]) -> float:
-        return auc_top_against_zero([a[one] for one in of]) - auc_top_against_zero(
-            [b[one] for one in of]
-        )
-
-    return _interval(difference(range(len(a))), np.array([difference(one) for one in draws[:300]]))
+    return _interval(auc(range(len(listings))), np.array([auc(one) for one in draws[:300]]))
 
 
 def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:
@@ -257,21 +255,6 @@ def align(listings: Sequence[Listing], reference: Sequence[Listing]) -> list[Lis
             "score all rows on the same data: `control evaluate` again",
         )
     return aligned
-
-
-def _mean_interval(values: Vector, draws: npt.NDArray[np.intp]) -> Interval:
-    """The mean over queries that have a value, with its interval."""
-    if np.isnan(values).all():
-        return Interval(value=math.nan, low=math.nan, high=math.nan)
-    known = ~np.isnan(values)
-    sampled = _ratio(np.where(known, values, 0.0)[draws].sum(axis=1), known[draws].sum(axis=1))
-    return _interval(float(np.nanmean(values)), sampled)
-
-
-def _ratio(sums: Vector, counts: npt.NDArray[np.int_]) -> Vector:
-    """NaN, which no interval counts, for a resample without anything to count."""
-    found: Vector = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
-    return found
 
 
 def _interval(value: float, sampled: Vector) -> Interval:

@@ -16,16 +16,13 @@ from slmrank.evaluate.metrics import (
     Interval,
     Listing,
     align,
-    auc_difference,
     auc_interval,
     auc_top_against_zero,
     ece_interval,
     mean_abs_dp,
     mean_ndcg,
     mrr_interval,
-    ndcg_difference,
     ndcg_interval,
-    order_difference,
     order_interval,
     resamples,
 )
@@ -115,8 +112,8 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
         prompt_tokens=row.prompt_tokens,
         ndcg10=ndcg_interval(listings, draws),
         auc=auc_interval(listings, draws),
-        delta_ndcg10=(ndcg_difference(listings, base.listings, draws) if compared else None),
-        delta_auc=auc_difference(listings, base.listings, draws) if compared else None,
+        delta_ndcg10=ndcg_interval(listings, draws, base.listings) if compared else None,
+        delta_auc=auc_interval(listings, draws, base.listings) if compared else None,
         mean_abs_dp=(
             mean_abs_dp(listings, base.listings)
             if compared and row.probabilistic and base.probabilistic
@@ -124,7 +121,7 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
         ),
         mrr=mrr_interval(listings, draws),
         order=order_interval(listings, draws),
-        delta_order=order_difference(listings, base.listings, draws) if compared else None,
+        delta_order=order_interval(listings, draws, base.listings) if compared else None,
         ece=ece_interval(listings, draws) if row.probabilistic else None,
         kinds=_by_kind(listings),
     )

@@ -34,7 +34,7 @@ from slmrank.compress.search import (
     work_of,
 )
 from slmrank.errors import ParityError, SpecError
-from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_difference, resamples
+from slmrank.evaluate.metrics import Interval, align, mean_ndcg, ndcg_interval, resamples
 from slmrank.evaluate.table import read_scores
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, allowed_kv_heads, read_geometry
 from slmrank.pipeline.bundle import Bundle
@@ -246,7 +246,8 @@ class Search:
         base = read_scores(reference.path / SCORES_FILE)
         own = align(read_scores(artifact.path / SCORES_FILE), base)
         evaluate = self.bundle.spec.evaluate
-        return -ndcg_difference(own, base, resamples(len(base), evaluate.bootstrap, evaluate.seed))
+        draws = resamples(len(base), evaluate.bootstrap, evaluate.seed)
+        return -ndcg_interval(own, draws, base)
 
     def _item_tokens(self, budget: int) -> float:
         figures = self._score(replace(whole(self.axes), budget_tokens=budget), 0, in_engine=False)
