@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 
 def canonical_json(value: Any) -> str:
@@ -29,12 +28,4 @@ def hash_file(path: Path) -> str:
 
 def without_nan(value: Any) -> Any:
     """A value as JSON has it: dataclasses are mappings, and NaN and infinities null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return without_nan(asdict(value))
-    return value
+    return to_jsonable_python(value, inf_nan_mode="null")
