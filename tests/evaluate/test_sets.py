@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 from slmrank.data.labelled import read_labelled
-from slmrank.evaluate.dense import DenseScorer
 from slmrank.evaluate.metrics import Listing
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import asked_in_training, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN, score_step
+from slmrank.pipeline.stages.scores_dense import DenseScorer
 from slmrank.pipeline.steps import run
 from slmrank.spec.reading import change_spec, load_spec
 
@@ -149,7 +149,7 @@ def dense(tmp_path: Path) -> DenseScorer:
 def test_a_text_has_its_own_vector_whatever_stands_beside_it(
     dense: DenseScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slmrank.evaluate.dense.BATCH", 2)
+    monkeypatch.setattr("slmrank.pipeline.stages.scores_dense.BATCH", 2)
     texts = ["nurse by night and by day", "cook", "pilot by night", "nurse", "day and night cook"]
     told: list[tuple[int, int]] = []
     found = dense.embed(texts, lambda *given: told.append(given))
@@ -159,8 +159,8 @@ def test_a_text_has_its_own_vector_whatever_stands_beside_it(
     likeness = found @ found.T
     assert likeness[~np.eye(5, dtype=bool)].max() < 0.999, "they can be told apart"
     assert told == [(2, 5), (4, 5), (5, 5)]
-    groups = {"nurse": ["b", "a"], "cook": ["a"]}
-    scores = dense.scores(groups, {"a": texts[0], "b": texts[2]}, lambda *_: None)
+    asked = [("nurse", "b"), ("nurse", "a"), ("cook", "a")]
+    scores = dense.scores(asked, {"a": texts[0], "b": texts[2]}, lambda *_: None)
     assert scores == {
         ("nurse", "b"): pytest.approx(likeness[3, 2], abs=1e-5),
         ("nurse", "a"): pytest.approx(likeness[3, 0], abs=1e-5),
