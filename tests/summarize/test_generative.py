@@ -25,13 +25,12 @@ from slmrank.prompt.template import job_text
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.spec.reading import change_spec
-from slmrank.summarize.faithfulness import CLIP, FrozenRanker, divergence, length_cost
 from slmrank.summarize.generative import (
     GenerativeKind,
     _forbid_runs,
     served_text,
 )
-from slmrank.summarize.held_out import Judged, Reward
+from slmrank.summarize.held_out import CLIP, FrozenRanker, Judged, Reward, divergence
 from slmrank.summarize.new_words import new_words, new_words_share, without_new_words
 from slmrank.summarize.policy import warm_up_examples
 from slmrank.summarize.registry import load_summarizer
@@ -68,7 +67,6 @@ def test_the_divergence_is_that_of_two_answers() -> None:
     worst = divergence(np.array([1.0]), np.array([0.0]))[0]
     assert worst == divergence(np.array([1 - CLIP]), np.array([CLIP]))[0]
     assert worst == pytest.approx(4.503, abs=1e-3)
-    assert length_cost(50, 100, 0.4) == pytest.approx(0.1)
 
 
 def test_settings_decide_the_model_that_they_train_and_no_other(

@@ -1,7 +1,7 @@
 """Training of the summarizing language model: warm start, then GSPO against the frozen ranker.
 
 The warm start is supervised, on the summaries of method `ranker`. Then TRL's GRPO trainer with
-sequence-level importance ratios (GSPO, arXiv 2507.18071) on the reward of `faithfulness`; both of
+sequence-level importance ratios (GSPO, arXiv 2507.18071) on the reward of `held_out`; both of
 its terms are logged apart. The reward of the likeliest summaries of held-out jobs is measured after
 the warm start and at the end.
 """
