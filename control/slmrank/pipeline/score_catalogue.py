@@ -3,6 +3,7 @@ engine and the summaries."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,10 @@ from slmrank.store.registry import open_store
 
 PART_QUERIES = 20
 ITEMS = 256  # of one pass
+# What looks like candidates: lists with texts in them, however deep, as Arrow writes their type
+# (`string:` would be a field's name), and these names.
+_IDS = re.compile(r"(large_|fixed_size_)?list(_view)?<.*string(_view)?\b(?!:)")
+_NAMES = ("job_id", "jobs", "jobs_ids", "candidates")
 
 
 class ListedQuery(BaseModel):
@@ -124,20 +129,6 @@ def score_catalogue(
     return run_parts(partial(ScoreWorker, spec, root, queries), parts, queries, target, **how)
 
 
-def _is_ids(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds lists with texts in them, however deep."""
-    inner = getattr(kind, "value_type", None)
-    return "list" in str(kind).partition("<")[0] and inner is not None and _has_text(inner)
-
-
-def _has_text(kind: Any) -> bool:
-    inner = getattr(kind, "value_type", None)  # of lists and dictionaries
-    fields = [kind.field(number).type for number in range(kind.num_fields)]
-    return "string" in str(kind).partition("<")[0] or any(
-        _has_text(one) for one in (inner, *fields) if one is not None
-    )
-
-
 def _check_columns(source: Place) -> None:
     """Raises DataError where a table without `job_ids` has what looks like it: without candidates
     every query is scored against all jobs."""
@@ -147,7 +138,7 @@ def _check_columns(source: Place) -> None:
         if "job_ids" in schema.names:
             continue
         for field in schema:
-            if _is_ids(field.type) or field.name in ("job_id", "jobs", "jobs_ids", "candidates"):
+            if _IDS.match(str(field.type)) or field.name in _NAMES:
                 raise DataError(
                     f"{path} has no column job_ids, and {field.name!r} is not read: every query "
                     "would be scored against all jobs",
