@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     FieldSerializationInfo,
     field_serializer,
-    field_validator,
     model_validator,
 )
 
@@ -117,7 +117,7 @@ class PruneSpec(Section):
     asked for, the heads of the others."""
 
     # No defaults: what is two thirds of one model is all of another.
-    intermediate_size: int = Field(ge=64)
+    intermediate_size: Annotated[int, Field(ge=64), AfterValidator(multiple_of_64)]
     """MLP neurons kept per layer; a multiple of 64"""
     layers: int = Field(ge=1, description="layers kept")
     kv_heads: int | None = Field(None, ge=1)
@@ -139,11 +139,6 @@ class PruneSpec(Section):
     damping: float = Field(0.01, gt=0, description="ridge on the Hessian, share of its mean diag")
     neurons_per_round: int = Field(16, ge=1, description="neurons dropped between two updates")
     seed: int = Field(0, ge=0, description="seed of the calibration sample")
-
-    @field_validator("intermediate_size")
-    @classmethod
-    def _aligned(cls, value: int) -> int:
-        return multiple_of_64("prune.intermediate_size", value)
 
     @model_validator(mode="after")
     def _chosen_here(self) -> PruneSpec:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from slmrank.spec.section import Section, multiple_of_64
 
@@ -65,14 +65,9 @@ class PromptSpec(Section):
 class TrimSpec(Section):
     """Vocabulary trimming of the base model: embedding, head and tokenizer together."""
 
-    tokens: int = Field(16384, ge=512)
+    tokens: Annotated[int, Field(ge=512), AfterValidator(multiple_of_64)] = 16384
     """vocabulary rows kept, a multiple of 64: what jobs and training queries use, then the
     tokenizer's own most frequent"""
-
-    @field_validator("tokens")
-    @classmethod
-    def _aligned(cls, value: int) -> int:
-        return multiple_of_64("trim.tokens", value)
 
 
 _QWEN3 = {

@@ -37,9 +37,9 @@ def _within(annotation: Any) -> set[Any]:
     return {annotation}.union(*(_within(one) for one in get_args(annotation)))
 
 
-def multiple_of_64(name: str, value: int) -> int:
+def multiple_of_64(value: int) -> int:
     """The value, when kernels can hold that width. Raises ValueError naming the next ones."""
     if value % 64:
         below = value // 64 * 64
-        raise ValueError(f"{name} {value} is not a multiple of 64; use {below} or {below + 64}")
+        raise ValueError(f"{value} is not a multiple of 64; use {below} or {below + 64}")
     return value
