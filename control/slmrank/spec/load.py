@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from slmrank.spec.section import Section
 
@@ -32,14 +32,14 @@ class SloSpec(Section):
 class SweepSpec(Section):
     """Load points: items per request x tokens per item x query tokens x load."""
 
-    items: list[int] = Field(default_factory=lambda: [1, 8], min_length=1)
-    tokens: list[int] = Field(default_factory=lambda: [32, 96], min_length=1)
+    items: list[PositiveInt] = Field(default_factory=lambda: [1, 8], min_length=1)
+    tokens: list[PositiveInt] = Field(default_factory=lambda: [32, 96], min_length=1)
     """tokens per item, closing question included; not used with texts: store"""
-    query_tokens: list[int] = Field(default_factory=list)
+    query_tokens: list[PositiveInt] = Field(default_factory=list)
     """tokens per query; empty: real queries as they are"""
-    concurrency: list[int] = Field(default_factory=lambda: [1, 2])
+    concurrency: list[PositiveInt] = Field(default_factory=lambda: [1, 2])
     """closed loop: requests in flight"""
-    rates: list[float] = Field(default_factory=list)
+    rates: list[PositiveFloat] = Field(default_factory=list)
     """open loop: requests per second, Poisson arrivals"""
     texts: Literal["text", "store"] = "text"
     """text: job texts cut to exact lengths; store: job ids, looked up as in service"""
@@ -51,13 +51,7 @@ class SweepSpec(Section):
     slo: SloSpec = Field(default_factory=SloSpec)
 
     @model_validator(mode="after")
-    def _positive(self) -> SweepSpec:
-        for name in ("items", "tokens", "query_tokens", "concurrency"):
-            for value in getattr(self, name):
-                if value < 1:
-                    raise ValueError(f"sweep.{name} holds {value}, values start at 1")
-        if any(rate <= 0 for rate in self.rates):
-            raise ValueError(f"sweep.rates holds {min(self.rates)}, rates are above 0")
+    def _loaded(self) -> SweepSpec:
         if not self.concurrency and not self.rates:
             raise ValueError("sweep needs a load: fill concurrency or rates")
         return self
