@@ -75,7 +75,7 @@ class BundleSpec(Section):
         return {"finetune": None, **values}
 
     @model_validator(mode="after")
-    def _one_wording(self) -> BundleSpec:
+    def _consistent(self) -> BundleSpec:
         fields, own = PromptSpec.model_fields, self.prompt.model_fields_set
         if own == set(fields):  # a spec that was written out with its defaults is the same spec
             own = {name for name in own if getattr(self.prompt, name) != fields[name].default}
@@ -93,10 +93,6 @@ class BundleSpec(Section):
             )
         if "{query}" in self.base.instruction:
             raise ValueError("base.instruction cannot hold {query}, which has its own place")
-        return self
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BundleSpec:
         if self.recover is not None and self.prune is None:
             raise ValueError("recover needs a prune section; add one or remove recover")
         stages = self.prune.stages if self.prune is not None else 1

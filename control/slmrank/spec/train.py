@@ -91,10 +91,6 @@ class TrainSpec(Section):
                 "patience counts evaluations on dev, and there are none; set dev_every, or leave "
                 "patience out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> TrainSpec:
         if self.shard and self.tokens_at_once is not None:
             raise ValueError(
                 "tokens_at_once splits a step into as many passes as its queries need, and with "
