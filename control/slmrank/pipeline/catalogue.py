@@ -107,13 +107,8 @@ class SummaryWorker:
                             "scores none",
                             "give it a title or a description, or leave it out",
                         )
-                columns = [
-                    [job.job_id for job in jobs],
-                    [entry.summary for entry in entries],
-                    [entry.ids for entry in entries],
-                    [entry.summary_tokens for entry in entries],
-                    [entry.source_tokens for entry in entries],
-                ]
+                columns = [[job.job_id for job in jobs]]
+                columns += ([getattr(one, name) for one in entries] for name in schema.names[1:])
                 writer.write_table(pa.table(columns, schema=schema))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import itertools
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from slmrank.data.mining import Mining, minable, mistakes, unjudged
 from slmrank.data.records import SPLITS, Pair, group_by_query, write_jsonl
 from slmrank.data.words import same_query
 from slmrank.errors import DataError
-from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
 from slmrank.model.probability import probability
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import Watcher, run
 from slmrank.prompt.corpus import encode_pairs, stored_bodies
 from slmrank.store.registry import open_store
@@ -58,9 +59,7 @@ def mine(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write to {target}: {error}", "name another folder") from error
-    checkpoint = open_checkpoint(
-        run(bundle.finetuned, store, watcher, device=device).path / CHECKPOINT_FOLDER
-    )
+    checkpoint = checkpoint_of(run(bundle.finetuned, store, watcher, device=device))
     summarized = run(bundle.summaries, store, watcher).path
     labelled = read_labelled(data)
     groups = group_by_query(labelled.pairs["train"])
@@ -88,14 +87,10 @@ def mine(
             added += mistakes(judged, p_of, found, mining)
             watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
 
-    def everything() -> Iterator[Pair]:
-        for split in SPLITS:
-            yield from labelled.pairs[split]
-        yield from added
-
     try:
         shutil.copy2(data / JOBS_FILE, target / f".{JOBS_FILE}")
-        write_jsonl(target / f".{PAIRS_FILE}", everything())
+        everything = itertools.chain(*(labelled.pairs[split] for split in SPLITS), added)
+        write_jsonl(target / f".{PAIRS_FILE}", everything)
         for name in (JOBS_FILE, PAIRS_FILE):
             (target / f".{name}").rename(target / name)
     except OSError as error:

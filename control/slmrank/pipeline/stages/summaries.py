@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
-from slmrank.artifacts import ArtifactStore, read_artifact
+from slmrank.artifacts import read_artifact
 from slmrank.data.labelled import read_labelled
 from slmrank.data.records import LabelledSet
 from slmrank.errors import ArtifactError, DataError, InvalidQuery
 from slmrank.machine.host import what_computes
-from slmrank.model.checkpoint import CHECKPOINT_FOLDER, open_checkpoint
+from slmrank.model.checkpoint import CHECKPOINT_FOLDER
+from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import Making, own_work
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.spec.compress import SummarizeSpec
@@ -27,7 +27,7 @@ FITTED_JOBS = 50_000  # what words are worth does not change any more
 
 def make_summarizer(spec: SummarizeSpec, making: Making) -> None:
     """Fit on the jobs of the training pairs, or take over what an earlier run fitted."""
-    checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
     encoder, tokenizer = checkpoint.encoder(), checkpoint.tokenizer_hash
     kind = SUMMARIZERS.get(spec.method)
     if spec.fitted is not None:
@@ -77,24 +77,28 @@ def _require_tokenizer(fitted: Path, method: str, tokenizer: str) -> None:
 
 def make_summaries(spec: SummarizeSpec, making: Making) -> None:
     labelled = read_labelled(making.inputs["data"].path)
-    checkpoint = open_checkpoint(making.inputs["checkpoint"].path / CHECKPOINT_FOLDER)
+    checkpoint = checkpoint_of(making.inputs["checkpoint"])
     encoder = checkpoint.encoder()
     _require_short_queries(labelled, encoder)
     summarizer = load_summarizer(making.inputs["summarizer"].path, spec, encoder)
     summarizer = placed(summarizer, making.device)
     identity = identity_of(checkpoint.tokenizer_hash, encoder, summarizer)
-    with _earlier_stores(making.store, spec.store) as earlier:
+    with contextlib.ExitStack() as stack:
+        earlier: list[JobStore] = []  # newest first
+        for artifact in making.store.all("summaries"):
+            with contextlib.suppress(ArtifactError):
+                opened = contextlib.closing(open_store(spec.store, artifact.path))
+                earlier.append(stack.enter_context(opened))
         target = open_store(spec.store, making.draft.path, write=True)
-        with contextlib.closing(target):
-            figures = build_store(
-                labelled.jobs,
-                encoder,
-                summarizer,
-                identity,
-                target,
-                earlier,
-                lambda done, total: making.watcher.progress(done, total, "jobs"),
-            )
+        figures = build_store(
+            labelled.jobs,
+            encoder,
+            summarizer,
+            identity,
+            stack.enter_context(contextlib.closing(target)),
+            earlier,
+            lambda done, total: making.watcher.progress(done, total, "jobs"),
+        )
     require_room(figures, spec, encoder)
     known = {"measured_on": what_computes(), "identity": identity}
     making.draft.figures.update({**figures, **known})
@@ -121,17 +125,3 @@ def fitted_folder(path: Path) -> Path:
             "give a folder of ARTIFACTS/summarizer",
         )
     return folder
-
-
-@contextlib.contextmanager
-def _earlier_stores(store: ArtifactStore, url: str) -> Iterator[list[JobStore]]:
-    """Readable stores of earlier runs, newest first."""
-    opened: list[JobStore] = []
-    try:
-        for artifact in store.all("summaries"):
-            with contextlib.suppress(ArtifactError):
-                opened.append(open_store(url, artifact.path))
-        yield opened
-    finally:
-        for earlier in opened:
-            earlier.close()
