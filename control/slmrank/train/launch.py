@@ -57,7 +57,10 @@ def start_processes(placement: Placement, spec: TrainSpec, logs: Path) -> Any:
             "launch with torchrun or `accelerate launch --multi_gpu`, and set shard: true (FSDP2)",
         )
     if logger is not None:
-        launched.init_trackers("slmrank", config=_flat(spec.settings()))
+        plain = (str, float, int, bool)
+        given = spec.settings().items()
+        config = {name: one if isinstance(one, plain) else str(one) for name, one in given}
+        launched.init_trackers("slmrank", config=config)
     return launched
 
 
@@ -68,10 +71,3 @@ def of_main_process(found: T) -> T:
 
     first: T = broadcast_object_list([found])[0]
     return first
-
-
-def _flat(values: dict[str, Any]) -> dict[str, str | float | int | bool]:
-    kinds = (str, float, int, bool)
-    return {
-        name: value if isinstance(value, kinds) else str(value) for name, value in values.items()
-    }

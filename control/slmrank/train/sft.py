@@ -145,7 +145,7 @@ def _run(
     resumed_at, tokens, started = state.done, 0, time.monotonic()
     network.train()
     for step in range(state.done, spec.steps):
-        if state.evaluations() and state.out_of_patience(spec.patience):
+        if state.out_of_patience(spec.patience):
             break
         rate = learning_rate_at(step, spec)
         for group in optimizer.param_groups:

@@ -39,10 +39,6 @@ class RunState:
     def done(self) -> int:
         return len(self.log)
 
-    def evaluations(self) -> list[dict[str, float]]:
-        """The records of the steps at which dev was scored."""
-        return [record for record in self.log if "dev_ndcg10" in record]
-
     def keeps(self, found: Sequence[float]) -> bool:
         """Whether weights with this NDCG@10 of every dev query are to be kept instead of those
         before: they are the highest, or below it by no more than the standard error of the paired
@@ -57,8 +53,10 @@ class RunState:
 
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether the best evaluation lies `patience` evaluations back."""
-        found = [record["dev_ndcg10"] for record in self.evaluations()]
-        return patience is not None and len(found) - 1 - found.index(max(found)) >= patience
+        found = [record["dev_ndcg10"] for record in self.log if "dev_ndcg10" in record]
+        if patience is None or not found:
+            return False
+        return len(found) - 1 - found.index(max(found)) >= patience
 
 
 def trained_values(network: nn.Module) -> dict[str, Tensor]:

@@ -76,16 +76,8 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         )
     with (making.draft.path / SCORES_FILE).open("w", encoding="utf-8") as stream:
         for pair in pairs:
-            record: dict[str, Any] = {
-                "query": pair.query,
-                "job_id": pair.job_id,
-                "grade": pair.grade,
-            }
+            record = pair.model_dump(exclude={"split", "group"}, exclude_none=True)
             record["score"] = scores[pair.query, pair.job_id]
-            if pair.target is not None:
-                record["target"] = pair.target
-            if pair.kind is not None:
-                record["kind"] = pair.kind
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
     making.draft.figures.update(figures)
 
