@@ -35,7 +35,7 @@ from slmrank.load.binary import find_perf_analyzer
 from slmrank.load.session import running
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
-from slmrank.pipeline.quality import measure_quality, plan_quality, quality_tables, queries_of
+from slmrank.pipeline.quality import measure_quality, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.steps import run
 from slmrank.serving.locate import locate_tritonserver
@@ -85,8 +85,7 @@ def demo_command(
         find_perf_analyzer(Path(work))
     with StepDisplay() as display:
         repository = run(bundle.repository, store, display, device=device)
-        scored = measure_quality(bundle, quality, store, display, device=device)
-        rows, few = quality_tables(bundle, *scored)
+        _, rows, few = measure_quality(bundle, quality, store, display, device=device)
         labelled = read_labelled(run(bundle.data, store).path)
         session = open_bundle_session(bundle, store, display)
     with Server(repository.path, ANY_PORTS, measured=True) as server:

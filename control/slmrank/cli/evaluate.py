@@ -17,7 +17,6 @@ from slmrank.pipeline.quality import (
     asked_in_training,
     measure_quality,
     plan_quality,
-    quality_tables,
     queries_of,
 )
 from slmrank.pipeline.score_step import OWN
@@ -59,10 +58,9 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
     results = {}
     for name, plan in plans.items():
         with StepDisplay() as display:
-            scored, scored_few = measure_quality(
+            scored, rows, few = measure_quality(
                 opened.bundle, plan, opened.store, display, device=how.device
             )
-        rows, few = quality_tables(opened.bundle, scored, scored_few)
         data = run(next(iter(plan.rows.values())).inputs["data"], opened.store)
         jobs = JobFile(data.path / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"

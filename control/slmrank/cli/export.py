@@ -13,7 +13,6 @@ from slmrank.pipeline.quality import (
     asked_in_training,
     measure_quality,
     plan_quality,
-    quality_tables,
     queries_of,
 )
 from slmrank.pipeline.steps import run
@@ -48,10 +47,10 @@ def export_command(opened: Opened, out: Path, how: How) -> None:
         run(bundle.final, store, display, device=how.device)
         quality = {}
         for name, plan in plans.items():
-            scored = measure_quality(bundle, plan, store, display, device=how.device)
-            trained_on = asked_in_training(bundle, store, scored[0][0].listings)
+            scored, rows, _ = measure_quality(bundle, plan, store, display, device=how.device)
+            trained_on = asked_in_training(bundle, store, scored[0].listings)
             asked = queries_of(name, bundle.spec.evaluate.split, trained_on)
-            quality[asked] = quality_tables(bundle, *scored)[0]
+            quality[asked] = rows
     written = export_rankers(bundle, store, out, quality)
     if how.as_json:
         print_json({"folders": [str(path) for path in written]})

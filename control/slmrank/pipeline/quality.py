@@ -76,8 +76,10 @@ def measure_quality(
     watcher: Watcher,
     *,
     device: str = "cpu",
-) -> tuple[list[ScoredRow], list[ScoredRow]]:
-    """Score every row of the two tables (the second is empty without full texts)."""
+) -> tuple[list[ScoredRow], list[QualityRow], list[QualityRow]]:
+    """The rows of the main table as they were scored, and the figures of both tables (the second
+    is empty without full texts); the first compares with the fine-tuned model, the second with
+    its first row."""
     names = dict(NAMES)
     if bundle.spec.finetune is None:
         names[REFERENCE] = AS_IT_IS
@@ -89,10 +91,12 @@ def measure_quality(
         shown = "full" if row == "bm25" or text == "full" else "summary"
         return scored_row(names[row], row, shown, step, artifact, store)
 
-    return (
-        [scored(row, text, step) for (row, text), step in plan.rows.items()],
-        [scored(row, text, step) for (row, text), step in plan.few_rows.items()],
-    )
+    rows = [scored(*one, step) for one, step in plan.rows.items()]
+    few = [scored(*one, step) for one, step in plan.few_rows.items()]
+    reference = next(row for row in rows if row.name == names[REFERENCE])
+    evaluate = bundle.spec.evaluate
+    table = quality_table(rows, reference, evaluate)
+    return rows, table, quality_table(few, few[0], evaluate) if few else []
 
 
 def asked_in_training(bundle: Bundle, store: ArtifactStore, listings: Sequence[Listing]) -> int:
@@ -124,17 +128,6 @@ def queries_of(name: str, split: str, trained_on: int = 0) -> str:
     if trained_on:
         return f"{name} ({trained_on} of its queries were TRAINED ON)"
     return name
-
-
-def quality_tables(
-    bundle: Bundle, rows: list[ScoredRow], few: list[ScoredRow]
-) -> tuple[list[QualityRow], list[QualityRow]]:
-    """The figures of both tables; the first compares with the fine-tuned model, the second with
-    its first row."""
-    evaluate = bundle.spec.evaluate
-    reference = next(row for row in rows if row.name in (NAMES[REFERENCE], AS_IT_IS))
-    main = quality_table(rows, reference, evaluate)
-    return main, quality_table(few, few[0], evaluate) if few else []
 
 
 def scored_row(
