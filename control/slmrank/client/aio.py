@@ -160,17 +160,33 @@ class AsyncRankClient:
         return answer
 
     async def _score_rows(
-        self,
-        query: str,
-        rows: Sequence[Row],
-        limit: int,
-        deadline: float,
-        how: Mapping[str, Any],
+        self, query: str, rows: Sequence[Row], limit: int, deadline: float, how: Mapping[str, Any]
     ) -> Answer:
         parts = list(split(rows, limit))
+        free = asyncio.Semaphore(self.parts_in_flight)
+
+        async def scored(start: int, part: Sequence[Row]) -> Answer:
+            async with free:
+                started = time.monotonic()
+                inputs, outputs = build_inputs(query, part), output_tensors()
+
+                async def ask(client: Any, left: float) -> Any:
+                    return await client.infer(
+                        ENSEMBLE, inputs, outputs=outputs, client_timeout=left, **how
+                    )
+
+                # The parts of one listing are each other's overload: they wait for each other.
+                reply = await self._call(ask, deadline, patient=len(parts) > 1)
+            taken_s = time.monotonic() - started
+            return read_reply(reply, (row.job_id for row in part), start, taken_s)
+
         if len(parts) == 1:  # the usual case needs no tasks
-            return await self._score_part(query, rows, 0, deadline, how)
-        return await self._score_parts(query, parts, deadline, how)
+            return await scored(*parts[0])
+        tasks = [asyncio.ensure_future(scored(*part)) for part in parts]
+        try:
+            return join_answers(await asyncio.gather(*tasks))
+        finally:
+            await _end(tasks)
 
     async def _limit(self, deadline: float) -> int:
         """Most jobs in one request."""
@@ -179,45 +195,6 @@ class AsyncRankClient:
         most = int(self._identity.get("max_items", "1000"))
         lowered, until = self._lowered
         return min(most, lowered) if time.monotonic() < until else most
-
-    async def _score_parts(
-        self,
-        query: str,
-        parts: Iterable[tuple[int, Sequence[Row]]],
-        deadline: float,
-        how: Mapping[str, Any],
-    ) -> Answer:
-        free = asyncio.Semaphore(self.parts_in_flight)
-
-        async def bounded(start: int, part: Sequence[Row]) -> Answer:
-            async with free:
-                return await self._score_part(query, part, start, deadline, how, of_many=True)
-
-        tasks = [asyncio.ensure_future(bounded(start, part)) for start, part in parts]
-        try:
-            return join_answers(await asyncio.gather(*tasks))
-        finally:
-            await _end(tasks)
-
-    async def _score_part(
-        self,
-        query: str,
-        rows: Sequence[Row],
-        start: int,
-        deadline: float,
-        how: Mapping[str, Any],
-        *,
-        of_many: bool = False,
-    ) -> Answer:
-        started = time.monotonic()
-        inputs, outputs = build_inputs(query, rows), output_tensors()
-
-        async def ask(client: Any, left: float) -> Any:
-            return await client.infer(ENSEMBLE, inputs, outputs=outputs, client_timeout=left, **how)
-
-        # The parts of one listing are each other's overload: they wait for each other.
-        reply = await self._call(ask, deadline, patient=of_many)
-        return read_reply(reply, (row.job_id for row in rows), start, time.monotonic() - started)
 
     async def _asked_identity(self, deadline: float) -> dict[str, str]:
         async def ask(client: Any, left: float) -> Any:
