@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
+import openvino as ov
 
 from slmrank.engine.openvino.export import (
     ITEMS_GRAPH,
@@ -14,7 +15,6 @@ from slmrank.engine.openvino.export import (
     calibration_inputs,
     export_items,
     prefix_of_items,
-    save_graph,
     separate_outputs,
 )
 from slmrank.engine.openvino.int8 import Reading, all_products, round_graph, smooth
@@ -55,8 +55,9 @@ def write_openvino(building: Building, precision: str) -> None:
         round_graph(items_graph, readings)
     if precision == "int8":
         separate_outputs(items_graph)
+    # As float16, but beside rounded inputs: OpenVINO keeps weights of such a graph as they are.
     half = precision != "float32"
-    save_graph(prefix_of_items(items_graph), folder / PREFIX_GRAPH, half_weights=half)
-    save_graph(items_graph, folder / ITEMS_GRAPH, half_weights=half)
+    for name, graph in ((PREFIX_GRAPH, prefix_of_items(items_graph)), (ITEMS_GRAPH, items_graph)):
+        ov.save_model(graph, folder / name, compress_to_fp16=half)
     info = {"schema": 1, "precision": precision, "max_batch_items": spec.max_batch_items}
     (folder / ENGINE_FILE).write_text(json.dumps(info) + "\n", encoding="utf-8")

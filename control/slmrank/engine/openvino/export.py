@@ -15,7 +15,6 @@ destroyed, design.md section 7). Behind them a query's tokens are INT8 like an i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,12 +169,6 @@ def calibration_inputs(
             length = np.array([len(ids)], dtype=np.int64)
             found.append({**prefix_inputs(ids[None], pasts[key]), "lengths": length})
     return found
-
-
-def save_graph(graph: Any, path: Path, *, half_weights: bool) -> None:
-    """Write `path` (.xml) and its .bin; `half_weights` stores float weights as float16, but beside
-    rounded inputs: OpenVINO keeps those of such a graph as they are."""
-    ov.save_model(graph, str(path), compress_to_fp16=half_weights)
 
 
 def _name(graph: Any, name: str, output: str) -> None:

@@ -95,6 +95,13 @@ class EngineTarget(ABC):
         Raises ParityError when its scores leave the tolerance.
         """
 
+    def check_parity(self, building: Building) -> dict[str, Any]:
+        """The figures of the parity gate over what was built. Raises ParityError."""
+        building.report("check parity")
+        scorer = self.open_scorer(building.folder, building.checkpoint)
+        limits = building.spec.engine.parity
+        return check_parity(building.checkpoint, scorer, building.held_out, limits)
+
     @abstractmethod
     def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
         """Score with the engine directory in this process. Where its kernels need hardware that is
@@ -142,13 +149,7 @@ class InProcessTarget(EngineTarget):
 
     def build(self, building: Building) -> dict[str, Any]:
         self.write(building)
-        building.report("check parity")
-        figures = check_parity(
-            building.checkpoint,
-            self.open_scorer(building.folder, building.checkpoint),
-            building.held_out,
-            building.spec.engine.parity,
-        )
+        figures = self.check_parity(building)
         size = sum(path.stat().st_size for path in building.folder.iterdir())
         return {"built": True, "bytes": size, **figures}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import Artifact, inventory
-from slmrank.engine.parity import Scorer, check_parity
+from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget, prompt_limits
 from slmrank.engine.trtllm.backend_config import BACKEND_MODEL, backend_model
 from slmrank.engine.trtllm.compatibility import MODELOPT, TABLE
@@ -78,9 +78,7 @@ class TrtllmEngineTarget(EngineTarget):
             queries = building.calibration(spec.calibration_prompts)
             prompts = [prompt for query in queries for prompt in query.prompts()]
             emitted = emit_quantized(checkpoint, folder, spec, prompts)
-        building.report("check parity")
-        scorer = self.open_scorer(building.folder, checkpoint)
-        parity = check_parity(checkpoint, scorer, building.held_out, building.spec.engine.parity)
+        parity = self.check_parity(building)
         tag = write_plan(building.folder, plan, hash_value(inventory(folder)))
         return {
             "built": False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrank.artifacts import Artifact
-from slmrank.engine.parity import Scorer, check_parity
+from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import Building, DeployFacts, EngineTarget, prompt_limits
 from slmrank.engine.trtllm.diagnosis import diagnose_trtllm
 from slmrank.engine.trtllm.layout import positions_of
@@ -58,9 +58,7 @@ class TrtllmLlmApiTarget(EngineTarget):
         _check(spec, checkpoint)
         building.report("export model")
         sizes = export_llmapi(checkpoint, building.folder / MODEL_FOLDER, dtype=spec.dtype)
-        building.report("check parity")
-        scorer = self.open_scorer(building.folder, checkpoint)
-        parity = check_parity(checkpoint, scorer, building.held_out, building.spec.engine.parity)
+        parity = self.check_parity(building)
         return {"built": True, "dtype": spec.dtype, "trtllm": spec.version, **parity, **sizes}
 
     def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
