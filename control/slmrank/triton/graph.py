@@ -6,7 +6,7 @@ GPU, and some (a tensor mapped twice, dims that can never meet) only at the firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2
@@ -26,74 +26,64 @@ def check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> 
         )
 
 
-def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> list[str]:
-    faults: list[str] = []
+def _faults(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> Iterator[str]:
     edges: _Edges = {one.name: (one, f"input {one.name!r}") for one in ensemble.input}
-    used: set[str] = set()
+    used = {tensor.name for tensor in ensemble.output}
     for step in ensemble.ensemble_scheduling.step:
         model = models.get(step.model_name)
         if model is None:
-            faults.append(f"model {step.model_name!r} is not in the repository")
+            yield f"model {step.model_name!r} is not in the repository"
             continue
         if model.max_batch_size < ensemble.max_batch_size:
-            faults.append(
+            yield (
                 f"max_batch_size {ensemble.max_batch_size} is above that of "
                 f"{step.model_name!r} ({model.max_batch_size})"
             )
-        faults += _input_faults(step, model, edges, used)
-        faults += _output_faults(step, model, edges)
+        used.update(step.input_map.values())
+        yield from _input_faults(step, model, edges)
+        yield from _output_faults(step, model, edges)
     for tensor in ensemble.output:
-        faults += _match(edges, tensor.name, tensor, f"output {tensor.name!r}")
-        used.add(tensor.name)
+        yield from _match(edges, tensor.name, tensor, f"output {tensor.name!r}")
     for tensor in ensemble.input:
         if tensor.name not in used:
-            faults.append(f"input {tensor.name!r} is used by no step")
-    return faults
+            yield f"input {tensor.name!r} is used by no step"
 
 
-def _input_faults(step: Any, model: ModelConfig, edges: _Edges, used: set[str]) -> list[str]:
-    faults: list[str] = []
+def _input_faults(step: Any, model: ModelConfig, edges: _Edges) -> Iterator[str]:
     declared = {tensor.name: tensor for tensor in model.input}
     for inner, outer in step.input_map.items():
-        used.add(outer)
-        if inner not in declared:
-            faults.append(f"{step.model_name!r} has no input {inner!r}")
-            continue
-        faults += _match(edges, outer, declared[inner], f"{step.model_name}.{inner}")
+        if inner in declared:
+            yield from _match(edges, outer, declared[inner], f"{step.model_name}.{inner}")
+        else:
+            yield f"{step.model_name!r} has no input {inner!r}"
     for name, tensor in declared.items():
         if name not in step.input_map and not tensor.optional:
-            faults.append(f"{step.model_name!r} input {name!r} is not mapped")
-    return faults
+            yield f"{step.model_name!r} input {name!r} is not mapped"
 
 
-def _output_faults(step: Any, model: ModelConfig, edges: _Edges) -> list[str]:
-    faults: list[str] = []
+def _output_faults(step: Any, model: ModelConfig, edges: _Edges) -> Iterator[str]:
     declared = {tensor.name: tensor for tensor in model.output}
     for inner, outer in step.output_map.items():
         if inner not in declared:
-            faults.append(f"{step.model_name!r} has no output {inner!r}")
+            yield f"{step.model_name!r} has no output {inner!r}"
         elif outer in edges:
-            faults.append(f"tensor {outer!r} is written twice ({edges[outer][1]})")
+            yield f"tensor {outer!r} is written twice ({edges[outer][1]})"
         else:
             edges[outer] = (declared[inner], f"{step.model_name}.{inner}")
-    return faults
 
 
-def _match(edges: _Edges, name: str, tensor: Any, target: str) -> list[str]:
+def _match(edges: _Edges, name: str, tensor: Any, target: str) -> Iterator[str]:
     if name not in edges:
-        return [f"{target} reads {name!r}, which no earlier step writes"]
+        yield f"{target} reads {name!r}, which no earlier step writes"
+        return
     source, origin = edges[name]
-    faults = []
     if source.data_type != tensor.data_type:
         have, want = (model_config_pb2.DataType.Name(one.data_type) for one in (source, tensor))
-        faults.append(f"{origin} is {have} but {target} is {want}")
+        yield f"{origin} is {have} but {target} is {want}"
     have, want = list(source.dims), list(tensor.dims)
-    fits = len(have) == len(want) and all(
-        a == b or a < 0 or b < 0 for a, b in zip(have, want, strict=False)
-    )
-    if not fits:
-        faults.append(f"{origin} has dims {have} but {target} has {want}")
+    pairs = zip(have, want, strict=False)
+    if len(have) != len(want) or any(a != b and a >= 0 and b >= 0 for a, b in pairs):
+        yield f"{origin} has dims {have} but {target} has {want}"
     # An output has no field of that name.
     if getattr(source, "optional", False) and not getattr(tensor, "optional", False):
-        faults.append(f"{origin} is optional but {target} is not")
-    return faults
+        yield f"{origin} is optional but {target} is not"
