@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from slmrank.errors import SpecError, StoreUnavailable, needs
 from slmrank.store.changes import REJECTED_SUFFIX, Delivery, order_of
@@ -62,10 +62,8 @@ def parse_topic(place: str, group: str) -> KafkaTopic:
         return KafkaTopic.model_validate(
             {"brokers": brokers, "topic": topic, "group": group, **options}
         )
-    except ValidationError as error:
-        fault = first_fault(error)
     except ValueError as error:
-        fault = str(error)
+        fault = first_fault(error)
     raise SpecError(f"kafka:{place} is no topic: {fault}", FORM)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from slmrank.errors import SpecError, StoreUnavailable, needs
 from slmrank.hashing import hash_value
@@ -55,19 +55,11 @@ def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
         )
         if twice := sorted(set(options) & set(_IN_URL)):
             raise ValueError(f"{twice[0]} stands before the question mark")
-        values: dict[str, Any] = {
-            "scheme": parts.scheme,
-            "host": parts.hostname or "",
-            "db": parts.path.strip("/") or 0,
-            **options,
-        }
-        if parts.port is not None:
-            values["port"] = parts.port
-        return RedisAddress.model_validate(values)
-    except ValidationError as error:
-        fault = first_fault(error)
+        port = {} if parts.port is None else {"port": parts.port}
+        place = {"scheme": parts.scheme, "host": parts.hostname or "", **port}
+        return RedisAddress.model_validate({**place, "db": parts.path.strip("/") or 0, **options})
     except ValueError as error:
-        fault = str(error)
+        fault = first_fault(error)
     known = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
     raise SpecError(
         f"{setting} {url!r} is no address of a store: {fault}",
