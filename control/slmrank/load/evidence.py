@@ -3,10 +3,12 @@ served, the metrics page, and the machine."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -25,30 +27,30 @@ METRICS_FILE = "metrics.txt"
 
 def require_ready(url: str, model: str = "rank") -> None:
     """Raises SweepError when no server answers there, or its model is not ready."""
-    try:
-        with triton.InferenceServerClient(url) as client:
-            ready = client.is_model_ready(model, client_timeout=TIMEOUT_S)
-    except (triton.InferenceServerException, grpc.RpcError) as error:
-        raise _no_answer(url, error) from error
+    with _asking(url) as client:
+        ready = client.is_model_ready(model, client_timeout=TIMEOUT_S)
     if not ready:
         raise SweepError(f"the model {model!r} at {url} is not ready", "look at the server's log")
 
 
-def _no_answer(url: str, error: Exception) -> SweepError:
-    return SweepError(
-        f"no Triton answers at {url}: {str(error).splitlines()[0]}",
-        "start one with `control serve`, or correct --url (host:port of gRPC)",
-    )
+@contextlib.contextmanager
+def _asking(url: str) -> Iterator[Any]:
+    """A client of the server. Raises SweepError when it does not answer."""
+    try:
+        with triton.InferenceServerClient(url) as client:
+            yield client
+    except (triton.InferenceServerException, grpc.RpcError) as error:
+        raise SweepError(
+            f"no Triton answers at {url}: {str(error).splitlines()[0]}",
+            "start one with `control serve`, or correct --url (host:port of gRPC)",
+        ) from error
 
 
 def read_counts(url: str) -> dict[str, dict[str, int]]:
     """Per model: requests answered (`requests`), executions, and microseconds of queue and compute,
     since the server started. Raises SweepError when the server does not answer."""
-    try:
-        with triton.InferenceServerClient(url) as client:
-            told = client.get_inference_statistics(as_json=True, client_timeout=TIMEOUT_S)
-    except (triton.InferenceServerException, grpc.RpcError) as error:
-        raise _no_answer(url, error) from error
+    with _asking(url) as client:
+        told = client.get_inference_statistics(as_json=True, client_timeout=TIMEOUT_S)
     counts: dict[str, dict[str, int]] = {}
     for model in told.get("model_stats", []):
         stats = model.get("inference_stats", {})
@@ -83,12 +85,10 @@ def joined_requests(
     """Requests per execution of each stage between two readings: the real batch size."""
     found = {}
     for name in STAGES:
-        if name not in after:
-            continue
-        start = before.get(name, {})
-        executions = after[name]["executions"] - start.get("executions", 0)
+        start, end = before.get(name, {}), after.get(name, {})
+        executions = end.get("executions", 0) - start.get("executions", 0)
         if executions > 0:
-            found[name] = (after[name]["requests"] - start.get("requests", 0)) / executions
+            found[name] = (end["requests"] - start.get("requests", 0)) / executions
     return found
 
 
@@ -96,7 +96,7 @@ def served_config(url: str) -> dict[str, Any]:
     """The configuration of the ensemble and of each of its stages, as the server returns it (its
     list of all models needs a key)."""
     found: dict[str, Any] = {}
-    with triton.InferenceServerClient(url) as client:
+    with _asking(url) as client:
         names = [ENSEMBLE]
         for name in names:
             reply = client.get_model_config(name, as_json=True, client_timeout=TIMEOUT_S)

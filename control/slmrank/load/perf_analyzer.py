@@ -114,14 +114,7 @@ class Outcome:
 
 def command_line(analyzer: PerfAnalyzer, url: str, point: Point, measuring: Measuring) -> list[str]:
     """The argv of one point (pure)."""
-    command = [
-        str(analyzer.path),
-        *("-m", "rank"),
-        *("-u", url),
-        *("-i", "grpc"),
-        *("-b", "1"),
-        *("--input-data", INPUT_FILE),
-    ]
+    command = [str(analyzer.path), "-m", "rank", "-i", "grpc", "-b", "1", "-u", url]
     spread = measuring.spec.stability_percent
     if point.load.kind == "concurrency":
         level = int(point.load.level)
@@ -132,15 +125,9 @@ def command_line(analyzer: PerfAnalyzer, url: str, point: Point, measuring: Meas
         # the backlog decide instead of the tool's spread.
         command += ["--request-intervals", SCHEDULE_FILE, "-a"]
         spread = ANY_SPREAD
-    return [
-        *command,
-        *("-p", str(measuring.window_for(point))),
-        *("-r", str(measuring.spec.trials)),
-        *("-s", f"{spread:g}"),
-        *("-f", CSV_FILE),
-        "--verbose-csv",
-        *("--profile-export-file", EXPORT_FILE),
-    ]
+    command += ["-p", str(measuring.window_for(point)), "-r", str(measuring.spec.trials)]
+    command += ["-s", f"{spread:g}", "--input-data", INPUT_FILE]
+    return [*command, "-f", CSV_FILE, "--verbose-csv", "--profile-export-file", EXPORT_FILE]
 
 
 def run_point(
@@ -157,24 +144,18 @@ def run_point(
     up to three times where no request ended inside a window; a tool that was killed is started once
     more. Raises SweepError when the tool fails otherwise, writes no row or does not end in time.
     """
-    outcome = _try_point(analyzer, url, point, measuring, data, folder)
-    for widened in range(1, EMPTY_TRIES + 1):
-        if outcome.verdict != "unstable" or (widened > 1 and outcome.reason != EMPTY):
+    (folder / INPUT_FILE).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    for widened in range(EMPTY_TRIES + 1):
+        outcome = _try_point(analyzer, url, point, measuring, folder)
+        if outcome.verdict != "unstable" or (widened and outcome.reason != EMPTY):
             break
         measuring = measuring.wider()
-        outcome = _try_point(analyzer, url, point, measuring, data, folder)
     return outcome
 
 
 def _try_point(
-    analyzer: PerfAnalyzer,
-    url: str,
-    point: Point,
-    measuring: Measuring,
-    data: dict[str, Any],
-    folder: Path,
+    analyzer: PerfAnalyzer, url: str, point: Point, measuring: Measuring, folder: Path
 ) -> Outcome:
-    (folder / INPUT_FILE).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     window_ms = measuring.window_for(point)
     schedule: list[int] = []
     if point.load.kind == "rate":
@@ -197,13 +178,8 @@ def _try_point(
     warnings = tuple(line.strip() for line in printed.splitlines() if _WARNING.search(line))
 
     def ended(verdict: Verdict, reason: str = "", measured: Measured | None = None) -> Outcome:
-        return Outcome(
-            verdict=verdict,
-            command=tuple(command[1:]),
-            measured=measured,
-            warnings=warnings,
-            reason=reason,
-        )
+        told = {"command": tuple(command[1:]), "warnings": warnings}
+        return Outcome(verdict=verdict, measured=measured, reason=reason, **told)
 
     export = folder / EXPORT_FILE
     if status is None:

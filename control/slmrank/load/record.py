@@ -32,11 +32,6 @@ def record_path(root: Path, identity: Mapping[str, str], url: str | None = None)
     return root / FOLDER / f"{name}-{hash_value(named)[:8]}.json"
 
 
-def _elsewhere(point: Artifact) -> bool:
-    """Whether it was measured on a server that was running (`--url`)."""
-    return "server" in point.manifest["versions"]
-
-
 def write_record(store: ArtifactStore, subject: Subject) -> Path:
     """Gather what the store holds of a subject and write it; returns the file."""
     path = record_path(store.root, subject.identity, subject.versions.get("server"))
@@ -78,8 +73,8 @@ def gather_record(store: ArtifactStore, subject: Subject) -> Record:
         "schema": 1,
         "served": dict(identity),
         "perf_analyzer": newest.manifest["versions"]["perf_analyzer"] if newest else "",
-        # Of a running server it is the machine that asked it, which decides nothing.
-        "host": newest.manifest["host"] if newest and not _elsewhere(newest) else {},
+        # Of a running server (`--url`) it is the machine that asked it, which decides nothing.
+        "host": newest.manifest["host"] if newest and "server" not in subject.versions else {},
         "points": [_entry(artifact) for artifact in reversed(points.values())],
         "drift": _drift(points, repeats),
         "slo": list(reversed(cells.values())),

@@ -61,16 +61,12 @@ class Session:
         """The points of the spec's grid. Raises SweepError for one that cannot be measured."""
         loads = [Load(kind="concurrency", level=level) for level in self.spec.concurrency]
         loads += [Load(kind="rate", level=rate) for rate in self.spec.rates]
-        return self._tasks(loads, self._measuring)
+        return self._tasks(loads)
 
     @cached_property
     def cells(self) -> list[Task]:
         """One task for each kind of request, whose load the search for a rate chooses."""
-        return self._tasks([Load(kind="concurrency", level=1)], self._measuring)
-
-    @property
-    def _measuring(self) -> Measuring:
-        return Measuring(spec=self.spec, min_requests=self.spec.slo.needed_requests)
+        return self._tasks([Load(kind="concurrency", level=1)])
 
     @property
     def pending(self) -> list[Task]:
@@ -104,14 +100,11 @@ class Session:
                 found = [find_slo(bench, task, slo, report) for task in self.cells]
         return found, write_record(self.store, self.subject)
 
-    def _tasks(self, loads: Sequence[Load], measuring: Measuring) -> list[Task]:
-        stored = self.spec.texts == "store"
-        points = plan_points(
-            self.spec.items,
-            [None] if stored else self.spec.tokens,
-            loads,
-            self.spec.query_tokens or [None],
-        )
+    def _tasks(self, loads: Sequence[Load]) -> list[Task]:
+        spec = self.spec
+        measuring = Measuring(spec=spec, min_requests=spec.slo.needed_requests)
+        tokens: Sequence[int | None] = [None] if spec.texts == "store" else spec.tokens
+        points = plan_points(spec.items, tokens, loads, spec.query_tokens or [None])
         # Loads of one cell share its input.
         inputs: dict[str, PointInput] = {}
         tasks = []

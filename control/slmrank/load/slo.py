@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
@@ -107,51 +107,26 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SloCell:
-    """What one instance serves at the objective, for one kind of request. `items_per_s` is the
-    median over the confirmation runs, `items_per_s_range` and `latency_ms_range` their spread."""
-
-    items: int
-    tokens: int | None
-    query_tokens: int | None
-    limit_ms: float
-    percentile: int
-    rate: float | None
-    items_per_s: float | None
-    items_per_s_range: tuple[float, float] | None
-    latency_ms_range: tuple[float, float] | None
-    failed_at: float | None
-    runs: int
-
-
 def known_slo(store: ArtifactStore, subject: Subject, task: Task, slo: SloSpec) -> Artifact | None:
     """What was searched before for a cell; needs no server."""
     return store.find(KIND, subject.key(KIND, _settings(task, slo), task.given))
 
 
-def find_slo(
-    bench: Bench,
-    task: Task,
-    slo: SloSpec,
-    report: Callable[[str], None],
-) -> Artifact:
+def find_slo(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None]) -> Artifact:
     """Search one cell, or find what was searched; the load of the task's point is not used.
 
     Raises SweepError when one request alone cannot be measured; then nothing is kept.
     """
-    found = known_slo(bench.store, bench.subject, task, slo)
-    if found is not None and not bench.again:
-        report(f"{task.point.cell}: searched before")
-        return found
     settings = _settings(task, slo)
     key = bench.subject.key(KIND, settings, task.given)
     lineage = bench.lineage(settings, task.given, KIND)
     with bench.store.lock(KIND, key):
         found = known_slo(bench.store, bench.subject, task, slo)
-        if found is None or bench.again:  # no other process searched it meanwhile
-            with bench.store.create(KIND, key, lineage) as draft:
-                draft.figures.update(asdict(_search(bench, task, slo, report)))
+        if found is not None and not bench.again:
+            report(f"{task.point.cell}: searched before")
+            return found
+        with bench.store.create(KIND, key, lineage) as draft:
+            draft.figures.update(_search(bench, task, slo, report))
     return bench.store.read(KIND, key)
 
 
@@ -160,7 +135,11 @@ def _settings(task: Task, slo: SloSpec) -> dict[str, Any]:
     return {"slo": slo.settings(), **task.measuring.settings(), "cell": task.point.cell}
 
 
-def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None]) -> SloCell:
+def _search(
+    bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """What one instance serves at the objective, for one kind of request. `items_per_s` is the
+    median over the confirmation runs, `items_per_s_range` and `latency_ms_range` their spread."""
     cell = task.point
 
     def run(load: Load, repeat: int) -> Mapping[str, Any]:
@@ -200,19 +179,19 @@ def _search(bench: Bench, task: Task, slo: SloSpec, report: Callable[[str], None
         )
     rates = [one.requests_per_s * cell.items for one in found.confirmations if one.requests_per_s]
     waits = [one.latency_ms for one in found.confirmations if one.latency_ms is not None]
-    return SloCell(
-        items=cell.items,
-        tokens=cell.tokens,
-        query_tokens=cell.query_tokens,
-        limit_ms=slo.latency_ms,
-        percentile=slo.percentile,
-        rate=found.rate,
-        items_per_s=statistics.median(rates) if rates else None,
-        items_per_s_range=(min(rates), max(rates)) if rates else None,
-        latency_ms_range=(min(waits), max(waits)) if waits else None,
-        failed_at=found.failed_at,
-        runs=found.runs,
-    )
+    return {
+        "items": cell.items,
+        "tokens": cell.tokens,
+        "query_tokens": cell.query_tokens,
+        "limit_ms": slo.latency_ms,
+        "percentile": slo.percentile,
+        "rate": found.rate,
+        "items_per_s": statistics.median(rates) if rates else None,
+        "items_per_s_range": (min(rates), max(rates)) if rates else None,
+        "latency_ms_range": (min(waits), max(waits)) if waits else None,
+        "failed_at": found.failed_at,
+        "runs": found.runs,
+    }
 
 
 def unheld(cell: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Release, make_release
 from slmrank.errors import DeployError, RolledBack
 from slmrank.load.record import RECORD
-from slmrank.load.slo import SloCell
 from slmrank.pipeline.steps import run
 
 from tests.conftest import TinyBundle
@@ -105,25 +104,24 @@ def test_capacity_comes_from_a_record_of_this_very_bundle(
         served = client.describe()
     slo = tiny.bundle.spec.sweep.slo
 
-    def cell(items: int, low: float) -> SloCell:
-        return SloCell(
-            items=items,
-            tokens=24,
-            query_tokens=None,
-            limit_ms=slo.latency_ms,
-            percentile=slo.percentile,
-            rate=9.0,
-            items_per_s=low + 5,
-            items_per_s_range=(low, low + 9),
-            latency_ms_range=(1, 2),
-            failed_at=10.0,
-            runs=9,
-        )
+    def cell(items: int, low: float) -> dict[str, Any]:
+        return {
+            "items": items,
+            "tokens": 24,
+            "query_tokens": None,
+            "limit_ms": slo.latency_ms,
+            "percentile": slo.percentile,
+            "rate": 9.0,
+            "items_per_s": low + 5,
+            "items_per_s_range": (low, low + 9),
+            "latency_ms_range": (1, 2),
+            "failed_at": 10.0,
+            "runs": 9,
+        }
 
-    def record(served: dict[str, str], *cells: SloCell) -> Path:
+    def record(served: dict[str, str], *cells: dict[str, Any]) -> Path:
         path = tmp_path / f"record-{len(list(tmp_path.iterdir()))}.json"
-        slo = [asdict(one) for one in cells]
-        found = {"kind": RECORD, "served": served, "points": [], "slo": slo}
+        found = {"kind": RECORD, "served": served, "points": [], "slo": cells}
         path.write_text(json.dumps({**found, "perf_analyzer": "", "host": {}, "drift": None}))
         return path
 
