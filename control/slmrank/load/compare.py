@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from slmrank.load.figures import cell_name, cell_of, load_name, stable_points
+from slmrank.load.figures import cell_name, cell_of, key_of, point_name, stable_points
 from slmrank.load.perf_result import known_percentile
 from slmrank.load.record import Record
 from slmrank.load.slo import unheld
@@ -37,21 +37,16 @@ class Comparison:
 
 def compare(first: Record, second: Record) -> Comparison:
     """Pure; points that only one record holds are left out."""
-    others = {_key(point): point for point in stable_points(second)}
+    others = {key_of(point): point for point in stable_points(second)}
     ratios = []
     for point in stable_points(first):
-        other = others.get(_key(point))
+        other = others.get(key_of(point))
         if other is None:
             continue
-        ratios.append(
-            Ratio(
-                name=f"{cell_name(cell_of(point))}, {load_name(point['load'])}",
-                first=point["items_per_s"],
-                second=other["items_per_s"],
-                items_per_s=other["items_per_s"] / point["items_per_s"],
-                p95=_ratio(known_percentile(other, 95), known_percentile(point, 95)),
-            )
-        )
+        a, b = point["items_per_s"], other["items_per_s"]
+        p95 = _ratio(known_percentile(other, 95), known_percentile(point, 95))
+        name = point_name(point)
+        ratios.append(Ratio(name=name, first=a, second=b, items_per_s=b / a, p95=p95))
     values = sorted(one.items_per_s for one in ratios)
     return Comparison(
         ratios=ratios,
@@ -84,7 +79,3 @@ def _slo(first: Record, second: Record) -> list[tuple[str, float, float, float, 
         apart = unheld(a) < b_low or unheld(b) < a_low
         found.append((name, a["items_per_s"], b["items_per_s"], ratio, apart))
     return sorted(found)
-
-
-def _key(point: Record) -> tuple[Any, ...]:
-    return (*cell_of(point), point["load"]["kind"], point["load"]["level"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from slmrank.load.perf_result import known_percentile
 from slmrank.load.record import Record
 from slmrank.pyplot import new_figure, png_of
@@ -31,7 +33,7 @@ def stable_points(record: Record) -> list[Record]:
     seen: dict[tuple[Any, ...], Record] = {}
     for point in record["points"]:
         if point["stable"]:
-            seen[(*cell_of(point), point["load"]["kind"], point["load"]["level"])] = point
+            seen[key_of(point)] = point
     return list(seen.values())
 
 
@@ -39,9 +41,14 @@ def cell_of(point: Record) -> tuple[Any, ...]:
     return point["items"], point["tokens"], point["query_tokens"]
 
 
-def in_order(point: Record) -> tuple[int, int, int]:
-    """Where a point stands among others, by its sizes."""
-    return point["items"], point["tokens"] or 0, point["query_tokens"] or 0
+def key_of(point: Record) -> tuple[Any, ...]:
+    """Its cell and its load."""
+    return (*cell_of(point), point["load"]["kind"], point["load"]["level"])
+
+
+def in_order(point: Record) -> tuple[Any, ...]:
+    """Where a point stands among others, by its sizes and its load."""
+    return tuple(one or 0 for one in key_of(point))
 
 
 def rate_text(value: float) -> str:
@@ -58,6 +65,10 @@ def cell_name(cell: tuple[Any, ...]) -> str:
     items, tokens, query = cell
     text = f"{items} x {tokens or 'stored'} tokens"
     return text + (f", query {query}" if query else "")
+
+
+def point_name(point: Record) -> str:
+    return f"{cell_name(cell_of(point))}, {load_name(point['load'])}"
 
 
 def draw(record: Record) -> dict[str, bytes]:
@@ -129,16 +140,10 @@ def _heat_map(record: Record, axes: Any) -> bool:
     tokens = sorted({p["tokens"] for p in points})
     if not points or len(items) * len(tokens) < 2:
         return False
-    best = [
-        [
-            max(
-                (p["items_per_s"] for p in points if (p["items"], p["tokens"]) == (i, t)),
-                default=float("nan"),
-            )
-            for t in tokens
-        ]
-        for i in items
-    ]
+    best = np.full((len(items), len(tokens)), np.nan)
+    for p in points:
+        place = items.index(p["items"]), tokens.index(p["tokens"])
+        best[place] = np.fmax(best[place], p["items_per_s"])
     image = axes.imshow(best, aspect="auto", cmap="viridis")
     axes.figure.colorbar(image, ax=axes, label="items/s")
     axes.set_xticks(range(len(tokens)), [str(t) for t in tokens])
@@ -148,13 +153,11 @@ def _heat_map(record: Record, axes: Any) -> bool:
         ylabel="items per request",
         title="Best throughput over all loads (items/s)",
     )
-    finite = [value for row in best for value in row if value == value]
-    middle = (min(finite) + max(finite)) / 2
-    for row, values in enumerate(best):
-        for column, value in enumerate(values):
-            text = rate_text(value) if value == value else "-"
-            shade = "white" if value != value or value < middle else "black"
-            axes.text(column, row, text, ha="center", va="center", color=shade)
+    middle = (np.nanmin(best) + np.nanmax(best)) / 2
+    for (row, column), value in np.ndenumerate(best):
+        text = rate_text(value) if value == value else "-"
+        shade = "white" if value != value or value < middle else "black"
+        axes.text(column, row, text, ha="center", va="center", color=shade)
     return True
 
 
@@ -162,8 +165,8 @@ def _stages(record: Record, axes: Any) -> bool:
     points = [p for p in stable_points(record) if p.get("stages_us")]
     if not points:
         return False
-    points.sort(key=lambda p: (in_order(p), p["load"]["kind"], p["load"]["level"]))
-    names = [f"{cell_name(cell_of(p))}, {load_name(p['load'])}" for p in points]
+    points.sort(key=in_order)
+    names = [point_name(p) for p in points]
     parts: dict[str, list[float]] = {name: [] for name in STAGE_COLORS}
     for p in points:
         stages = p["stages_us"]
@@ -213,10 +216,7 @@ def _pareto(record: Record, axes: Any) -> bool:
             ha="center",
             fontsize=8,
         )
-    key = "\n".join(
-        f"{number}: {cell_name(cell_of(p))}, {load_name(p['load'])}"
-        for number, p in enumerate(front, start=1)
-    )
+    key = "\n".join(f"{number}: {point_name(p)}" for number, p in enumerate(front, start=1))
     axes.plot([], [], " ", label=key)
     axes.set(xlabel="p95 latency (ms)", ylabel="throughput (items/s)", title="Pareto front")
     waits = [p["p95_ms"] for p in points]

@@ -55,9 +55,7 @@ def write_report(folder: Path, records: Sequence[Record]) -> list[Path]:
 def point_table(record: Record) -> Table:
     """Every point, those without numbers with their reason."""
     rows = []
-    for point in sorted(
-        record["points"], key=lambda p: (in_order(p), p["load"]["kind"], p["load"]["level"])
-    ):
+    for point in sorted(record["points"], key=in_order):
         name = [cell_name(cell_of(point)), load_name(point["load"])]
         if not point["stable"]:
             first = (point.get("reason") or "").partition("\n")[0][:80]
@@ -65,27 +63,11 @@ def point_table(record: Record) -> Table:
             rows.append([*name, *["-"] * 6, told])
             continue
         joined = point.get("requests_per_execution", {}).get("ranker")
-        rows.append(
-            [
-                *name,
-                rate_text(point["items_per_s"]),
-                str(point["requests"]),
-                *(percentile_cell(point, percentile) for percentile in (50, 95, 99)),
-                f"{joined:.1f}" if joined else "-",
-                point["verdict"],
-            ]
-        )
-    columns = [
-        "request",
-        "load",
-        "items/s",
-        "requests",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "requests per execution",
-        "verdict",
-    ]
+        figures = [rate_text(point["items_per_s"]), str(point["requests"])]
+        figures += [percentile_cell(point, percentile) for percentile in (50, 95, 99)]
+        rows.append([*name, *figures, f"{joined:.1f}" if joined else "-", point["verdict"]])
+    columns = ["request", "load", "items/s", "requests", "p50 ms", "p95 ms", "p99 ms"]
+    columns += ["requests per execution", "verdict"]
     return "Points", columns, rows
 
 
@@ -106,16 +88,11 @@ def slo_table(record: Record) -> Table:
 
 
 def comparison_tables(compared: Comparison) -> list[Table]:
-    rows = [
-        [
-            one.name,
-            rate_text(one.first),
-            rate_text(one.second),
-            f"{one.items_per_s:.2f}",
-            "-" if one.p95 is None else f"{one.p95:.2f}",
-        ]
-        for one in compared.ratios
-    ]
+    rows = []
+    for one in compared.ratios:
+        rates = [rate_text(one.first), rate_text(one.second)]
+        p95 = "-" if one.p95 is None else f"{one.p95:.2f}"
+        rows.append([one.name, *rates, f"{one.items_per_s:.2f}", p95])
     if compared.median is not None:
         spread = f"{compared.median:.2f} [{compared.low:.2f}, {compared.high:.2f}]"
         rows.append(["median and range of the ratios", "", "", spread, ""])
