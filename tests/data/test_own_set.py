@@ -21,7 +21,7 @@ from slmrank.data.records import Job, LabelledSet, Pair, read_jsonl
 from slmrank.errors import DataError
 from slmrank.pipeline.data_step import data_step
 from slmrank.pipeline.score_catalogue import ListedQuery
-from slmrank.spec.data import JsonlData, OwnData, ParquetData
+from slmrank.spec.data import OwnData
 
 from tests.conftest import Control
 
@@ -43,10 +43,10 @@ def pairs(queries: int = 60, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def jsonl(folder: Path, records: list[dict[str, Any]], jobs: Any = JOBS) -> JsonlData:
+def jsonl(folder: Path, records: list[dict[str, Any]], jobs: Any = JOBS) -> OwnData:
     for name, rows in (("jobs", jobs), ("pairs", records)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return JsonlData(
+    return OwnData(
         source="jsonl", jobs=folder / "jobs.jsonl", pairs=folder / "pairs.jsonl", dev_share=0.2
     )
 
@@ -129,7 +129,7 @@ def test_a_target_gives_the_nearest_grade_and_is_kept(tmp_path: Path) -> None:
         read_own_set(jsonl(tmp_path, given), tmp_path / "made")
 
 
-def as_parquet(folder: Path, given: list[dict[str, Any]], parts: int = 3) -> ParquetData:
+def as_parquet(folder: Path, given: list[dict[str, Any]], parts: int = 3) -> OwnData:
     (folder / "pairs").mkdir()
     parquet.write_table(arrow.Table.from_pylist(JOBS), folder / "jobs.parquet")
     for part in range(parts):
@@ -137,7 +137,7 @@ def as_parquet(folder: Path, given: list[dict[str, Any]], parts: int = 3) -> Par
         parquet.write_table(
             arrow.Table.from_pylist(rows), folder / "pairs" / f"part-{part}.parquet"
         )
-    return ParquetData(
+    return OwnData(
         source="parquet", jobs=folder / "jobs.parquet", pairs=folder / "pairs", dev_share=0.2
     )
 
@@ -452,4 +452,4 @@ def test_text_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(ValidationError, match="leave nothing to train on"):
-        JsonlData(source="jsonl", jobs=Path("j"), pairs=Path("p"), test_share=0.7, dev_share=0.4)
+        OwnData(source="jsonl", jobs=Path("j"), pairs=Path("p"), test_share=0.7, dev_share=0.4)

@@ -13,7 +13,7 @@ from slmrank.pipeline.stages.onet_data import make_onet_data
 from slmrank.pipeline.stages.own_data import make_own_data
 from slmrank.pipeline.stages.title_data import make_title_data
 from slmrank.pipeline.steps import Step
-from slmrank.spec.data import DataSpec, OnetDatabaseData, OwnData, ParquetData
+from slmrank.spec.data import DataSpec, OnetDatabaseData, OwnData
 
 STAGES = "slmrank.pipeline.stages"
 TABLES = ("*.txt", "*.txt.gz")
@@ -36,7 +36,7 @@ def data_step(spec: DataSpec, bundle: str, *, tested_set: str | None = None) -> 
             path = getattr(spec, name)
             hashes: list[Any] = (
                 [file_hash(path)]
-                if not isinstance(spec, ParquetData)
+                if spec.source != "parquet"
                 else [
                     # What its folders say is content as well.
                     [file_hash(file), named] if named else file_hash(file)

@@ -74,9 +74,9 @@ class OnetDatabaseData(Section):
 
 
 class OwnData(Section):
-    """Your own jobs and judged pairs."""
+    """Your own jobs and judged pairs: a JSON object a line, or Parquet files, folders or globs."""
 
-    source: str
+    source: Literal["jsonl", "parquet"]
     jobs: Path = Field(description="job_id, title, company, location, description")
     pairs: Path
     """query, job_id, grade 0..4 or target 0..1, optional split, kind, group"""
@@ -87,18 +87,4 @@ class OwnData(Section):
     _leave_some = model_validator(mode="after")(_shares)
 
 
-class JsonlData(OwnData):
-    """Your own jobs and judged pairs, one JSON object a line."""
-
-    source: Literal["jsonl"]
-
-
-class ParquetData(OwnData):
-    """Your own jobs and judged pairs in Parquet: files, folders or globs."""
-
-    source: Literal["parquet"]
-
-
-DataSpec = Annotated[
-    OnetData | OnetDatabaseData | JsonlData | ParquetData, Field(discriminator="source")
-]
+DataSpec = Annotated[OnetData | OnetDatabaseData | OwnData, Field(discriminator="source")]
