@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from slmrank.deploy.naming import COMPONENT, MANAGED_BY, MANAGER, WATCH
@@ -21,9 +21,6 @@ class Finding:
     message: str
     fix: str
     level: Level = "error"
-
-    def as_error(self) -> Finding:
-        return replace(self, level="error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +69,17 @@ class Located:
         """Whether the house rules bind it."""
         return mapping(self.metadata.get("labels")).get(MANAGED_BY) == MANAGER
 
-    def at(self, path: str = "") -> str:
+    def fault(
+        self, path: str, rule: str, message: str, fix: str, level: Level = "error"
+    ) -> Finding:
+        """A finding about this object, or what lies at a path in it."""
         named = f"{self.source}: {self.kind} {self.name}".rstrip()
-        return f"{named}: {path}" if path else named
+        where = f"{named}: {path}" if path else named
+        return Finding(rule=rule, where=where, message=message, fix=fix, level=level)
+
+    def advice(self, path: str, rule: str, message: str, fix: str) -> Finding:
+        """A finding that binds our own objects and advises others."""
+        return self.fault(path, rule, message, fix, "advice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +191,3 @@ def mapping(value: Any) -> dict[str, Any]:
 def sequence(value: Any) -> Sequence[Any]:
     """The value when it is a list, else an empty one."""
     return value if isinstance(value, list) else ()
-
-
-def advice(given: Located, path: str, rule: str, message: str, fix: str) -> Finding:
-    """A finding that binds our own objects and advises others."""
-    return Finding(rule=rule, where=given.at(path), message=message, fix=fix, level="advice")

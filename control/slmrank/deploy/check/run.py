@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from slmrank.deploy.check.defects import object_defects, pod_defects
+from slmrank.deploy.check.defects import object_defects, pod_defects, set_defects
 from slmrank.deploy.check.finding import Finding, Located, pod_of
-from slmrank.deploy.check.house import object_advice, pod_advice
-from slmrank.deploy.check.house_sets import set_advice
-from slmrank.deploy.check.relations import set_defects
+from slmrank.deploy.check.house import object_advice, pod_advice, set_advice
 from slmrank.deploy.check.schema import Crds, check_schema
 from slmrank.deploy.naming import Object
 
@@ -54,8 +52,7 @@ def check(
         pods = [pod for pod in map(pod_of, together) if pod is not None]
         found += set_defects(together, pods)
         for pod in pods:
-            ours = pod.owner.ours or house
-            found += _levelled(set_advice(pod, together), ours)
+            found += _levelled(set_advice(pod, together), pod.owner.ours or house)
     return Checked(objects=len(objects), findings=tuple(dict.fromkeys(found)))
 
 
@@ -86,4 +83,4 @@ def _schemas(one: Located, versions: Sequence[str], crds: Crds) -> list[Finding]
 
 
 def _levelled(findings: Iterable[Finding], binding: bool) -> list[Finding]:
-    return [one.as_error() if binding else one for one in findings]
+    return [replace(one, level="error") if binding else one for one in findings]

@@ -20,6 +20,10 @@ from slmrank.errors import DeployError, needs
 from slmrank.shipped import shipped
 
 OLDEST = "1.29"
+_KIND_FIX = (
+    "correct apiVersion and kind, or use the API version that replaced a removed one "
+    "(autoscaling/v2, policy/v1); for a custom kind give its CRD with --crd"
+)
 Crds = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -44,7 +48,8 @@ def check_schema(given: Located, version: str, crds: Crds) -> list[Finding]:
     try:
         strict.validate(given.content, version, strict=True)
     except strict.SchemaNotFoundError:
-        return [_unknown(given, version)]
+        message = f"{given.api_version} {given.kind} is no kind of Kubernetes {version}"
+        return [given.fault("kind", "unknown-kind", message, _KIND_FIX)]
     except strict.ValidationError as error:
         return [_fault(given, error)]
     return []
@@ -80,16 +85,6 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _unknown(given: Located, version: str) -> Finding:
-    return Finding(
-        rule="unknown-kind",
-        where=given.at("kind"),
-        message=f"{given.api_version} {given.kind} is no kind of Kubernetes {version}",
-        fix="correct apiVersion and kind, or use the API version that replaced a removed one "
-        "(autoscaling/v2, policy/v1); for a custom kind give its CRD with --crd",
-    )
-
-
 def _fault(given: Located, error: Any) -> Finding:
     path = _path(error.path)
     if error.validator == "additionalProperties":
@@ -100,17 +95,11 @@ def _fault(given: Located, error: Any) -> Finding:
         told = ", ".join(
             name + (f" (did you mean {close[0]}?)" if close else "") for name, close in near
         )
-        return Finding(
-            rule="unknown-field",
-            where=given.at(path),
-            message=f"has no field {told}",
-            fix="correct its name or place; the API server drops or refuses it",
-        )
-    return Finding(
-        rule="schema",
-        where=given.at(path),
-        message=error.message if len(error.message) < 300 else error.message[:297] + "...",
-        fix="give the type and the fields that the API asks for",
+        fix = "correct its name or place; the API server drops or refuses it"
+        return given.fault(path, "unknown-field", f"has no field {told}", fix)
+    message = error.message if len(error.message) < 300 else error.message[:297] + "..."
+    return given.fault(
+        path, "schema", message, "give the type and the fields that the API asks for"
     )
 
 

@@ -88,14 +88,8 @@ def read_text(text: str, name: str, read: Read, *, asked: bool = True, group: st
         json.dumps(documents, skipkeys=True, default=str)  # an alias may stand in what it names
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())
-        read.findings.append(
-            Finding(
-                rule="yaml",
-                where=name,
-                message=f"is not valid YAML: {told}",
-                fix="correct the file at that place",
-            )
-        )
+        message, fix = f"is not valid YAML: {told}", "correct the file at that place"
+        read.findings.append(Finding(rule="yaml", where=name, message=message, fix=fix))
         return
     several = len([one for one in documents if one is not None]) > 1
     for number, document in enumerate(documents, start=1):
@@ -126,14 +120,8 @@ def _add(document: Any, where: str, read: Read, *, asked: bool, group: str) -> N
         return
     fields = ("apiVersion", "kind")
     missing = " and ".join(name for name in fields if not isinstance(content.get(name), str))
-    read.findings.append(
-        Finding(
-            rule="not-an-object",
-            where=where,
-            message=f"has no {missing}",
-            fix="add it, or leave the file out",
-        )
-    )
+    message, fix = f"has no {missing}", "add it, or leave the file out"
+    read.findings.append(Finding(rule="not-an-object", where=where, message=message, fix=fix))
 
 
 def without_nulls(value: Any) -> Any:
