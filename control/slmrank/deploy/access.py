@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import INSTANCE, MANAGED_BY, MANAGER, NAME, Object, labelled
+from slmrank.deploy.naming import INSTANCE, Object, labelled, labels
 from slmrank.deploy.release import Release
 
 
 def namespace(release: Release) -> Object:
-    """Enforces the restricted Pod Security profile. It is shared by bundles, so it carries
-    the label of none."""
+    """Enforces the restricted Pod Security profile."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
             "name": release.deploy.namespace,
             "labels": {
-                NAME: MANAGER,
-                MANAGED_BY: MANAGER,
+                **labels(release, None),
                 "pod-security.kubernetes.io/enforce": "restricted",
                 "pod-security.kubernetes.io/warn": "restricted",
             },
@@ -44,11 +42,7 @@ def claim(release: Release, name: str) -> Object:
     }
     if storage.storage_class is not None:
         spec["storageClassName"] = storage.storage_class
-    made_claim = labelled(
-        release, "v1", "PersistentVolumeClaim", name, component="storage", spec=spec
-    )
-    made_claim["metadata"]["labels"] = {NAME: MANAGER, MANAGED_BY: MANAGER}
-    return made_claim
+    return labelled(release, "v1", "PersistentVolumeClaim", name, component=None, spec=spec)
 
 
 def deployer_role(release: Release) -> Object:
@@ -74,19 +68,17 @@ def deployer_role(release: Release) -> Object:
         ("", ["events"], ["get", "list", "watch"]),
         ("", ["pods/log"], ["get"]),
     ]
-    role = labelled(
+    return labelled(
         release,
         "rbac.authorization.k8s.io/v1",
         "Role",
         "slmrank-deployer",
-        component="access",
+        component=None,
         rules=[
             {"apiGroups": [group], "resources": resources, "verbs": verbs}
             for group, resources, verbs in rules
         ],
     )
-    role["metadata"]["labels"] = {NAME: MANAGER, MANAGED_BY: MANAGER}
-    return role
 
 
 def is_shared(given: Object) -> bool:

@@ -6,18 +6,16 @@ from __future__ import annotations
 import shlex
 
 from slmrank.deploy.naming import (
-    BUNDLES,
     CATALOGUE,
     NAME,
-    TMP,
     Object,
     labelled,
     labels,
     repository_path,
     selector,
 )
-from slmrank.deploy.parts import policy
-from slmrank.deploy.pod import bundle_volume, container_of, pod_of
+from slmrank.deploy.parts import policy, tcp
+from slmrank.deploy.pod import Mounted, bundle_volume, container_of, pod_of, shm, tmp
 from slmrank.deploy.release import Release
 
 GIB_PER_WORKER = 2
@@ -32,7 +30,6 @@ def ray_job(release: Release) -> Object:
     summarize += ["--jobs", own.jobs, "--out", own.out, "--on", "ray"]
     summarize += ["--workers", str(own.workers)]
     bundles, fetching = bundle_volume(release)
-    mount = {"name": "bundles", "mountPath": BUNDLES, "readOnly": True}
     return labelled(
         release,
         "ray.io/v1",
@@ -50,7 +47,7 @@ def ray_job(release: Release) -> Object:
                 "headGroupSpec": {
                     # Work is the workers': the head keeps the objects and runs the verb.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _template(release, [bundles], [mount], fetching),
+                    "template": _template(release, [bundles], fetching),
                 },
                 "workerGroupSpecs": [
                     {
@@ -59,7 +56,7 @@ def ray_job(release: Release) -> Object:
                         "minReplicas": own.workers,
                         "maxReplicas": own.workers,
                         "rayStartParams": {"num-cpus": "1"},
-                        "template": _template(release, [], [], []),
+                        "template": _template(release, [], []),
                     }
                 ],
             },
@@ -69,28 +66,17 @@ def ray_job(release: Release) -> Object:
 
 def ray_policy(release: Release) -> Object:
     """Ray runs code for whoever reaches its ports: its own pods, and KubeRay's operator."""
-    chosen = selector(release, CATALOGUE)
     operator = {"podSelector": {"matchLabels": {NAME: "kuberay-operator"}}, "namespaceSelector": {}}
-    asking = {"from": [operator], "ports": [{"port": DASHBOARD, "protocol": "TCP"}]}
-    own = {"from": [{"podSelector": {"matchLabels": chosen}}]}
+    asking = {"from": [operator], "ports": tcp(DASHBOARD)}
+    own = {"from": [{"podSelector": {"matchLabels": selector(release, CATALOGUE)}}]}
     name = f"{release.object_name}-{CATALOGUE}"
-    return policy(release, name, CATALOGUE, chosen, [own, asking], None)
+    return policy(release, name, CATALOGUE, [own, asking], None)
 
 
-def _template(
-    release: Release, volumes: list[Object], mounts: list[Object], fetching: list[Object]
-) -> Object:
-    own = release.deploy.catalogue
-    container = container_of(
-        "ray",
-        own.image or release.image,
-        {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"},
-        volumeMounts=[
-            {"name": "tmp", "mountPath": TMP},
-            {"name": "shm", "mountPath": "/dev/shm"},
-            *mounts,
-        ],
-    )
+def _template(release: Release, bundles: list[Mounted], fetching: list[Object]) -> Object:
+    own, volumes = release.deploy.catalogue, [tmp("8Gi"), shm("512Mi"), *bundles]
+    resources = {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"}
+    container = container_of("ray", own.image or release.image, resources, volumes)
     # KubeRay's own ask with wget, which the image has no need of otherwise.
     asked = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT}}
     often = {"periodSeconds": 5, "timeoutSeconds": 5}
@@ -98,15 +84,6 @@ def _template(
     container["readinessProbe"] = {**asked, **often, "failureThreshold": 12}
     if own.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": own.secret}}]
-    spec = pod_of(
-        release.deploy,
-        [container],
-        [
-            {"name": "tmp", "emptyDir": {"sizeLimit": "8Gi"}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
-            *volumes,
-        ],
-        release.object_name,
-        **({"initContainers": fetching} if fetching else {}),
-    )
+    more = {"initContainers": fetching} if fetching else {}
+    spec = pod_of(release.deploy, [container], volumes, release.object_name, **more)
     return {"metadata": {"labels": labels(release, CATALOGUE)}, "spec": spec}

@@ -22,7 +22,7 @@ from slmrank.deploy.naming import (
     NAME,
     TMP,
 )
-from slmrank.deploy.pod import claim_volume, container_of, pod_of
+from slmrank.deploy.pod import claimed, container_of, pod_of, shm, tmp
 from slmrank.deploy.release import unset_image
 from slmrank.deploy.yaml_text import to_yaml
 from slmrank.engine.trtllm.compile import PlannedEngine
@@ -55,40 +55,29 @@ def engine_job(
     A Job cannot be changed: its name holds a hash of its pod, so that another image, or another
     claim for the engines, is another Job.
     """
-    labels = {
-        NAME: MANAGER,
-        INSTANCE: bundle,
-        COMPONENT: "engine-build",
-        MANAGED_BY: MANAGER,
-        BUNDLE: bundle,
-        ENGINE: tag,
-    }
+    labels = {NAME: MANAGER, INSTANCE: bundle, COMPONENT: "engine-build"}
+    labels |= {MANAGED_BY: MANAGER, BUNDLE: bundle, ENGINE: tag}
     storage, build, placement = deploy.storage, deploy.engine_build, deploy.placement
     priority = placement.priority_class
+    volumes = [
+        claimed("bundles", BUNDLES, storage.bundles_claim),
+        claimed("engines", engines, storage.engines_claim, read_only=False),
+        tmp("16Gi"),
+        shm("2Gi"),
+    ]
     container = container_of(
         "build",
         deploy.image or unset_image(needs_gpu=True),
         {"cpu": str(build.cores), "memory": f"{build.memory_gib}Gi", "nvidia.com/gpu": "1"},
+        volumes,
         read_only_root=False,
         command=["control", "build", f"{BUNDLES}/{tag}", "--engines", engines, "--require-engine"],
         workingDir=TMP,
-        volumeMounts=[
-            {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
-            {"name": "engines", "mountPath": engines},
-            {"name": "tmp", "mountPath": TMP},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
     )
-    claim = {"claimName": storage.engines_claim}
     pod = pod_of(
         deploy,
         [container],
-        [
-            claim_volume(storage.bundles_claim),
-            {"name": "engines", "persistentVolumeClaim": claim},
-            {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
-        ],
+        volumes,
         restartPolicy="Never",
         nodeSelector={**placement.node_selector, "nvidia.com/gpu.product": plan.gpu},
         **({"priorityClassName": priority} if priority is not None else {}),

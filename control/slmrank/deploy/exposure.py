@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, urlsplit
 
 from slmrank.deploy.naming import GRPC, ROUTE, Object, labelled, selector
-from slmrank.deploy.parts import DNS, NAMESPACE, policy, scraping
+from slmrank.deploy.parts import DNS, namespaced, policy, scraping, tcp
 from slmrank.deploy.release import Release
 
 CLIENT_LABEL = "slmrank.io/clients"
@@ -34,16 +34,13 @@ def clients_of(release: Release) -> list[Object]:
     return [
         {"podSelector": {}},
         {"namespaceSelector": {"matchLabels": {CLIENT_LABEL: "true"}}},
-        {"namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.gateway.namespace}}},
+        namespaced(release.deploy.gateway.namespace),
     ]
 
 
 # Where Google's clients ask who a pod is: with Dataplane V2, and without.
 GOOGLE_IDENTITY = [
-    {
-        "to": [{"ipBlock": {"cidr": f"169.254.169.{host}/32"}}],
-        "ports": [{"port": port, "protocol": "TCP"}],
-    }
+    {"to": [{"ipBlock": {"cidr": f"169.254.169.{host}/32"}}], "ports": tcp(port)}
     for host, port in ((254, 80), (252, 988))
 ]
 
@@ -53,11 +50,9 @@ def pod_egress(release: Release) -> list[Object]:
     names; none without either."""
     rules: list[Object] = []
     if release.store_ports:
-        reach: Object = {"ports": [{"port": one, "protocol": "TCP"} for one in release.store_ports]}
         namespace = release.deploy.store.namespace
-        if namespace is not None:
-            reach["to"] = [{"namespaceSelector": {"matchLabels": {NAMESPACE: namespace}}}]
-        rules.append(reach)
+        to = {"to": [namespaced(namespace)]} if namespace is not None else {}
+        rules.append({"ports": tcp(*release.store_ports), **to})
     url = release.deploy.storage.bundles_url
     if url is not None:
         # A store of one's own is named in the url's query, as pyarrow reads it.
@@ -65,24 +60,18 @@ def pod_egress(release: Release) -> list[Object]:
         scheme, _, host = query.get("endpoint_override", "").rpartition("://")
         plain = (scheme or query.get("scheme")) == "http"
         named = urlsplit(f"//{host}") if host else urlsplit(url)
-        port = named.port or (HTTP if plain else HTTPS)
-        rules.append({"ports": [{"port": port, "protocol": "TCP"}]})
+        rules.append({"ports": tcp(named.port or (HTTP if plain else HTTPS))})
         if urlsplit(url).scheme in ("gs", "gcs") and not host:
             rules += GOOGLE_IDENTITY
     return [*rules, DNS] if rules else []
 
 
-def network_policy(release: Release) -> Object:
-    """Scoring from this namespace from those labelled `slmrank.io/clients: "true"` and from the
-    Gateway's, metrics from monitoring; nothing goes out but look-ups in a shared store."""
-    return scoring_policy(release, release.object_name, "serve")
-
-
 def scoring_policy(release: Release, name: str, component: str) -> Object:
-    """The same for the pods of a component that score."""
-    asking = {"from": clients_of(release), "ports": [{"port": GRPC, "protocol": "TCP"}]}
-    chosen, reached = selector(release, component), [asking, scraping(release)]
-    return policy(release, name, component, chosen, reached, pod_egress(release))
+    """Of pods that score: that from this namespace, from those labelled `slmrank.io/clients:
+    "true"` and from the Gateway's, metrics from monitoring; nothing goes out but look-ups in a
+    shared store."""
+    asking = {"from": clients_of(release), "ports": tcp(GRPC)}
+    return policy(release, name, component, [asking, scraping(release)], pod_egress(release))
 
 
 def grpc_route(release: Release, canary_percent: int = 0) -> Object:

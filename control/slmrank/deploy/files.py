@@ -118,15 +118,6 @@ def _folder(prefix: str, objects: list[Object], more: Mapping[str, object] | Non
 
 def _file_name(given: Object, objects: list[Object]) -> str:
     """By kind; several of one kind also by what tells them apart."""
-    kind, name = given["kind"].lower(), given["metadata"]["name"]
-    others = [
-        other["metadata"]["name"]
-        for other in objects
-        if other["kind"] == given["kind"] and other is not given
-    ]
-    if not others:
-        return f"{kind}.yaml"
-    if kind == "service":
-        base = any(other.startswith(name) for other in others)
-        return f"{kind}-grpc.yaml" if base else f"{kind}-{name.rsplit('-', 1)[-1]}.yaml"
-    return f"{kind}-{name}.yaml"
+    kind: str = given["kind"]
+    several = sum(one["kind"] == kind for one in objects) > 1
+    return kind.lower() + (f"-{given['metadata']['name']}" if several else "") + ".yaml"

@@ -57,7 +57,7 @@ def around(release: Release) -> list[Object]:
     name = f"{release.object_name}-{KSERVE}"
     return [
         scoring_policy(release, name, KSERVE),
-        budget(release, name, KSERVE, selector(release, KSERVE)),
+        budget(release, name, KSERVE),
     ]
 
 

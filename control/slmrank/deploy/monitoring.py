@@ -150,21 +150,20 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     ]
     if release.deploy.watch is not None:
         alerts += _follower_alerts(release)
+    whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
     return [
         {
             "name": f"{name}.autoscaling",
             "interval": f"{SCRAPE_S}s",
             "rules": [{"record": record, "expr": expression} for record, expression in recorded],
         },
-        {"name": f"{name}.alerts", "rules": [_of(release, one) for one in alerts]},
+        # A sum has no labels of its pods, and Alertmanager takes two alerts of one name and no more
+        # for one.
+        {
+            "name": f"{name}.alerts",
+            "rules": [{**one, "labels": one["labels"] | whose} for one in alerts],
+        },
     ]
-
-
-def _of(release: Release, alert: dict[str, Any]) -> dict[str, Any]:
-    """The alert with whose it is: a sum has no labels of its pods, and Alertmanager takes two
-    alerts of one name and no more for one."""
-    whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
-    return {**alert, "labels": {**alert["labels"], **whose}}
 
 
 def _follower_alerts(release: Release) -> list[dict[str, Any]]:

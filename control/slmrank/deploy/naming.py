@@ -43,8 +43,11 @@ def selector(release: Release, component: str = "serve") -> dict[str, str]:
     return placed(release.place, component)
 
 
-def labels(release: Release, component: str = "serve") -> dict[str, str]:
-    """Labels of an object."""
+def labels(release: Release, component: str | None = "serve") -> dict[str, str]:
+    """Labels of an object; `component` None: of one that bundles share, which carries the label of
+    none."""
+    if component is None:
+        return {NAME: MANAGER, MANAGED_BY: MANAGER}
     own = {MANAGED_BY: MANAGER, BUNDLE: release.name, ENGINE: release.engine.tag}
     return {**selector(release, component), **own}
 
@@ -55,7 +58,7 @@ def labelled(
     kind: str,
     name: str,
     *,
-    component: str = "serve",
+    component: str | None = "serve",
     annotations: dict[str, str] | None = None,
     **content: Any,
 ) -> Object:

@@ -3,22 +3,25 @@ budget, and what a Prometheus reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from slmrank.deploy.naming import METRICS, Object, labelled, labels
+from slmrank.deploy.naming import METRICS, Object, labelled, labels, selector
 from slmrank.deploy.release import Release
 
 NAMESPACE = "kubernetes.io/metadata.name"
 DNS: Object = {"ports": [{"port": 53, "protocol": one} for one in ("UDP", "TCP")]}
-Labels = Mapping[str, str]
 
 
-def workers(
-    release: Release, name: str, component: str, chosen: Labels, replicas: int, pod: Object
-) -> Object:
+def tcp(*ports: int) -> list[Object]:
+    """Ports of a rule."""
+    return [{"port": one, "protocol": "TCP"} for one in ports]
+
+
+def workers(release: Release, name: str, component: str, replicas: int, pod: Object) -> Object:
     """A Deployment of like pods beside those that serve."""
     template = {"metadata": {"labels": labels(release, component)}, "spec": pod}
-    spec = {"replicas": replicas, "selector": {"matchLabels": chosen}, "template": template}
+    chosen = {"matchLabels": selector(release, component)}
+    spec = {"replicas": replicas, "selector": chosen, "template": template}
     return labelled(release, "apps/v1", "Deployment", name, component=component, spec=spec)
 
 
@@ -26,26 +29,27 @@ def policy(
     release: Release,
     name: str,
     component: str,
-    chosen: Labels,
     ingress: Sequence[Object],
     egress: Sequence[Object] | None,
 ) -> Object:
-    """Who may reach the chosen pods, and whom they may reach; `egress` None: everybody."""
-    kinds = ["Ingress"] if egress is None else ["Ingress", "Egress"]
-    spec: Object = {"podSelector": {"matchLabels": chosen}, "policyTypes": kinds}
-    spec["ingress"] = list(ingress)
+    """Who may reach the pods of a component, and whom they may reach; `egress` None: everybody."""
+    spec: Object = {
+        "podSelector": {"matchLabels": selector(release, component)},
+        "policyTypes": ["Ingress"],
+        "ingress": list(ingress),
+    }
     if egress is not None:
-        spec["egress"] = list(egress)
+        spec |= {"policyTypes": ["Ingress", "Egress"], "egress": list(egress)}
     kind = ("networking.k8s.io/v1", "NetworkPolicy")
     return labelled(release, *kind, name, component=component, spec=spec)
 
 
-def budget(release: Release, name: str, component: str, chosen: Labels) -> Object:
-    """By `maxUnavailable`: `minAvailable: 1` blocks the drain of a node for ever once one pod is
-    left."""
+def budget(release: Release, name: str, component: str, of: str | None = None) -> Object:
+    """Of the pods of a component, `of` where the budget itself has another. By `maxUnavailable`:
+    `minAvailable: 1` blocks the drain of a node for ever once one pod is left."""
     spec = {
         "maxUnavailable": 1,
-        "selector": {"matchLabels": chosen},
+        "selector": {"matchLabels": selector(release, of or component)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     kind = ("policy/v1", "PodDisruptionBudget")
@@ -54,10 +58,12 @@ def budget(release: Release, name: str, component: str, chosen: Labels) -> Objec
 
 def scraping(release: Release) -> Object:
     """Ingress for the Prometheus that reads the metrics."""
-    source = {
-        "namespaceSelector": {"matchLabels": {NAMESPACE: release.deploy.monitoring_namespace}}
-    }
-    return {"from": [source], "ports": [{"port": METRICS, "protocol": "TCP"}]}
+    return {"from": [namespaced(release.deploy.monitoring_namespace)], "ports": tcp(METRICS)}
+
+
+def namespaced(name: str) -> Object:
+    """Every pod of a namespace, as a rule names it."""
+    return {"namespaceSelector": {"matchLabels": {NAMESPACE: name}}}
 
 
 def monitored(release: Release, kind: str, name: str, component: str, spec: Object) -> Object:

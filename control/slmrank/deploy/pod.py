@@ -12,6 +12,7 @@ from slmrank.deploy.naming import (
     STORE,
     TLS,
     TMP,
+    manifest_name,
     repository_path,
     repository_url,
     service_host,
@@ -23,12 +24,39 @@ from slmrank.store.job_store import STORE_AUTHORITY, STORE_PASSWORD, STORE_USER
 USER = 1000
 MIB = 2**20
 PRODUCT_LABEL = "nvidia.com/gpu.product"
+Mounted = tuple[dict[str, Any], dict[str, Any]]  # a volume, and its mount
+
+
+def mounted(name: str, path: str, source: dict[str, Any], *, read_only: bool = True) -> Mounted:
+    """What `source` is, under a path of a container."""
+    mount = {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+    return {"name": name, **source}, mount
+
+
+def claimed(name: str, path: str, claim: str, *, read_only: bool = True) -> Mounted:
+    source = {"claimName": claim, **({"readOnly": True} if read_only else {})}
+    return mounted(name, path, {"persistentVolumeClaim": source}, read_only=read_only)
+
+
+def from_secret(name: str, path: str, secret: str | None, **more: Any) -> Mounted:
+    source = {"secretName": secret, "defaultMode": 0o440, **more}
+    return mounted(name, path, {"secret": source})
+
+
+def tmp(size: str = "64Mi") -> Mounted:
+    return mounted("tmp", TMP, {"emptyDir": {"sizeLimit": size}}, read_only=False)
+
+
+def shm(size: str) -> Mounted:
+    """It counts as memory of the pod."""
+    source = {"emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    return mounted("shm", "/dev/shm", source, read_only=False)
 
 
 def pod_of(
     deploy: DeploySpec,
     containers: list[dict[str, Any]],
-    volumes: list[dict[str, Any]],
+    volumes: Sequence[Mounted],
     account: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -36,9 +64,17 @@ def pod_of(
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        # `fsGroup` belongs here and nowhere else.
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": containers,
-        "volumes": volumes,
+        "volumes": [volume for volume, _ in volumes],
         **more,
     }
     if account is not None:
@@ -52,85 +88,57 @@ def container_of(
     name: str,
     image: str,
     resources: dict[str, str],
+    volumes: Sequence[Mounted],
     *,
     read_only_root: bool = True,
     env: Sequence[dict[str, Any]] = (),
     **more: Any,
 ) -> dict[str, Any]:
     """A container. Requests equal limits: one that borrows cores measures faster than it later
-    serves, and a build that shares its GPU times its kernels wrongly."""
+    serves, and a build that shares its GPU times its kernels wrongly. `read_only_root`: the NVIDIA
+    runtime's hook writes into the root of a GPU container."""
     return {
         "name": name,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "env": [{"name": "HOME", "value": TMP}, *env],
         "resources": {"requests": resources, "limits": resources},
-        "securityContext": restricted(read_only_root=read_only_root),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": read_only_root,
+        },
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mount for _, mount in volumes],
         **more,
     }
 
 
-def pod_security() -> dict[str, Any]:
-    """Pod level; `fsGroup` belongs here and nowhere else."""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": USER,
-        "runAsGroup": USER,
-        "fsGroup": USER,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def restricted(*, read_only_root: bool) -> dict[str, Any]:
-    """Container level. The NVIDIA runtime's hook writes into the root of a GPU container."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": read_only_root,
-    }
-
-
-def claim_volume(claim: str) -> dict[str, Any]:
-    """The claim with repositories and planned engines."""
-    return {"name": "bundles", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-
-
-def bundle_volume(release: Release) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def bundle_volume(release: Release) -> tuple[Mounted, list[dict[str, Any]]]:
     """The volume with the repository, and the init containers that fill it: none for the claim, or
     an image that is mounted as a volume."""
     storage, url = release.deploy.storage, repository_url(release)
     if storage.bundle_image is not None:
         image = {"reference": storage.bundle_image, "pullPolicy": "IfNotPresent"}
-        return {"name": "bundles", "image": image}, []
+        return mounted("bundles", BUNDLES, {"image": image}), []
     if url is None:
-        return claim_volume(storage.bundles_claim), []
+        return claimed("bundles", BUNDLES, storage.bundles_claim), []
+    size_mib = math.ceil(release.repository.bytes / MIB) + 64
+    empty = {"emptyDir": {"sizeLimit": f"{size_mib}Mi"}}
     command = ["control", "receive", repository_path(release)]
     command += ["--digest", release.repository.digest, "--from", url]
-    fetch = container_of(
-        "fetch",
-        release.image,
-        {"cpu": "1", "memory": "512Mi"},
-        command=command,
-        volumeMounts=[
-            {"name": "bundles", "mountPath": BUNDLES},
-            {"name": "tmp", "mountPath": TMP},
-        ],
-    )
+    resources = {"cpu": "1", "memory": "512Mi"}
+    volumes = [mounted("bundles", BUNDLES, empty, read_only=False), tmp()]
+    fetch = container_of("fetch", release.image, resources, volumes, command=command)
     if storage.url_secret is not None:
         fetch["envFrom"] = [{"secretRef": {"name": storage.url_secret}}]
-    size_mib = math.ceil(release.repository.bytes / MIB) + 64
-    return {"name": "bundles", "emptyDir": {"sizeLimit": f"{size_mib}Mi"}}, [fetch]
+    return mounted("bundles", BUNDLES, empty), [fetch]
 
 
-def tls_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Volumes and mounts of the certificates; none without TLS."""
+def tls_volumes(release: Release) -> list[Mounted]:
+    """The certificates; none without TLS."""
     tls = release.deploy.tls
-    if tls is None:
-        return [], []
-    volume = {"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}
-    return [volume], [{"name": "tls", "mountPath": TLS, "readOnly": True}]
+    return [] if tls is None else [from_secret("tls", TLS, tls.secret)]
 
 
 def store_environment(release: Release) -> list[dict[str, Any]]:
@@ -139,25 +147,29 @@ def store_environment(release: Release) -> list[dict[str, Any]]:
     if not release.store_ports or secret is None:
         return []
 
-    def from_secret(key: str, *, optional: bool) -> dict[str, Any]:
+    def value_of(key: str, *, optional: bool) -> dict[str, Any]:
         return {"secretKeyRef": {"name": secret, "key": key, "optional": optional}}
 
     authority = {"name": STORE_AUTHORITY, "value": f"{STORE}/ca.crt"}
     return [
-        {"name": STORE_PASSWORD, "valueFrom": from_secret("password", optional=False)},
-        {"name": STORE_USER, "valueFrom": from_secret("user", optional=True)},
+        {"name": STORE_PASSWORD, "valueFrom": value_of("password", optional=False)},
+        {"name": STORE_USER, "valueFrom": value_of("user", optional=True)},
         *([authority] if release.deploy.store.authority else []),
     ]
 
 
-def store_volumes(release: Release) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Volumes and mounts of the authority that the shared store's certificate is checked by."""
-    if not release.store_ports or not release.deploy.store.authority:
-        return [], []
+def store_volumes(release: Release) -> list[Mounted]:
+    """The authority that the shared store's certificate is checked by."""
+    store = release.deploy.store
+    if not release.store_ports or not store.authority:
+        return []
     items = [{"key": "ca.crt", "path": "ca.crt"}]
-    secret = {"secretName": release.deploy.store.secret, "items": items, "defaultMode": 0o440}
-    mount = {"name": "store-authority", "mountPath": STORE, "readOnly": True}
-    return [{"name": "store-authority", "secret": secret}], [mount]
+    return [from_secret("store-authority", STORE, store.secret, items=items)]
+
+
+def manifest_volume(release: Release) -> Mounted:
+    """What pods compare the claim's files and their own answers with."""
+    return mounted("manifest", MANIFEST, {"configMap": {"name": manifest_name(release)}})
 
 
 def smoke_command(release: Release, url: str, timeout_s: int) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import secrets
 
-from slmrank.deploy.naming import BUNDLES, TMP, Object, labelled
-from slmrank.deploy.pod import container_of, placement, pod_of
+from slmrank.deploy.naming import BUNDLES, Object, labelled
+from slmrank.deploy.pod import claimed, container_of, placement, pod_of, tmp
 from slmrank.deploy.release import Release
 
 # It ends by itself when whoever made it is gone.
@@ -19,27 +19,16 @@ def push_pod(release: Release) -> Object:
     for writing; it waits for commands. On a node where the release may run, because a claim may
     hold pods to one node."""
     storage = release.deploy.storage
-    claims = {"bundles": (storage.bundles_claim, BUNDLES)}
+    volumes = [claimed("bundles", BUNDLES, storage.bundles_claim, read_only=False)]
     if release.engine.plan is not None:
-        claims["engines"] = (storage.engines_claim, release.engine.engines)
-    container = container_of(
-        "push",
-        release.image,
-        {"cpu": "1", "memory": "512Mi"},
-        command=["sleep", str(LONGEST_S)],
-        volumeMounts=[
-            *({"name": name, "mountPath": path} for name, (_, path) in claims.items()),
-            {"name": "tmp", "mountPath": TMP},
-        ],
-    )
-    volumes = [
-        {"name": name, "persistentVolumeClaim": {"claimName": claim}}
-        for name, (claim, _) in claims.items()
-    ]
+        path = release.engine.engines
+        volumes.append(claimed("engines", path, storage.engines_claim, read_only=False))
+    volumes.append(tmp())
+    resources, command = {"cpu": "1", "memory": "512Mi"}, ["sleep", str(LONGEST_S)]
     spec = pod_of(
         release.deploy,
-        [container],
-        [*volumes, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+        [container_of("push", release.image, resources, volumes, command=command)],
+        volumes,
         restartPolicy="Never",
         activeDeadlineSeconds=LONGEST_S,
         terminationGracePeriodSeconds=1,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from slmrank.deploy.access import claim, namespace, service_account
-from slmrank.deploy.exposure import grpc_service, network_policy
+from slmrank.deploy.exposure import grpc_service, scoring_policy
 from slmrank.deploy.monitoring import pod_monitor, prometheus_rule
 from slmrank.deploy.naming import Object
+from slmrank.deploy.parts import budget
 from slmrank.deploy.release import Release
-from slmrank.deploy.scaling import autoscaler, disruption_budget
+from slmrank.deploy.scaling import autoscaler
 from slmrank.deploy.watch import watch_monitor, watch_objects
 from slmrank.deploy.workload import deployment, engine_build_job, manifest_config
 
@@ -27,9 +28,9 @@ def render_base(release: Release) -> list[Object]:
     return [
         *objects,
         manifest_config(release),
-        network_policy(release),
+        scoring_policy(release, release.object_name, "serve"),
         grpc_service(release),
-        disruption_budget(release),
+        budget(release, release.object_name, "availability", of="serve"),
         deployment(release),
         *([autoscaler(release)] if release.deploy.scaling.autoscaler == "hpa" else []),
         *followers,

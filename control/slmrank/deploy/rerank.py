@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from slmrank.deploy.exposure import clients_of
-from slmrank.deploy.naming import (
-    GRPC,
-    RERANK,
-    TLS,
-    TMP,
-    Object,
-    labelled,
-    selector,
-    service_host,
-)
-from slmrank.deploy.parts import DNS, budget, policy, workers
-from slmrank.deploy.pod import container_of, pod_of, tls_volumes
+from slmrank.deploy.naming import GRPC, RERANK, TLS, Object, labelled, selector, service_host
+from slmrank.deploy.parts import DNS, budget, policy, tcp, workers
+from slmrank.deploy.pod import container_of, from_secret, pod_of, tls_volumes, tmp
 from slmrank.deploy.release import Release
 
 PORT = 8080
@@ -23,27 +14,23 @@ TOKENS = "/tokens"
 
 def rerank_objects(release: Release) -> list[Object]:
     """Deployment, Service, disruption budget and NetworkPolicy."""
-    chosen = selector(release, RERANK)
     name = f"{release.object_name}-{RERANK}"
     ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
-    asking = {"from": clients_of(release), "ports": [{"port": PORT, "protocol": "TCP"}]}
+    asking = {"from": clients_of(release), "ports": tcp(PORT)}
     # To the ranker, and to whoever resolves its name.
-    ranker = {
-        "to": [{"podSelector": {"matchLabels": selector(release)}}],
-        "ports": [{"port": GRPC, "protocol": "TCP"}],
-    }
-    service = {"selector": chosen, "ports": ports}
+    to = [{"podSelector": {"matchLabels": selector(release)}}]
+    service = {"selector": selector(release, RERANK), "ports": ports}
     return [
-        workers(release, name, RERANK, chosen, release.deploy.rerank.replicas, _pod(release)),
+        workers(release, name, RERANK, release.deploy.rerank.replicas, _pod(release)),
         labelled(release, "v1", "Service", name, component=RERANK, spec=service),
-        budget(release, name, RERANK, chosen),
-        policy(release, name, RERANK, chosen, [asking], [ranker, DNS]),
+        budget(release, name, RERANK),
+        policy(release, name, RERANK, [asking], [{"to": to, "ports": tcp(GRPC)}, DNS]),
     ]
 
 
 def _pod(release: Release) -> Object:
     own, tls = release.deploy.rerank, release.deploy.tls
-    volumes, mounts = tls_volumes(release)
+    volumes = [tmp(), *tls_volumes(release)]
     command = ["control", "gateway", "--url", f"{service_host(release)}:{GRPC}"]
     command += ["--address", "0.0.0.0", "--port", str(PORT)]
     command += ["--max-documents", str(release.max_items)]
@@ -53,9 +40,7 @@ def _pod(release: Release) -> Object:
             command += ["--ranker-certificate", f"{TLS}/tls.crt", "--ranker-key", f"{TLS}/tls.key"]
     if own.tokens_secret is not None:
         command += ["--tokens", f"{TOKENS}/tokens"]
-        secret = {"secretName": own.tokens_secret, "defaultMode": 0o440}
-        volumes = [*volumes, {"name": "tokens", "secret": secret}]
-        mounts = [*mounts, {"name": "tokens", "mountPath": TOKENS, "readOnly": True}]
+        volumes.append(from_secret("tokens", TOKENS, own.tokens_secret))
 
     def probe(path: str, failures: int = 3) -> Object:
         return {
@@ -69,6 +54,7 @@ def _pod(release: Release) -> Object:
         "gateway",
         own.image or release.image,
         {"cpu": "1", "memory": "512Mi"},
+        volumes,
         command=command,
         ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         startupProbe=probe("/health/live", 12),
@@ -76,7 +62,5 @@ def _pod(release: Release) -> Object:
         readinessProbe=probe("/health"),
         livenessProbe=probe("/health/live"),
         lifecycle={"preStop": {"exec": {"command": ["sleep", "5"]}}},
-        volumeMounts=[{"name": "tmp", "mountPath": TMP}, *mounts],
     )
-    volumes = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, *volumes]
     return pod_of(release.deploy, [container], volumes, release.object_name)

@@ -1,9 +1,8 @@
-"""The autoscaler and the disruption budget."""
+"""The autoscaler."""
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import Object, labelled, pods_matching, selector
-from slmrank.deploy.parts import budget
+from slmrank.deploy.naming import Object, labelled, pods_matching
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import target_items_per_s
 
@@ -44,11 +43,7 @@ def autoscaler(release: Release) -> Object:
         release.object_name,
         component="autoscaler",
         spec={
-            "scaleTargetRef": {
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "name": release.object_name,
-            },
+            "scaleTargetRef": _target(release),
             "minReplicas": scaling.min_replicas,
             "maxReplicas": scaling.max_replicas,
             "metrics": [
@@ -58,11 +53,6 @@ def autoscaler(release: Release) -> Object:
             "behavior": behavior(release),
         },
     )
-
-
-def disruption_budget(release: Release) -> Object:
-    """Of the pods that serve."""
-    return budget(release, release.object_name, "availability", selector(release))
 
 
 def scaled_object(release: Release, server: str) -> Object:
@@ -93,7 +83,7 @@ def scaled_object(release: Release, server: str) -> Object:
         name,
         component="autoscaler",
         spec={
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "scaleTargetRef": _target(release),
             "pollingInterval": 15,
             "minReplicaCount": scaling.min_replicas,
             "maxReplicaCount": scaling.max_replicas,
@@ -107,14 +97,13 @@ def scaled_object(release: Release, server: str) -> Object:
     )
 
 
+def _target(release: Release) -> Object:
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": release.object_name}
+
+
 def _pods_metric(name: str, value: str) -> Object:
-    return {
-        "type": "Pods",
-        "pods": {
-            "metric": {"name": name},
-            "target": {"type": "AverageValue", "averageValue": value},
-        },
-    }
+    target = {"type": "AverageValue", "averageValue": value}
+    return {"type": "Pods", "pods": {"metric": {"name": name}, "target": target}}
 
 
 def _quantity(value: float) -> str:

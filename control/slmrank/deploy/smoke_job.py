@@ -3,17 +3,16 @@ through its DNS name, its NetworkPolicy and gRPC, as a client would."""
 
 from __future__ import annotations
 
-from slmrank.deploy.naming import (
-    GRPC,
-    MANIFEST,
-    TMP,
-    Object,
-    labelled,
-    labels,
-    manifest_name,
-    service_host,
+from slmrank.deploy.naming import GRPC, Object, labelled, labels, service_host
+from slmrank.deploy.pod import (
+    container_of,
+    manifest_volume,
+    placement,
+    pod_of,
+    smoke_command,
+    tls_volumes,
+    tmp,
 )
-from slmrank.deploy.pod import container_of, placement, pod_of, smoke_command, tls_volumes
 from slmrank.deploy.release import Release
 
 # With the pull of the image, should the node not have it.
@@ -22,26 +21,13 @@ DEADLINE_S = 900
 
 def smoke_job(release: Release, name: str) -> Object:
     """A `batch/v1` Job that ends with `control smoke`."""
-    volumes, mounts = tls_volumes(release)
-    container = container_of(
-        "smoke",
-        release.image,
-        {"cpu": "500m", "memory": "512Mi"},
-        command=smoke_command(release, f"{service_host(release)}:{GRPC}", 60),
-        volumeMounts=[
-            {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
-            {"name": "tmp", "mountPath": TMP},
-            *mounts,
-        ],
-    )
+    volumes = [manifest_volume(release), tmp(), *tls_volumes(release)]
+    resources = {"cpu": "500m", "memory": "512Mi"}
+    command = smoke_command(release, f"{service_host(release)}:{GRPC}", 60)
     pod = pod_of(
         release.deploy,
-        [container],
-        [
-            {"name": "manifest", "configMap": {"name": manifest_name(release)}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-            *volumes,
-        ],
+        [container_of("smoke", release.image, resources, volumes, command=command)],
+        volumes,
         release.object_name,
         restartPolicy="Never",
         # Where the pods of the release are, the image is; it takes no GPU there.
@@ -57,9 +43,6 @@ def smoke_job(release: Release, name: str) -> Object:
             "backoffLimit": 1,
             "activeDeadlineSeconds": DEADLINE_S,
             "ttlSecondsAfterFinished": 3600,
-            "template": {
-                "metadata": {"labels": labels(release, "smoke")},
-                "spec": pod,
-            },
+            "template": {"metadata": {"labels": labels(release, "smoke")}, "spec": pod},
         },
     )

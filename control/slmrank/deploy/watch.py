@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from slmrank.deploy.exposure import pod_egress
 from slmrank.deploy.naming import (
-    BUNDLES,
     COMPONENT,
     INSTANCE,
     METRICS,
-    TMP,
     TRACK,
     WATCH,
     Object,
@@ -17,8 +15,16 @@ from slmrank.deploy.naming import (
     repository_path,
     selector,
 )
-from slmrank.deploy.parts import monitored, policy, scraping, workers
-from slmrank.deploy.pod import bundle_volume, container_of, pod_of, store_environment, store_volumes
+from slmrank.deploy.parts import monitored, policy, scraping, tcp, workers
+from slmrank.deploy.pod import (
+    bundle_volume,
+    container_of,
+    from_secret,
+    pod_of,
+    store_environment,
+    store_volumes,
+    tmp,
+)
 from slmrank.deploy.release import Release
 from slmrank.spec.deploy import WatchSpec
 from slmrank.store.kafka_topic import PROPERTIES, parse_topic
@@ -34,11 +40,11 @@ def watch_objects(release: Release) -> list[Object]:
     egress = pod_egress(release)
     if own.source.startswith(KAFKA_KIND):
         ports = parse_topic(own.source.removeprefix(KAFKA_KIND), WATCH).ports
-        egress = [{"ports": [{"port": one, "protocol": "TCP"} for one in ports]}, *egress]
-    name, chosen = follower_name(release.place), selector(release, WATCH)
+        egress = [{"ports": tcp(*ports)}, *egress]
+    name = follower_name(release.place)
     return [
-        workers(release, name, WATCH, chosen, own.replicas, _pod(release, own)),
-        policy(release, name, WATCH, chosen, [scraping(release)], egress),
+        workers(release, name, WATCH, own.replicas, _pod(release, own)),
+        policy(release, name, WATCH, [scraping(release)], egress),
     ]
 
 
@@ -55,32 +61,22 @@ def watch_monitor(release: Release) -> Object:
 def _pod(release: Release, own: WatchSpec) -> Object:
     command = ["control", "watch", repository_path(release), "--from", own.source]
     command += ["--metrics-port", str(METRICS), "--metrics-address", "0.0.0.0"]
-    volumes, mounts = store_volumes(release)
-    environment = store_environment(release)
+    bundles, fetching = bundle_volume(release)
+    volumes, environment = [bundles, tmp(), *store_volumes(release)], store_environment(release)
     if own.kafka_secret is not None:
-        secret = {"secretName": own.kafka_secret, "defaultMode": 0o440}
-        volumes = [*volumes, {"name": "kafka", "secret": secret}]
-        mounts = [*mounts, {"name": "kafka", "mountPath": KAFKA, "readOnly": True}]
-        environment = [*environment, {"name": PROPERTIES, "value": f"{KAFKA}/client.properties"}]
+        volumes.append(from_secret("kafka", KAFKA, own.kafka_secret))
+        environment.append({"name": PROPERTIES, "value": f"{KAFKA}/client.properties"})
     probe = {"httpGet": {"path": "/metrics", "port": "changes"}, "timeoutSeconds": 5}
     container = container_of(
         WATCH,
         release.image,
         {"cpu": "1", "memory": "1Gi"},
+        volumes,
         command=command,
         env=environment,
         ports=[{"name": "changes", "containerPort": METRICS, "protocol": "TCP"}],
         startupProbe={**probe, "periodSeconds": 5, "failureThreshold": 24},
         livenessProbe={**probe, "periodSeconds": 20, "failureThreshold": 6},
-        volumeMounts=[
-            {"name": "bundles", "mountPath": BUNDLES, "readOnly": True},
-            {"name": "tmp", "mountPath": TMP},
-            *mounts,
-        ],
     )
-    bundles, fetching = bundle_volume(release)
-    own_volumes = [bundles, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
     more = {"initContainers": fetching} if fetching else {}
-    return pod_of(
-        release.deploy, [container], [*own_volumes, *volumes], release.object_name, **more
-    )
+    return pod_of(release.deploy, [container], volumes, release.object_name, **more)

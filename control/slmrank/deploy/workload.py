@@ -3,18 +3,14 @@ builds it."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from slmrank.deploy.engine_job import engine_job
 from slmrank.deploy.naming import (
-    BUNDLES,
     GRPC,
     HTTP,
     MANIFEST,
     METRICS,
     RELEASE,
     TLS,
-    TMP,
     Object,
     engine_path,
     labelled,
@@ -25,14 +21,19 @@ from slmrank.deploy.naming import (
     selector,
 )
 from slmrank.deploy.pod import (
+    Mounted,
     bundle_volume,
+    claimed,
     container_of,
+    manifest_volume,
     placement,
     pod_of,
+    shm,
     smoke_command,
     store_environment,
     store_volumes,
     tls_volumes,
+    tmp,
 )
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import (
@@ -130,7 +131,7 @@ def _pod(release: Release) -> Object:
     return pod_of(
         release.deploy,
         [_serve(release)],
-        _volumes(release),
+        [*_files(release), *_secrets(release), tmp("1Gi"), shm(f"{shm_mib(release)}Mi")],
         release.object_name,
         terminationGracePeriodSeconds=grace_period_s(release),
         initContainers=[*bundle_volume(release)[1], _verify(release)],
@@ -146,10 +147,8 @@ def _verify(release: Release) -> Object:
     engine = engine_path(release)
     if engine is not None:
         command += ["--engine", engine]
-    resources = {"cpu": "1", "memory": "512Mi"}
-    return container_of(
-        "verify", release.image, resources, command=command, volumeMounts=_mounts(release)
-    )
+    resources, volumes = {"cpu": "1", "memory": "512Mi"}, [*_files(release), tmp("1Gi")]
+    return container_of("verify", release.image, resources, volumes, command=command)
 
 
 def _serve(release: Release) -> Object:
@@ -172,6 +171,7 @@ def _serve(release: Release) -> Object:
         "serve",
         release.image,
         resources,
+        [*_files(release), tmp("1Gi"), *_secrets(release), shm(f"{shm_mib(release)}Mi")],
         read_only_root=not release.on_gpu,
         command=command,
         env=store_environment(release),
@@ -204,37 +204,16 @@ def _serve(release: Release) -> Object:
         lifecycle={
             "preStop": {"exec": {"command": ["sleep", str(release.deploy.rollout.pre_stop_s)]}}
         },
-        volumeMounts=[
-            *_mounts(release),
-            *tls_volumes(release)[1],
-            *store_volumes(release)[1],
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
     )
 
 
-def _volumes(release: Release) -> list[Object]:
-    storage = release.deploy.storage
-    volumes: list[Object] = [bundle_volume(release)[0]]
+def _files(release: Release) -> list[Mounted]:
+    """What a pod reads: the repository, a compiled engine, and what both are compared with."""
+    files, storage = [bundle_volume(release)[0]], release.deploy.storage
     if release.engine.plan is not None:
-        claim = {"claimName": storage.engines_claim, "readOnly": True}
-        volumes.append({"name": "engines", "persistentVolumeClaim": claim})
-    return [
-        *volumes,
-        {"name": "manifest", "configMap": {"name": manifest_name(release)}},
-        *tls_volumes(release)[0],
-        *store_volumes(release)[0],
-        {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib(release)}Mi"}},
-    ]
+        files.append(claimed("engines", release.engine.engines, storage.engines_claim))
+    return [*files, manifest_volume(release)]
 
 
-def _mounts(release: Release) -> list[dict[str, Any]]:
-    mounts: list[Object] = [{"name": "bundles", "mountPath": BUNDLES, "readOnly": True}]
-    if release.engine.plan is not None:
-        mounts.append({"name": "engines", "mountPath": release.engine.engines, "readOnly": True})
-    return [
-        *mounts,
-        {"name": "manifest", "mountPath": MANIFEST, "readOnly": True},
-        {"name": "tmp", "mountPath": TMP},
-    ]
+def _secrets(release: Release) -> list[Mounted]:
+    return [*tls_volumes(release), *store_volumes(release)]
