@@ -73,12 +73,8 @@ class Trouble:
 
 def explain_pods(pods: Sequence[Object], events: Sequence[Object] = ()) -> list[Trouble]:
     """What is wrong with each pod that is not ready; `events` add what probes said."""
-    found = []
-    for pod in pods:
-        trouble = _pod_trouble(pod, events)
-        if trouble is not None:
-            found.append(trouble)
-    return found
+    found = (_pod_trouble(pod, events) for pod in pods)
+    return [trouble for trouble in found if trouble is not None]
 
 
 def explain_deployment(deployment: Object) -> list[Trouble]:
@@ -114,14 +110,9 @@ def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
         if kind == "AbleToScale" and condition.get("status") == "False":
             found.append(Trouble(name=name, state=reason, message=message, fix=""))
         if kind == "ScalingLimited" and reason == "TooManyReplicas":
-            found.append(
-                Trouble(
-                    name=name,
-                    state=reason,
-                    message="it would add replicas and is at its maximum",
-                    fix="raise deploy.scaling.max_replicas, if there are GPUs for it",
-                )
-            )
+            message = "it would add replicas and is at its maximum"
+            fix = "raise deploy.scaling.max_replicas, if there are GPUs for it"
+            found.append(Trouble(name=name, state=reason, message=message, fix=fix))
     return found
 
 
@@ -141,12 +132,8 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             message = str(condition.get("message", "no message"))
-            return Trouble(
-                name=name,
-                state=UNSCHEDULABLE,
-                message=message,
-                fix=unschedulable_fix(message),
-            )
+            fix = unschedulable_fix(message)
+            return Trouble(name=name, state=UNSCHEDULABLE, message=message, fix=fix)
     fields = ("initContainerStatuses", "containerStatuses")
     for container in [one for field in fields for one in status.get(field) or []]:
         trouble = _container_trouble(name, container)
@@ -157,10 +144,11 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
     if probe:
         return Trouble(name=name, state="not ready", message=probe, fix=_probe_fix(probe))
     if status.get("reason") == "Evicted" or status.get("phase") == "Failed":
-        message = str(status.get("message", "no message"))
-        return Trouble(
-            name=name, state=str(status.get("reason", "Failed")), message=message, fix=""
+        message, state = (
+            str(status.get("message", "no message")),
+            str(status.get("reason", "Failed")),
         )
+        return Trouble(name=name, state=state, message=message, fix="")
     phase = str(status.get("phase", "Pending"))
     return Trouble(name=name, state=phase, message="it is still starting", fix="")
 
@@ -185,12 +173,9 @@ def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | Non
     waiting = state.get("waiting") or {}
     reason = str(waiting.get("reason", ""))
     if reason in _BAD_IMAGE:
-        return Trouble(
-            name=name,
-            state=reason,
-            message=f"{container.get('image', which)}: {waiting.get('message', 'not pulled')}",
-            fix="is the digest right, the registry reachable, deploy.image_pull_secret set?",
-        )
+        message = f"{container.get('image', which)}: {waiting.get('message', 'not pulled')}"
+        fix = "is the digest right, the registry reachable, deploy.image_pull_secret set?"
+        return Trouble(name=name, state=reason, message=message, fix=fix)
     if reason in _BAD_CONFIG:
         message = str(waiting.get("message", "no message"))
         return Trouble(name=name, state=reason, message=message, fix="see kubectl describe pod")
@@ -199,22 +184,17 @@ def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | Non
         return None
     code = ended.get("exitCode")
     if ended.get("reason") == "OOMKilled":
-        return Trouble(
-            name=name,
-            state="OOMKilled",
-            message=f"{which} needed more memory than its limit",
-            fix="raise deploy.placement.memory_gib",
+        message, fix = (
+            f"{which} needed more memory than its limit",
+            "raise deploy.placement.memory_gib",
         )
+        return Trouble(name=name, state="OOMKilled", message=message, fix=fix)
     said = _last_lines(str(ended.get("message") or ""))
     fix = "see kubectl logs"
     if which == "verify":
         fix = "copy repository and engine to the claims again; the pod tries again by itself"
-    return Trouble(
-        name=name,
-        state=reason or "Error",
-        message=f"{which} ended with exit code {code}" + (f": {said}" if said else ""),
-        fix=fix,
-    )
+    message = f"{which} ended with exit code {code}" + (f": {said}" if said else "")
+    return Trouble(name=name, state=reason or "Error", message=message, fix=fix)
 
 
 def _told(events: Sequence[Object], reason: str, name: str, kind: str = "") -> list[str]:

@@ -116,40 +116,23 @@ def prune(
     for record in list(newest.values())[:KEPT]:
         named.add(record.name)
         needed |= {identity(one)[1:] for one in record.objects if one["kind"] == "ConfigMap"}
-    return _remove(
-        cluster,
-        [
-            given
-            for given in _of_releases(cluster, place)
-            if identity(given)[1:] not in needed
-            and not (_component(given) == "release" and given["metadata"]["name"] in named)
-        ],
-    )
+
+    def is_needless(given: Object) -> bool:
+        recorded = _component(given) == "release" and given["metadata"]["name"] in named
+        return identity(given)[1:] not in needed and not recorded
+
+    return _remove(cluster, place, is_needless)
 
 
 def remove_additions(cluster: Cluster, place: Place, contents: Sequence[Object]) -> list[str]:
     """Remove what runs and is not in the contents, which are those of a release that was put back;
     returns what. Records and ConfigMaps of the other one stay for a look at it."""
     needed = {identity(given)[1:] for given in contents}
-    return _remove(
-        cluster,
-        [
-            given
-            for given in _of_releases(cluster, place)
-            if given["kind"] != "ConfigMap" and identity(given)[1:] not in needed
-        ],
-    )
 
+    def is_needless(given: Object) -> bool:
+        return given["kind"] != "ConfigMap" and identity(given)[1:] not in needed
 
-def _of_releases(cluster: Cluster, place: Place) -> list[Object]:
-    """Objects that releases brought: not what is applied beside them, or made by a controller such
-    as KEDA's."""
-    return [
-        given
-        for given in owned_objects(cluster, place)
-        if _component(given) not in ("smoke", "engine-build", KSERVE, RERANK, CATALOGUE, ROUTE)
-        and not given["metadata"].get("ownerReferences")
-    ]
+    return _remove(cluster, place, is_needless)
 
 
 def _component(given: Object) -> str | None:
@@ -157,7 +140,16 @@ def _component(given: Object) -> str | None:
     return found
 
 
-def _remove(cluster: Cluster, objects: Sequence[Object]) -> list[str]:
-    for given in objects:
+def _remove(cluster: Cluster, place: Place, is_needless: Callable[[Object], bool]) -> list[str]:
+    """Remove needless objects that releases brought: not what is applied beside them, or made by a
+    controller such as KEDA's."""
+    needless = [
+        given
+        for given in owned_objects(cluster, place)
+        if _component(given) not in ("smoke", "engine-build", KSERVE, RERANK, CATALOGUE, ROUTE)
+        and not given["metadata"].get("ownerReferences")
+        and is_needless(given)
+    ]
+    for given in needless:
         cluster.delete(given)
-    return [f"{given['kind']} {given['metadata']['name']}" for given in objects]
+    return [f"{given['kind']} {given['metadata']['name']}" for given in needless]

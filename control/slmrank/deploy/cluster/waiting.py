@@ -46,12 +46,25 @@ class Waiter:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _seen_events: set[tuple[str, Any]] = field(default_factory=set)
+    _said: str = ""
 
     def _poll(self, look: Callable[[float], bool]) -> None:
         """Call `look(seconds so far)` once in a while until it says that it is over."""
-        started = self.clock()
+        started, self._said = self.clock(), ""
         while not look(self.clock() - started):
             self.sleep(self.poll_s)
+
+    def _say(self, passed: float, line: str) -> None:
+        """Report a line that is another than the last."""
+        if line and line != self._said:
+            self._said = line
+            self.report(f"{passed:4.0f} s  {line}")
+
+    def _events(self, namespace: str) -> list[Object]:
+        """They explain, and nothing depends on them."""
+        with contextlib.suppress(ApiError):
+            return self.cluster.list("v1", "Event", namespace)
+        return []
 
     def rollout(
         self, namespace: str, name: str, release: str | None = None, stale: str | None = None
@@ -109,11 +122,11 @@ class Waiter:
         that serve.
         """
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-        placed, shown = 0.0, ""
+        placed = 0.0
         self.report(f"waiting for Job {name}, at most {limit_s:g} s")
 
         def look(passed: float) -> bool:
-            nonlocal placed, shown
+            nonlocal placed
             try:
                 found = self.cluster.get("batch/v1", "Job", namespace, name)
                 pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
@@ -126,14 +139,9 @@ class Waiter:
             states = job_states(found)
             if "Complete" in states:
                 return True
-            events: list[Object] = []
-            with contextlib.suppress(ApiError):
-                events = self.cluster.list("v1", "Event", namespace)
-            troubles = explain_job(name, pods, events)
+            troubles = explain_job(name, pods, self._events(namespace))
+            self._say(passed, troubles[-1].line() if troubles else "")
             why = troubles[-1].line() if troubles else "see kubectl logs"
-            if troubles and why != shown:
-                shown = why
-                self.report(f"{passed:4.0f} s  {why}")
             if not any(trouble.state in (UNSCHEDULABLE, UNCREATED) for trouble in troubles):
                 placed = passed
             late = passed > limit_s + DEADLINE_MARGIN_S
@@ -147,21 +155,14 @@ class Waiter:
 
     def pod(self, namespace: str, name: str, limit_s: float) -> None:
         """Until a pod is ready. Raises DeployFailed with what keeps it."""
-        shown = ""
 
         def look(passed: float) -> bool:
-            nonlocal shown
             found = self.cluster.get("v1", "Pod", namespace, name)
             if found is not None and is_ready(found):
                 return True
-            events: list[Object] = []
-            with contextlib.suppress(ApiError):
-                events = self.cluster.list("v1", "Event", namespace)
-            troubles = explain_pods([found] if found is not None else [], events)
+            troubles = explain_pods([found], self._events(namespace)) if found is not None else []
             why = troubles[-1].line() if troubles else "it is gone" if found is None else ""
-            if why and why != shown:
-                shown = why
-                self.report(f"{passed:4.0f} s  {why}")
+            self._say(passed, why)
             if passed > limit_s or found is None:
                 raise DeployFailed(f"Pod {name} does not start: {why}", first_fix(troubles))
             return False
@@ -197,11 +198,7 @@ class Waiter:
         """New events of the Deployment, its ReplicaSets and pods; returns all of them."""
         first = not self._seen_events
         found = []
-        try:
-            listed = self.cluster.list("v1", "Event", namespace)
-        except ApiError:
-            return []  # events explain; a rollout does not depend on them
-        for event in listed:
+        for event in self._events(namespace):
             about = event.get("involvedObject") or {}
             who = str(about.get("name", ""))
             if who != name and not who.startswith(f"{name}-"):
