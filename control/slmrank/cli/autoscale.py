@@ -114,22 +114,13 @@ def simulate_command(
 def _show(
     report: dict[str, Any], results: list[Result], situation: Situation, attainment: float
 ) -> None:
-    limit = f"{situation.limit_s * 1000:g} ms"
+    within = f"within {situation.limit_s * 1000:g} ms"
+    columns = ["policy", "floor", within, "refused", "p99", "ranked", "NDCG@10", "replica hours"]
     print_table(
         f"{report['trace']['name']}, {report['trace']['hours']:g} h, {results[0].requests} "
         f"requests of {situation.items} items, {report['trace']['base']:.0f} to "
         f"{report['trace']['peak']:.0f} items/s, cold start {situation.cold_start_s:g} s",
-        [
-            "policy",
-            "floor",
-            f"within {limit}",
-            "refused",
-            "p99",
-            "ranked",
-            "NDCG@10",
-            "replica hours",
-            "most",
-        ],
+        [*columns, "most"],
         [
             [
                 one.policy,

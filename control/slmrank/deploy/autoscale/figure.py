@@ -14,17 +14,8 @@ from slmrank.deploy.autoscale.traces import STEP_S, Trace
 from slmrank.pyplot import new_figure, png_of
 
 SIZE_IN, DPI = (9.0, 8.2), 110
-COLORS = (
-    "#4477aa",
-    "#66ccee",
-    "#ccbb44",
-    "#228833",
-    "#aa3377",
-    "#ee6677",
-    "#777777",
-    "#ee8866",
-    "#000000",
-)
+COLORS = ["#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377", "#ee6677"]
+COLORS += ["#777777", "#ee8866", "#000000"]
 SMOOTH_MIN = 5
 
 
