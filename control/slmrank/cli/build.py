@@ -8,15 +8,14 @@ from typing import Any
 import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.cli.display import print_json, show_artifact, show_plan
+from slmrank.cli.display import print_json, show_artifact, show_result
 from slmrank.cli.options import (
+    How,
     PathType,
     artifacts_option,
-    device_option,
-    dry_run_option,
     force_option,
-    json_option,
     open_spec,
+    run_options,
     set_option,
     target_option,
 )
@@ -48,10 +47,8 @@ Outcome = Artifact | NoBuilder
     "--require-engine", is_flag=True, help="fail when a GPU engine cannot be compiled here"
 )
 @force_option
-@device_option
 @artifacts_option
-@dry_run_option
-@json_option
+@run_options
 def build_command(
     source: Path,
     overrides: tuple[str, ...],
@@ -60,10 +57,8 @@ def build_command(
     docker: bool,
     require_engine: bool,
     force: bool,
-    device: str,
     artifacts: Path,
-    dry_run: bool,
-    as_json: bool,
+    how: How,
 ) -> None:
     """Build the inference engine of SOURCE and compare its scores with the float32 reference on
     held-out pairs; outside engine.parity it is refused.
@@ -89,30 +84,28 @@ def build_command(
                 "--force is for a spec: a compiled engine may be in use, remove its folder instead"
             )
         planned = read_planned(source)
-        if dry_run:
-            _show_command(planned, store, as_json=as_json)
+        if how.dry_run:
+            _show_command(planned, store, as_json=how.as_json)
             return
         outcome = _compile(planned, store, docker=docker, required=require_engine)
-        _show(None, planned, None, outcome, as_json=as_json)
+        _show(None, planned, None, outcome, as_json=how.as_json)
         return
     opened = open_spec(source, overrides, target, artifacts)
     if (engines is not None or docker) and not opened.bundle.target.compiled_elsewhere:
         name = opened.bundle.target.name
         raise click.UsageError(f"--engines and --docker: target {name} compiles nothing elsewhere")
-    if dry_run:
-        show_plan([opened.bundle.engine], opened.store, as_json=as_json, force=force)
-        return
-    artifact = opened.run(opened.bundle.engine, force=force, device=device)
+    how.plan(opened.store, [opened.bundle.engine], force=force)
+    artifact = opened.run(opened.bundle.engine, force=force, device=how.device)
     if not opened.bundle.target.compiled_elsewhere:
-        show_artifact(artifact, as_json=as_json)
-        if opened.bundle.target.needs_gpu and not as_json:
+        show_artifact(artifact, as_json=how.as_json)
+        if opened.bundle.target.needs_gpu and not how.as_json:
             click.echo("engine: nothing to compile; it was not loaded on a GPU here")
         return
     planned = read_planned(artifact.path)
     spec = opened.bundle.spec
     job = write_engine_job(planned, spec.name, spec.deploy, spec.engine.trtllm.engines, artifacts)
     outcome = _compile(planned, store, docker=docker, required=require_engine)
-    _show(artifact, planned, job, outcome, as_json=as_json)
+    _show(artifact, planned, job, outcome, as_json=how.as_json)
 
 
 def _compile(
@@ -173,8 +166,5 @@ def _show(
 def _show_command(planned: PlannedEngine, store: ArtifactStore, *, as_json: bool) -> None:
     path = store.path(COMPILED, planned.tag)
     command = planned.plan.command(planned.checkpoint, path)
-    if as_json:
-        print_json({"plan": {"tag": planned.tag, "command": command}})
-        return
-    click.echo(f"would build {path}:")
-    click.echo("  " + " ".join(command))
+    plan = {"tag": planned.tag, "command": command}
+    show_result({"plan": plan}, f"would build {path}:\n  {' '.join(command)}", as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay
+from slmrank.cli.display import StepDisplay, show_plan
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.cli.options import FINITE, sizes_from
 from slmrank.compress.search import combinations
@@ -85,8 +85,7 @@ def compress_search_command(
         )
     if asked.dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
-        asked.plan([bundle.finetuned])
-        return
+        asked.plan(store, [bundle.finetuned])
     with StepDisplay() as display:
         if named == OWN and not asked.dry_run:
             labelled = read_labelled(run(bundle.data, store, display).path)
@@ -121,7 +120,7 @@ def compress_search_command(
             found = search.run()
             notes = search_notes(search, found)
     if asked.dry_run:
-        asked.plan(search.plan())
+        show_plan(search.plan(), store, as_json=asked.as_json)
         report(
             f"then {len(combinations(axes))} combinations are predicted, and {candidates} of them "
             f"recovered in {rounds} rounds, the last with {search.steps} steps"

@@ -81,9 +81,8 @@ def compress_table_command(
         named,
         own_ranker=own_ranker,
     )
-    if asked.dry_run:
-        asked.plan([cell.step for cell in cells])
-        return
+    steps = [cell.step for cell in cells]
+    asked.plan(asked.opened.store, steps)
     with StepDisplay() as display:
         rows = measure_compress_table(
             asked.opened.bundle, cells, asked.opened.store, display, asked.device
@@ -100,7 +99,7 @@ def compress_table_command(
         compress_table(rows),
         draw_compress_table(rows),
         rows,
-        [cell.step for cell in cells],
+        steps,
     )
 
 

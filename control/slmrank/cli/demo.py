@@ -14,17 +14,9 @@ from typing import Any
 import click
 
 from slmrank.artifacts import Artifact, ArtifactStore, write_atomic
-from slmrank.cli.display import StepDisplay, json_text, print_json, print_table, show_plan
+from slmrank.cli.display import StepDisplay, json_text, print_json, print_table
 from slmrank.cli.evaluate import show_quality
-from slmrank.cli.options import (
-    PathType,
-    artifacts_option,
-    device_option,
-    dry_run_option,
-    json_option,
-    open_spec,
-    set_option,
-)
+from slmrank.cli.options import How, PathType, artifacts_option, open_spec, run_options, set_option
 from slmrank.cli.sweep import announce, refuse_failed, show_points
 from slmrank.client.answer import ItemScore, rank_order
 from slmrank.client.client import RankClient
@@ -49,18 +41,9 @@ SHOWN_JOBS = 5
 @click.command("demo")
 @click.option("--spec", type=PathType, help="another spec  [default: the shipped build/demo.yaml]")
 @set_option
-@device_option
 @artifacts_option
-@dry_run_option
-@json_option
-def demo_command(
-    spec: Path | None,
-    overrides: tuple[str, ...],
-    device: str,
-    artifacts: Path,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@run_options
+def demo_command(spec: Path | None, overrides: tuple[str, ...], artifacts: Path, how: How) -> None:
     """Fine-tune, prune, recover, summarise, build, serve, score and sweep, for real, and report:
     times, sizes, quality of every stage, ranked results and the sweep table.
 
@@ -76,16 +59,14 @@ def demo_command(
     opened = open_spec(path, overrides, None, artifacts)
     bundle, store = opened.bundle, opened.store
     quality = plan_quality(bundle, served=True)
-    if dry_run:
-        show_plan([bundle.repository, *quality.steps], store, as_json=as_json)
-        return
+    how.plan(store, [bundle.repository, *quality.steps])
     # Better now than after ten minutes of training.
     with tempfile.TemporaryDirectory() as work:
         locate_tritonserver(Path(work))
         find_perf_analyzer(Path(work))
     with StepDisplay() as display:
-        repository = run(bundle.repository, store, display, device=device)
-        _, rows, few = measure_quality(bundle, quality, store, display, device=device)
+        repository = run(bundle.repository, store, display, device=how.device)
+        _, rows, few = measure_quality(bundle, quality, store, display, device=how.device)
         labelled = read_labelled(run(bundle.data, store).path)
         session = open_bundle_session(bundle, store, display)
     with Server(repository.path, ANY_PORTS, measured=True) as server:
@@ -109,7 +90,7 @@ def demo_command(
     target = store.root / "reports" / f"{bundle.spec.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, json_text(report) + "\n")
-    if as_json:
+    if how.as_json:
         print_json(report)
     else:
         _show(report, times, rows, few, points)

@@ -13,7 +13,7 @@ from slmrank.cli.deploy_cluster import (
     conflicts_option,
     take_over_option,
 )
-from slmrank.cli.display import print_json
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, set_option
 from slmrank.cli.release_options import open_place
 from slmrank.deploy.cluster.canary import Canary
@@ -80,14 +80,12 @@ def promote_command(
         raise click.UsageError("give --prometheus URL, or --unobserved")
     decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
     done = Canary(deployer=reach()).promote(open_place(source, "canary", overrides), decide)
-    if as_json:
-        print_json(done)
-        return
-    click.echo(
+    told = (
         f"release {done['release']} is stable as revision {done['revision']}, engine "
         f"{done['engine']}; the canary's calls: {done['verdict']}; {len(done['removed'])} objects "
         "of the canary removed"
     )
+    show_result(done, told, as_json=as_json)
 
 
 @click.command("abort", short_help="Take a canary back")
@@ -104,7 +102,5 @@ def abort_command(source: Path, overrides: tuple[str, ...], reach: Reach, as_jso
       control deploy abort build/demo.yaml
     """
     removed = Canary(deployer=reach()).abort(open_place(source, "canary", overrides))
-    if as_json:
-        print_json({"removed": removed})
-        return
-    click.echo(f"all calls go to the stable release; {len(removed)} objects of the canary removed")
+    told = f"all calls go to the stable release; {len(removed)} objects of the canary removed"
+    show_result({"removed": removed}, told, as_json=as_json)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from slmrank.cli.display import print_json, print_table
+from slmrank.cli.display import print_json, print_table, show_result
 from slmrank.cli.options import Decorated, PathType, json_option, set_option
 from slmrank.cli.release_options import (
     open_place,
@@ -153,14 +153,12 @@ def apply_command(
         done = deployer.apply(release)
     else:
         done = Canary(deployer=deployer).start(release, percent)
-    if as_json:
-        print_json(done)
-        return
-    click.echo(
+    told = (
         f"release {done['release']} is deployed as revision {done['revision']}, engine "
         f"{done['engine']}: {len(done['changed'])} objects changed, {done['smoke']}"
         + (f"; canary with {percent} % of the calls" if percent else "")
     )
+    show_result(done, told, as_json=as_json)
 
 
 @click.command("status", short_help="Show what is deployed, and why a pod does not serve")
@@ -201,10 +199,10 @@ def _show_status(status: Status, place: Place) -> None:
             click.echo(f"{status.canary_percent} % of the calls through the Gateway: the canary")
         rows = [
             [
-                str(one["name"]),
+                one["name"],
                 "yes" if one["ready"] else "no",
-                str(one["engine"]),
-                str(one["node"]) or "-",
+                one["engine"],
+                one["node"] or "-",
                 str(one["restarts"]),
             ]
             for one in status.pods
@@ -257,10 +255,8 @@ def rollback_command(
       control deploy rollback build/demo.yaml --to 3
     """
     done = reach().rollback(open_place(source, track, overrides), revision)
-    if as_json:
-        print_json(done)
-        return
-    click.echo(f"revision {done['revision']} (engine {done['engine']}) serves")
+    told = f"revision {done['revision']} (engine {done['engine']}) serves"
+    show_result(done, told, as_json=as_json)
 
 
 @click.command("delete", short_help="Remove a bundle from the cluster")
@@ -293,11 +289,8 @@ def delete_command(
             "`control deploy abort` first",
         )
     removed = deployer.delete(place, dry_run=not yes)
-    if as_json:
-        print_json({"deleted": yes, "objects": removed})
-    else:
-        for one in removed:
-            click.echo(f"{'deleted' if yes else 'would delete'} {one}")
-        click.echo(f"{len(removed)} objects; claims and namespace stay")
+    told = "".join(f"{'deleted' if yes else 'would delete'} {one}\n" for one in removed)
+    told += f"{len(removed)} objects; claims and namespace stay"
+    show_result({"deleted": yes, "objects": removed}, told, as_json=as_json)
     if removed and not yes:
         raise Refused("nothing was deleted", "repeat it with --yes")

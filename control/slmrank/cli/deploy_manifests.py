@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from slmrank.cli.display import print_json
+from slmrank.cli.display import print_json, show_result
 from slmrank.cli.options import PathType, json_option
 from slmrank.cli.release_options import open_release, refuse_spec_options, release_options
 from slmrank.deploy.check.run import Checked, check
@@ -81,16 +81,11 @@ def render_command(
     ]
     written = [str(path) for path in touched if path.is_file()]
     removed = [str(path) for path in touched if not path.is_file()]
-    if as_json:
-        print_json(
-            {"folders": [str(where) for where in folders], "written": written, "removed": removed}
-        )
-        return
-    for name in written:
-        click.echo(f"wrote {name}")
-    for name in removed:
-        click.echo(f"removed {name}")
-    click.echo(f"{total} files in {', '.join(map(str, folders))}, {len(touched)} changed")
+    named = [str(where) for where in folders]
+    told = [*(f"wrote {name}" for name in written), *(f"removed {name}" for name in removed)]
+    told.append(f"{total} files in {', '.join(named)}, {len(touched)} changed")
+    value = {"folders": named, "written": written, "removed": removed}
+    show_result(value, "\n".join(told), as_json=as_json)
 
 
 @click.command("check", short_help="Find defects in any manifests, each with its fix")

@@ -9,7 +9,7 @@ import click
 
 from slmrank.artifacts import ArtifactStore
 from slmrank.cli.deploy_cluster import Reach, cluster_options
-from slmrank.cli.display import print_json
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType
 from slmrank.cli.release_options import open_sources, release_options
 from slmrank.deploy.cluster.push import plan_parcels, push_to_claims, push_to_urls
@@ -59,10 +59,8 @@ def push_command(
     release, repository, engine = open_sources(source, artifacts=artifacts, **options)
     if archive is not None:
         digest = write_image(repository, archive, release.name)
-        if as_json:
-            print_json({"archive": str(archive), "digest": digest})
-        else:
-            click.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB, image {digest}")
+        told = f"{archive}: {archive.stat().st_size / 1e6:.1f} MB, image {digest}"
+        show_result({"archive": str(archive), "digest": digest}, told, as_json=as_json)
         return
     compiled = None
     if release.engine.plan is not None:
@@ -76,10 +74,7 @@ def push_command(
         {"target": one.target, "bytes": one.bytes, "sent": one in sent}
         for one in (*to_urls, *on_claims)
     ]
-    if as_json:
-        print_json({"release": release.hash, "parcels": rows})
-        return
-    for row in rows:
-        click.echo(f"{row['target']}: {'sent' if row['sent'] else 'there already'}")
-    if not rows:
-        click.echo("the repository is in deploy.storage.bundle_image; --image writes another")
+    lines = [f"{row['target']}: {'sent' if row['sent'] else 'there already'}" for row in rows]
+    none = "the repository is in deploy.storage.bundle_image; --image writes another"
+    value = {"release": release.hash, "parcels": rows}
+    show_result(value, "\n".join(lines) or none, as_json=as_json)

@@ -30,9 +30,7 @@ def depth_table_command(asked: Measurement, named: str) -> None:
       control depth-table build/demo.yaml --on onet-titles
     """
     steps = depth_steps(asked.opened.bundle, named)
-    if asked.dry_run:
-        asked.plan(steps)
-        return
+    asked.plan(asked.opened.store, steps)
     with StepDisplay() as display:
         rows = measure_depth_table(
             asked.opened.bundle, named, asked.opened.store, display, asked.device

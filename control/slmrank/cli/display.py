@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -122,10 +122,10 @@ def show_plan(
     print_table("plan (nothing is done)", columns, cells)
 
 
-def show_intent(text: str, plan: Mapping[str, Any], *, as_json: bool) -> None:
-    """What would be done, where no step is planned."""
+def show_result(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """A result for scripts or in words."""
     if as_json:
-        print_json({"plan": plan})
+        print_json(value)
     else:
         click.echo(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
+from slmrank.cli.display import StepDisplay, print_json, print_table
 from slmrank.cli.options import How, Opened, run_options, spec_options
 from slmrank.data.job_file import JobFile
 from slmrank.data.labelled import JOBS_FILE
@@ -51,10 +51,7 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
       control evaluate build/train.yaml --set onet-titles --served
     """
     plans = {name: plan_quality(opened.bundle, served=served, on=name) for name in on or [OWN]}
-    if how.dry_run:
-        steps = [step for plan in plans.values() for step in plan.steps]
-        show_plan(steps, opened.store, as_json=how.as_json)
-        return
+    how.plan(opened.store, [step for plan in plans.values() for step in plan.steps])
     results = {}
     for name, plan in plans.items():
         with StepDisplay() as display:

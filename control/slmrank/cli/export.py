@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json, show_plan
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.pipeline.card import export_rankers, require_exportable
 from slmrank.pipeline.quality import (
@@ -38,10 +38,7 @@ def export_command(opened: Opened, out: Path, how: How) -> None:
     plans = {
         name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
     }
-    if how.dry_run:
-        steps = [bundle.final, *(step for plan in plans.values() for step in plan.steps)]
-        show_plan(steps, store, as_json=how.as_json)
-        return
+    how.plan(store, [bundle.final, *(step for plan in plans.values() for step in plan.steps)])
     new_figure()
     with StepDisplay() as display:
         run(bundle.final, store, display, device=how.device)
@@ -52,8 +49,5 @@ def export_command(opened: Opened, out: Path, how: How) -> None:
             asked = queries_of(name, bundle.spec.evaluate.split, trained_on)
             quality[asked] = rows
     written = export_rankers(bundle, store, out, quality)
-    if how.as_json:
-        print_json({"folders": [str(path) for path in written]})
-        return
-    for path in written:
-        click.echo(path)
+    paths = [str(path) for path in written]
+    show_result({"folders": paths}, "\n".join(paths), as_json=how.as_json)

@@ -51,9 +51,7 @@ def ladder_command(
     """
     rungs = plan_ladder(asked.opened.bundle)
     steps = [rung.scores(named) for rung in rungs]
-    if asked.dry_run:
-        asked.plan(steps)
-        return
+    asked.plan(asked.opened.store, steps)
     trim = asked.opened.bundle.spec.trim
     trimmed = []
     if trim is not None and is_trained_trimmed(asked.opened.bundle):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from slmrank import __version__
-from slmrank.cli.display import print_json, print_table, show_plan
+from slmrank.cli.display import print_json, print_table
 from slmrank.cli.options import (
     Decorated,
     How,
@@ -52,10 +52,6 @@ class Measurement(How):
     def reports(self) -> Path:
         """The folder of the page."""
         return self.out or self.opened.store.root / "reports"
-
-    def plan(self, steps: Sequence[Step], *, force: bool = False) -> None:
-        """Print what would be measured."""
-        show_plan(steps, self.opened.store, as_json=self.as_json, force=force)
 
     def show_page(
         self,

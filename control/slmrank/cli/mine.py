@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json, show_plan
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.cli.section_options import section_options
 from slmrank.data.mining import Mining
@@ -29,10 +29,7 @@ def mine_command(opened: Opened, out: Path, queries: int | None, given: Mining, 
       control finetune mine.yaml --set data.jobs=mined/jobs.jsonl --set data.pairs=mined/pairs.jsonl
       (and --set data.source=jsonl where the spec reads Parquet)
     """
-    if how.dry_run:
-        steps = [opened.bundle.finetuned, opened.bundle.summaries]
-        show_plan(steps, opened.store, as_json=how.as_json)
-        return
+    how.plan(opened.store, [opened.bundle.finetuned, opened.bundle.summaries])
     with StepDisplay() as display:
         found = mine(
             opened.bundle,
@@ -44,10 +41,8 @@ def mine_command(opened: Opened, out: Path, queries: int | None, given: Mining, 
             queries=queries,
             device=how.device,
         )
-    if how.as_json:
-        print_json(found)
-        return
-    click.echo(
+    told = (
         f"{found['mistakes']} mistakes on {found['queries_with_mistakes']} of {found['queries']} "
         f"queries\n{found['pairs']}"
     )
+    show_result(found, told, as_json=how.as_json)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from slmrank.artifacts import Artifact, ArtifactStore
-from slmrank.cli.display import StepDisplay
+from slmrank.cli.display import StepDisplay, show_plan
 from slmrank.client.replicas import Tls
 from slmrank.errors import DataError, SpecError
 from slmrank.pipeline.bundle import Bundle
@@ -168,6 +168,12 @@ class How:
     device: str
     dry_run: bool
     as_json: bool
+
+    def plan(self, store: ArtifactStore, steps: Iterable[Step], *, force: bool = False) -> None:
+        """With --dry-run: show what making these steps would do, and end."""
+        if self.dry_run:
+            show_plan(steps, store, as_json=self.as_json, force=force)
+            raise click.exceptions.Exit(0)
 
 
 def run_options(function: Decorated) -> Any:

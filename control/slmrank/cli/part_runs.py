@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import Decorated
 from slmrank.errors import SpecError
-from slmrank.pipeline.part_runs import LOCAL, RAY, Told
+from slmrank.pipeline.part_runs import LOCAL, RAY
 
 
 def _place(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -38,17 +38,15 @@ def part_run_options(function: Decorated) -> Any:
 
 
 def show_run(
-    title: str, rows: str, work: Callable[[Told], Mapping[str, Any]], *, as_json: bool
+    title: str, rows: str, work: Callable[..., Mapping[str, Any]], *, as_json: bool
 ) -> None:
-    """Do `work`, which calls `run_parts`, with its progress; then print its figures."""
+    """Do `work`, which calls `run_parts`, with its progress as `told`; then print its figures."""
     with StepDisplay() as display:
         display.begin(title)
-        found = work(lambda done, total: display.progress(done, total, rows))
-    if as_json:
-        print_json(dict(found))
-        return
+        found = work(told=lambda done, total: display.progress(done, total, rows))
     rate = f", {found['rows_per_s']} a second" if found["rows_per_s"] else ""
-    click.echo(
+    text = (
         f"{found['rows']} {rows} in {found['parts']} parts: {found['done']} done now{rate}; "
         f"{found['found']} parts were there\n{found['out']}"
     )
+    show_result(dict(found), text, as_json=as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, json_option
 from slmrank.load.page import write_report
 from slmrank.load.record import read_record
@@ -33,9 +33,5 @@ def report_command(records: tuple[Path, ...], out: Path | None, as_json: bool) -
     if len(records) > 1:
         name += f"-against-{records[1].stem}"
     folder = out or first.with_name(name)
-    written = write_report(folder, read)
-    if as_json:
-        print_json({"files": [str(path) for path in written]})
-        return
-    for path in written:
-        click.echo(path)
+    paths = [str(path) for path in write_report(folder, read)]
+    show_result({"files": paths}, "\n".join(paths), as_json=as_json)

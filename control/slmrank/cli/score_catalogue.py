@@ -6,7 +6,6 @@ from functools import partial
 
 import click
 
-from slmrank.cli.display import show_plan
 from slmrank.cli.options import How, Opened, run_options, spec_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.pipeline.score_catalogue import score_catalogue
@@ -38,12 +37,10 @@ def score_catalogue_command(
       control score-catalogue build/demo.yaml --queries s3://b/queries --out s3://b/scores --on ray
     """
     steps = [opened.bundle.engine, opened.bundle.summaries]
-    if how.dry_run:
-        show_plan(steps, opened.store, as_json=how.as_json)
-        return
+    how.plan(opened.store, steps)
     for step in steps:
         opened.run(step, device=how.device)
     work = partial(
         score_catalogue, opened.bundle, opened.store, queries, out, on=where, workers=workers
     )
-    show_run("scores", "queries", lambda told: work(told=told), as_json=how.as_json)
+    show_run("scores", "queries", work, as_json=how.as_json)

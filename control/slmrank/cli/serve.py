@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json, show_intent, show_plan
+from slmrank.cli.display import show_plan, show_result
 from slmrank.cli.options import (
     POSITIVE,
     Decorated,
@@ -98,7 +98,7 @@ def serve_command(
         if dry_run:
             text = f"would serve {repository} on {address}:{grpc_port}"
             plan = {"repository": str(repository), "address": address, "grpc_port": grpc_port}
-            show_intent(text, plan, as_json=as_json)
+            show_result({"plan": plan}, text, as_json=as_json)
             return
     else:
         if dry_run:
@@ -117,12 +117,9 @@ def serve_command(
         ready = {"ready": True, "grpc": server.url, "http": None, "metrics": metrics}
         if http != "off":
             ready["http"] = f"{in_url(server.address)}:{server.ports.http}"
-        if as_json:
-            print_json(ready)
-        else:
-            over = " over TLS" if tls is not None else ""
-            told = f"gRPC {server.url}{over}, HTTP {ready['http'] or 'off'}, metrics {metrics}"
-            click.echo(f"rank is ready: {told}")
+        over = " over TLS" if tls is not None else ""
+        told = f"gRPC {server.url}{over}, HTTP {ready['http'] or 'off'}, metrics {metrics}"
+        show_result(ready, f"rank is ready: {told}", as_json=as_json)
         sys.stdout.flush()
         status = server.wait()
         raise ServerError(

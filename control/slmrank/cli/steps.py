@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from slmrank.cli.display import show_artifact, show_plan
+from slmrank.cli.display import show_artifact
 from slmrank.cli.options import How, Opened, force_option, run_options, spec_options
 from slmrank.errors import MissingDependencyError
 from slmrank.pipeline.bundle import Bundle
@@ -32,9 +32,7 @@ def _verb(
     @run_options
     def command(opened: Opened, force: bool, how: How) -> None:
         step = choose(opened.bundle)
-        if how.dry_run:
-            show_plan([step], opened.store, as_json=how.as_json, force=force)
-            return
+        how.plan(opened.store, [step], force=force)
         made = opened.run(step, force=force, device=how.device)
         show_artifact(made, as_json=how.as_json)
         if (made.path / LOG_FILE).is_file() and not how.as_json:

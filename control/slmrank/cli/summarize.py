@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import show_artifact, show_intent, show_plan
+from slmrank.cli.display import show_artifact, show_result
 from slmrank.cli.options import How, Opened, force_option, run_options, source_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.data.parts import Place
@@ -64,9 +64,7 @@ def summarize_command(
     if jobs is None or out is None:
         if isinstance(source, Path):
             raise click.UsageError("a repository has its summaries; give --jobs and --out")
-        if how.dry_run:
-            show_plan([source.bundle.summaries], source.store, as_json=how.as_json, force=force)
-            return
+        how.plan(source.store, [source.bundle.summaries], force=force)
         made = source.run(source.bundle.summaries, force=force, device=how.device)
         show_artifact(made, as_json=how.as_json)
         return
@@ -75,16 +73,14 @@ def summarize_command(
         if how.dry_run:
             text = f"would summarise {jobs} into {out}, as {source} does"
             plan = {"summarizer": str(source), "jobs": jobs, "out": out}
-            show_intent(text, plan, as_json=how.as_json)
+            show_result({"plan": plan}, text, as_json=how.as_json)
             return
         kit = kit_of_repository(source)
     else:
-        if how.dry_run:
-            show_plan([source.bundle.summarizer], source.store, as_json=how.as_json, force=force)
-            return
+        how.plan(source.store, [source.bundle.summarizer], force=force)
         source.run(source.bundle.summarizer, force=force, device=how.device)
         kit = kit_of_bundle(source.bundle, source.store)
     work = partial(
         summarize_catalogue, kit, jobs, out, on=where, workers=workers, device=how.device
     )
-    show_run("catalogue", "jobs", lambda told: work(told=told), as_json=how.as_json)
+    show_run("catalogue", "jobs", work, as_json=how.as_json)

@@ -43,9 +43,7 @@ def train_summarizer_command(asked: Measurement, force: bool) -> None:
     step = bundle.summarizer_of(
         spec.summarize.model_copy(update={"method": METHOD, "fitted": None, "options": {}})
     )
-    if asked.dry_run:
-        asked.plan([step], force=force)
-        return
+    asked.plan(asked.opened.store, [step], force=force)
     require_trl()  # better now than after the ranker was trained
     made = asked.opened.run(step, force=force, device=asked.device)
     history, fitted = read_history(made.path), made.path.resolve()

@@ -61,9 +61,7 @@ def vary_command(
     row = row or (kind if kind in NAMES else "finetuned")
     variants = plan_variants(bundle, read_grid(grid), row, named)
     steps = [reference_step(bundle, named), *(one.step for one in variants)]
-    if asked.dry_run:
-        asked.plan(steps)
-        return
+    asked.plan(asked.opened.store, steps)
     with StepDisplay() as display:
         rows = measure_variants(
             bundle, variants, row, named, asked.opened.store, display, asked.device
