@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -209,3 +210,16 @@ def test_what_the_documentation_names_is_there() -> None:
             if not ((page.parent / name).exists() or (ROOT / name).exists()):
                 lost.append(f"{page.relative_to(ROOT)}: {name}")
     assert lost == []
+
+
+def test_the_wheel_brings_what_is_kept_of_build_and_nothing_beside_it() -> None:
+    """A release of the O*NET database that lay there went into wheel and image."""
+    listed = ["git", "-C", str(ROOT), "ls-files", "build"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not done.stdout:
+        pytest.skip("no git checkout")
+    kept = {"/".join(name.split("/")[:2]) for name in done.stdout.split()}
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    brought = hatch["build"]["targets"]["wheel"]["force-include"]
+    assert {name for name in brought if name.startswith("build")} == kept
+    assert all(target == f"slmrank/_shipped/{name}" for name, target in brought.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,20 @@ def test_a_cache_elsewhere_is_a_url_and_a_password_is_not_shown(place: str) -> N
     with pytest.raises(SpecError, match="neither memory: nor redis://HOST") as caught:
         change_spec(load_spec(DEMO), {"repository": {"cache": {"place": place}}})
     assert "secret" not in caught.value.message
+
+
+def test_a_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    """The file was blamed for half a character, which it had not."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe9d"))
+    folder.mkdir()
+    (folder / "a.yaml").write_text("name: a\ndata: {source: jsonl, jobs: j, pairs: p}\n")
+    with pytest.raises(SpecError, match="has a name that is not UTF-8"):
+        load_spec(folder / "a.yaml")
+    (folder / "a.yaml").unlink()
+    folder.rmdir()
+
+
+def test_the_remedy_names_the_file_that_is_here(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as raised:
+        load_spec(tmp_path / "build" / "demo.yaml")
+    assert str(DEMO) in raised.value.hint

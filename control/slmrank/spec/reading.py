@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from slmrank.errors import SpecError
 from slmrank.plugins import load_plugins
+from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.model import PACKAGED_MODEL
@@ -72,6 +73,11 @@ def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> Bund
     try:
         json.dumps(values, ensure_ascii=False, skipkeys=True, default=str).encode()
     except UnicodeEncodeError as error:
+        if any("\ud800" <= one <= "\udfff" for one in str(folder)):
+            raise SpecError(
+                f"the folder {str(folder)!r} has a name that is not UTF-8",
+                "rename it, or set LANG to a UTF-8 locale",
+            ) from error
         raise SpecError(f"{name} holds half of a character: {error}", "write it whole") from error
     except ValueError as error:
         raise SpecError(f"{name} holds itself: {error}", "remove the alias") from error
@@ -131,14 +137,14 @@ def _read(path: Path) -> dict[str, Any]:
         loaded = OnceEachLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise SpecError(
-            f"cannot read spec {path}: {error.strerror}", "the shipped one is build/demo.yaml"
+            f"cannot read spec {path}: {error.strerror}", f"the shipped one is {shipped(DEMO)}"
         ) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except UNREADABLE as error:
         raise SpecError(f"{path} is not YAML: {error}", "check that line") from error
     if not isinstance(loaded, dict):
-        raise SpecError(f"{path} holds no mapping", "start from build/demo.yaml")
+        raise SpecError(f"{path} holds no mapping", f"start from {shipped(DEMO)}")
     if loaded.get("schema") == 1:  # as `control spec --json` prints it
         del loaded["schema"]
     return loaded
@@ -149,6 +155,7 @@ def read_chain(path: Path) -> list[Path]:
     return [one.resolve() for one, _ in _files(path)]
 
 
+DEMO = "build/demo.yaml"
 NULL_SAYS_NONE = ("finetune",)
 FREE_MAPS = ("sets", "node_selector", "monitoring_labels", "options")
 

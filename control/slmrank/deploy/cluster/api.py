@@ -243,7 +243,7 @@ def connect(
         from kubernetes.dynamic import DynamicClient
     configuration = client.Configuration()
     given = os.environ.get("KUBECONFIG")
-    default = Path.home() / ".kube" / "config"
+    default = Path(os.path.expanduser("~/.kube/config"))  # there may be no home
     named = kubeconfig is not None or context is not None or bool(given) or default.is_file()
     try:
         if named:
