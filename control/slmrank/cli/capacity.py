@@ -44,12 +44,7 @@ def capacity_command(
     Example:
       control capacity artifacts/sweeps/demo-1a2b3c4d.json --load 500 --burst 2 --cold-start 90
     """
-    chosen = {
-        "items": items,
-        "tokens": tokens,
-        "limit_ms": latency_ms,
-        "percentile": percentile,
-    }
+    chosen = {"items": items, "tokens": tokens, "limit_ms": latency_ms, "percentile": percentile}
     wanted = {name: value for name, value in chosen.items() if value is not None}
     cell = slowest_cell(read_record(record), str(record), wanted)
     plan = plan_capacity(load, cell["items_per_s_range"][0], given)

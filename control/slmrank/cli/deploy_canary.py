@@ -7,12 +7,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.deploy_cluster import (
-    Reach,
-    cluster_options,
-    conflicts_option,
-    take_over_option,
-)
+from slmrank.cli.deploy_cluster import Reach, cluster_options, conflicts_option, take_over_option
 from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, set_option
 from slmrank.cli.release_options import open_place

@@ -14,12 +14,7 @@ from rich.console import Console
 
 from slmrank.cli.display import print_json, print_table, show_result
 from slmrank.cli.options import Decorated, PathType, json_option, set_option
-from slmrank.cli.release_options import (
-    open_place,
-    open_release,
-    release_options,
-    track_option,
-)
+from slmrank.cli.release_options import open_place, open_release, release_options, track_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import compare_known
 from slmrank.deploy.cluster.api import connect
@@ -228,12 +223,7 @@ def _show_status(status: Status, place: Place) -> None:
 @click.command("rollback", short_help="Put an earlier release back")
 @click.argument("source", type=PathType)
 @set_option
-@click.option(
-    "--to",
-    "revision",
-    type=click.IntRange(min=1),
-    help="[default: the newest good one]",
-)
+@click.option("--to", "revision", type=click.IntRange(min=1), help="[default: the newest good one]")
 @_smoke_url
 @_skip_smoke
 @take_over_option

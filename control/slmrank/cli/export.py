@@ -9,12 +9,7 @@ import click
 from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.pipeline.card import export_rankers, require_exportable
-from slmrank.pipeline.quality import (
-    asked_in_training,
-    measure_quality,
-    plan_quality,
-    queries_of,
-)
+from slmrank.pipeline.quality import asked_in_training, measure_quality, plan_quality, queries_of
 from slmrank.pipeline.steps import run
 from slmrank.pyplot import new_figure
 

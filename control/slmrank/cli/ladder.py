@@ -32,11 +32,7 @@ TRIMMED = "All rungs have the vocabulary that training had: {tokens} tokens."
     "--items", default=16, show_default=True, type=click.IntRange(1, 512), help="jobs of a listing"
 )
 @measured_options
-def ladder_command(
-    asked: Measurement,
-    named: str,
-    items: int,
-) -> None:
+def ladder_command(asked: Measurement, named: str, items: int) -> None:
     """Measure quality, rate and size of every step from the unpruned model on full texts, as
     transformers runs it, to the engine that SPEC serves.
 

@@ -12,14 +12,7 @@ import click
 
 from slmrank import __version__
 from slmrank.cli.display import print_json, print_table
-from slmrank.cli.options import (
-    Decorated,
-    How,
-    Opened,
-    PathType,
-    run_options,
-    spec_options,
-)
+from slmrank.cli.options import Decorated, How, Opened, PathType, run_options, spec_options
 from slmrank.errors import SpecError
 from slmrank.evaluate.table import read_scores
 from slmrank.html_page import Table

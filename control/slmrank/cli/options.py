@@ -22,13 +22,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.steps import Step, run
 from slmrank.processes import is_first
 from slmrank.repository.generate import check_repository
-from slmrank.spec.reading import (
-    extending,
-    is_overlay,
-    load_spec,
-    read_chain,
-    read_overrides,
-)
+from slmrank.spec.reading import extending, is_overlay, load_spec, read_chain, read_overrides
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PathType = click.Path(path_type=Path)

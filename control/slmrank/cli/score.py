@@ -143,8 +143,7 @@ def read_request(raw: bytes, name: str) -> tuple[str | None, list[Asked]]:
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(error.object)  # behind a byte-order mark
         raise DataError(
-            f"{name} is not UTF-8: byte {at} is 0x{raw[at]:02x}",
-            "convert it to UTF-8",
+            f"{name} is not UTF-8: byte {at} is 0x{raw[at]:02x}", "convert it to UTF-8"
         ) from error
     stripped = text.strip()
     if stripped.startswith("{"):

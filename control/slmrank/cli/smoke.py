@@ -23,11 +23,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
     help=f"known answers: {KNOWN_FILE} of a repository, or the repository",
 )
 @click.option(
-    "--tolerance",
-    type=SHARE,
-    default=TOLERANCE,
-    show_default=True,
-    help="largest |p - known p|",
+    "--tolerance", type=SHARE, default=TOLERANCE, show_default=True, help="largest |p - known p|"
 )
 @click.option(
     "--timeout", "timeout_s", type=POSITIVE, default=30.0, show_default=True, help="seconds, in all"

@@ -18,12 +18,7 @@ from slmrank.train.plot import draw_log
 
 
 def _verb(
-    name: str,
-    text: str,
-    choose: Callable[[Bundle], Step],
-    example: str = "",
-    *,
-    alone: bool = True,
+    name: str, text: str, choose: Callable[[Bundle], Step], example: str = "", *, alone: bool = True
 ) -> click.Command:
     """`example`: options of an example; `alone`: the shipped spec without them is one too."""
 

@@ -11,11 +11,7 @@ from slmrank.cli.display import show_artifact, show_result
 from slmrank.cli.options import How, Opened, force_option, run_options, source_options
 from slmrank.cli.part_runs import part_run_options, show_run
 from slmrank.data.parts import Place
-from slmrank.pipeline.catalogue import (
-    kit_of_bundle,
-    kit_of_repository,
-    summarize_catalogue,
-)
+from slmrank.pipeline.catalogue import kit_of_bundle, kit_of_repository, summarize_catalogue
 from slmrank.pipeline.part_runs import LOCAL
 
 

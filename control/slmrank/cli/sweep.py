@@ -205,10 +205,7 @@ def _show_tasks(session: Session, *, as_json: bool) -> None:
     pending = session.pending
     seconds = estimate_s(pending)
     points = [
-        {
-            "point": task.point.name,
-            "state": "to be measured" if task in pending else "cached",
-        }
+        {"point": task.point.name, "state": "to be measured" if task in pending else "cached"}
         for task in session.tasks
     ]
     if as_json:

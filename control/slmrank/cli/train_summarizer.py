@@ -6,12 +6,7 @@ import click
 
 from slmrank.cli.measured_page import Measurement, measured_options
 from slmrank.cli.options import force_option
-from slmrank.pipeline.summarizer_page import (
-    draw_history,
-    history_table,
-    read_history,
-    samples_of,
-)
+from slmrank.pipeline.summarizer_page import draw_history, history_table, read_history, samples_of
 from slmrank.summarize.policy import require_trl
 
 METHOD = "generative"

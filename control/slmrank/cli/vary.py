@@ -40,12 +40,7 @@ NOTE = (
 )
 @named_set_option
 @measured_options
-def vary_command(
-    asked: Measurement,
-    grid: tuple[str, ...],
-    row: Row | None,
-    named: str,
-) -> None:
+def vary_command(asked: Measurement, grid: tuple[str, ...], row: Row | None, named: str) -> None:
     """Make SPEC with other values of some keys, and compare what they rank: steps of recovery,
     pruning in stages, an adapter or all weights, which layers go.
 

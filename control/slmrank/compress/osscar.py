@@ -79,10 +79,7 @@ def prune_neurons(
 
 
 def refit(
-    hessian: Matrix,
-    weights: Matrix,
-    kept: npt.NDArray[np.intp],
-    target: Matrix | None = None,
+    hessian: Matrix, weights: Matrix, kept: npt.NDArray[np.intp], target: Matrix | None = None
 ) -> Matrix:
     """The optimal weights on a support: inv(H_SS) (H W0)_S, shape [keep, d]; `target` is H W0 where
     it is known."""

@@ -137,10 +137,7 @@ def survivors(measured: Sequence[Predicted], max_loss: float) -> list[Predicted]
     these first, of the others those that lose least."""
     order = sorted(
         measured,
-        key=lambda one: (
-            one.loss > max_loss,
-            one.seconds if one.loss <= max_loss else one.loss,
-        ),
+        key=lambda one: (one.loss > max_loss, one.seconds if one.loss <= max_loss else one.loss),
     )
     return order[: max(1, len(order) // 2)]
 

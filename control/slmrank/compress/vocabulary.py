@@ -140,8 +140,7 @@ def trim_checkpoint(source: Path, target: Path, kept: npt.NDArray[np.int64]) -> 
         index.pop("lm_head.weight", None)  # the embedding again
     tensors = [
         NewTensor(
-            name=name,
-            parts=(Part(tensor=stored, rows=kept if name in ROW_TENSORS else None),),
+            name=name, parts=(Part(tensor=stored, rows=kept if name in ROW_TENSORS else None),)
         )
         for name, stored in index.items()
     ]

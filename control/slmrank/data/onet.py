@@ -98,9 +98,7 @@ def read_occupations(path: Path) -> Occupations:
         for code in sorted(tasks)
     )
     return Occupations(
-        occupations=occupations,
-        activity_titles=activity_titles,
-        rarity=_rarity(occupations),
+        occupations=occupations, activity_titles=activity_titles, rarity=_rarity(occupations)
     )
 
 

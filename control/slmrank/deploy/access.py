@@ -25,11 +25,7 @@ def namespace(release: Release) -> Object:
 def service_account(release: Release) -> Object:
     """An identity without a token: the pods never call the API server."""
     return labelled(
-        release,
-        "v1",
-        "ServiceAccount",
-        release.object_name,
-        automountServiceAccountToken=False,
+        release, "v1", "ServiceAccount", release.object_name, automountServiceAccountToken=False
     )
 
 

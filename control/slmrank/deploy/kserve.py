@@ -55,10 +55,7 @@ def serving_runtime(release: Release) -> Object:
 def around(release: Release) -> list[Object]:
     """What the base has for its own pods, for KServe's: who may reach them, and a budget."""
     name = f"{release.object_name}-{KSERVE}"
-    return [
-        scoring_policy(release, name, KSERVE),
-        budget(release, name, KSERVE),
-    ]
+    return [scoring_policy(release, name, KSERVE), budget(release, name, KSERVE)]
 
 
 def inference_service(release: Release) -> Object:
@@ -91,10 +88,7 @@ def inference_service(release: Release) -> Object:
                 # Not those that Services and autoscaler of the base select.
                 "labels": selector(release, KSERVE),
                 **{name: pod[name] for name in kept if name in pod},
-                "model": {
-                    "modelFormat": {"name": "slmrank"},
-                    "runtime": release.object_name,
-                },
+                "model": {"modelFormat": {"name": "slmrank"}, "runtime": release.object_name},
             }
         },
     )

@@ -152,10 +152,7 @@ def _verify(release: Release) -> Object:
 
 
 def _serve(release: Release) -> Object:
-    resources = {
-        "cpu": str(release.deploy.placement.cores),
-        "memory": f"{memory_mib(release)}Mi",
-    }
+    resources = {"cpu": str(release.deploy.placement.cores), "memory": f"{memory_mib(release)}Mi"}
     if release.on_gpu:
         resources["nvidia.com/gpu"] = "1"
     command = ["control", "serve", repository_path(release), "--address", "0.0.0.0"]

@@ -113,10 +113,7 @@ def kind_table(rows: Sequence[QualityRow]) -> Table:
 
 
 def quality_page(
-    title: str,
-    rows: Sequence[QualityRow],
-    scored: Sequence[ScoredRow],
-    jobs: Mapping[str, Job],
+    title: str, rows: Sequence[QualityRow], scored: Sequence[ScoredRow], jobs: Mapping[str, Job]
 ) -> str:
     """The page as HTML. `rows` are the figures of `scored`, in the same order."""
     note = (

@@ -10,15 +10,7 @@ from pathlib import Path
 from slmrank.artifacts import write_atomic
 from slmrank.html_page import Table, html_page, html_table
 from slmrank.load.compare import Comparison, compare
-from slmrank.load.figures import (
-    cell_name,
-    cell_of,
-    draw,
-    in_order,
-    load_name,
-    rate_text,
-    title_of,
-)
+from slmrank.load.figures import cell_name, cell_of, draw, in_order, load_name, rate_text, title_of
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import Record
 from slmrank.machine.host import machine_line

@@ -28,11 +28,7 @@ from slmrank.prompt.template import PromptTemplate, load_tokenizer, tokenizer_ha
 RANKER_FILE = "ranker.json"
 CHECKPOINT_FOLDER = "checkpoint"  # of an artifact that holds one
 ADAPTER_FOLDER = "adapter"  # of an artifact that trained one
-SUPPORTED = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
+SUPPORTED = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -151,10 +151,7 @@ def require_exportable(spec: BundleSpec, target: Path) -> list[str]:
 
 
 def export_rankers(
-    bundle: Bundle,
-    store: ArtifactStore,
-    target: Path,
-    quality: Mapping[str, Sequence[QualityRow]],
+    bundle: Bundle, store: ArtifactStore, target: Path, quality: Mapping[str, Sequence[QualityRow]]
 ) -> list[Path]:
     """The trained rankers of a bundle, `full` and, where it prunes, `pruned`, under `target`;
     `quality` are tables by the words for their queries.

@@ -51,10 +51,7 @@ def kit_of_bundle(bundle: Bundle, store: ArtifactStore) -> Kit:
 def kit_of_repository(repository: Path) -> Kit:
     """Of a repository of `control repo`, whose summaries these will be."""
     folder = repository / PREPARE / "1"
-    return Kit(
-        spec=read_summarizing(folder).spec.carried(),
-        files=_files(folder, folder),
-    )
+    return Kit(spec=read_summarizing(folder).spec.carried(), files=_files(folder, folder))
 
 
 def _files(checkpoint: Path, fitted: Path) -> dict[str, bytes]:

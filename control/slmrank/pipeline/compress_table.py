@@ -81,9 +81,7 @@ def plan_compress_table(
     Raises SpecError for an unknown method or set, and for a ranker that no step trains.
     """
     own = bundle.spec.summarize
-    cells = [
-        Cell(method=FULL_TEXT, budget=None, step=score_step(bundle, scorer, "full", on, own)),
-    ]
+    cells = [Cell(method=FULL_TEXT, budget=None, step=score_step(bundle, scorer, "full", on, own))]
     if own_ranker:
         step = score_step(_trained_on_full(bundle, scorer), scorer, "full", on, own)
         cells.append(Cell(method=OWN_RANKER, budget=None, step=step))

@@ -47,9 +47,5 @@ def publish(
                 )
         writer = stack.enter_context(contextlib.closing(open_writer(url, identity)))
         return writer.publish(
-            batches,
-            name,
-            lambda done: told(done, total),
-            as_of=as_of,
-            drop_others=drop_others,
+            batches, name, lambda done: told(done, total), as_of=as_of, drop_others=drop_others
         )

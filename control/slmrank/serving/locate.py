@@ -72,8 +72,7 @@ def _packaged(package: Path, work: Path) -> Installation:
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise MissingDependencyError(
-            f"nvidia-pytriton has no Python backend for Python {version}",
-            "use Python 3.11 or 3.12",
+            f"nvidia-pytriton has no Python backend for Python {version}", "use Python 3.11 or 3.12"
         )
     backend = work / "backends" / "python"
     shutil.rmtree(backend, ignore_errors=True)

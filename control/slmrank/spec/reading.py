@@ -161,11 +161,7 @@ FREE_MAPS = ("sets", "node_selector", "monitoring_labels", "options")
 
 
 def _merged(
-    below: Mapping[str, Any],
-    above: Mapping[str, Any],
-    *,
-    keep_null: bool = False,
-    inside: str = "",
+    below: Mapping[str, Any], above: Mapping[str, Any], *, keep_null: bool = False, inside: str = ""
 ) -> dict[str, Any]:
     """`below` with the keys of `above`, section by section; null removes a key, or says none where
     the default is another. With `keep_null` it stays: both are changes of something else."""

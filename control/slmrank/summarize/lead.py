@@ -51,10 +51,7 @@ class Lead:
     encode: Encode
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "method": self.kind.method,
-            "budget_tokens": self.budget,
-        }
+        return {"method": self.kind.method, "budget_tokens": self.budget}
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
         def shorten(jobs: Sequence[Job], _budget: int) -> list[str]:

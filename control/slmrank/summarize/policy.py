@@ -182,10 +182,7 @@ def _reinforce(
     )
     trainer = GRPOTrainer(
         model=_model(warm, fitting.device),
-        reward_funcs=[
-            term(reward.faithfulness, "faithfulness"),
-            term(reward.brevity, "brevity"),
-        ],
+        reward_funcs=[term(reward.faithfulness, "faithfulness"), term(reward.brevity, "brevity")],
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=_tokenizer(warm),

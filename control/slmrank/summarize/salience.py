@@ -107,11 +107,7 @@ class SalienceSummarizer:
     encode: Encode
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "method": "salience",
-            "budget_tokens": self.budget,
-            "salience": self.salience.hash,
-        }
+        return {"method": "salience", "budget_tokens": self.budget, "salience": self.salience.hash}
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
         def shorten(jobs: Sequence[Job], budget: int) -> list[str]:

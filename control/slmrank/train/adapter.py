@@ -30,10 +30,7 @@ def add_adapter(ranker: LoadedRanker, spec: LoraSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        target_modules=list(TARGETS),
-        task_type="CAUSAL_LM",
+        r=spec.rank, lora_alpha=spec.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
     with quiet():
         return get_peft_model(ranker.network, config)

@@ -181,9 +181,7 @@ def parse_config(text: str, name: str = "config.pbtxt") -> ModelConfig:
 def add_tensor(tensors: Any, tensor: Tensor) -> None:
     """Append to the `input` or `output` field of a configuration."""
     added = tensors.add(
-        name=tensor.name,
-        data_type=model_config_pb2.DataType.Value(tensor.dtype),
-        dims=tensor.dims,
+        name=tensor.name, data_type=model_config_pb2.DataType.Value(tensor.dtype), dims=tensor.dims
     )
     if tensor.optional:
         added.optional = True

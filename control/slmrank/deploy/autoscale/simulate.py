@@ -162,10 +162,7 @@ def per_minute(outcome: Outcome, limit_s: float) -> tuple[npt.NDArray[Any], npt.
 
 
 def _run(
-    situation: Situation,
-    trace: Trace,
-    arrivals: npt.NDArray[np.float64],
-    policy: Policy,
+    situation: Situation, trace: Trace, arrivals: npt.NDArray[np.float64], policy: Policy
 ) -> Outcome:
     limited = situation
     if not policy.sheds:

@@ -84,12 +84,7 @@ def read_records(cluster: Cluster, place: Place) -> tuple[list[Record], int]:
 
 
 def write_record(
-    cluster: Cluster,
-    release: Release,
-    objects: Sequence[Object],
-    *,
-    revision: int,
-    state: State,
+    cluster: Cluster, release: Release, objects: Sequence[Object], *, revision: int, state: State
 ) -> Record:
     """Write the record of one deployment, which is also the lock against a second one.
 

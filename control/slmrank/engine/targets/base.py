@@ -164,10 +164,9 @@ class InProcessTarget(EngineTarget):
         self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
     ) -> dict[str, ModelConfig]:
         own = spec.repository
-        parameters = {
-            "runtime": self.engine_module,
-            "threads": str(own.threads),
-        } | prompt_limits(checkpoint)
+        parameters = {"runtime": self.engine_module, "threads": str(own.threads)} | prompt_limits(
+            checkpoint
+        )
         return {RANKER: ranker_model(own.max_batch_size, queue, parameters, own.instances)}
 
     def stage(self) -> Path:

@@ -62,11 +62,7 @@ def emit_quantized(
 
 
 def _export(
-    checkpoint: Checkpoint,
-    target: Path,
-    quantization: str,
-    dtype: str,
-    calibration: Sequence[Ids],
+    checkpoint: Checkpoint, target: Path, quantization: str, dtype: str, calibration: Sequence[Ids]
 ) -> None:
     import torch
 
@@ -84,11 +80,7 @@ def _export(
         mtq.quantize(model, recipe, show_prompts)
         # "llama" names the tensor layout; it is the same for Qwen, with its q and k norms.
         export_tensorrt_llm_checkpoint(
-            model,
-            "llama",
-            getattr(torch, dtype),
-            export_dir=target,
-            inference_tensor_parallel=1,
+            model, "llama", getattr(torch, dtype), export_dir=target, inference_tensor_parallel=1
         )
 
 
