@@ -52,7 +52,8 @@ audit: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) and sys.version_info < (3, 13) else "the tested packages need Python 3.11 or 3.12, this is " + sys.version.split()[0] + ". Fix: make PYTHON=python3.11")'
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip -q
 	@echo "Installing the tested packages into $(VENV): about 3 GB, one to five minutes, once."
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,local,dev]'
 	touch $(STAMP)

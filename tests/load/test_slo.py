@@ -157,9 +157,8 @@ def test_a_99th_percentile_needs_as_many_requests_above_it() -> None:
 
 
 def candidate(settings: dict[str, int], rate: float | None, spread: float = 1.0) -> Candidate:
-    if rate is None:
-        return Candidate(settings=settings, items_per_s=None, low=None, high=None)
-    return Candidate(settings=settings, items_per_s=rate, low=rate - spread, high=rate + spread)
+    low, high = (None, None) if rate is None else (rate - spread, rate + spread)
+    return Candidate(settings=settings, items_per_s=rate, low=low, high=rate, unheld=high)
 
 
 def test_the_descent_keeps_what_beats_the_spread() -> None:

@@ -71,7 +71,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         (2, "1", "cuda", "cuda:1"),
         (2, "1", "auto", "cuda:1"),
         (2, "1", "cuda:0", "cuda:0"),
-        (1, "3", "cuda", "cuda:0"),
+        (1, "", "auto", "cuda:0"),
         (2, None, "cuda", "cuda:0"),
     ],
 )
@@ -86,6 +86,20 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_own(
     if local is not None:
         monkeypatch.setenv("LOCAL_RANK", local)
     assert choose_placement(asked).device == chosen
+
+
+def test_more_processes_than_gpus_are_refused_unless_each_sees_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placement, "has_bfloat16", lambda kind: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(MissingDependencyError, match="torch sees 1 NVIDIA GPUs"):
+        choose_placement("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert choose_placement("cuda").device == choose_placement("auto").device == "cuda:0"
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -201,16 +201,20 @@ def test_a_public_reranker_is_built_as_it_is(
     assert trained.final.kind == "finetuned"
 
 
-@pytest.mark.slow
-def test_items_have_room_for_a_long_closing_question(reranker: Path, tmp_path: Path) -> None:
+def test_items_have_room_for_a_long_closing_question(tmp_path: Path) -> None:
     """The default's 128 tokens cut one summary in ten beside mxbai's."""
+    data = {"source": "jsonl", "jobs": tmp_path / "jobs", "pairs": tmp_path / "pairs"}
     for preset, tokens in (("mxbai-rerank-v2", 192), ("qwen3-reranker", 128)):
-        assert bundle_of(reranker, tmp_path, preset).spec.prompt.max_item_tokens == tokens
-    own = bundle_of(reranker, tmp_path, "mxbai-rerank-v2", prompt={"max_item_tokens": 300})
-    assert own.spec.prompt.max_item_tokens == 300
-    assert own.spec.finetune is None
+        base = {"source": str(tmp_path), "preset": preset}
+        spec = parse_spec({"name": "a", "data": data, "base": base}, tmp_path)
+        assert spec.prompt.max_item_tokens == tokens
+        assert spec.finetune is None
+        own = {"max_item_tokens": 300}
+        spec = parse_spec({"name": "a", "data": data, "base": base, "prompt": own}, tmp_path)
+        assert spec.prompt.max_item_tokens == 300
 
 
+@pytest.mark.slow
 def test_a_preset_has_its_own_wording_alone(reranker: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"prompt\.yes cannot be set beside base\.preset qwen3"):
         bundle_of(reranker, tmp_path, prompt={"yes": " Yes"})

@@ -122,17 +122,16 @@ def _trained_on(opened: Opened, steps: Sequence[Step]) -> list[str]:
 
 
 def _cut(opened: Opened, steps: Sequence[Step]) -> list[str]:
-    """Which steps, by number in the order of the rows where several have one title, read another
-    text than their name says."""
+    """Which steps, by key where several have one title, read another text than their name says."""
     told = []
     scored = [step for step in steps if step.kind == "scores"]
     titles = [step.title for step in scored]
-    for number, step in enumerate(scored, start=1):
+    for step in scored:
         made = find_current(step, opened.store)
         if made is not None and made.figures.get("items_cut"):
-            row = f" (row {number})" if titles.count(step.title) > 1 else ""
+            key = f" ({step.key[:8]})" if titles.count(step.title) > 1 else ""
             told.append(
-                f"{step.title}{row}: {made.figures['items_cut']} of {made.figures['pairs']} texts "
+                f"{step.title}{key}: {made.figures['items_cut']} of {made.figures['pairs']} texts "
                 f"were cut to {made.figures['item_limit']} tokens."
             )
     return told

@@ -38,9 +38,11 @@ def _verb(
                 try:
                     plot.parent.mkdir(parents=True, exist_ok=True)
                     plot.write_bytes(image)
-                    click.echo(f"plot: {plot}")
                 except OSError as error:  # of what was trained nothing is lost
+                    plot.unlink(missing_ok=True)
                     click.echo(f"no plot was written: {error}", err=True)
+                else:
+                    click.echo(f"plot: {plot}")
 
     given = [*([""] if alone else []), *([f" {example}"] if example else [])]
     lines = "".join(f"\n  control {name} build/demo.yaml{one}" for one in given)

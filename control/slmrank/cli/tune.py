@@ -9,6 +9,7 @@ from slmrank.cli.display import StepDisplay, print_json, print_table
 from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
 from slmrank.engine.targets.base import InProcessTarget
 from slmrank.errors import SweepError
+from slmrank.load.figures import rate_text
 from slmrank.load.record import FOLDER
 from slmrank.load.session import NOT_MEASURED
 from slmrank.load.tune import Candidate, Settings, default_axes, descend, winner
@@ -32,8 +33,8 @@ EXPOSED = ("instances", "threads", "max_queue_delay_us", "max_batch_size")
 @json_option
 def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Search instances, threads, queue delay and batch size of the repository of SPEC for the most
-    items/s at the objective (sweep.slo), one setting after the other. A change must beat the
-    spread of what it replaces. Writes a spec overlay that extends SPEC.
+    items/s at the objective (sweep.slo), one setting after the other. A change must hold
+    more than what its rival did not. Writes a spec overlay that extends SPEC.
 
     \b
     Example:
@@ -126,4 +127,5 @@ def _words(settings: Settings) -> str:
 def _figure(candidate: Candidate) -> str:
     if candidate.items_per_s is None:
         return "none holds"
-    return f"{candidate.items_per_s:.1f} [{candidate.low:.1f}, {candidate.high:.1f}]"
+    low, high = rate_text(candidate.low or 0.0), rate_text(candidate.high or 0.0)
+    return f"{rate_text(candidate.items_per_s)} [{low}, {high}]"

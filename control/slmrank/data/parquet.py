@@ -71,29 +71,27 @@ def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[s
     fixed = len(list(whole))
     # A folder of one table may be named like a file.
     below = (_tables_below(one) if one.is_dir() else [one] for one in named)
-    found = {
-        one: columns_in(one.parts[fixed:-1], model)
-        for one in itertools.chain.from_iterable(below)
-        if one.is_file() and not is_hidden(one.parts[fixed:])
-    }
+    # A file that links name as well is one, with what the folders say that say most.
+    found: dict[str, tuple[Path, dict[str, str]]] = {}
+    for one in sorted(itertools.chain.from_iterable(below)):
+        if one.is_file() and not is_hidden(one.parts[fixed:]):
+            named_by, real = columns_in(one.parts[fixed:-1], model), os.path.realpath(one)
+            if real not in found or len(named_by) > len(found[real][1]):
+                found[real] = one, named_by
     if not found:
         raise DataError(f"{path} names no Parquet file", "give a file, a folder or a glob")
-    return sorted(found.items())
+    return sorted(found.values(), key=lambda one: one[0])
 
 
 def _tables_below(folder: Path) -> Iterator[Path]:
-    """The `*.parquet` in a folder and in those below it that are not hidden; then what links lead
-    to, where it was not met before: a link beside a partition says less than its folder."""
-    seen: set[str] = set()
-    for links in (False, True):
-        for place, below, names in os.walk(folder, followlinks=links):
-            below[:] = sorted(name for name in below if not is_hidden([name]))
-            real = os.path.realpath(place)
-            if real not in seen:
-                yield from (Path(place, name) for name in names if name.endswith(".parquet"))
-            elif links and Path(place) != folder and Path(place).is_symlink():
-                below.clear()  # perhaps a folder above
-            seen.add(real)
+    """The `*.parquet` in a folder and in those below it that are not hidden, by links too, unless
+    these lead to a folder above."""
+    for place, below, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        above = {os.path.realpath(one) for one in (here, *here.parents)}
+        known = (name for name in below if not is_hidden([name]))
+        below[:] = [name for name in known if os.path.realpath(here / name) not in above]
+        yield from (here / name for name in names if name.endswith(".parquet"))
 
 
 def read_parquet(path: Path, model: type[Record]) -> Iterator[Record]:

@@ -193,7 +193,8 @@ def _follower_alerts(release: Release) -> list[dict[str, Any]]:
         _alert(
             "SlmrankChangesRejected",
             # A follower that starts rejects before it is scraped: a first sample has no increase.
-            f"sum(increase({changes}[15m])) > 0 or sum({changes} unless {changes} offset 15m) > 0",
+            f"sum(increase({changes}[15m])) > 0 or sum({changes} unless "
+            f"last_over_time({changes}[1d] offset 15m)) > 0",
             "0m",
             "ticket",
             "changes of jobs could not be applied",

@@ -92,10 +92,10 @@ def comparison_tables(compared: Comparison) -> list[Table]:
     tables: list[Table] = [("Second over first, the same points", columns, rows)]
     if compared.slo:
         slo = [
-            [name, rate_text(a), rate_text(b), f"{ratio:.2f}", "apart" if apart else "overlap"]
+            [name, rate_text(a), rate_text(b), f"{ratio:.2f}", "yes" if apart else "no"]
             for name, a, b, ratio, apart in compared.slo
         ]
-        named = ["request and objective", "first", "second", "ratio", "spreads"]
+        named = ["request and objective", "first", "second", "ratio", "told apart"]
         tables.append(("Second over first, items/s at the objective", named, slo))
     return tables
 

@@ -17,20 +17,22 @@ Settings = dict[str, int]
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """Settings that were tried, and the items/s of one instance at the objective, summed over the
-    cells; None where a cell met it at no rate. `high`: what did not hold."""
+    cells, with the spread of what held, and `unheld`, what did not; None where a cell met it at no
+    rate."""
 
     settings: Settings
     items_per_s: float | None
     low: float | None
     high: float | None
+    unheld: float | None
 
     def beats(self, other: Candidate) -> bool:
-        """By the median and not within the other's spread: noise is no reason to change."""
+        """By the median, where the other did not hold: noise is no reason to change."""
         if self.items_per_s is None:
             return False
-        if other.items_per_s is None or other.high is None:
+        if other.items_per_s is None or other.unheld is None:
             return True
-        return self.items_per_s > other.high
+        return self.items_per_s > other.unheld
 
 
 def descend(

@@ -85,8 +85,9 @@ def choose_placement(device: str = "auto", dtype: Precision = "float32") -> Plac
 
     Raises SpecError for another word, MissingDependencyError for a GPU that is not there.
     """
-    # Some launchers show each process one GPU, and it is the first of what it sees.
-    local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    if "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",") and torch.cuda.device_count() == 1:
+        local = 0  # some launchers show each process its own GPU alone
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")

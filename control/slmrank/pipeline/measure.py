@@ -50,10 +50,11 @@ def measure_settings(
     found, _ = open_bundle_session(tried, store, watcher).slo(report)
     cells = [artifact.figures for artifact in found]
     if any(cell["items_per_s"] is None for cell in cells):
-        return Candidate(settings=settings, items_per_s=None, low=None, high=None)
+        return Candidate(settings=settings, items_per_s=None, low=None, high=None, unheld=None)
     return Candidate(
         settings=settings,
         items_per_s=sum(cell["items_per_s"] for cell in cells),
         low=sum(cell["items_per_s_range"][0] for cell in cells),
-        high=sum(unheld(cell) for cell in cells),
+        high=sum(cell["items_per_s_range"][1] for cell in cells),
+        unheld=sum(unheld(cell) for cell in cells),
     )

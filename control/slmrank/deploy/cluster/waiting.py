@@ -60,11 +60,11 @@ class Waiter:
             self._said = line
             self.report(f"{passed:4.0f} s  {line}")
 
-    def _events(self, namespace: str) -> list[Object]:
-        """They explain, and nothing depends on them."""
+    def _events(self, namespace: str) -> list[Object] | None:
+        """They explain, and nothing depends on them; None where they are not told."""
         with contextlib.suppress(ApiError):
             return self.cluster.list("v1", "Event", namespace)
-        return []
+        return None
 
     def rollout(
         self, namespace: str, name: str, release: str | None = None, stale: str | None = None
@@ -139,7 +139,7 @@ class Waiter:
             states = job_states(found)
             if "Complete" in states:
                 return True
-            troubles = explain_job(name, pods, self._events(namespace))
+            troubles = explain_job(name, pods, self._events(namespace) or [])
             self._say(passed, troubles[-1].line() if troubles else "")
             why = troubles[-1].line() if troubles else "see kubectl logs"
             if not any(trouble.state in (UNSCHEDULABLE, UNCREATED) for trouble in troubles):
@@ -160,7 +160,7 @@ class Waiter:
             found = self.cluster.get("v1", "Pod", namespace, name)
             if found is not None and is_ready(found):
                 return True
-            troubles = explain_pods([found], self._events(namespace)) if found is not None else []
+            troubles = explain_pods([found], self._events(namespace) or []) if found else []
             why = troubles[-1].line() if troubles else "it is gone" if found is None else ""
             self._say(passed, why)
             if passed > limit_s or found is None:
@@ -196,9 +196,11 @@ class Waiter:
 
     def report_events(self, namespace: str, name: str) -> list[Object]:
         """New events of the Deployment, its ReplicaSets and pods; returns all of them."""
-        first = not self._seen_events
+        first, listed = not self._seen_events, self._events(namespace)
+        if listed is None:  # the first that are listed are old ones
+            return []
         found = []
-        for event in self._events(namespace):
+        for event in listed:
             about = event.get("involvedObject") or {}
             who = str(about.get("name", ""))
             if who != name and not who.startswith(f"{name}-"):

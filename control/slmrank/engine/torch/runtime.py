@@ -11,6 +11,7 @@ Needs torch and safetensors; this is what runs inside the server.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,9 @@ ROWS_AT_ONCE, MASK_AT_ONCE = 64, 1 << 20
 
 
 def open_engine(path: Path, threads: int) -> TorchEngine:
-    """What the stage `ranker` opens."""
+    """What the stage `ranker` opens. Its processes take the GPUs in turn."""
+    rank, seen = int(os.environ.get("LOCAL_RANK") or 0), max(1, torch.cuda.device_count())
+    os.environ["LOCAL_RANK"] = str(rank % seen)
     return TorchEngine(path, threads)
 
 
