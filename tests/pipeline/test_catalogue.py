@@ -455,11 +455,11 @@ def test_places_that_are_none(tiny: Any, control: Any, tmp_path: Path) -> None:
     assert "give --jobs and --out" in done.stderr
     where = ("--jobs", tmp_path, "--out", tmp_path / "out", "--dry-run")
     done = control("summarize", run(tiny.bundle.repository, tiny.store).path, *where)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "names no Parquet file" in done.stderr
     (tmp_path / "jobs.jsonl").write_text("{}")
     done = control(*base, "--jobs", tmp_path / "jobs.jsonl", "--out", tmp_path / "out")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "write it as Parquet" in done.stderr
     parquet.write_table(pa.table({"job_id": ["a"], "description": ["x"]}), tmp_path / "in.parquet")
     done = control("summarize", run(tiny.bundle.repository, tiny.store).path, *where)

