@@ -179,7 +179,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(without_surrogates, row))
-    width = None if sys.stdout.isatty() else 190
+    width = None if sys.stdout.isatty() else 240
     Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
