@@ -59,13 +59,14 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         scorer = importlib.import_module(APART[settings["row"]])
         scores = scorer.scores_of(pairs, labelled, settings, making)
     else:
-        queries = _encoded(pairs, labelled, settings, making)
+        encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
+        queries = _encoded(pairs, labelled, settings, encoder, making)
         figures["prompt_tokens"] = sum(
             len(query.prefix) + len(item) for query in queries for item in query.items
         )
         figures["item_tokens"] = sum(len(item) for query in queries for item in query.items)
         figures["items_cut"] = sum(query.truncated for query in queries)
-        figures["item_limit"] = _encoder(settings, making).max_item_tokens
+        figures["item_limit"] = encoder.max_item_tokens
         scores = _in_process(settings, queries, target, making)
     wrong = [place for place, score in scores.items() if not math.isfinite(score)]
     if wrong:
@@ -82,14 +83,13 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
     making.draft.figures.update(figures)
 
 
-def _encoder(settings: Mapping[str, Any], making: Making) -> PromptEncoder:
-    return checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
-
-
 def _encoded(
-    pairs: Sequence[Pair], labelled: LabelledSet, settings: Mapping[str, Any], making: Making
+    pairs: Sequence[Pair],
+    labelled: LabelledSet,
+    settings: Mapping[str, Any],
+    encoder: PromptEncoder,
+    making: Making,
 ) -> list[EncodedQuery]:
-    encoder = _encoder(settings, making)
     with stored_summaries(making) as store:
         if settings["full_text"]:
             return encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
