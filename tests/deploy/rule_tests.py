@@ -54,8 +54,8 @@ ACTIONS = {
 
 
 def promtool_tests(release: Release) -> dict[str, Any]:
-    """Pod a does 60 jobs/s, 40 unknown ones beside, pod b misses the store for 30, is late and fails one request in
-    ten; pod b does 30 jobs/s; another bundle's pod must not be counted, nor this one's in another namespace. `releases` have a capacity
+    """Pod a does 60 jobs/s, 40 unknown ones beside, is late and fails one request in ten; pod b does 30 jobs/s, misses
+    the store for 30, and refuses one request in ten that nobody could answer; another bundle's pod must not be counted, nor this one's in another namespace. `releases` have a capacity
     of 40 jobs/s and a burst of 1.5: replicas are added from 26.6667 on, 45 is no alarm."""
     own = {
         "app_kubernetes_io_name": "slmrank",
@@ -94,12 +94,22 @@ def promtool_tests(release: Release) -> dict[str, Any]:
         ),
         series("nv_inference_request_success", f"0+{STEP_S * 9}x80", model="rank"),
         series("nv_inference_request_failure", f"0+{STEP_S}x80", model="rank", reason="OTHER"),
+        *(
+            series(f"nv_inference_request_{how}", f"0+{STEP_S * rate}x80", second, model=model)
+            for how, model, rate in (
+                ("success", "rank", 9),
+                ("failure", "rank", 2),
+                ("success", "prepare", 9),
+                ("failure", "prepare", 1),
+            )
+        ),
+        series("slmrank_invalid_requests_total", f"0+{STEP_S}x80", second),
     ]
     recorded = [
         ("slmrank_items_per_second", [(first, 60), (second, 30)]),
         ("slmrank_pending_requests", [(first, 5)]),
         ("slmrank_request_latency_seconds", [(first, late_s)]),
-        ("slmrank_failed_ratio", [(first, 0.1)]),
+        ("slmrank_failed_ratio", [(first, 0.1), (second, 0)]),
     ]
     unseen = f"no pod of {release.object_name} is scraped: none runs, or none is reached"
     p = release.percentile

@@ -17,6 +17,7 @@ from slmrank.deploy.dashboard import dashboard
 from slmrank.deploy.monitoring import adapter_values, rule_groups
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
+from slmrank.errors import InvalidQuery
 
 from tests.deploy import releases
 from tests.deploy.rule_tests import promtool_tests
@@ -154,6 +155,8 @@ def test_every_metric_that_is_queried_exists(tiny_server: Any) -> None:
     """By the real server's page after one request; recorded names by the rules."""
     with RankClient(tiny_server.url) as client:
         client.score("nurse", ["job-1", "no-such-job"])
+        with pytest.raises(InvalidQuery):
+            client.score("", ["job-1"])
     page = f"http://127.0.0.1:{tiny_server.ports.metrics}/metrics"
     with urllib.request.urlopen(page, timeout=10) as reply:
         text = reply.read().decode()
@@ -170,6 +173,7 @@ def test_every_metric_that_is_queried_exists(tiny_server: Any) -> None:
     assert re.search(r'^slmrank_items_total\{status="unknown_job"\} [1-9]', text, re.MULTILINE)
     assert re.search(r'^slmrank_items_total\{status="not_utf8"\} \d', text, re.MULTILINE)
     assert re.search(r"^slmrank_item_tokens_total [1-9]", text, re.MULTILINE)
+    assert re.search(r"^slmrank_invalid_requests_total [1-9]", text, re.MULTILINE)
 
 
 def test_the_adapter_offers_what_the_autoscaler_asks_for() -> None:

@@ -20,6 +20,7 @@ from slmrank.deploy.parts import monitored
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from slmrank.deploy.sizing import target_items_per_s
+from slmrank.triton.config import ENSEMBLE, PREPARE
 
 SCRAPE_S = 15
 WINDOW = "1m"
@@ -44,6 +45,35 @@ def pod_monitor(release: Release) -> Object:
     return monitored(release, "PodMonitor", release.object_name, "monitoring", spec)
 
 
+def answered_calls(pods: str, window: str, over: str, by: str) -> str:
+    """Calls of the chosen pods that were answered with scores, in PromQL: summed `by`, `over`
+    (rate, increase) a window."""
+    return f'{by} ({over}(nv_inference_request_success{{{pods},model="{ENSEMBLE}"}}[{window}]))'
+
+
+def lost_calls(pods: str, window: str, over: str, by: str) -> str:
+    """Calls that failed or were refused for want of room, not those that no server could answer
+    (`slmrank_invalid_requests_total`): one caller's mistakes are no fault of a release."""
+
+    def summed(metric: str, model: str = "", more: str = "") -> str:
+        chosen = f'{pods},model="{model}"' if model else pods
+        return f"{by} ({over}({metric}{{{chosen}{more}}}[{window}]))"
+
+    answered = answered_calls(pods, window, over, by)
+    ended = summed("nv_inference_request_success", PREPARE)
+    ended_badly = summed("nv_inference_request_failure", PREPARE)
+    # A server of an earlier release does not count them.
+    invalid = f"({summed('slmrank_invalid_requests_total')} or 0 * {answered})"
+    # A refusal shows as OTHER of the ensemble (REJECTED stands for a queue's own timeout). Triton
+    # 2.51 counts a failed call of an ensemble twice, and each call once in its first stage: what
+    # came there and was not answered is lost, as far as the counter of failures goes.
+    counted = summed("nv_inference_request_failure", ENSEMBLE, ',reason!="CANCELED"')
+    came = f"({ended} + ({ended_badly} or 0 * {ended}))"
+    missing = f"clamp_min({came} - {answered} - {invalid}, 0)"
+    counted = f"clamp_min({counted} - {invalid}, 0)"
+    return f"(({missing} < {counted}) or {counted})"
+
+
 def rule_groups(release: Release) -> list[dict[str, Any]]:
     """Recording rules and alerts, as promtool reads them."""
     ours = f'app_kubernetes_io_name="slmrank",{series_of(release)}'
@@ -51,10 +81,8 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     by_pod = "sum by (namespace, pod)"
     name = release.object_name
     pods = pods_matching(release)
-    # A refusal shows as OTHER of the ensemble (REJECTED stands for a queue's own timeout), and
-    # Triton 2.51 counts each failed request of an ensemble twice: an upper bound.
-    failed = f'nv_inference_request_failure{{{ours},model="rank",reason!="CANCELED"}}'
-    answered = f'nv_inference_request_success{{{ours},model="rank"}}'
+    answered = answered_calls(ours, WINDOW, "rate", by_pod)
+    lost = lost_calls(ours, WINDOW, "rate", by_pod)
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
     unavailable = f'slmrank_items_total{{{ours},status="store_unavailable"}}'
     all_items = f"slmrank_items_total{{{ours}}}"
@@ -75,8 +103,7 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
         ),
         (
             FAILED_METRIC,
-            f"{by_pod} (rate({failed}[{WINDOW}])) / clamp_min("
-            f"{by_pod} (rate({answered}[{WINDOW}])) + {by_pod} (rate({failed}[{WINDOW}])), 1e-9)",
+            f"{lost} / clamp_min({answered} + {lost}, 1e-9)",
         ),
     ]
     seconds = release.latency_ms / 1000

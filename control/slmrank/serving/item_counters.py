@@ -1,4 +1,5 @@
-"""Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs."""
+"""Offered work, for autoscaling and alerts: Triton itself counts requests, not jobs, and takes a
+caller's mistakes for failures."""
 
 from __future__ import annotations
 
@@ -21,12 +22,18 @@ class ItemCounters:
             for name, text in (
                 ("items_total", "Jobs asked for, by status"),
                 ("item_tokens_total", "Tokens of the jobs that are scored"),
+                ("invalid_requests_total", "Requests refused for what they hold"),
             )
         ]
-        items, tokens = self._families
+        items, tokens, invalid = self._families
         self._items = {one: items.Metric(labels={"status": one.name.lower()}) for one in Status}
         self._refused = items.Metric(labels={"status": "refused"})
         self._tokens = tokens.Metric(labels={})
+        self._invalid = invalid.Metric(labels={})
+
+    def invalid(self) -> None:
+        """Count a request that no server could answer."""
+        self._invalid.increment(1)
 
     def refuse(self, jobs: int) -> None:
         """Count the jobs of a request that was refused before they were looked at."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.errors import ControlError, InvalidRequest, Overloaded
+from slmrank.errors import ControlError, InvalidQuery, InvalidRequest, Overloaded
 from slmrank.serving.admission import open_admission
 from slmrank.serving.item_counters import ItemCounters
 from slmrank.serving.prepare import open_preparer
@@ -50,7 +50,9 @@ class TritonPythonModel:
         except ControlError as error:
             text = f"{type(error).__name__}: {error.message}. Fix: {error.hint}"
             kind = pb_utils.TritonError.INVALID_ARG
-            if isinstance(error, Overloaded):
+            if isinstance(error, (InvalidQuery, InvalidRequest)):
+                self._items.invalid()
+            elif isinstance(error, Overloaded):
                 # Of a request that was not read yet: more than the limit is refused for that.
                 self._items.refuse(min(len(job_ids), self._max_items))
                 kind = pb_utils.TritonError.UNAVAILABLE

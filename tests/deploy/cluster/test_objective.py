@@ -123,6 +123,8 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
     # Triton 2.51 counts a failed call of the ensemble twice, and every call once in `prepare`.
     first = f"nv_inference_request_success{{{stage}}}"
     twice = [series[0], (series[1][0], "0x50 20+20x4 100x5"), (first, "0x50 100+100x4 500x5")]
+    invalid = f"slmrank_invalid_requests_total{{{labels}}}"
+    callers = [*twice, (invalid, "0x50 9+9x4 45x5")]
     assert P_METRIC in asked[0]
     slow = (f"{P_METRIC}{{{labels}}}", "0.3x56 0.6 0.3x3")
     tests = [
@@ -140,6 +142,7 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
         for given, expression, wanted in (
             (series, asked[1], 100),
             (twice, asked[1], 100),
+            (callers, asked[1], 11),
             ([slow], asked[0], 305),
         )
     ]

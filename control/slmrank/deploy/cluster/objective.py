@@ -9,11 +9,10 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from slmrank.deploy.monitoring import MOST_FAILED, P_METRIC
+from slmrank.deploy.monitoring import MOST_FAILED, P_METRIC, answered_calls, lost_calls
 from slmrank.deploy.naming import pods_matching
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
-from slmrank.triton.config import ENSEMBLE, PREPARE
 
 TIMEOUT_S = 30
 # The alert's words: below this many calls a percentile is one or two of them.
@@ -44,39 +43,22 @@ def observe(
     chosen = pods_matching(release)
     if replica_set is not None:
         chosen = f'namespace="{release.deploy.namespace}",pod=~"{replica_set}-[a-z0-9]+"'
-    pods, window = f"{{{chosen}}}", f"[{window_s}s]"
-    answered = f'nv_inference_request_success{pods[:-1]},model="{ENSEMBLE}"}}{window}'
-    lost = (
-        f'nv_inference_request_failure{pods[:-1]},model="{ENSEMBLE}",reason!="CANCELED"}}{window}'
-    )
-    # Triton 2.51 counts a failed call of an ensemble twice, and each call once in its first stage:
-    # what came there and was not answered is lost, as far as the counter of failures goes.
-    counted, done = (f"sum by (pod) (increase({one}))" for one in (lost, answered))
-    missing = f"clamp_min({_came(pods, window)} - {done}, 0)"
-    by_pod = f"(({missing} < {counted}) or {counted})"
+    window, by_pod = f"{window_s}s", "sum by (pod)"
+    answered = answered_calls(chosen, window, "increase", by_pod)
+    lost = lost_calls(chosen, window, "increase", by_pod)
     # Each sample is of the minute before it, NaN without a call; the worst one alone would refuse
     # a canary for ten late calls of a thousand.
-    minutes = f"({P_METRIC}{pods} >= 0)[{window_s}s:15s]"
+    minutes = f"({P_METRIC}{{{chosen}}} >= 0)[{window}:15s]"
     latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
     # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
-    failed = _ask(prometheus, f"max({by_pod} / clamp_min({by_pod} + {done}, 1e-9))")
+    failed = _ask(prometheus, f"max({lost} / clamp_min({lost} + {answered}, 1e-9))")
     return Observed(
         window_s=window_s,
-        calls=_ask(prometheus, f"sum(increase({answered}))") or 0.0,
+        calls=_ask(prometheus, f"sum({answered})") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
         failed=failed or 0.0,
-        lost=_ask(prometheus, f"sum({by_pod})") or 0.0,
+        lost=_ask(prometheus, f"sum({lost})") or 0.0,
     )
-
-
-def _came(pods: str, window: str) -> str:
-    """Calls that reached a pod's first stage, answered there or not."""
-    chosen = f'{pods[:-1]},model="{PREPARE}"}}{window}'
-    ended, failed = (
-        f"sum by (pod) (increase(nv_inference_request_{one}{chosen}))"
-        for one in ("success", "failure")
-    )
-    return f"({ended} + ({failed} or 0 * {ended}))"
 
 
 def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:
