@@ -21,6 +21,11 @@ ACTIONS = {
         "page",
         "Full queues mean more load than replicas: raise the floor or maxReplicas.",
     ),
+    "SlmrankCallersGiveUp": (
+        "page",
+        "Their deadlines are shorter than its answers take: more replicas, or longer deadlines. "
+        "Hedged calls that lose are among them.",
+    ),
     "SlmrankUnknownJobs": ("ticket", "Summarise the new jobs and roll the repository out."),
     "SlmrankStoreUnavailable": (
         "page",
@@ -55,7 +60,7 @@ ACTIONS = {
 
 def promtool_tests(release: Release) -> dict[str, Any]:
     """Pod a does 60 jobs/s, 40 unknown ones beside, is late and fails one request in ten; pod b does 30 jobs/s, misses
-    the store for 30, and refuses one request in ten that nobody could answer; another bundle's pod must not be counted, nor this one's in another namespace. `releases` have a capacity
+    the store for 30, refuses one request in fifteen that nobody could answer, and of one in three its callers give up; another bundle's pod must not be counted, nor this one's in another namespace. `releases` have a capacity
     of 40 jobs/s and a burst of 1.5: replicas are added from 26.6667 on, 45 is no alarm."""
     own = {
         "app_kubernetes_io_name": "slmrank",
@@ -98,10 +103,18 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             series(f"nv_inference_request_{how}", f"0+{STEP_S * rate}x80", second, model=model)
             for how, model, rate in (
                 ("success", "rank", 9),
-                ("failure", "rank", 2),
-                ("success", "prepare", 9),
-                ("failure", "prepare", 1),
+                ("success", "prepare", 15),
             )
+        ),
+        *(
+            series(
+                "nv_inference_request_failure",
+                f"0+{STEP_S * rate}x80",
+                second,
+                model=model,
+                reason=reason,
+            )
+            for model, reason, rate in (("rank", "OTHER", 12), ("ranker", "CANCELED", 5))
         ),
         series("slmrank_invalid_requests_total", f"0+{STEP_S}x80", second),
     ]
@@ -123,6 +136,11 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             "SlmrankRequestsFail",
             f"{first} refuses or fails up to 10% of its requests",
             {**there, "pod": first},
+        ),
+        _fires(
+            "SlmrankCallersGiveUp",
+            f"callers of {second} give up 35.71% of their calls while these wait",
+            {**there, "pod": second},
         ),
         _fires("SlmrankUnknownJobs", "25% of the jobs asked for are not in the summary store", {}),
         _fires(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.errors import Overloaded
+from slmrank.errors import Overloaded, Unreachable
 from slmrank.serving import admission
 from slmrank.serving.admission import (
     Admission,
@@ -493,7 +493,7 @@ def test_stages_open_what_their_parameters_ask_for(
     value = json.dumps({"limit_s": 0.5, "max_waiting": 3})
     parameters = {"admission": {"string_value": value}}
     door, meter = open_admission(parameters), open_meter(parameters, "ranker_0_5", Requests)
-    assert os.listdir(tmp_path) == [admission._board_path().name]
+    assert os.listdir(tmp_path) == [admission.board_path(os.getppid()).name]
     first = door.take(10)
     with meter.passing([request(first, 10)]):
         for _ in range(3):
@@ -509,3 +509,25 @@ def test_stages_open_what_their_parameters_ask_for(
         measured.take(10**9)
     with pytest.raises(Overloaded, match="the limit is 3"):
         measured.take(1)
+
+
+def test_a_server_that_leaves_answers_what_it_took_and_no_more(tmp_path: Path) -> None:
+    board = Board(tmp_path / "page")
+    board.leave()  # of an earlier server of this number
+    door, seen = Admission(Line(None, 64), board, 1.0), Board(tmp_path / "page")
+    assert seen.quiet(time.monotonic())
+    with door.entered():
+        seen.leave()
+        assert not seen.quiet(time.monotonic())  # it is being read
+        ticket = door.take(10)
+    assert not seen.quiet(ticket)
+    board.start(0, ticket)
+    assert not seen.quiet(ticket + 60)
+    board.finish(0, ticket, ticket + 60, PassCost())
+    assert seen.quiet(ticket + 60)
+    with pytest.raises(Unreachable, match="stopping"), door.entered():
+        raise AssertionError("it was let in")
+    assert seen.quiet(ticket + 60)
+    lost = door.take(10)  # cancelled on its way
+    assert not seen.quiet(lost + 0.01)
+    assert seen.quiet(lost + 61)

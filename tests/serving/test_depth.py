@@ -106,7 +106,7 @@ def test_what_says_nothing_of_the_queue_moves_nothing(
     One in twenty of either held everybody at a seventh of the jobs."""
     now = 100.0
     monkeypatch.setattr("slmrank.serving.depth.time", SimpleNamespace(monotonic=lambda: now))
-    depth = Depth(SPEC, Backend)
+    depth = Depth(SPEC, Backend, "ranker_0_1")
     depth.begin([prepared(now)])
     for _ in range(20):
         now += 0.01
@@ -117,7 +117,7 @@ def test_what_says_nothing_of_the_queue_moves_nothing(
 
 
 def test_a_status_that_is_none_fails_nobody_else() -> None:
-    depth = Depth(SPEC, Backend)
+    depth = Depth(SPEC, Backend, "ranker_0_1")
     odd = prepared(time.monotonic(), status=99)
     [count] = depth.begin([odd])
     assert depth.answer(odd, count, np.zeros(40, np.int32))

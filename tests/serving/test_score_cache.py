@@ -126,10 +126,10 @@ def test_scores_end() -> None:
 
 def test_the_parameter_is_the_cache() -> None:
     text = cache_parameter(CacheSpec(ttl_s=5), ENGINE)
-    cache = open_cache({PARAMETER: {"string_value": text}}, None)
+    cache = open_cache({PARAMETER: {"string_value": text}}, None, "ranker_0_1")
     assert isinstance(cache, ScoreCache)
     assert cache._spec == CacheSpec(ttl_s=5)
-    none = open_cache({}, None)
+    none = open_cache({}, None, "ranker_0_1")
     query: Asked = (ids(1), [ids(2), ids(2)])
     assert scored(none, [query])[1] == 2
 

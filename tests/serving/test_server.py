@@ -123,6 +123,11 @@ def test_a_job_by_its_fields_scores_like_the_stored_one_to_the_bit(
     assert {one.status for one in by_id} == {one.status for one in by_fields} == {Status.OK}
 
 
+def test_a_terminals_interrupt_does_not_reach_the_server(tiny_server: Server) -> None:
+    assert tiny_server.pid is not None
+    assert os.getsid(tiny_server.pid) == tiny_server.pid
+
+
 def test_long_listings_are_split_and_keep_their_order(tiny_server: Server) -> None:
     jobs = [f"job-{n % 40}" for n in range(23)]
     with RankClient(tiny_server.url) as client:

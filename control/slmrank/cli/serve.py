@@ -60,7 +60,7 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     type=click.IntRange(0, 3600),
     default=DRAIN_S,
     show_default=True,
-    help="seconds that running requests get after SIGTERM",
+    help="seconds that requests get after SIGTERM which were being read by then",
 )
 @dry_run_option
 @json_option

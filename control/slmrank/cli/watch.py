@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -135,8 +136,8 @@ def _metrics(address: str, port: int) -> Callable[[Followed, int | None], None]:
         for name in RESULTS:
             changes.labels(name).inc(getattr(counts, name) - getattr(before, name))
         failures.inc(counts.failures - before.failures)
-        if lag is not None:
-            waiting.set(lag)
+        if lag is not None or not counts.failure:  # what nobody knows is no old lag
+            waiting.set(math.nan if lag is None else lag)
         for seconds in counts.delays_s:
             delay.observe(seconds)
         counts.delays_s = []

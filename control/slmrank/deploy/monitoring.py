@@ -20,7 +20,7 @@ from slmrank.deploy.parts import monitored
 from slmrank.deploy.release import Release
 from slmrank.deploy.scaling import ITEMS_METRIC, PENDING_METRIC
 from slmrank.deploy.sizing import target_items_per_s
-from slmrank.triton.config import ENSEMBLE, PREPARE
+from slmrank.triton.config import ENSEMBLE, PREPARE, RANKER
 
 SCRAPE_S = 15
 WINDOW = "1m"
@@ -28,6 +28,7 @@ OFFERED = "ok|truncated|not_ranked|refused"  # what more replicas would have sco
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01
+MOST_GIVEN_UP = 0.2  # a client that hedges at its 95th percentile gives up one call in twenty
 
 
 def pod_monitor(release: Release) -> Object:
@@ -51,9 +52,19 @@ def answered_calls(pods: str, window: str, over: str, by: str) -> str:
     return f'{by} ({over}(nv_inference_request_success{{{pods},model="{ENSEMBLE}"}}[{window}]))'
 
 
+def given_up_calls(pods: str, window: str, over: str, by: str) -> str:
+    """Calls that were cancelled, or whose callers' deadline passed, before the engine began with
+    them, in PromQL: what the stages say of them, for the ensemble does not. One that ends while it
+    is worked on counts as answered, with its time."""
+    chosen = f'{pods},model=~"{PREPARE}|{RANKER}",reason="CANCELED"'
+    counted = f"{by} ({over}(nv_inference_request_failure{{{chosen}}}[{window}]))"
+    return f"({counted} or 0 * {answered_calls(pods, window, over, by)})"
+
+
 def lost_calls(pods: str, window: str, over: str, by: str) -> str:
-    """Calls that failed or were refused for want of room, not those that no server could answer
-    (`slmrank_invalid_requests_total`): one caller's mistakes are no fault of a release."""
+    """Calls that failed or were refused for want of room; neither those that no server could answer
+    (`slmrank_invalid_requests_total`) nor those that their callers gave up: a hedged call's loser
+    and one caller's mistakes are no fault of a release."""
 
     def summed(metric: str, model: str = "", more: str = "") -> str:
         chosen = f'{pods},model="{model}"' if model else pods
@@ -64,13 +75,14 @@ def lost_calls(pods: str, window: str, over: str, by: str) -> str:
     ended_badly = summed("nv_inference_request_failure", PREPARE)
     # A server of an earlier release does not count them.
     invalid = f"({summed('slmrank_invalid_requests_total')} or 0 * {answered})"
-    # A refusal shows as OTHER of the ensemble (REJECTED stands for a queue's own timeout). Triton
-    # 2.51 counts a failed call of an ensemble twice, and each call once in its first stage: what
-    # came there and was not answered is lost, as far as the counter of failures goes.
-    counted = summed("nv_inference_request_failure", ENSEMBLE, ',reason!="CANCELED"')
+    excused = f"{invalid} - {given_up_calls(pods, window, over, by)}"
+    # Triton 2.51 counts a failed call of an ensemble twice, for the reason OTHER whatever it was
+    # (cancelled, refused), and each call once in its first stage: what came there and was not
+    # answered is lost, as far as the counter of failures goes.
+    counted = summed("nv_inference_request_failure", ENSEMBLE)
     came = f"({ended} + ({ended_badly} or 0 * {ended}))"
-    missing = f"clamp_min({came} - {answered} - {invalid}, 0)"
-    counted = f"clamp_min({counted} - {invalid}, 0)"
+    missing = f"clamp_min({came} - {answered} - {excused}, 0)"
+    counted = f"clamp_min({counted} - {excused}, 0)"
     return f"(({missing} < {counted}) or {counted})"
 
 
@@ -83,6 +95,14 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     pods = pods_matching(release)
     answered = answered_calls(ours, WINDOW, "rate", by_pod)
     lost = lost_calls(ours, WINDOW, "rate", by_pod)
+    given_up = given_up_calls(ours, "5m", "rate", by_pod)
+    all_calls = " + ".join(
+        [
+            answered_calls(ours, "5m", "rate", by_pod),
+            given_up,
+            f"({lost_calls(ours, '5m', 'rate', by_pod)} or 0 * {given_up})",
+        ]
+    )
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
     unavailable = f'slmrank_items_total{{{ours},status="store_unavailable"}}'
     all_items = f"slmrank_items_total{{{ours}}}"
@@ -127,6 +147,16 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "{{ $labels.pod }} refuses or fails up to {{ $value | humanizePercentage }} of its "
             "requests",
             "Full queues mean more load than replicas: raise the floor or maxReplicas.",
+        ),
+        _alert(
+            "SlmrankCallersGiveUp",
+            f"{given_up} / clamp_min({all_calls}, 1e-9) > {MOST_GIVEN_UP:g}",
+            "5m",
+            "page",
+            "callers of {{ $labels.pod }} give up {{ $value | humanizePercentage }} of their calls "
+            "while these wait",
+            "Their deadlines are shorter than its answers take: more replicas, or longer "
+            "deadlines. Hedged calls that lose are among them.",
         ),
         _alert(
             "SlmrankUnknownJobs",

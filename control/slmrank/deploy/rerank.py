@@ -7,9 +7,12 @@ from slmrank.deploy.naming import GRPC, RERANK, TLS, Object, labelled, selector,
 from slmrank.deploy.parts import DNS, budget, policy, tcp, workers
 from slmrank.deploy.pod import container_of, from_secret, pod_of, tls_volumes, tmp
 from slmrank.deploy.release import Release
+from slmrank.deploy.sizing import longest_answer_s
 
 PORT = 8080
 TOKENS = "/tokens"
+ANSWER_S = 10  # of `control gateway`
+GRACE_S = 15  # preStop, and what it takes to part from its callers
 
 
 def rerank_objects(release: Release) -> list[Object]:
@@ -34,6 +37,9 @@ def _pod(release: Release) -> Object:
     command = ["control", "gateway", "--url", f"{service_host(release)}:{GRPC}"]
     command += ["--address", "0.0.0.0", "--port", str(PORT)]
     command += ["--max-documents", str(release.max_items)]
+    answer_s = longest_answer_s(release)
+    if answer_s > ANSWER_S:  # callers must be able to wait for what the servers may take
+        command += ["--timeout", str(answer_s)]
     if tls is not None:
         command += ["--ranker-authority", f"{TLS}/ca.crt"]
         if tls.clients:
@@ -63,4 +69,5 @@ def _pod(release: Release) -> Object:
         livenessProbe=probe("/health/live"),
         lifecycle={"preStop": {"exec": {"command": ["sleep", "5"]}}},
     )
-    return pod_of(release.deploy, [container], volumes, release.object_name)
+    leaving = {"terminationGracePeriodSeconds": answer_s + GRACE_S} if answer_s > ANSWER_S else {}
+    return pod_of(release.deploy, [container], volumes, release.object_name, **leaving)

@@ -15,6 +15,7 @@ DISK_BYTES_PER_S = 50 * MIB
 LEAST_STARTUP_S = 600
 PROBE_PERIOD_S = 10
 GRACE_MARGIN_S = 5
+MOST_ANSWER_S = 3600  # of `control serve --drain`
 SHM_GPU_MIB, SHM_CPU_MIB = 1024, 256
 
 
@@ -39,8 +40,14 @@ def progress_deadline_s(release: Release) -> int:
 
 
 def drain_s(release: Release) -> int:
-    """Time for running requests: the spec's, at least twice the objective."""
-    return max(release.deploy.rollout.drain_s, math.ceil(2 * release.latency_ms / 1000))
+    """Time for running requests: the spec's, at least what one may take."""
+    return max(release.deploy.rollout.drain_s, longest_answer_s(release))
+
+
+def longest_answer_s(release: Release) -> int:
+    """Twice the objective, or what is let in at the most; an hour, where that is no limit."""
+    longest = max(2 * release.latency_ms / 1000, release.queue_timeout_us / 1e6)
+    return min(math.ceil(longest), MOST_ANSWER_S)
 
 
 def grace_period_s(release: Release) -> int:

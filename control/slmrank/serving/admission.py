@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from slmrank.errors import Overloaded
+from slmrank.errors import Overloaded, Unreachable
 from slmrank.serving.pass_cost import PassCost
 from slmrank.tokens import Ids
 from slmrank.triton.config import ADMISSION, PREPARED_AT
@@ -40,6 +40,9 @@ FORGET_S, FORGET_LIMITS = 30.0, 10.0  # when it died with a request
 HAND_OVER_S, IDLE_S, IDLE_SHARE, LEAST_PATIENCE_S = 0.0005, 0.01, 0.1, 1.0
 _INSTANCES, _FIELDS = 64, 8
 _STARTED, _FINISHED, _FINISHED_AT, _FIXED, _PER_TOKEN = range(5)
+# The door's own row, which starts nothing.
+_DOOR = _INSTANCES - 1
+_LEAVING, _READING, _TAKEN = range(_PER_TOKEN + 1, _FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,8 @@ def _overloaded(what: str) -> Overloaded:
 
 
 class Board:
-    """The shared page: a row of doubles for each instance of `ranker`, which alone writes it."""
+    """The shared page: a row of doubles for each instance of `ranker`, which alone writes it, and
+    one for the door and whoever closes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -147,6 +151,7 @@ class Board:
         finally:
             os.close(handle)
         self.rows = np.frombuffer(page, dtype=np.float64).reshape(_INSTANCES, _FIELDS)
+        self.door = self.rows[_DOOR]
 
     def pace(self) -> Pace:
         """Of all instances together; the slowest one's seconds."""
@@ -162,6 +167,18 @@ class Board:
             instances=len(seen),
             busy=int((seen[:, _STARTED] > seen[:, _FINISHED]).sum()),
         )
+
+    def leave(self) -> None:
+        """The server is about to end: what is not being read already is refused."""
+        self.door[_LEAVING] = 1.0
+
+    def quiet(self, now: float) -> bool:
+        """Nothing that was taken waits for its scores; what was cancelled does not come."""
+        pace = self.pace()
+        if self.door[_READING] or pace.busy:
+            return False
+        last = float(self.door[_TAKEN])
+        return last <= pace.finished or now - max(last, pace.finished_at) > LOST_S
 
     def start(self, instance: int, ticket: float) -> None:
         self.rows[instance, _STARTED] = ticket
@@ -179,13 +196,17 @@ class Admission:
 
     def __init__(self, line: Line, board: Board, patience_s: float) -> None:
         self._line, self._board, self._patience_s = line, board, patience_s
+        board.rows[:] = 0.0  # an earlier server of this number may have been killed in a pass
         self._busy_since = self._left = self._idle_s = self._ticket = 0.0
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Around all that is done for a request, from before its texts are read. Raises Overloaded
         when it would be refused at any length, and when requests came without a break for so long
-        that what waits here is old: then all are refused until none waits."""
+        that what waits here is old: then all are refused until none waits; Unreachable when the
+        server is about to end."""
+        door = self._board.door
+        door[_READING] = 1.0
         now = time.monotonic()
         gap_s = max(0.0, now - self._left - HAND_OVER_S)
         self._idle_s += gap_s
@@ -197,18 +218,21 @@ class Admission:
         if gap_s > IDLE_S or many or answered:
             self._busy_since, self._idle_s = now, 0.0
         try:
+            if door[_LEAVING]:
+                raise Unreachable("the server is stopping", "call another one")
             if now - self._busy_since > self._patience_s:
                 raise _overloaded("requests come faster than they can be read")
             self._line.check(now, 0, pace)
             yield
         finally:
             self._left = time.monotonic()
+            door[_READING] = 0.0
 
     def take(self, tokens: int) -> float:
         """The ticket of the request, which has so many tokens. Raises Overloaded, see Line."""
         now = time.monotonic()
         self._line.take(now, tokens, self._board.pace())
-        self._ticket = now
+        self._ticket = self._board.door[_TAKEN] = now
         return now
 
     def close(self) -> None:
@@ -293,7 +317,7 @@ def open_admission(parameters: Mapping[str, Any]) -> Admission | NoAdmission:
     patience_s = max(LEAST_PATIENCE_S, 2 * given["limit_s"])
     if os.environ.get(SWITCH) == "off":
         given["limit_s"], patience_s = None, math.inf
-    return Admission(Line(**given), Board(_board_path()), patience_s)
+    return Admission(Line(**given), Board(board_path(os.getppid())), patience_s)
 
 
 def open_meter(
@@ -303,11 +327,12 @@ def open_meter(
     (`ranker_0_3`)."""
     if ADMISSION not in parameters:
         return NoMeter()
-    return PaceMeter(Board(_board_path()), int(instance_name.rpartition("_")[2]), backend)
+    return PaceMeter(
+        Board(board_path(os.getppid())), int(instance_name.rpartition("_")[2]), backend
+    )
 
 
-def _board_path() -> Path:
-    """The stages are children of their server, and its number is one of its container. A page that
-    an earlier server of that number left does no harm: its tickets are older than any new one."""
-    container = os.stat("/proc/self/ns/pid").st_ino
-    return SHARED / f"slmrank-pace-{container}-{os.getppid()}"
+def board_path(server: int) -> Path:
+    """The stages are children of their server, and its number is one of its container. What an
+    earlier server of that number left is cleared by the door, which all requests pass."""
+    return SHARED / f"slmrank-pace-{os.stat('/proc/self/ns/pid').st_ino}-{server}"

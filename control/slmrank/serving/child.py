@@ -58,6 +58,8 @@ class Child:
                 env=environment,
                 text=True,
                 errors="replace",
+                # A terminal's Ctrl-C is for who started it, who lets it answer what it took.
+                start_new_session=True,
             )
         except BaseException as error:
             started.set_exception(error)

@@ -72,7 +72,7 @@ class FullDepth:
 class Depth:
     """How many of each request's jobs are ranked; `backend` is Triton's Python module."""
 
-    def __init__(self, spec: DepthSpec, backend: Any) -> None:
+    def __init__(self, spec: DepthSpec, backend: Any, instance_name: str) -> None:
         self._controller = DepthController(spec)
         self._last = 0.0  # the newest ticket that was started
         self._backend = backend
@@ -82,7 +82,7 @@ class Depth:
             description="Share of a request's jobs that is ranked",
             kind=backend.MetricFamily.GAUGE,
         )
-        self._share = self._family.Metric(labels={})
+        self._share = self._family.Metric(labels={"instance": instance_name})
 
     def begin(self, requests: Sequence[Any]) -> list[int | None]:
         """The depth of each of these requests, which are started now, all together."""
@@ -112,11 +112,16 @@ class Depth:
         return self._backend.get_input_tensor_by_name(request, name).as_numpy()
 
 
-def open_depth(parameters: Mapping[str, Any], backend: Any) -> Depth | FullDepth:
-    """The depth control that the parameters of a stage `ranker` ask for."""
+def open_depth(
+    parameters: Mapping[str, Any], backend: Any, instance_name: str = ""
+) -> Depth | FullDepth:
+    """The depth control that the parameters of a stage `ranker` ask for; every instance has its
+    own."""
     if DEPTH not in parameters:
         return FullDepth()
-    return Depth(DepthSpec.model_validate_json(parameters[DEPTH]["string_value"]), backend)
+    return Depth(
+        DepthSpec.model_validate_json(parameters[DEPTH]["string_value"]), backend, instance_name
+    )
 
 
 def first_items(items: Sequence[Ids], depth: int | None) -> list[Ids]:

@@ -37,12 +37,17 @@ def cache_parameter(spec: CacheSpec, engine: Mapping[str, str]) -> str:
     return json.dumps({"spec": spec.settings(), "engine": dict(engine)}, sort_keys=True)
 
 
-def open_cache(parameters: Mapping[str, Any], backend: Any) -> ScoreCache | NoCache:
-    """The cache that a stage's parameters ask for; `backend` is Triton's Python module."""
+def open_cache(
+    parameters: Mapping[str, Any], backend: Any, instance_name: str = ""
+) -> ScoreCache | NoCache:
+    """The cache that a stage's parameters ask for; `backend` is Triton's Python module, and
+    `instance_name` is its own (`ranker_0_3`), which stages of earlier repositories do not give."""
     if PARAMETER not in parameters:
         return NoCache()
     given = json.loads(parameters[PARAMETER]["string_value"])
-    return ScoreCache(CacheSpec.model_validate(given["spec"]), given["engine"], backend)
+    return ScoreCache(
+        CacheSpec.model_validate(given["spec"]), given["engine"], backend, instance_name
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,13 @@ class Planned:
 class ScoreCache:
     """Scores of pairs, in this process and, where the spec names one, in a shared store."""
 
-    def __init__(self, spec: CacheSpec, engine: Mapping[str, str], backend: Any = None) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        engine: Mapping[str, str],
+        backend: Any = None,
+        instance_name: str = "",
+    ) -> None:
         self._spec = spec
         self._salt = hashlib.blake2b(json.dumps(dict(engine), sort_keys=True).encode()).digest()
         self._near: Recent[float] = Recent(spec.memory_mb * 2**20, lambda _score: 8)
@@ -102,7 +113,7 @@ class ScoreCache:
         self.hits = self.misses = 0
         self._scored_s = 0.0
         self.saved_s = 0.0
-        self._metrics = None if backend is None else CacheMetrics(backend, self)
+        self._metrics = None if backend is None else CacheMetrics(backend, self, instance_name)
 
     @property
     def memory_bytes(self) -> int:
@@ -188,7 +199,7 @@ class ScoreCache:
 class CacheMetrics:
     """The cache's figures among Triton's metrics; `backend` is its Python module."""
 
-    def __init__(self, backend: Any, cache: ScoreCache) -> None:
+    def __init__(self, backend: Any, cache: ScoreCache, instance_name: str) -> None:
         self._cache, self._families, self._metrics = cache, [], {}
         for figure, name, text in (
             ("hits", "hits_total", "Pairs whose score was at hand"),
@@ -200,7 +211,9 @@ class CacheMetrics:
             kind = getattr(backend.MetricFamily, "COUNTER" if name != "memory_bytes" else "GAUGE")
             family = backend.MetricFamily(name=f"slmrank_cache_{name}", description=text, kind=kind)
             self._families.append(family)  # Triton forgets a family that nobody holds
-            self._metrics[figure] = family.Metric(labels={})
+            # All instances count in one counter; of one gauge the last of them would have the word.
+            own = {"instance": instance_name} if name == "memory_bytes" else {}
+            self._metrics[figure] = family.Metric(labels=own)
         self._before: dict[str, float] = dict.fromkeys(self._metrics, 0.0)
 
     def publish(self) -> None:

@@ -23,7 +23,7 @@ from tritonclient import grpc as triton
 from slmrank.engine.trtllm.backend_config import BACKEND, ENGINE_PATH
 from slmrank.errors import ServerError
 from slmrank.repository.generate import check_repository
-from slmrank.serving.admission import SWITCH
+from slmrank.serving.admission import SWITCH, Board, board_path
 from slmrank.serving.child import Child, fault_lines
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.ports import claim_port, in_url, numeric, of_evhtp, reach_directly
@@ -33,6 +33,7 @@ START_TIMEOUT_S = 180.0
 # How long running requests may take after SIGTERM, and how much longer the process may.
 DRAIN_S = 10
 STOP_MARGIN_S = 10
+QUIET_EVERY_S = 0.02
 STAGES_EVERY_S = 1.0
 # Whoever reaches the port may score, and read health, configuration and statistics. What changes
 # models, maps memory or writes files needs the key of this variable, and is closed without one.
@@ -159,13 +160,15 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop the server: SIGTERM, then up to `drain_s` for running requests; SIGKILL when it is
+        """Stop the server: up to `drain_s` for what was taken, then SIGTERM; SIGKILL when it is
         still there STOP_MARGIN_S later, and for its stages, which do not notice that."""
         if self._process is not None:
             if self._process.poll() is None:
+                ends = time.monotonic() + self.drain_s
+                self._answer_what_was_taken(self._process, ends)
                 self._process.send_signal(signal.SIGTERM)
                 try:
-                    self._process.wait(self.drain_s + STOP_MARGIN_S)
+                    self._process.wait(max(ends - time.monotonic(), 0.0) + STOP_MARGIN_S)
                 except subprocess.TimeoutExpired:
                     stages = _stages(self._process.pid)
                     self._process.kill()
@@ -173,11 +176,22 @@ class Server:
                     for stage in stages:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(stage, signal.SIGKILL)
+            board_path(self._process.pid).unlink(missing_ok=True)  # of one that was killed
             self.log()  # waits for what it said at its end
             self._child = None
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work = None
+
+    def _answer_what_was_taken(self, process: subprocess.Popen[str], until: float) -> None:
+        """Triton closes all stages at once: a call that is in one fails before the next."""
+        path = board_path(process.pid)
+        if not path.exists():  # Triton's own limits refuse, or nothing was started yet
+            return
+        board = Board(path)
+        board.leave()
+        while not board.quiet(now := time.monotonic()) and now < until and process.poll() is None:
+            time.sleep(QUIET_EVERY_S)
 
     def wait(self) -> int:
         """Block until the server ends; returns its exit status.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from slmrank.errors import ControlError, InvalidQuery, InvalidRequest, Overloaded
+from slmrank.errors import ControlError, InvalidQuery, InvalidRequest, Overloaded, Unreachable
 from slmrank.serving.admission import open_admission
 from slmrank.serving.item_counters import ItemCounters
 from slmrank.serving.prepare import open_preparer
@@ -52,6 +52,8 @@ class TritonPythonModel:
             kind = pb_utils.TritonError.INVALID_ARG
             if isinstance(error, (InvalidQuery, InvalidRequest)):
                 self._items.invalid()
+            elif isinstance(error, Unreachable):
+                kind = pb_utils.TritonError.UNAVAILABLE
             elif isinstance(error, Overloaded):
                 # Of a request that was not read yet: more than the limit is refused for that.
                 self._items.refuse(min(len(job_ids), self._max_items))
@@ -83,11 +85,12 @@ class _StoreMetrics:
         if traffic is None:
             return
         gauge = pb_utils.MetricFamily.GAUGE
-        up = self._family("store_up", "1: the last look-up in the summary store succeeded", gauge)
+        up = self._family("store_up", "0: the last look-up in the summary store failed", gauge)
         held = self._family("store_memory_bytes", "Summaries held in the process", gauge)
         failures = self._family("store_failures_total", "Look-ups that the summary store failed")
         found = self._family("store_lookups_total", "Jobs looked up, by where from")
         self._up, self._held = up.Metric(labels={}), held.Metric(labels={})
+        self._up.set(1)
         self._failures = failures.Metric(labels={})
         self._from_memory = found.Metric(labels={"from": "memory"})
         self._from_store = found.Metric(labels={"from": "store"})

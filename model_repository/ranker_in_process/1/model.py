@@ -30,8 +30,8 @@ class TritonPythonModel:
         runtime = importlib.import_module(given["runtime"]["string_value"])
         self._engine = runtime.open_engine(folder / "engine", value.pop("threads"))
         self._limits = value
-        self._cache = open_cache(given, pb_utils)
-        self._depth = open_depth(given, pb_utils)
+        self._cache = open_cache(given, pb_utils, args["model_instance_name"])
+        self._depth = open_depth(given, pb_utils, args["model_instance_name"])
         self._meter = open_meter(given, args["model_instance_name"], pb_utils)
 
     def execute(self, requests):

@@ -25,8 +25,8 @@ class TritonPythonModel:
         given = json.loads(args["model_config"])["parameters"]
         value = {name: one["string_value"] for name, one in given.items()}
         self._labels = Labels(yes=int(value["yes_id"]), no=int(value["no_id"]))
-        self._cache = open_cache(given, pb_utils)
-        self._depth = open_depth(given, pb_utils)
+        self._cache = open_cache(given, pb_utils, args["model_instance_name"])
+        self._depth = open_depth(given, pb_utils, args["model_instance_name"])
         self._meter = open_meter(given, args["model_instance_name"], pb_utils)
         self._limits = {name: int(value[name]) for name in ("vocab_size", "max_tokens")}
         self._max_in_flight = int(value["max_in_flight"])

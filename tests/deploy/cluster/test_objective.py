@@ -43,6 +43,7 @@ def test_a_good_canary_is_told_in_a_line() -> None:
         (change(calls=99.0), "the canary answered 99 calls in 300 s: too few"),
         (change(calls=0.0, lost=120.0, latency_ms=None, failed=1.0), "refuses or fails 120 of 120"),
         (change(calls=60.0, lost=3.0, failed=0.05), "too few"),
+        (change(given_up=0.5), "gave up 50 % of their calls"),
         (change(calls=0.0, latency_ms=None), "too few"),
         (change(latency_ms=None), "does not run the rules"),
     ],
@@ -100,7 +101,7 @@ def test_only_the_pods_of_one_replica_set_are_judged(monkeypatch: pytest.MonkeyP
     asked: list[str] = []
     monkeypatch.setattr(module, "_ask", lambda _url, query: asked.append(query))
     observe("http://nowhere", cpu(track="canary"), 30, "slmrank-demo-canary-5d8f")
-    assert len(asked) == 4
+    assert len(asked) == 5
     assert all('pod=~"slmrank-demo-canary-5d8f-[a-z0-9]+"' in query for query in asked)
 
 

@@ -9,7 +9,14 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from slmrank.deploy.monitoring import MOST_FAILED, P_METRIC, answered_calls, lost_calls
+from slmrank.deploy.monitoring import (
+    MOST_FAILED,
+    MOST_GIVEN_UP,
+    P_METRIC,
+    answered_calls,
+    given_up_calls,
+    lost_calls,
+)
 from slmrank.deploy.naming import pods_matching
 from slmrank.deploy.release import Release
 from slmrank.errors import Refused
@@ -22,14 +29,15 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), and its share of
-    failures."""
+    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), its share of
+    failures, and of calls that their callers gave up."""
 
     window_s: int
     calls: float
     latency_ms: float | None
     failed: float
     lost: float = 0.0
+    given_up: float = 0.0
 
 
 def observe(
@@ -52,18 +60,30 @@ def observe(
     latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
     # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
     failed = _ask(prometheus, f"max({lost} / clamp_min({lost} + {answered}, 1e-9))")
+    # They are in no percentile: the slower it is, the fewer of its calls that knows.
+    left = given_up_calls(chosen, window, "increase", by_pod)
+    given_up = _ask(
+        prometheus, f"max({left} / clamp_min({left} + ({lost} or 0 * {left}) + {answered}, 1e-9))"
+    )
     return Observed(
         window_s=window_s,
         calls=_ask(prometheus, f"sum({answered})") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
         failed=failed or 0.0,
         lost=_ask(prometheus, f"sum({lost})") or 0.0,
+        given_up=given_up or 0.0,
     )
 
 
 def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:
     """What was observed, in words. Raises Refused when it breaks the release's objective, or was
     too little to tell."""
+    if observed.given_up > MOST_GIVEN_UP:
+        raise Refused(
+            f"callers of the canary gave up {100 * observed.given_up:.0f} % of their calls before "
+            f"the answer, in {observed.window_s} s",
+            "`control deploy abort` takes it back; more replicas may help a slow one",
+        )
     if observed.calls < fewest:
         if observed.calls + observed.lost >= fewest and observed.failed > MOST_FAILED:
             raise Refused(
