@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Table = tuple[str, Sequence[str], list[list[str]]]  # title, columns, rows
@@ -14,7 +14,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 td { white-space: nowrap }
-img { max-width: 100%; height: auto } .note { color: #666 } .wide { overflow-x: auto }
+img, svg { max-width: 100%; height: auto } .note { color: #666 } .wide { overflow-x: auto }
 """
 
 
@@ -22,9 +22,16 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     """The whole page; `parts` are HTML."""
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
     )
     return "\n".join([head, f"<body><h1>{escape(title)}</h1>", *parts, "</body></html>", ""])
+
+
+def html_provenance(known: Mapping[str, str]) -> str:
+    """What a page was made from."""
+    lines = (f"<li>{escape(key)}: {escape(value)}</li>" for key, value in known.items())
+    return f'<ul class="note">{"".join(lines)}</ul>'
 
 
 def html_table(table: Table) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,7 +12,7 @@ from typing import Any
 
 from slmrank.artifacts import write_atomic
 from slmrank.hashing import without_nan
-from slmrank.html_page import Table, html_page, html_table
+from slmrank.html_page import Table, html_page, html_provenance, html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +49,22 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def _markdown(name: str, page: TablePage) -> str:
-    parts = [f"# {page.title}", *page.notes]
+    parts = [f"# {page.title}", *map(_plain, page.notes)]
     for title, columns, rows in page.tables:
         parts += [f"## {title}", markdown_table(columns, rows)]
     parts.append(f"![{page.title}]({name}.png)")
-    parts.append("\n".join(f"- {key}: {value}" for key, value in page.provenance.items()))
+    parts.append("\n".join(f"- {key}: {_plain(one)}" for key, one in page.provenance.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: notes hold titles and summaries of jobs."""
+    marked = re.sub(r"([\\`*<]|^[#>+-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", marked)
 
 
 def _html(name: str, page: TablePage) -> str:
     parts = [f'<p class="note">{escape(note)}</p>' for note in page.notes]
     parts += [html_table(table) for table in page.tables]
     parts.append(f'<img src="{name}.png" alt="{escape(page.title)}">')
-    known = (f"<li>{escape(key)}: {escape(value)}</li>" for key, value in page.provenance.items())
-    parts.append(f'<ul class="note">{"".join(known)}</ul>')
-    return html_page(page.title, parts)
+    return html_page(page.title, [*parts, html_provenance(page.provenance)])

@@ -150,8 +150,14 @@ def test_two_records_are_compared_point_by_point() -> None:
     assert all(one.items_per_s == pytest.approx(0.5) for one in found.ratios)
     assert all(one.p95 == pytest.approx(3) for one in found.ratios)
     assert found.median == found.low == found.high == pytest.approx(0.5)
-    ((name, first, second, ratio, apart),) = found.slo
-    assert (first, second, ratio, apart) == (44.0, 22.0, 0.5, True)
+    ((name, first, second, apart),) = found.slo
+    assert (first, second, apart) == (44.0, 22.0, True)
+    assert comparison_tables(found)[1][2] == [[name, "44.0", "22.0", "0.50", "yes"]]
+    assert found.alone == (1, 0)
+    assert comparison_tables(found)[0][0].endswith("(beside 1 of the first alone)")
+    slower["slo"][0] |= {"items_per_s": None, "items_per_s_range": None, "failed_at": 0.5}
+    lost = comparison_tables(compare(record(), slower))[1][2]
+    assert lost == [[name, "44.0", "none holds", "-", "yes"]]
     assert name == "8 x 32 tokens, p95 <= 200 ms"
     assert compare(record(), record(points=[], slo=[])).median is None
     # What held once may lie in the bracket of the other search; and of six requests the 95th

@@ -128,7 +128,8 @@ def compress_search_command(
         return
     asked.show_page(
         name,
-        f"The cheapest compression of {bundle.spec.name}, {named}",
+        f"The cheapest compression of {bundle.spec.name}, "
+        + ("dev queries" if named == OWN else named),
         notes,
         search_table(found, max_loss),
         draw_search(found, max_loss),

@@ -94,7 +94,7 @@ def compress_table_command(
     )
     asked.show_page(
         f"compress-{asked.opened.bundle.spec.name}-{named}",
-        f"What summaries cost: {asked.opened.bundle.spec.name}, {named}",
+        f"What summaries cost: {asked.opened.bundle.spec.name}, {asked.queries(named)}",
         [note],
         compress_table(rows),
         draw_compress_table(rows),

@@ -37,7 +37,7 @@ def depth_table_command(asked: Measurement, named: str) -> None:
         )
     asked.show_page(
         f"depth-{asked.opened.bundle.spec.name}-{named}",
-        f"What ranking depth costs: {asked.opened.bundle.spec.name}, {named}",
+        f"What ranking depth costs: {asked.opened.bundle.spec.name}, {asked.queries(named)}",
         [
             "ranked: share of each listing that the engine ranks, in BM25's order; the others stay "
             "behind them. delta: NDCG@10 against ranking everything, paired. order: share of pairs "

@@ -6,14 +6,21 @@ import click
 
 from slmrank.artifacts import write_atomic
 from slmrank.cli.display import StepDisplay, print_json, print_table
+from slmrank.cli.measured_page import provenance_of
 from slmrank.cli.options import How, Opened, run_options, spec_options
 from slmrank.data.job_file import JobFile
 from slmrank.data.labelled import JOBS_FILE
-from slmrank.evaluate.page import QUALITY_COLUMNS, kind_table, quality_cells, quality_page, sizes_of
+from slmrank.evaluate.page import (
+    QUALITY_COLUMNS,
+    compared_with,
+    full_text_title,
+    kind_table,
+    quality_cells,
+    quality_page,
+    sizes_of,
+)
 from slmrank.evaluate.table import QualityRow
 from slmrank.pipeline.quality import (
-    NAMES,
-    REFERENCE,
     asked_in_training,
     measure_quality,
     plan_quality,
@@ -71,7 +78,8 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
         told: str | None = str(page)
         try:
             page.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(page, quality_page(title, rows, scored, jobs))
+            provenance = provenance_of(opened, plan.steps, how.device)
+            write_atomic(page, quality_page(title, rows, scored, jobs, few, provenance))
         except OSError as error:  # a store that others made may be read alone
             click.echo(f"no page was written: {error}", err=True)
             told = None
@@ -90,14 +98,8 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
 def show_quality(rows: list[QualityRow], few: list[QualityRow], asked: str) -> None:
     """The quality tables on stdout; `asked` says of whose queries."""
     title = f"quality on {asked}: {sizes_of(rows[0])}"
-    compared = f"(delta and |dp| against '{NAMES[REFERENCE]}')"
-    print_table(f"{title} {compared}", QUALITY_COLUMNS, quality_cells(rows))
+    print_table(f"{title} ({compared_with(rows)})", QUALITY_COLUMNS, quality_cells(rows))
     if rows[0].kinds:
         print_table(*kind_table(rows))
     if few:
-        print_table(
-            f"full text against summaries, {sizes_of(few[0])} "
-            "(the model was trained on summaries; delta and |dp| against the first row)",
-            QUALITY_COLUMNS,
-            quality_cells(few),
-        )
+        print_table(full_text_title(few), QUALITY_COLUMNS, quality_cells(few))

@@ -64,7 +64,7 @@ def ladder_command(asked: Measurement, named: str, items: int) -> None:
         )
     asked.show_page(
         f"ladder-{asked.opened.bundle.spec.name}-{named}",
-        f"The ladder of {asked.opened.bundle.spec.name}, {named}",
+        f"The ladder of {asked.opened.bundle.spec.name}, {asked.queries(named)}",
         [*NOTES, *trimmed],
         ladder_table(rows),
         draw_ladder(rows),

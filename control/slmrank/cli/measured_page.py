@@ -17,7 +17,7 @@ from slmrank.errors import SpecError
 from slmrank.evaluate.table import read_scores
 from slmrank.html_page import Table
 from slmrank.machine.host import host_facts, machine_line
-from slmrank.pipeline.quality import asked_in_training
+from slmrank.pipeline.quality import asked_in_training, queries_of
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, find_current
@@ -41,6 +41,10 @@ class Measurement(How):
     opened: Opened
     out: Path | None
 
+    def queries(self, named: str) -> str:
+        """What the queries of a set, or SPEC's own, are called in a title."""
+        return queries_of(named, self.opened.bundle.spec.evaluate.split)
+
     @property
     def reports(self) -> Path:
         """The folder of the page."""
@@ -59,7 +63,7 @@ class Measurement(How):
     ) -> None:
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
         (dataclasses), and what else was found; `steps` are those that measured it."""
-        provenance = _provenance(self.opened, steps)
+        provenance = provenance_of(self.opened, steps, self.device)
         cautions = [*_trained_on(self.opened, steps), *_cut(self.opened, steps)]
         notes = [*cautions, *notes]
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
@@ -96,17 +100,21 @@ def measured_options(function: Decorated) -> Any:
     return command
 
 
-def _provenance(opened: Opened, steps: Sequence[Step]) -> dict[str, str]:
-    """Spec, what the steps read, and machine, as text."""
+def provenance_of(opened: Opened, steps: Sequence[Step], device: str) -> dict[str, str]:
+    """Spec, what the steps read, when they ran, and machine, as text."""
     read: dict[str, dict[str, None]] = {}
     for step in steps:
         for one in step.inputs.values():
             read.setdefault(one.kind, {})[one.key] = None
+    made = [find_current(step, opened.store) for step in steps]
+    times = sorted(one.manifest["created"] for one in made if one is not None)
     return {
         "spec": " ".join((f"{opened.bundle.spec.name} ({opened.path.name})", *opened.overrides)),
         "slmrank": __version__,
         **{kind: _first_of(list(keys)) for kind, keys in read.items()},
+        **({"measured": " to ".join(dict.fromkeys((times[0], times[-1])))} if times else {}),
         "machine": machine_line(host_facts()),
+        **({} if device == "auto" else {"device": device}),
     }
 
 

@@ -64,7 +64,7 @@ def vary_command(asked: Measurement, grid: tuple[str, ...], row: Row | None, nam
     keys = "-".join(key.replace(".", "-") for key in variants[0].values)
     asked.show_page(
         f"vary-{bundle.spec.name}-{keys}-{row}-{named}",
-        f"{bundle.spec.name} with other values, {named}: {row}",
+        f"{bundle.spec.name} with other values, {asked.queries(named)}: {row}",
         [NOTE],
         vary_table(rows),
         draw_variants(rows),

@@ -20,7 +20,7 @@ from slmrank.engine.known_answers import KNOWN_FILE, KnownAnswer, read_known
 from slmrank.engine.targets.base import EngineTarget, InProcessTarget
 from slmrank.errors import DeployError, SweepError
 from slmrank.hashing import hash_value
-from slmrank.load.capacity import rounded_down, slowest_cell
+from slmrank.load.capacity import asked_for, rounded_down, slowest_cell
 from slmrank.load.record import read_record
 from slmrank.machine.facts import is_product
 from slmrank.repository.generate import ranker_count, read_identity
@@ -335,7 +335,7 @@ def _capacity(
     _require_alike(record, measured.get("host") or {}, spec, gpu)
     wanted = {"limit_ms": slo.latency_ms, "percentile": slo.percentile}
     try:
-        cell = slowest_cell(measured, str(record), wanted)
+        cell = slowest_cell(asked_for(measured, spec.sweep), str(record), wanted)
     except SweepError as error:
         hint = (
             "raise sweep.slo, run `control slo` (--force: again), or set deploy.scaling.items_per_s"

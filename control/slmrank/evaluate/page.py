@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from slmrank.data.records import Job
 from slmrank.evaluate.metrics import Interval, Listing, ndcg_at_10, reliability
 from slmrank.evaluate.table import QualityRow, ScoredRow
-from slmrank.html_page import Table, html_page, html_table
+from slmrank.html_page import Table, html_page, html_provenance, html_table
+from slmrank.pyplot import COLORS
 
 WORST = 20
 QUALITY_COLUMNS = (
@@ -53,6 +55,20 @@ def figures_of(row: QualityRow, columns: Iterable[str]) -> list[str]:
 def sizes_of(row: QualityRow) -> str:
     """What a comparison was made on."""
     return f"{row.queries} queries, {row.pairs} pairs"
+
+
+def compared_with(rows: Sequence[QualityRow]) -> str:
+    """What the differences of a quality table are from."""
+    reference = next(row.name for row in rows if row.delta_ndcg10 is None)
+    return f"delta and |dp| against '{reference}'"
+
+
+def full_text_title(few: Sequence[QualityRow]) -> str:
+    """Of the small table: what the model makes of full texts."""
+    return (
+        f"full text against summaries, {sizes_of(few[0])} "
+        "(the model was trained on summaries; delta and |dp| against the first row)"
+    )
 
 
 def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> list[list[str]]:
@@ -113,21 +129,29 @@ def kind_table(rows: Sequence[QualityRow]) -> Table:
 
 
 def quality_page(
-    title: str, rows: Sequence[QualityRow], scored: Sequence[ScoredRow], jobs: Mapping[str, Job]
+    title: str,
+    rows: Sequence[QualityRow],
+    scored: Sequence[ScoredRow],
+    jobs: Mapping[str, Job],
+    few: Sequence[QualityRow] = (),
+    provenance: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The page as HTML. `rows` are the figures of `scored`, in the same order."""
+    """The page as HTML. `rows` are the figures of `scored`, in the same order; `few` those of the
+    small table on full texts."""
     note = (
-        f"{sizes_of(rows[0])}. Intervals: 95 %, bootstrap over "
+        f"{sizes_of(rows[0])}; {compared_with(rows)}. Intervals: 95 %, bootstrap over "
         "queries; differences on the same resamples. order: share of pairs of different grade in "
         "the right order. ECE: p against the judged p (a target, or grade / 4), ten bins."
     )
     parts = [f'<p class="note">{escape(note)}</p>']
     more = ("delta AUC", "delta order")
-    cells = [
-        [*cells, *figures_of(row, more)]
-        for row, cells in zip(rows, quality_cells(rows, intervals=True), strict=True)
-    ]
-    parts.append(html_table(("Quality", (*QUALITY_COLUMNS, *more), cells)))
+    for name, table in (("Quality", rows), (full_text_title(few) if few else "", few)):
+        cells = [
+            [*cells, *figures_of(row, more)]
+            for row, cells in zip(table, quality_cells(table, intervals=True), strict=True)
+        ]
+        if cells:
+            parts.append(html_table((name, (*QUALITY_COLUMNS, *more), cells)))
     kinds = kind_table(rows)
     if kinds[2]:
         parts.append(html_table(kinds))
@@ -138,9 +162,10 @@ def quality_page(
     ]
     parts.append("<h2>Reliability: mean judged p by mean p</h2>" + _reliability_plot(curves))
     worst = scored[-1]
-    parts.append(f"<h2>The worst {WORST} queries of: {escape(worst.name)}</h2>")
-    parts += [html_table(one) for one in worst_tables(worst.listings, jobs)]
-    return html_page(title, parts)
+    tables = worst_tables(worst.listings, jobs)
+    parts.append(f"<h2>The worst {len(tables)} queries of: {escape(worst.name)}</h2>")
+    parts += [html_table(one) for one in tables]
+    return html_page(title, [*parts, html_provenance(provenance)])
 
 
 def worst_tables(listings: Sequence[Listing], jobs: Mapping[str, Job]) -> list[Table]:
@@ -166,12 +191,10 @@ def worst_tables(listings: Sequence[Listing], jobs: Mapping[str, Job]) -> list[T
     return tables
 
 
-_COLOURS = ("#0b6", "#36c", "#c33", "#a6a", "#c80", "#088")
-
-
 def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]]]) -> str:
     """An SVG: the diagonal is perfect calibration; a dot's area is its share of the pairs."""
-    size, edge = 360, 40
+    size, edge = 360, 46
+    names = []
 
     def at(x: float, y: float) -> tuple[float, float]:
         return edge + x * size, edge + (1 - y) * size
@@ -183,6 +206,13 @@ def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]
             f'<text x="{x:.0f}" y="{bottom + 18:.0f}" text-anchor="middle">{tick:g}</text>'
         )
         lines.append(f'<text x="{left - 8:.0f}" y="{y + 4:.0f}" text-anchor="end">{tick:g}</text>')
+    middle = edge + size / 2
+    for x, y, turn, axis in ((middle, 0.0, 0, "mean p"), (12, middle, -90, "mean judged p")):
+        y = y or 2 * edge + size - 4
+        lines.append(
+            f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" '
+            f'transform="rotate({turn} {x:.0f} {y:.0f})">{axis}</text>'
+        )
     (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
     lines.append(
         f'<rect x="{x0}" y="{y1}" width="{size}" height="{size}" fill="none" stroke="#999"/>'
@@ -191,7 +221,7 @@ def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]
         f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="#999" stroke-dasharray="4"/>'
     )
     for number, (name, points) in enumerate(curves):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLORS[number % len(COLORS)]
         total = max(sum(count for _, _, count in points), 1)
         places = [at(p, target) for p, target, _ in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -202,12 +232,10 @@ def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" '
                 'fill-opacity="0.35"/>'
             )
-        lines.append(
-            f'<text x="{size + edge + 16}" y="{edge + 16 + 20 * number}" fill="{colour}">'
-            f"{escape(name)}</text>"
-        )
-    width, height = size + edge + 300, size + 2 * edge
+        names.append(f'<span style="color:{colour}">\u25cf</span> {escape(name)}')
+    width, height = size + 2 * edge, size + 2 * edge
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" font-size="13" '
         f'font-family="system-ui, sans-serif" role="img">{"".join(lines)}</svg>'
+        f"<p>{'<br>'.join(names)}</p>"
     )

@@ -7,11 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from slmrank.errors import SweepError
+from slmrank.load.figures import cell_of
 from slmrank.load.record import CELL, Record
 from slmrank.spec.deploy import ScalingSpec
+from slmrank.spec.load import SweepSpec
 
 FORMULAS = (
     "reached = 1 + (burst - 1) * min(1, cold_start / ramp)   (ramp 0: the burst comes at once)",
@@ -86,6 +89,15 @@ def plan_capacity(load: float, per_instance: float, scaling: ScalingSpec) -> Cap
         peak=_ceil(load * scaling.burst / per_instance),
         target=autoscaler_target(per_instance, scaling),
     )
+
+
+def asked_for(record: Record, sweep: SweepSpec) -> Record:
+    """A record with the kinds of request that a spec sweeps: it holds every one that was ever
+    searched for."""
+    tokens: list[int | None] = [None] if sweep.texts == "store" else [*sweep.tokens]
+    queries: list[int | None] = [*sweep.query_tokens] or [None]
+    kinds = list(product(sweep.items, tokens, queries))
+    return {**record, "slo": [cell for cell in record["slo"] if cell_of(cell) in kinds]}
 
 
 def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:

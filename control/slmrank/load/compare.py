@@ -25,21 +25,24 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Ratios of the points that both hold, with their median and range, and of the rates at the
-    same objective: (cell, first, second, ratio, whether each holds where the other does not)."""
+    """Ratios of the points that both hold, with their median and range; how many points one holds
+    `alone`; and the rates at the same objective, None where none holds: (cell, first, second,
+    whether each holds where the other does not)."""
 
     ratios: list[Ratio]
     median: float | None
     low: float | None
     high: float | None
-    slo: list[tuple[str, float, float, float, bool]]
+    alone: tuple[int, int]
+    slo: list[tuple[str, float | None, float | None, bool]]
 
 
 def compare(first: Record, second: Record) -> Comparison:
-    """Pure; points that only one record holds are left out."""
+    """Pure; points that only one record holds are counted."""
     others = {key_of(point): point for point in stable_points(second)}
+    ours = stable_points(first)
     ratios = []
-    for point in stable_points(first):
+    for point in ours:
         other = others.get(key_of(point))
         if other is None:
             continue
@@ -53,6 +56,7 @@ def compare(first: Record, second: Record) -> Comparison:
         median=statistics.median(values) if values else None,
         low=values[0] if values else None,
         high=values[-1] if values else None,
+        alone=(len(ours) - len(ratios), len(others) - len(ratios)),
         slo=_slo(first, second),
     )
 
@@ -61,21 +65,18 @@ def _ratio(second: float | None, first: float | None) -> float | None:
     return second / first if first and second else None
 
 
-def _slo(first: Record, second: Record) -> list[tuple[str, float, float, float, bool]]:
+def _slo(first: Record, second: Record) -> list[tuple[str, float | None, float | None, bool]]:
     def named(record: Record) -> dict[tuple[Any, ...], Record]:
-        return {
-            (*cell_of(one), one["limit_ms"], one["percentile"]): one
-            for one in record["slo"]
-            if one["items_per_s"]
-        }
+        return {(*cell_of(one), one["limit_ms"], one["percentile"]): one for one in record["slo"]}
+
+    def low(one: Record) -> float:
+        return float(one["items_per_s_range"][0]) if one["items_per_s"] else 0.0
 
     ours, theirs = named(first), named(second)
     found = []
     for key in ours.keys() & theirs.keys():
         a, b = ours[key], theirs[key]
-        a_low, b_low = (one["items_per_s_range"][0] for one in (a, b))
         name = f"{cell_name(key[:3])}, p{key[4]} <= {key[3]:g} ms"
-        ratio = b["items_per_s"] / a["items_per_s"]
-        apart = unheld(a) < b_low or unheld(b) < a_low
-        found.append((name, a["items_per_s"], b["items_per_s"], ratio, apart))
-    return sorted(found)
+        apart = unheld(a) < low(b) or unheld(b) < low(a)
+        found.append((name, a["items_per_s"], b["items_per_s"], apart))
+    return sorted(found, key=lambda one: one[0])

@@ -125,6 +125,7 @@ def _latency_throughput(record: Record, axes: Any) -> bool:
     waits = [point["p95_ms"] for point in points]
     if points and max(waits) > 20 * min(waits):
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -134,22 +135,35 @@ def _latency_throughput(record: Record, axes: Any) -> bool:
     return bool(points)
 
 
+def _plain_ticks(axis: Any) -> None:
+    """Of a logarithmic axis: 1, 2, 5, 10 and so on, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _heat_map(record: Record, axes: Any) -> bool:
     points = [p for p in stable_points(record) if p["tokens"] is not None]
     items = sorted({p["items"] for p in points})
-    tokens = sorted({p["tokens"] for p in points})
+    lengths = {(p["tokens"], p["query_tokens"]) for p in points}
+    tokens = sorted(lengths, key=lambda one: (one[0], one[1] or 0))
     if not points or len(items) * len(tokens) < 2:
         return False
     best = np.full((len(items), len(tokens)), np.nan)
     for p in points:
-        place = items.index(p["items"]), tokens.index(p["tokens"])
+        place = items.index(p["items"]), tokens.index((p["tokens"], p["query_tokens"]))
         best[place] = np.fmax(best[place], p["items_per_s"])
     image = axes.imshow(best, aspect="auto", cmap="viridis")
     axes.figure.colorbar(image, ax=axes, label="items/s")
-    axes.set_xticks(range(len(tokens)), [str(t) for t in tokens])
+    several = len({query for _, query in tokens}) > 1
+    axes.set_xticks(
+        range(len(tokens)), [f"{t}, {q or 'any'}" if several else str(t) for t, q in tokens]
+    )
     axes.set_yticks(range(len(items)), [str(i) for i in items])
     axes.set(
-        xlabel="tokens per item",
+        xlabel="tokens per item" + (", tokens of the query" if several else ""),
         ylabel="items per request",
         title="Best throughput over all loads (items/s)",
     )
@@ -222,6 +236,7 @@ def _pareto(record: Record, axes: Any) -> bool:
     waits = [p["p95_ms"] for p in points]
     if max(waits) > 20 * min(waits):
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     else:
         axes.set_xlim(left=0)
     # Room for the number above the highest point.

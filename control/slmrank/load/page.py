@@ -89,11 +89,22 @@ def comparison_tables(compared: Comparison) -> list[Table]:
         spread = f"{compared.median:.2f} [{compared.low:.2f}, {compared.high:.2f}]"
         rows.append(["median and range of the ratios", "", "", spread, ""])
     columns = ["point", "first items/s", "second items/s", "ratio", "ratio of p95"]
-    tables: list[Table] = [("Second over first, the same points", columns, rows)]
+    alone = " and ".join(
+        f"{count} of the {which} alone"
+        for count, which in zip(compared.alone, ("first", "second"), strict=True)
+        if count
+    )
+    title = "Second over first, the same points" + (f" (beside {alone})" if alone else "")
+    tables: list[Table] = [(title, columns, rows)]
     if compared.slo:
         slo = [
-            [name, rate_text(a), rate_text(b), f"{ratio:.2f}", "yes" if apart else "no"]
-            for name, a, b, ratio, apart in compared.slo
+            [
+                name,
+                *("none holds" if rate is None else rate_text(rate) for rate in (a, b)),
+                f"{b / a:.2f}" if a and b else "-",
+                "yes" if apart else "no",
+            ]
+            for name, a, b, apart in compared.slo
         ]
         named = ["request and objective", "first", "second", "ratio", "told apart"]
         tables.append(("Second over first, items/s at the objective", named, slo))
@@ -105,8 +116,10 @@ def provenance(record: Record) -> list[str]:
     served, host = record["served"], record["host"]
     names = ("engine", "checkpoint", "summaries", "prompt_hash", "settings")
     hashes = ", ".join(f"{name} {served[name]}" for name in names if name in served)
+    times = sorted(filter(None, (point.get("created") for point in record["points"])))
     lines = [
-        f"served: {hashes}",
+        f"served: {hashes}" + (f" at {record['server']}" if record.get("server") else ""),
+        *([f"measured: {' to '.join(dict.fromkeys((times[0], times[-1])))}"] if times else []),
         f"tool: perf_analyzer, {record['perf_analyzer'] or 'none yet'}",
         f"machine: {machine_line(host)}",
     ]

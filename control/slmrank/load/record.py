@@ -74,6 +74,7 @@ def gather_record(store: ArtifactStore, subject: Subject) -> Record:
         "served": dict(identity),
         "perf_analyzer": newest.manifest["versions"]["perf_analyzer"] if newest else "",
         # Of a running server (`--url`) it is the machine that asked it, which decides nothing.
+        "server": subject.versions.get("server"),
         "host": newest.manifest["host"] if newest and "server" not in subject.versions else {},
         "points": [_entry(artifact) for artifact in reversed(points.values())],
         "drift": _drift(points, repeats),

@@ -199,4 +199,5 @@ def unheld(cell: Mapping[str, Any]) -> float:
     confirmations is narrower, as they ran at one rate: of one simulated server four in five pairs
     of searches lay outside of each other's."""
     tried = cell["failed_at"] * cell["items"] if cell["failed_at"] else 0.0
-    return float(max(cell["items_per_s_range"][1], tried))
+    held = cell["items_per_s_range"]
+    return float(max(held[1] if held else 0.0, tried))

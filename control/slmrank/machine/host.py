@@ -12,9 +12,12 @@ from slmrank.machine.facts import find_gpus, memory_gib, usable_cores
 
 
 def machine_line(host: Mapping[str, Any]) -> str:
-    """What `host_facts` found, in one line."""
+    """What `host_facts` found, in one line; of a server somewhere nothing is known."""
+    if not host:
+        return "not known"
     size = f"{host.get('cores', '?')} cores, {host.get('memory_gib', '?')} GiB"
-    return f"{host.get('processor', '?')}, {size}, {host.get('system', '')}"
+    gpus = [gpu["name"] for gpu in host.get("gpus", ())]
+    return ", ".join([host.get("processor", "?"), size, *gpus, host.get("system", "")])
 
 
 def host_facts() -> dict[str, Any]:

@@ -200,9 +200,7 @@ def draw_compress_table(rows: Sequence[CompressRow]) -> bytes:
             deltas = [
                 row.quality.delta_ndcg10 for row in own if row.quality.delta_ndcg10 is not None
             ]
-            interval_bars(
-                axes, [100 * row.removed for row in own], deltas, marker="o", label=method
-            )
+            interval_bars(axes, [100 * row.removed for row in own], deltas, label=method)
         axes.set_xlabel("tokens of the descriptions removed (%)")
         axes.set_ylabel("NDCG@10 against full text")
         axes.legend(frameon=False)

@@ -78,9 +78,10 @@ def draw_history(history: History) -> bytes:
             ("brevity", "#ee6677"),
         ):
             values = np.array([one[name] for one in log])
-            axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.4)
+            axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.4, marker="")
             mean = np.convolve(values, np.ones(width) / width, mode="valid")
-            axes.plot(steps[width - 1 :], mean, color=color, label=f"{name}, mean of {width}")
+            label = f"{name}, mean of {width}"
+            axes.plot(steps[width - 1 :], mean, color=color, label=label, marker="")
         axes.set_xlabel("step")
         axes.set_ylabel("nats, of sampled summaries")
         axes.legend(frameon=False)

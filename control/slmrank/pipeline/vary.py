@@ -119,7 +119,8 @@ def measure_variants(
         name = words_of_values(variant.values)
         rows.append(scored_row(name, row, "summary", variant.step, artifact, store))
         trained = variant.step.inputs["checkpoint"]
-        pairs.append(store.read(trained.kind, trained.key).figures.get("pairs"))
+        made = store.find(trained.kind, trained.key)  # it may have been cleaned away
+        pairs.append(made.figures.get("pairs") if made is not None else None)
     table = quality_table(rows, reference, bundle.spec.evaluate)
     values: list[Values] = [{}, *(variant.values for variant in variants)]
     return [
@@ -163,8 +164,12 @@ def draw_variants(rows: Sequence[Varied]) -> bytes:
     for one in varied:
         name = words_of_values({other: one.values[other] for other in others})
         lines.setdefault(name, []).append(one)
-    places = list(dict.fromkeys(str(one.values[key]) for one in varied))
     sizes = [one.values[key] for one in varied]
+    if all(isinstance(size, int | float) for size in sizes):
+        sizes.sort()
+        for line in lines.values():
+            line.sort(key=lambda one: one.values[key])
+    places = list(dict.fromkeys(map(str, sizes)))
     numbers = all(isinstance(size, int | float) and size > 0 for size in sizes)
 
     def draw(axes: Any) -> None:
@@ -174,11 +179,13 @@ def draw_variants(rows: Sequence[Varied]) -> bytes:
             at = [
                 one.values[key] if numbers else places.index(str(one.values[key])) for one in line
             ]
-            interval_bars(axes, at, losses, marker="o", label=name or None)
+            interval_bars(axes, at, losses, label=name or None)
         if not numbers:
             axes.set_xticks(range(len(places)), places)
         elif max(sizes) > WIDE * min(sizes):
             axes.set_xscale("log")
+            axes.set_xticks(list(dict.fromkeys(sizes)), places)
+            axes.minorticks_off()
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.set_xlabel(key)
         axes.set_ylabel("NDCG@10 lost against the ranker before pruning")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slmrank.deploy.autoscale.figure import COLORS
 from slmrank.deploy.autoscale.fleet import Outcome, Seen, run_fleet
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor, policies_of
 from slmrank.deploy.autoscale.situation import Situation, read_depth_table, service_for
 from slmrank.deploy.autoscale.traces import KINDS, Trace, make_trace, read_trace
 from slmrank.errors import DataError
+from slmrank.pyplot import COLORS
 from slmrank.spec.repository import DepthSpec
 
 from tests.conftest import Control

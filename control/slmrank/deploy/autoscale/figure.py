@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from slmrank.deploy.autoscale.fleet import Outcome
-from slmrank.deploy.autoscale.simulate import RENDERED, per_minute
+from slmrank.deploy.autoscale.simulate import per_minute
 from slmrank.deploy.autoscale.situation import Situation
 from slmrank.deploy.autoscale.traces import STEP_S, Trace
-from slmrank.pyplot import new_figure, png_of
+from slmrank.pyplot import COLORS, new_figure, png_of
 
 SIZE_IN, DPI = (9.0, 8.2), 110
-COLORS = ["#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377", "#ee6677"]
-COLORS += ["#777777", "#ee8866", "#000000"]
+DASHES = ("-", "--", ":")
 SMOOTH_MIN = 5
 
 
@@ -27,20 +26,24 @@ def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Si
     load.plot(hours, trace.rates, color="#333333", linewidth=1)
     load.set_ylabel("offered items/s")
     load.set_ylim(0)
-    for (name, outcome), color in zip(outcomes.items(), COLORS[: len(outcomes)], strict=True):
-        wide = 2.2 if name == RENDERED else 1.2
+    for number, (name, outcome) in enumerate(outcomes.items()):
+        # What lies below another is wider: several policies often ask for the same.
+        style: dict[str, Any] = {
+            "color": COLORS[number % len(COLORS)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "linewidth": 1 + 0.5 * (len(outcomes) - number),
+        }
         times = [at / 3600 for at, _, _ in outcome.sizes]
         size.step(
             times,
             [asked for _, asked, _ in outcome.sizes],
             where="post",
-            color=color,
-            linewidth=wide,
             label=name,
+            **style,
         )
         share = _smooth(per_minute(outcome, situation.limit_s)[1])
         minutes = np.arange(len(share)) / 60
-        kept.plot(minutes, 100 * share, color=color, linewidth=wide)
+        kept.plot(minutes, 100 * share, **style)
     size.set_ylabel("replicas asked for")
     size.set_ylim(0)
     kept.set_ylabel(f"% within {situation.limit_s * 1000:g} ms\n(mean of {SMOOTH_MIN} minutes)")
@@ -58,7 +61,7 @@ def draw_comparison(trace: Trace, outcomes: Mapping[str, Outcome], situation: Si
 def _smooth(values: Any) -> Any:
     """Means over SMOOTH_MIN minutes; minutes without requests are left out."""
     known = ~np.isnan(values)
-    window = np.ones(SMOOTH_MIN)
+    window = np.ones(min(SMOOTH_MIN, len(values)))
     total = np.convolve(np.where(known, values, 0), window, mode="same")
     count = np.convolve(known.astype(float), window, mode="same")
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

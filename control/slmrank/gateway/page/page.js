@@ -39,10 +39,13 @@ async function rank(query) {
     show(found);
     const taken = Math.round(performance.now() - started);
     const count = found.candidates.length;
+    const failed = found.sides.filter((side) => side.error).map((side) => side.name);
+    const ranked = failed.length ? `not ranked by ${failed.join(" and ")}` : `ranked in ${taken} ms`;
     tell(
       count
-        ? `${count} jobs that share a word with the query, ranked in ${taken} ms`
+        ? `${count} jobs that share a word with the query, ${ranked}`
         : "no job shares a word with the query; the first stage of this page is BM25",
+      failed.length > 0,
     );
   } catch (error) {
     if (error.name !== "AbortError") tell(error.message, true);
@@ -207,6 +210,11 @@ lists.addEventListener("click", (event) => {
   if (button) choose(button);
 });
 
+const linked = () => new URLSearchParams(location.hash.slice(1)).get("q") ?? "";
+addEventListener("hashchange", () => {
+  if (linked() !== field.value) rank(linked());
+});
+
 async function start() {
   try {
     const about = await read("/ui/about");
@@ -226,8 +234,7 @@ async function start() {
       Object.assign(image, { src: `/ui/plots/${name}.png`, alt: name, loading: "lazy" });
       place("plots").append(image);
     }
-    const asked = new URLSearchParams(location.hash.slice(1)).get("q");
-    if (asked) await rank(asked);
+    await rank(linked());
   } catch (error) {
     tell(error.message, true);
   }
