@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from slmrank.code_hash import _uses, code_hash, significant_text, source_hash
+from slmrank import code_hash as code_hash_module
+from slmrank.code_hash import _uses, code_hash, significant_text
 from slmrank.data import wording
 from slmrank.errors import SpecError
 from slmrank.load.run import code_of
@@ -89,8 +91,8 @@ def test_code_that_is_not_loaded_yet_counts_and_that_is_none_is_named(
         (tmp_path / "mine_of_a_test" / f"{name}.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = code_hash("mine_of_a_test.build")
-    (tmp_path / "mine_of_a_test" / "build.py").write_text("x = 2\n")
-    source_hash.cache_clear()
+    (tmp_path / "mine_of_a_test" / "build.py").write_text("x = 22\n")
+    code_hash_module._LOADED.clear()  # as a process of its own
     assert code_hash("mine_of_a_test.build") != before
     with pytest.raises(SpecError, match=r"no module mine_of_a_test\.biuld"):
         code_hash("mine_of_a_test.biuld")
@@ -150,3 +152,21 @@ def test_comments_keep_every_key_and_code_changes_those_that_run_it(tmp_path: Pa
         assert {title for title, key in keys().items() if key != before[title]} == {
             "model repository"
         }, path
+
+
+def test_an_edit_counts_once_it_is_loaded_and_code_in_no_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook both kept the summaries of the code before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own_of_a_test.py"
+    own.write_text("x = 1\n")
+    module = importlib.import_module("own_of_a_test")
+    before = code_hash("own_of_a_test")
+    own.write_text("x = 22\n")
+    assert code_hash("own_of_a_test") == before  # what runs is what was
+    importlib.reload(module)
+    assert code_hash("own_of_a_test") != before
+    monkeypatch.setitem(sys.modules, "of_a_notebook", ModuleType("of_a_notebook"))
+    with pytest.raises(SpecError, match="is in no file"):
+        code_hash("of_a_notebook")

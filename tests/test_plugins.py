@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,31 @@ def test_a_file_that_is_not_there_or_fails_is_named(
         for _ in range(2):
             with pytest.raises(SpecError, match=told):
                 shapes.names()
+
+
+def test_a_relative_path_outlives_a_change_of_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "relative.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "relative.py")
+    load_plugins()
+    monkeypatch.chdir("/")
+    load_plugins()
+
+
+def test_threads_that_ask_first_all_find_what_is_built_in() -> None:
+    loading = threading.Barrier(8)
+
+    def load() -> None:
+        time.sleep(0.05)
+        registry.register("ours", object())
+
+    registry: Registry[object] = Registry("kind", load)
+
+    def ask(_: int) -> object:
+        loading.wait()
+        return registry.get("ours")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1

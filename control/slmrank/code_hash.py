@@ -16,6 +16,7 @@ import sys
 import tokenize
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from slmrank.errors import SpecError
 from slmrank.hashing import hash_file, hash_value
@@ -39,16 +40,23 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
         name = waiting.pop()
         path = _path_of(name)
         if path is None:
-            if name in roots and name not in sys.modules:
+            if name not in roots:
+                continue
+            if name in sys.modules:  # of a notebook, or of `python -c`: an edit would not be seen
                 raise SpecError(
-                    f"there is no module {name}, whose code decides an artifact",
-                    "name modules that can be imported",
+                    f"the code of {name}, which decides an artifact, is in no file",
+                    "write it into one, and name that in SLMRANK_PLUGINS",
                 )
-            continue
-        key = name if path.is_relative_to(_ROOT) else source_hash(path)
+            raise SpecError(
+                f"there is no module {name}, whose code decides an artifact",
+                "name modules that can be imported",
+            )
+        own = path.is_relative_to(_ROOT)
+        source = source_hash(path) if own else _hash_of_loaded(name, path)
+        key = name if own else source
         if key in found:
             continue
-        found[key] = source_hash(path)
+        found[key] = source
         found |= {f"{key}:{file.name}": hash_file(file) for file in _uses(path)[1]}
         waiting += _own(path)
     return hash_value(found)[:16]
@@ -62,6 +70,19 @@ def _own(path: Path) -> list[str]:
 def source_hash(path: Path) -> str:
     """Hash of a source file without comments, docstrings and blank lines."""
     return hash_value(significant_text(path.read_text(encoding="utf-8")))
+
+
+_LOADED: dict[str, tuple[Any, str]] = {}
+
+
+def _hash_of_loaded(name: str, path: Path) -> str:
+    """Of the code that runs: an edit counts from when the module is loaded again on."""
+    loading = getattr(sys.modules.get(name), "__spec__", None)  # `importlib.reload` makes a new one
+    known = _LOADED.get(name)
+    if known is None or known[0] is not loading:
+        known = _LOADED[name] = loading, source_hash.__wrapped__(path)
+        _uses.cache_clear()
+    return known[1]
 
 
 def significant_text(source: str) -> str:

@@ -9,17 +9,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 
 from slmrank.errors import SpecError
 from slmrank.hashing import hash_value
 
 VARIABLE = "SLMRANK_PLUGINS"
+LOCK = threading.RLock()  # two threads may ask for the first time at once
 
 
 def load_plugins() -> None:
-    """Load every named file once. Raises SpecError for one that is missing or fails."""
-    for name in filter(None, os.environ.get(VARIABLE, "").split(":")):
+    """Load every named file once; from then on their paths are absolute, also for processes that
+    are started later. Raises SpecError for one that is missing or fails."""
+    with LOCK:
+        _load()
+
+
+def _load() -> None:
+    names = [name for name in os.environ.get(VARIABLE, "").split(":") if name]
+    if names:
+        os.environ[VARIABLE] = ":".join(str(Path(name).absolute()) for name in names)
+    for name in names:
         path = Path(name).resolve()
         module_name = f"slmrank_plugin_{path.stem}_{hash_value(str(path))[:8]}"
         if module_name in sys.modules:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from slmrank.errors import SpecError
-from slmrank.plugins import load_plugins
+from slmrank.plugins import LOCK, load_plugins
 
 Kind = TypeVar("Kind")
 
@@ -39,15 +39,16 @@ class Registry(Generic[Kind]):
         return self._known[name]
 
     def _ready(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        try:
-            # A plugin replaces a built-in one of its name, whichever is loaded first.
-            plugins = dict(self._known)
-            self._load()
-            self._known |= plugins
-            load_plugins()
-        except BaseException:  # what asks again must hear of it again
-            self._loaded = False
-            raise
+        with LOCK:
+            if self._loaded:
+                return
+            self._loaded = True
+            try:
+                # A plugin replaces a built-in one of its name, whichever is loaded first.
+                plugins = dict(self._known)
+                self._load()
+                self._known |= plugins
+                load_plugins()
+            except BaseException:  # what asks again must hear of it again
+                self._loaded = False
+                raise

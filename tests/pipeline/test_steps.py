@@ -73,6 +73,34 @@ def test_an_input_that_is_made_again_meanwhile_is_not_mixed(tmp_path: Path) -> N
     assert store.find("mixed", step.key) is None
 
 
+def test_a_change_is_seen_across_what_was_cleaned_away(tmp_path: Path) -> None:
+    """A ranker was trained again, the recovered one deleted for its size: the old engine stayed."""
+    store, content = ArtifactStore(tmp_path), ["old"]
+    before = chain(lambda: content[0])
+    last = replace(before, inputs={"middle": before.inputs["middle"]})
+    run(last, store)
+    shutil.rmtree(store.path("middle", last.inputs["middle"].key))
+    assert pending(last, store) == []
+    content[0] = "new"
+    run(before.inputs["first"], store, force=True)
+    assert [one.kind for one in pending(last, store)] == ["middle", "last"]
+    run(last, store)
+    assert pending(last, store) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept_as_the_old_one(tmp_path: Path) -> None:
+    store, held = ArtifactStore(tmp_path), ["a", "a", "b", "a", "b"]
+    step = replace(
+        chain().inputs["first"], settings={"file": "a"}, again=lambda: {"file": held.pop()}
+    )
+    for made in ([], ["first"]):
+        with pytest.raises(ArtifactError, match="was changed since"):
+            run(step, store)
+        assert made == CALLS
+    assert store.find("first", step.key) is None
+    run(step, store)
+
+
 def test_a_changed_setting_makes_everything_behind_it_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     a, b = run(chain(), store), run(chain(setting=2), store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ GENERATIVE = {
     "item_tokens": 128,
     "warm_up_epochs": 1,
     "steps": 3,
+    "steps_per_generation": 2,
     "batch_size": 4,
     "samples": 4,
 }
@@ -232,7 +234,7 @@ def test_nothing_that_was_written_is_written_again() -> None:
     [
         ({"steps_per_generation": 1}, "(GSPO) has no effect"),
         (
-            {"gradient_accumulation_steps": 2},
+            {"gradient_accumulation_steps": 4},
             "must be above generative.gradient_accumulation_steps",
         ),
         ({"samples": 5}, "must be a multiple of generative.samples 5"),
@@ -255,6 +257,7 @@ def test_three_real_steps_and_what_serves_after_them(
     command = ("train-summarizer", tiny.spec, *settings, "--artifacts", tiny.artifacts)
     done = control(*command, "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
+    assert not re.search(r"examples/s|Warning", done.stderr), done.stderr
     warm, trained = json.loads(done.stdout)["rows"]
     assert (warm["step"], trained["step"]) == (0, 3)
     for stage in (warm, trained):

@@ -33,10 +33,15 @@ def export_command(opened: Opened, out: Path, how: How) -> None:
     plans = {
         name: plan_quality(bundle, served=False, on=name) for name in bundle.spec.evaluate.sets
     }
-    how.plan(store, [bundle.final, *(step for plan in plans.values() for step in plan.steps)])
+    kept = [bundle.final, bundle.finetuned]
+    if bundle.spec.prune is not None:  # what was cleaned away is made again
+        kept.append(bundle.pruned)
+    kept.append(bundle.data)
+    how.plan(store, [*kept, *(step for plan in plans.values() for step in plan.steps)])
     new_figure()
     with StepDisplay() as display:
-        run(bundle.final, store, display, device=how.device)
+        for step in reversed(kept):
+            run(step, store, display, device=how.device)
         quality = {}
         for name, plan in plans.items():
             scored, rows, _ = measure_quality(bundle, plan, store, display, device=how.device)

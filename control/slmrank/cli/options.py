@@ -142,7 +142,8 @@ class Opened:
 
     def overlay(self, target: Path, told: Iterable[str], *changes: Mapping[str, Any]) -> str:
         """The text of a spec at `target` that extends this one, as it was asked for, by changes."""
-        base = os.path.relpath(self.path.resolve(), target.parent.resolve())
+        # Its folder, not what it links to: that is where its own paths begin.
+        base = os.path.relpath(self.path.parent.resolve() / self.path.name, target.parent.resolve())
         return extending(base, told, *read_overrides(self.overrides), *changes)
 
     def run(self, step: Step, **options: Any) -> Artifact:

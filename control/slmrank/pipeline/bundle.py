@@ -207,6 +207,8 @@ class Bundle:
         first = left == spec.stages - 1
         full = self.spec.full_texts  # it is pruned for what it will read
         settings = {**spec.settings(), **full, "left": left}
+        if spec.select != "importance":
+            settings.pop("importance_prompts")
         if spec.recorded is not None:
             settings["recorded"] = file_hash(spec.recorded)
         before = self.finetuned if first else self._recovered(left + 1)

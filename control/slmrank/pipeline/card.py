@@ -169,11 +169,15 @@ def export_rankers(
         "full": (bundle.finetuned, spec.finetune, "the unpruned ranker."),
         "pruned": (bundle.recovered, spec.recover, _way_of_pruning(spec)),
     }
+    # All are read before anything is written: a folder holds rankers that belong together.
+    read = {name: store.read(steps[name][0].kind, steps[name][0].key) for name in names}
+    records: dict[str, Path] = {}
+    if "pruned" in names:
+        records["pruned"] = store.read("pruned", bundle.pruned.key).path / RECORD_FILE
     written = []
-    for name in names:
-        step, section, told = steps[name]
+    for name, artifact in read.items():
+        _, section, told = steps[name]
         assert section is not None
-        artifact = store.read(step.kind, step.key)
         card = Card(
             title=f"slmrank {spec.name}, {name}",
             made_of=f"A LoRA adapter for {base}: {told}",
@@ -189,10 +193,8 @@ def export_rankers(
             quality=quality,
             held_back=int(made.figures.get("held_back", 0)),
         )
-        record = None
-        if name == "pruned":
-            record = store.read("pruned", bundle.pruned.key).path / RECORD_FILE
-        write_ranker_folder(target / name, card, artifact.path / ADAPTER_FOLDER, record)
+        adapter = artifact.path / ADAPTER_FOLDER
+        write_ranker_folder(target / name, card, adapter, records.get(name))
         written.append(target / name)
     return written
 

@@ -60,4 +60,5 @@ def data_step(spec: DataSpec, bundle: str, *, tested_set: str | None = None) -> 
         make=make,
         code=(f"{STAGES}.{stage}",),
         bundle=bundle,
+        again=lambda: data_step(spec, bundle, tested_set=tested_set).settings,
     )

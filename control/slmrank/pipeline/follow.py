@@ -165,9 +165,11 @@ def follow_bundle(bundle: Bundle, store: ArtifactStore, watcher: Watcher) -> Fol
     """The follower of a spec, whose summaries are made when they are missing."""
     spec = bundle.spec.summarize
     shared_kind(spec.store)  # before summaries are made
+    # First: one that was cleaned away is fitted anew, and what it fills made with it.
+    fitted = run(bundle.summarizer, store, watcher)
     identity = run(bundle.summaries, store, watcher).figures["identity"]
     encoder = checkpoint_of(run(bundle.base, store)).encoder()
-    summarizer = load_summarizer(run(bundle.summarizer, store).path, spec, encoder)
+    summarizer = load_summarizer(fitted.path, spec, encoder)
     return Follower(spec.store, identity, summarizer, encoder)
 
 

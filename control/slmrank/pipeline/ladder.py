@@ -73,8 +73,8 @@ class LadderRow:
     `engine_ratio` against the engine on full texts."""
 
     name: str
-    parameters: int
-    bytes: int
+    parameters: int | None
+    bytes: int | None
     quality: QualityRow
     items_per_s: float | None
     p95_ms: float | None
@@ -148,7 +148,7 @@ def measure_ladder(
     """Quality of every rung first, then the rates, one server after the other."""
     scored: list[ScoredRow] = []
     made: list[Artifact] = []
-    sizes: list[tuple[int, int]] = []
+    sizes: list[tuple[int | None, int | None]] = []
     for rung in rungs:
         step = rung.scores(on)
         artifact = timed_scores(step, store, watcher, device)
@@ -187,14 +187,16 @@ def _named(rung: Rung, artifact: Artifact) -> str:
     return rung.name if rung.served or ran == asked else f"{rung.name} (run in {ran})"
 
 
-def _sizes(step: Step, store: ArtifactStore) -> tuple[int, int]:
-    """Parameters of a rung's checkpoint, and bytes of its engine or else of its weights."""
+def _sizes(step: Step, store: ArtifactStore) -> tuple[int | None, int | None]:
+    """Parameters of a rung's checkpoint, and bytes of its engine or else of its weights; None where
+    these were cleaned away."""
     before = step.inputs["checkpoint"]
     checkpoint = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
     holder = step.inputs.get("engine")
     folder = store.path(holder.kind, holder.key) if holder is not None else checkpoint
     weights = [one for one in folder.rglob("*") if one.suffix in (".bin", ".safetensors")]
-    return count_parameters(checkpoint)["total"], sum(one.stat().st_size for one in weights)
+    parameters = count_parameters(checkpoint)["total"] if checkpoint.is_dir() else None
+    return parameters, sum(one.stat().st_size for one in weights) or None
 
 
 def _whole(rung: Rung) -> Bundle:
@@ -262,8 +264,8 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
     cells = [
         [
             row.name,
-            f"{row.parameters / 1e6:.1f}M",
-            f"{row.bytes / 1e6:.0f}",
+            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+            f"{row.bytes / 1e6:.0f}" if row.bytes else "-",
             *figures_of(row.quality, COLUMNS[3:9]),
             f"{row.items_per_s:.3g}" if row.items_per_s else "-",
             f"{row.p95_ms:.0f}" if row.p95_ms else "-",

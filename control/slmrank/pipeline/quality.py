@@ -108,9 +108,9 @@ def asked_in_training(bundle: Bundle, store: ArtifactStore, listings: Sequence[L
         trains.append(bundle.finetuned)
     if spec.recover is not None and spec.recover.steps:
         trains.append(bundle.recovered)
-    data = find_current(bundle.data, store) if trains else None
-    if data is None:
+    if not trains:
         return 0
+    data = run(bundle.data, store)  # it may have been cleaned away
     trained = {pair.query for pair in read_labelled(data.path).pairs["train"]}
     for step in trains:
         made = find_current(step, store)

@@ -22,6 +22,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.part_runs import run_parts
 from slmrank.pipeline.stages.inputs import checkpoint_of
 from slmrank.pipeline.steps import run
+from slmrank.plugins import load_plugins
 from slmrank.prompt.corpus import EncodedQuery
 from slmrank.spec.bundle import BundleSpec
 from slmrank.store.registry import open_store
@@ -48,6 +49,7 @@ class ScoreWorker:
     path on every machine."""
 
     def __init__(self, spec: dict[str, Any], artifacts: str, source: str) -> None:
+        load_plugins()  # a target may be one of them, and this a process of its own
         bundle, store = Bundle(BundleSpec.model_validate(spec)), ArtifactStore(Path(artifacts))
         engine, summaries = run(bundle.engine, store), run(bundle.summaries, store)
         checkpoint = checkpoint_of(run(bundle.final, store))

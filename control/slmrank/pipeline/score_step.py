@@ -13,6 +13,7 @@ from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import APART, make_scores
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.spec.compress import SummarizeSpec
+from slmrank.store.registry import is_shared
 
 Row = Literal["bm25", "minilm", "base", "finetuned", "pruned", "recovered", "engine", "served"]
 Text = Literal["summary", "full", "few"]
@@ -40,11 +41,12 @@ def score_step(
     evaluate = bundle.spec.evaluate
     limited = text != "summary" and row != "minilm" and summarize is None
     sampled = evaluate.queries if on == OWN else evaluate.set_queries
+    queries = evaluate.full_text_queries if limited else sampled
     settings: dict[str, Any] = {
         "row": row,
         "split": evaluate.split if on == OWN else "test",
-        "seed": evaluate.seed,
-        "queries": evaluate.full_text_queries if limited else sampled,
+        "seed": evaluate.seed if queries is not None else None,  # of the sample
+        "queries": queries,
         "full_text": text == "full",
         "item_tokens": evaluate.full_text_tokens if text == "full" or summarize else None,
     }
@@ -67,7 +69,8 @@ def score_step(
         tools, _ = bundle.target.tools(bundle.spec.engine)
     elif row == "served":
         inputs |= {"checkpoint": bundle.final, "repository": bundle.repository}
-        settings["by_fields"] = on != OWN
+        # What a shared store holds at the moment is not the bundle's.
+        settings["by_fields"] = on != OWN or is_shared(bundle.spec.summarize.store)
     note = {"summary": "", "full": ", full text", "few": ", few queries"}[text]
     return Step(
         kind="scores",

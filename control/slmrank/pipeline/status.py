@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from slmrank.pipeline.steps import Step, changed_inputs, in_order
 SHOWN = 3
 # What tells steps of one kind apart: rows, stages, and a set's data from the bundle's own.
 OF_A_KIND = ("row", "left", "set")
+CHOOSE_CODE = ("method", "target", "source", "store")  # with another value, other modules run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,10 @@ class StepStatus:
 def read_status(steps: Iterable[Step], store: ArtifactStore) -> list[StepStatus]:
     """The status of every step and of what it needs, inputs first, each once."""
     needed = {f"{one.kind}/{one.key}": one for step in steps for one in in_order(step)}
-    return [_status(step, store) for step in needed.values()]
+    return [_status(step, store, needed) for step in needed.values()]
 
 
-def _status(step: Step, store: ArtifactStore) -> StepStatus:
+def _status(step: Step, store: ArtifactStore, needed: Container[str]) -> StepStatus:
     found = store.find(step.kind, step.key)
     state: Literal["made", "stale", "missing"] = "missing"
     why = note = ""
@@ -44,7 +45,12 @@ def _status(step: Step, store: ArtifactStore) -> StepStatus:
         why = f"made from another {', '.join(changed)}" if changed else ""
         note = _versions(found)
     else:
-        earlier = [one for one in store.all(step.kind) if _related(step, one)]
+        # Two steps of one plan may be of a kind: the ranker of a summarizer, stages of recovery.
+        earlier = [
+            one
+            for one in store.all(step.kind)
+            if f"{one.kind}/{one.key}" not in needed and _related(step, one)
+        ]
         if earlier:
             state, why = "stale", _difference(step, earlier[0])
     return StepStatus(
@@ -75,7 +81,8 @@ def _difference(step: Step, earlier: Artifact) -> str:
     ]
     if others:
         told.append(f"another {', '.join(others)}")
-    if earlier.manifest.get("code") != step.code_key:
+    other = any(before.get(name) != after.get(name) for name in CHOOSE_CODE)
+    if earlier.manifest.get("code") != step.code_key and not other:
         told.append("the code that makes it changed")
     return "; ".join(told)
 

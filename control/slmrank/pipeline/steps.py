@@ -57,7 +57,8 @@ class Step:
 
     `code` names modules that make it, beside the one of `make`; `tools` are the distributions that
     making it needs, which `extra` brings. With `together`, all processes of a launcher make it, and
-    the first one writes it; the others wait for what only the first one makes.
+    the first one writes it; the others wait for what only the first one makes. `again` gives the
+    settings once more, where they hold tables of the user's: these may be edited meanwhile.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Step:
     extra: str = "train"
     bundle: str = ""
     together: bool = False
+    again: Callable[[], Mapping[str, Any]] | None = None
 
     @cached_property
     def code_key(self) -> str:
@@ -158,10 +160,27 @@ def changed_inputs(step: Step, artifact: Artifact, store: ArtifactStore) -> list
     for name, before in step.inputs.items():
         recorded = artifact.manifest["inputs"].get(name, {}).get("digest")
         current = find_current(before, store)
-        gone = current is None and store.find(before.kind, before.key) is None
-        if not gone and (current is None or current.digest != recorded):
+        if current is None and store.find(before.kind, before.key) is None:  # cleaned away
+            if _changed_behind(before, artifact.manifest.get("behind", {}), store):
+                changed.append(name)
+        elif current is None or current.digest != recorded:
             changed.append(name)
     return changed
+
+
+def _changed_behind(gone: Step, behind: Mapping[str, str], store: ArtifactStore) -> bool:
+    """Whether what an absent artifact was made from is not what it was; `behind` are the digests
+    of then."""
+    for before in gone.inputs.values():
+        recorded = behind.get(f"{before.kind}/{before.key}")
+        if store.find(before.kind, before.key) is None:
+            if _changed_behind(before, behind, store):
+                return True
+        elif recorded is not None:
+            current = find_current(before, store)
+            if current is None or current.digest != recorded:
+                return True
+    return False
 
 
 def _ensure(
@@ -226,9 +245,18 @@ def own_work(making: Making) -> Path:
     return work
 
 
+def _require_unchanged(step: Step) -> None:
+    """Raises ArtifactError when a file is not the one that the key stands for."""
+    if step.again is not None and step.again() != step.settings:
+        raise ArtifactError(
+            f"{step.title}: a file that it reads was changed since the spec was read",
+            "run it again, from the spec",
+        )
+
+
 def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
     inputs = _inputs(step, store)
-    lineage = {
+    lineage: dict[str, Any] = {
         "bundle": step.bundle,
         "settings": dict(step.settings),
         "inputs": {
@@ -238,6 +266,15 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
         "code": step.code_key,
         "versions": step.tool_versions(),
     }
+    # So that a change is seen as well when what stands between was removed to save room.
+    behind: dict[str, str] = {}
+    for given in inputs.values():
+        behind |= given.manifest.get("behind", {})
+        for one in given.manifest["inputs"].values():
+            behind[f"{one['kind']}/{one['key']}"] = one["digest"]
+    if behind:
+        lineage["behind"] = behind
+    _require_unchanged(step)
     watcher.started(step)
     with store.create(step.kind, step.key, lineage) as draft:
         making = Making(draft=draft, inputs=inputs, watcher=watcher, store=store, device=device)
@@ -266,6 +303,7 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
                     "process: this would hold parts of both",
                     "run it again",
                 )
+        _require_unchanged(step)
     artifact = store.find(step.kind, step.key)
     assert artifact is not None
     watcher.finished(step, artifact, cached=False)

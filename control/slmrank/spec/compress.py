@@ -34,14 +34,14 @@ class GenerativeSpec(Section):
     warm_up_epochs: float = Field(2.0, ge=0, description="passes over the jobs before the reward")
     warm_up_learning_rate: float = Field(2e-4, gt=0)
     steps: int = Field(120, ge=0, description="optimizer steps by reinforcement")
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     batch_size: int = Field(12, ge=2, description="summaries in one pass")
     samples: int = Field(6, ge=2, description="summaries of a job that are compared")
     gradient_accumulation_steps: int = Field(1, ge=1)
-    steps_per_generation: int = Field(2, ge=1)
+    steps_per_generation: int = Field(4, ge=1)
     """passes that one sampling feeds, each with its own batch_size summaries: the later ones learn
     from what an older policy wrote"""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(0.8, gt=0)
     loss: Literal["dr_grpo", "luspo"] = "luspo"
     """how tokens are summed, neither of which favours short answers as the plain GRPO loss does:
     the reward pays for shortness already"""
@@ -62,6 +62,12 @@ class GenerativeSpec(Section):
                 f"generative.batch_size {self.batch_size} x steps_per_generation "
                 f"{self.steps_per_generation} must be a multiple of generative.samples "
                 f"{self.samples}"
+            )
+        least = self.batch_size * self.steps_per_generation // self.samples
+        if self.steps and self.jobs < least:
+            raise ValueError(
+                f"generative.jobs {self.jobs}: one sampling takes {least} (batch_size x "
+                "steps_per_generation / samples); raise it, or lower one of these"
             )
         return self
 

@@ -73,7 +73,11 @@ class TrainSpec(Section):
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what comes out: not where losses go nor how often a state is
         kept, and no paths, whose content counts."""
-        told = ("logger", "checkpoint_every")
+        told = ["logger", "checkpoint_every"]
+        if self.list_loss is None:
+            told.append("list_weight")
+        if "full" not in (self.text, self.teacher_text):
+            told.append("text_tokens")
         return {
             name: value
             for name, value in self.settings().items()

@@ -64,9 +64,17 @@ class GenerativeKind:
             raise DataError(f"{path} holds no model", "run `control train-summarizer` again")
         own = spec.generative or GenerativeSpec()
         if (path / HISTORY_FILE).is_file():  # as it was trained, but for what is asked for
-            history = json.loads((path / HISTORY_FILE).read_text(encoding="utf-8"))
-            asked = own.model_dump(exclude_unset=True)
-            own = GenerativeSpec.model_validate({**history["settings"], **asked})
+            # How it was trained may be told in another version's words.
+            try:
+                history = json.loads((path / HISTORY_FILE).read_text(encoding="utf-8"))
+                read = {name: history["settings"][name] for name in ("source_tokens", "new_words")}
+                asked = own.model_dump(exclude_unset=True)
+                own = GenerativeSpec.model_validate({**read, **asked})
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path / HISTORY_FILE} does not say how the model was trained: {error}",
+                    "run `control train-summarizer` again",
+                ) from error
         return GenerativeSummarizer(path, own, spec.budget_tokens, encode)
 
 

@@ -77,29 +77,31 @@ def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], tar
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from slmrank.model.quiet import quiet
     from slmrank.summarize.ranker import RankerKind
 
     if target.is_dir():
         return
     scorer = RankerKind().fit(fitting).scorer
     examples = warm_up_examples(jobs, spec, scorer.choose, fitting.encode)
-    arguments = SFTConfig(
-        output_dir=str(target.with_name("warm-up")),
-        num_train_epochs=spec.warm_up_epochs,
-        per_device_train_batch_size=4,
-        learning_rate=spec.warm_up_learning_rate,
-        completion_only_loss=True,
-        max_length=None,
-        **_common(spec, fitting.device),
-    )
-    trainer = SFTTrainer(
-        model=_model(fitting.base, fitting.device),
-        args=arguments,
-        train_dataset=Dataset.from_list(examples),
-        processing_class=_tokenizer(fitting.base),
-        peft_config=_adapter(spec),
-        callbacks=[_told(fitting.progress, "warm-up steps")],
-    )
+    with quiet():
+        arguments = SFTConfig(
+            output_dir=str(target.with_name("warm-up")),
+            num_train_epochs=spec.warm_up_epochs,
+            per_device_train_batch_size=4,
+            learning_rate=spec.warm_up_learning_rate,
+            completion_only_loss=True,
+            max_length=None,
+            **_common(spec, fitting.device),
+        )
+        trainer = SFTTrainer(
+            model=_model(fitting.base, fitting.device),
+            args=arguments,
+            train_dataset=Dataset.from_list(examples),
+            processing_class=_tokenizer(fitting.base),
+            peft_config=_adapter(spec),
+            callbacks=[_told(fitting.progress, "warm-up steps")],
+        )
     _silence(trainer)
     if spec.warm_up_epochs:
         trainer.train()
@@ -135,6 +137,8 @@ def _reinforce(
     from transformers import TrainerState
     from trl import GRPOConfig, GRPOTrainer
 
+    from slmrank.model.quiet import quiet
+
     rows = [
         {"prompt": request_of(one.job, spec.source_tokens, fitting.encode), "place": place}
         for place, one in enumerate(jobs)
@@ -160,35 +164,41 @@ def _reinforce(
         rewards.__name__ = name
         return rewards
 
-    arguments = GRPOConfig(
-        output_dir=str(target.with_name("reinforced")),
-        max_steps=spec.steps,
-        per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
-        steps_per_generation=spec.steps_per_generation,
-        num_generations=spec.samples,
-        max_completion_length=spec.tokens,
-        temperature=spec.temperature,
-        learning_rate=spec.learning_rate,
-        importance_sampling_level="sequence",
-        loss_type=spec.loss,
-        epsilon=3e-4,
-        epsilon_high=4e-4,
-        # Within a group the terms differ little: dividing by its own deviation would amplify noise.
-        scale_rewards="batch",
-        beta=0.0,
-        save_steps=20,
-        **_common(spec, fitting.device, saving=True),
-    )
-    trainer = GRPOTrainer(
-        model=_model(warm, fitting.device),
-        reward_funcs=[term(reward.faithfulness, "faithfulness"), term(reward.brevity, "brevity")],
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=_tokenizer(warm),
-        peft_config=_adapter(spec),
-        callbacks=[_told(fitting.progress, "steps")],
-    )
+    with quiet():
+        arguments = GRPOConfig(
+            output_dir=str(target.with_name("reinforced")),
+            max_steps=spec.steps,
+            per_device_train_batch_size=spec.batch_size,
+            gradient_accumulation_steps=spec.gradient_accumulation_steps,
+            steps_per_generation=spec.steps_per_generation,
+            num_generations=spec.samples,
+            max_completion_length=spec.tokens,
+            temperature=spec.temperature,
+            learning_rate=spec.learning_rate,
+            importance_sampling_level="sequence",
+            loss_type=spec.loss,
+            # GSPO's own 3e-4 and 4e-4 are for all weights and small steps: an adapter's first step
+            # passes them, and what is left of a sampling teaches nothing.
+            epsilon=0.02,
+            epsilon_high=0.03,
+            # Within a group the terms differ little: its own deviation would amplify noise.
+            scale_rewards="batch",
+            beta=0.0,
+            save_steps=20,
+            **_common(spec, fitting.device, saving=True),
+        )
+        trainer = GRPOTrainer(
+            model=_model(warm, fitting.device),
+            reward_funcs=[
+                term(reward.faithfulness, "faithfulness"),
+                term(reward.brevity, "brevity"),
+            ],
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=_tokenizer(warm),
+            peft_config=_adapter(spec),
+            callbacks=[_told(fitting.progress, "steps")],
+        )
     _silence(trainer)
     if spec.steps:
         states = Path(arguments.output_dir).glob("*/trainer_state.json")
