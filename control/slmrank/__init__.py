@@ -61,6 +61,10 @@ _MODULES = (
 )
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     for module in _MODULES if name in __all__ else ():
         found = getattr(importlib.import_module(f"slmrank.{module}"), name, None)

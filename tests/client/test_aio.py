@@ -351,7 +351,7 @@ def test_headers_that_cannot_be_sent_are_refused(headers: Any) -> None:
 
 @pytest.mark.parametrize("jobs", ["abc", [{"job_id": "a"}], [None]])
 def test_what_is_no_job_is_refused(jobs: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"is no job|is a string"):
+    with pytest.raises(InvalidRequest, match=r"is no job|is one str"):
         asyncio.run(asking(Answering([]), max_items=9).score("q", jobs))
 
 
@@ -537,3 +537,13 @@ def test_a_call_whose_connection_is_closed_fails_and_a_cancelled_one_is_cancelle
             await waiting
 
     asyncio.run(cancelled())
+
+
+JOB = Job(job_id="a", description="b")
+
+
+@pytest.mark.parametrize("jobs", ["a", {"job_id": "a"}, JOB, ItemText(text="a"), None])
+def test_one_job_is_no_list_of_jobs(jobs: Any) -> None:
+    """The keys of a dict were asked for as stored jobs."""
+    with pytest.raises(InvalidRequest, match=f"jobs is one {type(jobs).__name__}"):
+        rows_of(jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -173,7 +174,20 @@ def test_rows_are_paired_by_query_and_job() -> None:
 
 def test_reciprocal_rank_is_of_the_best_grade_and_splits_ties() -> None:
     assert reciprocal_rank(listing([0.9, 0.8, 0.1], [2, 4, 4])) == 1 / 2
-    assert reciprocal_rank(listing([0.5, 0.5, 0.1], [3, 0, 0])) == 1 / 1.5
+    for scores, grades in (
+        ([0.5, 0.5, 0.1], [3, 0, 0]),
+        ([0.5] * 6, [4, 4, 4, 0, 0, 0]),
+        ([0.9, 0.5, 0.5, 0.5, 0.1], [1, 4, 0, 4, 4]),
+    ):
+        orders = [
+            sorted(order, key=lambda place: -scores[place])
+            for order in permutations(range(len(scores)))
+        ]
+        best = [grade == max(grades) for grade in grades]
+        ranks = [next(n for n, at in enumerate(order, 1) if best[at]) for order in orders]
+        assert reciprocal_rank(listing(scores, grades)) == pytest.approx(
+            np.mean([1 / rank for rank in ranks])
+        )
     assert math.isnan(reciprocal_rank(listing([0.5, 0.4], [0, 0])))
 
 

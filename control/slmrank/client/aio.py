@@ -126,7 +126,7 @@ class AsyncRankClient:
     async def score(
         self,
         query: str,
-        jobs: Sequence[Asked],
+        jobs: Iterable[Asked],
         *,
         timeout_s: float | None = None,
         deferrable: bool = False,

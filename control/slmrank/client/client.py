@@ -10,9 +10,10 @@ The blocking form of `AsyncRankClient`, which says how calls are split, repeated
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar, Unpack
 
 from slmrank.client.aio import AsyncRankClient, ClientOptions
@@ -62,7 +63,7 @@ class RankClient:
     def score(
         self,
         query: str,
-        jobs: Sequence[Asked],
+        jobs: Iterable[Asked],
         *,
         timeout_s: float | None = None,
         deferrable: bool = False,
@@ -81,6 +82,8 @@ def _wait_for(call: Coroutine[Any, Any, Result]) -> Result:
         raise
     try:
         return future.result()
+    except concurrent.futures.CancelledError as error:
+        raise Unreachable("the client was closed during the call", "close it later") from error
     except BaseException:
         future.cancel()
         raise

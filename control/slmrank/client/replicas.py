@@ -286,7 +286,7 @@ def tls_arguments(tls: Tls | None) -> dict[str, Any]:
 def _read_at(tls: Tls | None) -> list[int]:
     """When the files were written: certificates are renewed in place."""
     files = (tls.authority, tls.certificate, tls.key) if tls is not None else ()
-    return [os.stat(one).st_mtime_ns for one in files if one is not None and one.exists()]
+    return [os.stat(one).st_mtime_ns for one in files if one is not None and Path(one).exists()]
 
 
 def _system_roots() -> Path | None:

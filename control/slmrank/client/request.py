@@ -98,8 +98,9 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def rows_of(jobs: Iterable[Asked]) -> list[Row]:
     """The jobs as rows, in order. Raises InvalidRequest for what is no job."""
-    if isinstance(jobs, str):
-        raise InvalidRequest("jobs is a string", "give a list, also of one")
+    one = isinstance(jobs, str | bytes | Mapping | Job | ItemText)
+    if one or not isinstance(jobs, Iterable):
+        raise InvalidRequest(f"jobs is one {type(jobs).__name__}", "give a list, also of one")
     return [_row(job) for job in jobs]
 
 

@@ -63,7 +63,7 @@ class Pair(BaseModel):
     query: str = Field(min_length=1)
     job_id: str = Field(min_length=1)
     grade: int = Field(default=..., ge=0, le=MAX_GRADE)  # or by `target`
-    target: float | None = Field(None, ge=0, le=1)
+    target: float | None = Field(default=None, ge=0, le=1)
     split: Split | None = None
     kind: str | None = None
     group: str | None = None

@@ -112,14 +112,21 @@ def ndcg_interval(
 
 
 def reciprocal_rank(listing: Listing) -> float:
-    """1 / rank of the first job of the listing's highest grade; ties count as the middle of their
-    places; NaN when all grades are 0."""
+    """1 / rank of the first job of the listing's highest grade, its mean over all orders of tied
+    jobs; NaN when all grades are 0."""
     best = listing.grades.max(initial=0)
     if best == 0:
         return math.nan
     top = listing.scores[listing.grades == best].max()
     rivals = listing.scores[listing.grades < best]
-    return float(1 / (1 + np.sum(rivals > top) + np.sum(rivals == top) / 2))
+    above, tied = int(np.sum(rivals > top)), int(np.sum(rivals == top))
+    firsts = int(np.sum(listing.scores[listing.grades == best] == top))
+    mean, left = 0.0, 1.0  # left: the chance that the tied places so far are rivals'
+    for place in range(tied + 1):
+        waiting = firsts + tied - place
+        mean += left * firsts / waiting / (above + place + 1)
+        left *= (tied - place) / waiting
+    return mean
 
 
 def mrr_interval(listings: Sequence[Listing], draws: Draws) -> Interval:

@@ -22,7 +22,12 @@ from slmrank.prompt.labels import Labels
 from slmrank.prompt.template import PromptTemplate
 
 TEMPLATE_FILE = "chat_template.jinja"
-PROBES = (("nurse", "Care for patients"), ("payroll?", "Care for patients."), ("C++", "(a)"))
+# A text may begin and end with any of them, and a wording that touches it join them in a token.
+MARKS = ".,:;!?()[]{}<>\"'`-*#@&/+=_%$|~^\\\u2013"
+PROBES = (
+    *(("nurse", "Care for patients"), ("payroll?", "Care for patients."), ("C++", "(a)")),
+    *((f"{mark}nurse{mark}", f"{mark}Care{mark}") for mark in MARKS),
+)
 
 
 def exported_files(template: PromptTemplate, labels: Labels) -> dict[str, str]:

@@ -60,8 +60,12 @@ class LmdbStore:
                 self._env.open_db(name, create=write) for name in names
             )
         except lmdb.Error as error:
+            twice = "already open" in str(error)
             raise ArtifactError(
-                f"cannot open the summary store {path}: {error}", "make it again"
+                f"cannot open the summary store {path}: {error}",
+                "close the one that is open, or start this process again"
+                if twice
+                else "make it again",
             ) from error
 
     def close(self) -> None:

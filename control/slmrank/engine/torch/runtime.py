@@ -76,12 +76,18 @@ class Attending:
 
 
 class TorchEngine:
-    """A loaded engine. Not thread-safe: one per server instance."""
+    """A loaded engine. Not thread-safe: one per server instance; of several, each takes the GPU
+    whose `turn` it is."""
 
-    def __init__(self, path: Path, threads: int = 0, device: str | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int = 0, device: str | None = None, turn: int | None = None
+    ) -> None:
         try:
             self.info = TorchInfo.model_validate_json((path / ENGINE_FILE).read_text("utf-8"))
-            self._placement = choose_placement(device or self.info.device, self.info.dtype)
+            device = device or self.info.device
+            if turn is not None and device != "cpu" and torch.cuda.device_count():
+                device = f"cuda:{turn % torch.cuda.device_count()}"
+            self._placement = choose_placement(device, self.info.dtype)
             loaded = load_file(path / WEIGHTS_FILE, device=self._placement.device)
         except (OSError, ValueError, SafetensorError) as error:
             raise EngineError(f"{path} holds no engine: {error}", "run `control build`") from error
@@ -178,9 +184,7 @@ ROWS_AT_ONCE, MASK_AT_ONCE = 64, 1 << 20
 
 def open_engine(path: Path, threads: int) -> TorchEngine:
     """What the stage `ranker` opens. Its processes take the GPUs in turn."""
-    rank, seen = int(os.environ.get("LOCAL_RANK") or 0), max(1, torch.cuda.device_count())
-    os.environ["LOCAL_RANK"] = str(rank % seen)
-    return TorchEngine(path, threads)
+    return TorchEngine(path, threads, turn=int(os.environ.get("LOCAL_RANK") or 0))
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
