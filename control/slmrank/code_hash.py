@@ -34,7 +34,9 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
     top or inside functions, data files that these name, and the given source files with what they
     import; registries are not followed."""
     # Two stages are both called model.py, and where somebody's own lies says nothing.
-    found = {f"{place}:{path.name}": source_hash(path) for place, path in enumerate(files)}
+    # They are copied as they are when a repository is made, and may be edited before.
+    fresh = source_hash.__wrapped__
+    found = {f"{place}:{path.name}": fresh(path) for place, path in enumerate(files)}
     waiting = [*roots, *(one for path in files for one in _own(path))]
     while waiting:
         name = waiting.pop()
@@ -52,7 +54,7 @@ def code_hash(*roots: str, files: tuple[Path, ...] = ()) -> str:
                 "name modules that can be imported",
             )
         own = path.is_relative_to(_ROOT)
-        source = source_hash(path) if own else _hash_of_loaded(name, path)
+        source = source_hash(path) if own else hash_of_loaded(name, path)
         key = name if own else source
         if key in found:
             continue
@@ -68,15 +70,20 @@ def _own(path: Path) -> list[str]:
 
 @cache
 def source_hash(path: Path) -> str:
-    """Hash of a source file without comments, docstrings and blank lines."""
-    return hash_value(significant_text(path.read_text(encoding="utf-8")))
+    """Hash of a source file without comments, docstrings and blank lines. Raises SpecError for one
+    that is half written."""
+    try:
+        return hash_value(significant_text(path.read_text(encoding="utf-8")))
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise SpecError(f"{path} is no valid Python: {error}", "mend it") from error
 
 
 _LOADED: dict[str, tuple[Any, str]] = {}
 
 
-def _hash_of_loaded(name: str, path: Path) -> str:
-    """Of the code that runs: an edit counts from when the module is loaded again on."""
+def hash_of_loaded(name: str, path: Path) -> str:
+    """Of the code that runs, if asked for when it was loaded: an edit counts from when the module
+    is loaded again on."""
     loading = getattr(sys.modules.get(name), "__spec__", None)  # `importlib.reload` makes a new one
     known = _LOADED.get(name)
     if known is None or known[0] is not loading:

@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from slmrank.code_hash import hash_of_loaded
 from slmrank.errors import SpecError
 from slmrank.hashing import hash_value
 
@@ -45,3 +46,4 @@ def _load() -> None:
         except Exception as error:
             del sys.modules[module_name]
             raise SpecError(f"{VARIABLE}: {name} fails to load: {error}", "mend it") from error
+        hash_of_loaded(module_name, path)  # of what was loaded, whatever becomes of the file

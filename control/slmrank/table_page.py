@@ -59,7 +59,7 @@ def _markdown(name: str, page: TablePage) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is: notes hold titles and summaries of jobs."""
-    marked = re.sub(r"([\\`*<]|^[#>+-])", r"\\\1", " ".join(text.split()))
+    marked = re.sub(r"([\\`*_<\[\]&~]|^[#>+-])", r"\\\1", " ".join(text.split()))
     return re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", marked)
 
 

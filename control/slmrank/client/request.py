@@ -37,6 +37,7 @@ _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired", f"{Overloa
 # And of a model that is not loaded yet, that goes because the server ends, or whose process died.
 _NOT_SERVING = ("has no available versions", "is not healthy")
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
+LEAVING = f"{Unreachable.__name__}: "  # of a stage whose server is about to end
 _BY_NAME: dict[str, type[ScoreError]] = {
     one.__name__: one for one in (InvalidQuery, InvalidRequest)
 }
@@ -53,6 +54,9 @@ def explain(error: Any, url: str) -> ScoreError:
             "send fewer requests at a time, or add replicas",
         )
     lost = "UNAVAILABLE" in status or isinstance(error, grpc.FutureTimeoutError)
+    if text.startswith(LEAVING):
+        message, _, fix = text.removeprefix(LEAVING).partition(". Fix: ")
+        return Unreachable(f"{url}: {message}", fix)
     if lost or any(sign in text for sign in _NOT_SERVING):
         return Unreachable(
             f"no answer from {url}: {text}",

@@ -28,6 +28,7 @@ OFFERED = "ok|truncated|not_ranked|refused"  # what more replicas would have sco
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01
+FEWEST_GIVEN_UP_OF = 50  # calls in five minutes: two of an idle pod's two are nobody's trouble
 MOST_GIVEN_UP = 0.2  # a client that hedges at its 95th percentile gives up one call in twenty
 
 
@@ -150,7 +151,8 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
         ),
         _alert(
             "SlmrankCallersGiveUp",
-            f"{given_up} / clamp_min({all_calls}, 1e-9) > {MOST_GIVEN_UP:g}",
+            f"{given_up} / clamp_min({all_calls}, 1e-9) > {MOST_GIVEN_UP:g} "
+            f"and ({all_calls}) * 300 > {FEWEST_GIVEN_UP_OF}",
             "5m",
             "page",
             "callers of {{ $labels.pod }} give up {{ $value | humanizePercentage }} of their calls "

@@ -335,7 +335,7 @@ def _capacity(
     _require_alike(record, measured.get("host") or {}, spec, gpu)
     wanted = {"limit_ms": slo.latency_ms, "percentile": slo.percentile}
     try:
-        cell = slowest_cell(asked_for(measured, spec.sweep), str(record), wanted)
+        cell = slowest_cell(asked_for(measured, str(record), spec.sweep), str(record), wanted)
     except SweepError as error:
         hint = (
             "raise sweep.slo, run `control slo` (--force: again), or set deploy.scaling.items_per_s"

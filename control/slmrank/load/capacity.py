@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from slmrank.errors import SweepError
-from slmrank.load.figures import cell_of
+from slmrank.load.figures import cell_name, cell_of
 from slmrank.load.record import CELL, Record
 from slmrank.spec.deploy import ScalingSpec
 from slmrank.spec.load import SweepSpec
@@ -91,13 +91,20 @@ def plan_capacity(load: float, per_instance: float, scaling: ScalingSpec) -> Cap
     )
 
 
-def asked_for(record: Record, sweep: SweepSpec) -> Record:
+def asked_for(record: Record, name: str, sweep: SweepSpec) -> Record:
     """A record with the kinds of request that a spec sweeps: it holds every one that was ever
-    searched for."""
+    searched for. Raises SweepError when it holds others alone."""
     tokens: list[int | None] = [None] if sweep.texts == "store" else [*sweep.tokens]
     queries: list[int | None] = [*sweep.query_tokens] or [None]
     kinds = list(product(sweep.items, tokens, queries))
-    return {**record, "slo": [cell for cell in record["slo"] if cell_of(cell) in kinds]}
+    asked = [cell for cell in record["slo"] if cell_of(cell) in kinds]
+    if record["slo"] and not asked:
+        other = "; ".join(dict.fromkeys(cell_name(cell_of(cell)) for cell in record["slo"]))
+        raise SweepError(
+            f"{name} holds rates of requests of {other}, and the spec's section sweep names others",
+            "give it the sizes that were measured (--set sweep.items=...), or measure its own",
+        )
+    return {**record, "slo": asked}
 
 
 def slowest_cell(record: Record, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,10 @@ FOLDER = "sweeps"
 Record = dict[str, Any]
 CELL = ("items", "tokens", "query_tokens")
 _POINT = (*CELL, "load", "stable")
-_RATE = (*CELL, "limit_ms", "percentile", "rate", "items_per_s_range", "latency_ms_range")
+_RATE = (
+    *(*CELL, "limit_ms", "percentile", "rate", "failed_at"),
+    *("items_per_s", "items_per_s_range", "latency_ms_range"),
+)
 
 
 def record_path(root: Path, identity: Mapping[str, str], url: str | None = None) -> Path:

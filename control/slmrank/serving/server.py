@@ -165,8 +165,10 @@ class Server:
         if self._process is not None:
             if self._process.poll() is None:
                 ends = time.monotonic() + self.drain_s
-                self._answer_what_was_taken(self._process, ends)
-                self._process.send_signal(signal.SIGTERM)
+                try:
+                    self._answer_what_was_taken(self._process, ends)
+                finally:  # who waits may be interrupted
+                    self._process.send_signal(signal.SIGTERM)
                 try:
                     self._process.wait(max(ends - time.monotonic(), 0.0) + STOP_MARGIN_S)
                 except subprocess.TimeoutExpired:

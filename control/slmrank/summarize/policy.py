@@ -46,7 +46,8 @@ def train_policy(fitting: Fitting) -> Path:
             f"{len(held_out) + len(jobs)} jobs have training queries of both kinds, and "
             f"summarize.generative.held_out takes {len(held_out)}: {len(jobs)} are left to train "
             f"on, {least} at least are needed",
-            "lower it, or give more judged pairs",
+            "raise summarize.generative.jobs, lower batch_size or steps_per_generation there, or "
+            "give more judged pairs",
         )
     reward = Reward(fitting, spec)
     warm, trained = fitting.work / WARM_FOLDER, fitting.work / POLICY_FOLDER

@@ -30,7 +30,7 @@ FEWEST_CALLS = 100
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
     lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), its share of
-    failures, and of calls that their callers gave up."""
+    failures, and how many calls their callers gave up."""
 
     window_s: int
     calls: float
@@ -61,10 +61,7 @@ def observe(
     # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
     failed = _ask(prometheus, f"max({lost} / clamp_min({lost} + {answered}, 1e-9))")
     # They are in no percentile: the slower it is, the fewer of its calls that knows.
-    left = given_up_calls(chosen, window, "increase", by_pod)
-    given_up = _ask(
-        prometheus, f"max({left} / clamp_min({left} + ({lost} or 0 * {left}) + {answered}, 1e-9))"
-    )
+    given_up = _ask(prometheus, f"sum({given_up_calls(chosen, window, 'increase', by_pod)})")
     return Observed(
         window_s=window_s,
         calls=_ask(prometheus, f"sum({answered})") or 0.0,
@@ -78,10 +75,11 @@ def observe(
 def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> str:
     """What was observed, in words. Raises Refused when it breaks the release's objective, or was
     too little to tell."""
-    if observed.given_up > MOST_GIVEN_UP:
+    everything = observed.calls + observed.lost + observed.given_up
+    if everything >= fewest and observed.given_up > MOST_GIVEN_UP * everything:
         raise Refused(
-            f"callers of the canary gave up {100 * observed.given_up:.0f} % of their calls before "
-            f"the answer, in {observed.window_s} s",
+            f"callers of the canary gave up {observed.given_up:.0f} of {everything:.0f} calls "
+            f"before the answer, in {observed.window_s} s",
             "`control deploy abort` takes it back; more replicas may help a slow one",
         )
     if observed.calls < fewest:
