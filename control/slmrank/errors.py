@@ -1,22 +1,5 @@
-"""Every error that the library raises on purpose.
-
-    ControlError                 1
-      SpecError                  2   the bundle spec or a command-line value
-      DataError                  3   jobs, pairs, downloads
-      CheckpointError            4   a model directory, its tokenizer or its label tokens
-      ArtifactError              5   the artifact store; StoreUnavailable: a shared summary store
-      EngineError                6   building an engine; ParityError: built, but scores differ
-      RepositoryError            7   a Triton model repository
-      ServerError                8   starting or reaching tritonserver
-      ScoreError                 9   a scoring call: InvalidQuery, InvalidRequest, Overloaded,
-                                     DeadlineExceeded, Unreachable, ServerFault, WrongAnswer
-      SweepError                10   perf_analyzer
-      MissingDependencyError    11   a package or binary that an extra would bring
-      DeployError               12   manifests and clusters; the verbs that change a cluster end
-                                     with 1 refused, 2 rolled back, 3 failed instead
-
-The number is the exit code of the command line. `hint` is the remedy, one sentence.
-"""
+"""Every error that the library raises on purpose. The exit code is the command line's; `hint` is
+the remedy, one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +8,7 @@ from collections.abc import Iterator
 
 
 class ControlError(Exception):
-    """Base of all errors above: a message that names value and rule, and a remedy."""
+    """Base of all errors below: a message that names value and rule, and a remedy."""
 
     exit_code = 1
 
@@ -36,19 +19,19 @@ class ControlError(Exception):
 
 
 class SpecError(ControlError):
-    exit_code = 2
+    exit_code = 2  # the bundle spec or a command-line value
 
 
 class DataError(ControlError):
-    exit_code = 3
+    exit_code = 3  # jobs, pairs, downloads
 
 
 class CheckpointError(ControlError):
-    exit_code = 4
+    exit_code = 4  # a model directory, its tokenizer or its label tokens
 
 
 class ArtifactError(ControlError):
-    exit_code = 5
+    exit_code = 5  # the artifact store
 
 
 class StoreUnavailable(ArtifactError):
@@ -56,7 +39,7 @@ class StoreUnavailable(ArtifactError):
 
 
 class EngineError(ControlError):
-    exit_code = 6
+    exit_code = 6  # building an engine
 
 
 class ParityError(EngineError):
@@ -64,15 +47,15 @@ class ParityError(EngineError):
 
 
 class RepositoryError(ControlError):
-    exit_code = 7
+    exit_code = 7  # a Triton model repository
 
 
 class ServerError(ControlError):
-    exit_code = 8
+    exit_code = 8  # starting or reaching tritonserver
 
 
 class ScoreError(ControlError):
-    exit_code = 9
+    exit_code = 9  # a scoring call
 
 
 class InvalidQuery(ScoreError):
@@ -104,11 +87,11 @@ class WrongAnswer(ScoreError):
 
 
 class SweepError(ControlError):
-    exit_code = 10
+    exit_code = 10  # perf_analyzer
 
 
 class MissingDependencyError(ControlError):
-    exit_code = 11
+    exit_code = 11  # a package or binary that an extra would bring
 
 
 @contextlib.contextmanager
@@ -123,7 +106,7 @@ def needs(what: str, extra: str) -> Iterator[None]:
 
 
 class DeployError(ControlError):
-    exit_code = 12
+    exit_code = 12  # manifests and clusters; the verbs that change a cluster end as below
 
 
 class Refused(DeployError):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from slmrank.client.aio import AsyncRankClient
@@ -24,7 +23,7 @@ from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job
 from slmrank.errors import ScoreError
 from slmrank.gateway.kept import kept_spans
-from slmrank.gateway.shapes import ScoredItem, ScoredPart, scored_items, scored_parts
+from slmrank.gateway.shapes import scored_items, scored_parts
 from slmrank.store.job_store import JobStore
 
 FILES = Path(__file__).parent / "page"
@@ -55,57 +54,6 @@ class Shelf:
     plots: Mapping[str, bytes] = field(default_factory=dict)
 
 
-class About(BaseModel):
-    """What is on the shelf."""
-
-    sides: list[str]
-    jobs: int
-    examples: list[str]
-    plots: list[str]
-
-
-class Candidate(BaseModel):
-    """A job in the order of the first stage."""
-
-    job_id: str
-    title: str
-    company: str
-    location: str
-
-
-class RankedSide(BaseModel):
-    """One ranker's order; `error` where it gave none."""
-
-    name: str
-    items: list[ScoredItem]
-    parts: list[ScoredPart]
-    error: str | None = None
-
-
-class Ranked(BaseModel):
-    query: str
-    retrieval_ms: float
-    candidates: list[Candidate]
-    sides: list[RankedSide]
-
-
-class Summarised(BaseModel):
-    """A summary, and which parts of the description it kept: [start, end) in characters."""
-
-    name: str
-    summary: str
-    summary_tokens: int
-    source_tokens: int
-    kept: list[tuple[int, int]]
-
-
-class Shown(BaseModel):
-    """A job's full text and its summaries by ranker."""
-
-    job: Job
-    sides: list[Summarised]
-
-
 def page_routes(shelf: Shelf) -> APIRouter:
     """The routes under `/ui`."""
     routes = APIRouter(include_in_schema=False)
@@ -125,33 +73,26 @@ def page_routes(shelf: Shelf) -> APIRouter:
         return Response(shelf.plots[name], media_type="image/png")
 
     @routes.get("/ui/about")
-    async def about() -> About:
-        return About(
-            sides=[side.name for side in shelf.sides],
-            jobs=len(shelf.jobs),
-            examples=list(shelf.examples),
-            plots=sorted(shelf.plots),
-        )
+    async def about() -> dict[str, Any]:
+        return {
+            "sides": [side.name for side in shelf.sides],
+            "jobs": len(shelf.jobs),
+            "examples": shelf.examples,
+            "plots": sorted(shelf.plots),
+        }
 
     @routes.get("/ui/rank")
-    async def rank(query: str, count: int = Query(CANDIDATES, ge=1, le=500)) -> Ranked:
+    async def rank(query: str, count: int = Query(CANDIDATES, ge=1, le=500)) -> dict[str, Any]:
         started = time.monotonic()
         # Away from the event loop: BM25 is plain Python, and a catalogue may be large.
         found = await asyncio.to_thread(lambda: shelf.index.top(query, count))
-        jobs = [shelf.jobs[job_id] for job_id in found]
+        jobs = [shelf.jobs[job_id].model_dump(exclude={"description"}) for job_id in found]
         taken = round((time.monotonic() - started) * 1000, 3)
         sides = await asyncio.gather(*(_ask(side, query, found) for side in shelf.sides))
-        return Ranked(
-            query=query,
-            retrieval_ms=taken,
-            candidates=[
-                Candidate(**job.model_dump(include=set(Candidate.model_fields))) for job in jobs
-            ],
-            sides=list(sides),
-        )
+        return {"query": query, "retrieval_ms": taken, "candidates": jobs, "sides": sides}
 
     @routes.get("/ui/job")
-    async def job(job_id: str) -> Shown:
+    async def job(job_id: str) -> dict[str, Any]:
         job = shelf.jobs.get(job_id)
         if job is None:
             raise HTTPException(404, f"there is no job {job_id}")
@@ -160,35 +101,33 @@ def page_routes(shelf: Shelf) -> APIRouter:
     return routes
 
 
-async def _ask(side: Side, query: str, job_ids: Sequence[str]) -> RankedSide:
-    if not job_ids:
-        return RankedSide(name=side.name, items=[], parts=[])
+async def _ask(side: Side, query: str, job_ids: Sequence[str]) -> dict[str, Any]:
+    """One ranker's order; `error` where it gave none."""
+    found: dict[str, Any] = {"name": side.name, "items": [], "parts": [], "error": None}
     try:
-        answer = await side.client.score(query, list(job_ids))
+        if job_ids:
+            answer = await side.client.score(query, list(job_ids))
+            found |= {"items": scored_items(rank_order(answer)), "parts": scored_parts(answer)}
     except ScoreError as error:
-        return RankedSide(
-            name=side.name, items=[], parts=[], error=f"{error.message}. {error.hint}"
-        )
-    return RankedSide(
-        name=side.name, items=scored_items(rank_order(answer)), parts=scored_parts(answer)
-    )
+        found["error"] = f"{error.message}. {error.hint}"
+    return found
 
 
-def _shown(job: Job, sides: Sequence[Side]) -> Shown:
-    found = []
-    for side in sides:
-        entry = side.summaries.get(job.job_id)
-        if entry is not None:
-            found.append(
-                Summarised(
-                    name=side.name,
-                    summary=entry.summary,
-                    summary_tokens=entry.summary_tokens,
-                    source_tokens=entry.source_tokens,
-                    kept=kept_spans(job.description, entry.summary),
-                )
-            )
-    return Shown(job=job, sides=found)
+def _shown(job: Job, sides: Sequence[Side]) -> dict[str, Any]:
+    """A job's full text and its summaries by ranker. `kept`: which parts of the description are in
+    one, [start, end) in characters."""
+    found = [
+        {
+            "name": side.name,
+            "summary": entry.summary,
+            "summary_tokens": entry.summary_tokens,
+            "source_tokens": entry.source_tokens,
+            "kept": kept_spans(job.description, entry.summary),
+        }
+        for side in sides
+        if (entry := side.summaries.get(job.job_id)) is not None
+    ]
+    return {"job": job, "sides": found}
 
 
 def _file(name: str) -> Response:

@@ -81,18 +81,11 @@ def draw(record: Record) -> dict[str, bytes]:
     }
     found = {}
     for name, plot in plots.items():
-        image = _rendered(record, plot)
-        if image is not None:
-            found[name] = image
+        figure = new_figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
+        if plot(record, figure.subplots()):
+            figure.suptitle(title_of(record), fontsize=9, color="#555555")
+            found[name] = png_of(figure)
     return found
-
-
-def _rendered(record: Record, plot: Callable[[Record, Any], bool]) -> bytes | None:
-    figure = new_figure(figsize=SIZE_IN, dpi=DPI, layout="constrained")
-    if not plot(record, figure.subplots()):
-        return None
-    figure.suptitle(title_of(record), fontsize=9, color="#555555")
-    return png_of(figure)
 
 
 def _with_p95(record: Record) -> list[Record]:
@@ -101,6 +94,8 @@ def _with_p95(record: Record) -> list[Record]:
 
 def _latency_throughput(record: Record, axes: Any) -> bool:
     points = _with_p95(record)
+    if not points:
+        return False
     cells = list(dict.fromkeys(cell_of(point) for point in sorted(points, key=in_order)))
     axes.figure.set_size_inches(SIZE_IN[0], max(SIZE_IN[1], 1.4 + 0.19 * len(cells)))
     markers = {"concurrency": "o", "rate": "^"}
@@ -122,23 +117,24 @@ def _latency_throughput(record: Record, axes: Any) -> bool:
     axes.set(
         xlabel="throughput (items/s)", ylabel="p95 latency (ms)", title="Latency by throughput"
     )
-    waits = [point["p95_ms"] for point in points]
-    if points and max(waits) > 20 * min(waits):
-        axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
-    else:
-        axes.set_ylim(bottom=0)
+    _scale(axes, "y", points)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    if points:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return bool(points)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return True
 
 
-def _plain_ticks(axis: Any) -> None:
-    """Of a logarithmic axis: 1, 2, 5, 10 and so on, as plain numbers."""
+def _scale(axes: Any, which: str, points: list[Record]) -> None:
+    """An axis of p95: from 0, or logarithmic where they lie far apart, with 1, 2, 5, 10 and so on
+    as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    waits = [point["p95_ms"] for point in points]
+    if max(waits) <= 20 * min(waits):
+        axes.set(**{f"{which}lim": (0, None)})
+        return
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -233,12 +229,7 @@ def _pareto(record: Record, axes: Any) -> bool:
     key = "\n".join(f"{number}: {point_name(p)}" for number, p in enumerate(front, start=1))
     axes.plot([], [], " ", label=key)
     axes.set(xlabel="p95 latency (ms)", ylabel="throughput (items/s)", title="Pareto front")
-    waits = [p["p95_ms"] for p in points]
-    if max(waits) > 20 * min(waits):
-        axes.set_xscale("log")
-        _plain_ticks(axes.xaxis)
-    else:
-        axes.set_xlim(left=0)
+    _scale(axes, "x", points)
     # Room for the number above the highest point.
     axes.set_ylim(bottom=0, top=1.1 * max(p["items_per_s"] for p in points))
     axes.grid(alpha=0.3)

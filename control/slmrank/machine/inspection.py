@@ -22,10 +22,8 @@ class Machine:
     cpu: frozenset[str] | None
     memory_gib: float | None
     disk_gib: float
-    tritonserver: str | None
-    tritonserver_fault: Fault | None
-    perf_analyzer: str | None
-    perf_analyzer_fault: Fault | None
+    tritonserver: str | Fault
+    perf_analyzer: str | Fault
     gpus: tuple[Gpu, ...]
     no_gpu: str
     container: str | None
@@ -71,10 +69,15 @@ class Report:
         )
         self.findings.append(finding)
 
-    def add_tool(self, name: str, version: str | None, fault: Fault | None) -> None:
+    def add_tool(self, name: str, found: str | Fault) -> None:
         """A tool that was looked for: where it is, or why it was not found."""
-        found, fix = fault if fault is not None else (version or "", "")
-        self.add(name, fault is None, found, fix)
+        told, fix = (found, "") if isinstance(found, str) else found
+        self.add(name, isinstance(found, str), told, fix)
+
+    def add_package(self, machine: Machine, name: str, extra: str) -> None:
+        """A distribution that the extra brings."""
+        version = machine.versions.get(name, "not installed")
+        self.add(name, name in machine.versions, version, f"pip install 'slmrank[{extra}]'")
 
     def add_disk(self, machine: Machine, needed_gib: int) -> None:
         fix = f"free {needed_gib} GiB, or choose another place with --artifacts"

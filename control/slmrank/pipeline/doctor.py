@@ -35,8 +35,6 @@ _PACKAGES = ("nvidia-pytriton", "numpy", "nvidia-modelopt", "tensorrt")
 
 def look(folder: Path) -> Machine:
     """Ask this machine; `folder` is where artifacts would be written."""
-    server, server_fault = _located(lambda work: locate_tritonserver(work).origin)
-    analyzer, analyzer_fault = _located(lambda work: find_perf_analyzer(work).version)
     gpus, no_gpu = find_gpus()
     docker, no_docker = docker_version()
     targets = [TARGETS.get(name) for name in TARGETS.names()]
@@ -52,10 +50,8 @@ def look(folder: Path) -> Machine:
         cpu=cpu_features(),
         memory_gib=memory_gib(),
         disk_gib=shutil.disk_usage(existing).free / 2**30,
-        tritonserver=server,
-        tritonserver_fault=server_fault,
-        perf_analyzer=analyzer,
-        perf_analyzer_fault=analyzer_fault,
+        tritonserver=_located(lambda work: locate_tritonserver(work).origin),
+        perf_analyzer=_located(lambda work: find_perf_analyzer(work).version),
         gpus=tuple(gpus),
         no_gpu=no_gpu,
         container=os.environ.get("NVIDIA_TRITON_SERVER_VERSION"),
@@ -76,10 +72,10 @@ def diagnose(machine: Machine, targets: Sequence[str], spec: EngineSpec) -> list
     return found
 
 
-def _located(find: Callable[[Path], str]) -> tuple[str | None, Fault | None]:
-    """(where it comes from, None) or (None, what is wrong)."""
+def _located(find: Callable[[Path], str]) -> str | Fault:
+    """Where it comes from, or what is wrong."""
     with tempfile.TemporaryDirectory(prefix="slmrank-doctor-") as work:
         try:
-            return find(Path(work)), None
+            return find(Path(work))
         except ControlError as error:
-            return None, (error.message, error.hint)
+            return error.message, error.hint

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 from urllib.request import urlopen
@@ -136,17 +136,15 @@ class Server:
             )
         _require_engines(configs)
         reach_directly(self.address)
-        self.ports = Ports(
-            grpc=claim_port(self.address, self._wanted.grpc, "--grpc-port"),
-            http=0
-            if self.http == "off"
-            else claim_port(self.address, self._wanted.http, "--http-port"),
-            metrics=claim_port(self.address, self._wanted.metrics, "--metrics-port"),
-        )
-        used = [port for port in astuple(self.ports) if port]
-        if len(set(used)) < len(used):
+        used = {
+            name: claim_port(self.address, port, f"--{name}-port")
+            for name, port in asdict(self._wanted).items()
+            if name != "http" or self.http != "off"
+        }
+        self.ports = Ports(**{"http": 0, **used})
+        if len({*used.values()}) < len(used):
             raise ServerError(
-                f"ports {', '.join(map(str, used))}: one is asked for twice",
+                f"ports {', '.join(map(str, used.values()))}: one is asked for twice",
                 "give --grpc-port, --http-port and --metrics-port different numbers",
             )
         self._work = Path(tempfile.mkdtemp(prefix="slmrank-serve-"))
@@ -226,23 +224,17 @@ class Server:
         http = [f"--allow-http={str(self.http != 'off').lower()}"]
         if self.http != "off":
             closed = CLOSED if self.http == "all" else CLOSED_TO_PROBES
-            http += ["--http-address", of_evhtp(self.address), "--http-port", str(self.ports.http)]
+            http += [f"--http-address={of_evhtp(self.address)}", f"--http-port={self.ports.http}"]
             http.append(f"--http-restricted-api={closed}:slmrank-key={key}")
         command = [
             str(installation.binary),
             *installation.arguments,
-            "--model-repository",
-            str(self.repository.resolve()),
-            "--grpc-address",
-            in_url(self.address),
-            "--metrics-address",
-            of_evhtp(self.address),
-            "--grpc-port",
-            str(self.ports.grpc),
-            "--metrics-port",
-            str(self.ports.metrics),
-            "--exit-timeout-secs",
-            str(self.drain_s),
+            f"--model-repository={self.repository.resolve()}",
+            f"--grpc-address={in_url(self.address)}",
+            f"--metrics-address={of_evhtp(self.address)}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
+            f"--exit-timeout-secs={self.drain_s}",
             "--exit-on-error=true",
             "--metrics-config=summary_latencies=true",
             f"--grpc-restricted-protocol={CLOSED}:slmrank-key={key}",

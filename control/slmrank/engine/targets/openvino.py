@@ -67,12 +67,9 @@ class OpenVinoTarget(InProcessTarget):
             ".".join(map(str, machine.python)),
             "use Python 3.11 or 3.12: the packaged server has a backend for these",
         )
-        extras = {"torch": "train", "transformers": "train", "openvino": "local"}
-        for name, extra in extras.items():
-            version = machine.versions.get(name)
-            fix = f"pip install 'slmrank[{extra}]'"
-            report.add(name, bool(version), version or "not installed", fix)
-        report.add_tool("tritonserver", machine.tritonserver, machine.tritonserver_fault)
+        for name, extra in (("torch", "train"), ("transformers", "train"), ("openvino", "local")):
+            report.add_package(machine, name, extra)
+        report.add_tool("tritonserver", machine.tritonserver)
         numpy = machine.versions.get("numpy", "")
         report.add(
             "numpy",
@@ -80,7 +77,7 @@ class OpenVinoTarget(InProcessTarget):
             numpy or "not installed",
             "pip install 'numpy<2': the packaged server's string tensors break with numpy 2",
         )
-        report.add_tool("perf_analyzer", machine.perf_analyzer, machine.perf_analyzer_fault)
+        report.add_tool("perf_analyzer", machine.perf_analyzer)
         if machine.cpu is None:
             report.add("INT8 instructions", "unknown", "flags cannot be read", "measure")
         else:

@@ -44,11 +44,8 @@ class TorchTarget(InProcessTarget):
 
     def diagnose(self, machine: Machine, spec: EngineSpec, report: Report) -> None:
         for name in ("torch", "transformers", "safetensors"):
-            version = machine.versions.get(name)
-            report.add(
-                name, bool(version), version or "not installed", "pip install 'slmrank[train]'"
-            )
-        report.add_tool("tritonserver", machine.tritonserver, machine.tritonserver_fault)
+            report.add_package(machine, name, "train")
+        report.add_tool("tritonserver", machine.tritonserver)
         names = ", ".join(gpu.name for gpu in machine.gpus)
         report.add(
             "GPU",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,8 @@ from slmrank.triton.config import RANKER, ModelConfig, Queue, label_parameters, 
 
 MODEL_FOLDER = "model"
 _SERVING = (
-    "max_batch_size",
-    "max_num_tokens",
-    "tokens_per_block",
-    "kv_cache_reuse",
-    "kv_cache_fraction",
+    *("max_batch_size", "max_num_tokens", "tokens_per_block"),
+    *("kv_cache_reuse", "kv_cache_fraction"),
 )
 
 
@@ -70,20 +68,11 @@ class TrtllmLlmApiTarget(EngineTarget):
     def triton_models(
         self, spec: BundleSpec, checkpoint: Checkpoint, figures: Mapping[str, Any], queue: Queue
     ) -> dict[str, ModelConfig]:
-        own = spec.engine.trtllm
-        _check(own, checkpoint)
-        parameters = (
-            label_parameters(checkpoint.labels)
-            | prompt_limits(checkpoint)
-            | {
-                "max_batch_size": str(own.max_batch_size),
-                "max_num_tokens": str(own.max_num_tokens),
-                "max_seq_len": str(checkpoint.encoder().max_prompt_tokens + 1),
-                "tokens_per_block": str(own.tokens_per_block),
-                "kv_cache_reuse": str(own.kv_cache_reuse).lower(),
-                "kv_cache_fraction": str(own.kv_cache_fraction),
-            }
-        )
+        _check(spec.engine.trtllm, checkpoint)
+        parameters = label_parameters(checkpoint.labels) | prompt_limits(checkpoint)
+        parameters["max_seq_len"] = str(checkpoint.encoder().max_prompt_tokens + 1)
+        for name, value in self.serving_settings(spec).items():
+            parameters[name] = json.dumps(value)
         # One instance, because it owns the GPU.
         return {RANKER: ranker_model(spec.repository.max_batch_size, queue, parameters)}
 

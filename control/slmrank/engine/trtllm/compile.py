@@ -131,9 +131,7 @@ def compile_engine(
             _run(builder, command, log, draft.work, timeout_s)
             config = _engine_config(draft.path)
             check_engine_config(config, planned.plan, read_trtllm_config(planned.checkpoint))
-    built = find_compiled(store, planned.tag)
-    assert built is not None
-    return built
+    return store.read(COMPILED, planned.tag)
 
 
 def find_compiled(store: ArtifactStore, tag: str) -> Artifact | None:

@@ -50,7 +50,7 @@ def diagnose_trtllm(
     if machine.packaged_server:
         report.add("tritonserver", False, "only the packaged one, for CPUs", INSIDE)
     else:
-        report.add_tool("tritonserver", machine.tritonserver, machine.tritonserver_fault)
+        report.add_tool("tritonserver", machine.tritonserver)
     report.add_disk(machine, DISK_GIB)
     return True
 

@@ -31,8 +31,9 @@ _LAYER: dict[str, tuple[str, ...]] = {
     "mlp.fc": ("mlp.gate_proj",),
     "mlp.gate": ("mlp.up_proj",),
     "mlp.proj": ("mlp.down_proj",),
+    "attention.q_layernorm": ("self_attn.q_norm",),
+    "attention.k_layernorm": ("self_attn.k_norm",),
 }
-_QK_NORMS = {"attention.q_layernorm": "q_norm", "attention.k_layernorm": "k_norm"}
 
 
 def layer_prefix(layer: int) -> str:
@@ -55,7 +56,12 @@ def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) ->
         )
     for name, shape in wanted.items():
         if index[name].shape != shape:
-            raise CheckpointError(*_wrong_shape(name, index[name].shape, shape))
+            raise CheckpointError(
+                f"{name!r} has shape {list(index[name].shape)}, config.json says {list(shape)}",
+                "TensorRT-LLM needs one width for all layers: prune uniformly (control prune "
+                "does), and save config.json with the model (num_key_value_heads and head_dim "
+                "included)",
+            )
     tied = bool(config.get("tie_word_embeddings", False))
     embedding, head = index["model.embed_tokens.weight"], index.get("lm_head.weight")
     if tied and head is not None and not same_content(embedding, head):
@@ -87,10 +93,6 @@ def plan_tensors(geometry: Geometry, config: Mapping[str, Any], index: Index) ->
                 full = [f"{theirs}{one}.{suffix}" for one in sources]
                 if full[0] in wanted:
                     planned.append(new(f"{ours}{name}.{suffix}", *full))
-        for name, source in _QK_NORMS.items():
-            full_name = f"{theirs}self_attn.{source}.weight"
-            if full_name in wanted:
-                planned.append(new(f"{ours}{name}.weight", full_name))
     planned.append(new(FINAL_NORM, "model.norm.weight"))
     # Always written, a copy where the model ties it: loaders disagree about its absence
     # (TensorRT-LLM #1733, #2585, #3324).
@@ -257,11 +259,3 @@ def _biased(family: str, config: Mapping[str, Any]) -> frozenset[str]:
     if config.get("mlp_bias"):
         names |= {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     return frozenset(names)
-
-
-def _wrong_shape(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[str, str]:
-    return (
-        f"{name!r} has shape {list(actual)}, config.json says {list(wanted)}",
-        "TensorRT-LLM needs one width for all layers: prune uniformly (control prune does), and "
-        "save config.json with the model (num_key_value_heads and head_dim included)",
-    )

@@ -28,6 +28,7 @@ from slmrank.spec.engine import TrtllmSpec
 TAG_LENGTH = 12
 EMITTED_FOLDER = "checkpoint"  # of the planned engine: the TensorRT-LLM checkpoint
 QUANT_ALGORITHMS = {"none": None, "fp8": "FP8", "int8-sq": "W8A8_SQ_PER_CHANNEL"}
+_SIZES = ("max_batch_size", "max_num_tokens", "max_input_len", "max_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,7 @@ class BuildPlan:
         return {
             "--logits_dtype": self.logits_dtype,
             "--gather_generation_logits": "",
-            "--max_batch_size": str(self.max_batch_size),
-            "--max_num_tokens": str(self.max_num_tokens),
-            "--max_input_len": str(self.max_input_len),
-            "--max_seq_len": str(self.max_seq_len),
+            **{f"--{name}": str(getattr(self, name)) for name in _SIZES},
             "--max_beam_width": "1",
             "--kv_cache_type": "paged",
             "--tokens_per_block": str(self.tokens_per_block),
@@ -191,10 +189,7 @@ def check_engine_config(
     model = written.get("pretrained_config", {})
     wanted: dict[str, tuple[Any, Any]] = {
         "version": (written.get("version"), plan.trtllm),
-        "max_batch_size": (build.get("max_batch_size"), plan.max_batch_size),
-        "max_num_tokens": (build.get("max_num_tokens"), plan.max_num_tokens),
-        "max_input_len": (build.get("max_input_len"), plan.max_input_len),
-        "max_seq_len": (build.get("max_seq_len"), plan.max_seq_len),
+        **{name: (build.get(name), getattr(plan, name)) for name in _SIZES},
         "max_beam_width": (build.get("max_beam_width"), 1),
         "kv_cache_type": (str(build.get("kv_cache_type")).lower().split(".")[-1], "paged"),
         "gather_generation_logits": (build.get("gather_generation_logits"), True),
@@ -205,9 +200,10 @@ def check_engine_config(
         "multiple_profiles": (plugins.get("multiple_profiles"), plan.multiple_profiles),
         "logits_dtype": (model.get("logits_dtype"), plan.logits_dtype),
     }
-    for key in ("architecture", "dtype", "num_hidden_layers", "hidden_size", "intermediate_size"):
-        wanted[key] = (model.get(key), checkpoint[key])
-    for key in ("num_attention_heads", "num_key_value_heads", "head_size", "vocab_size"):
+    for key in (
+        *("architecture", "dtype", "num_hidden_layers", "hidden_size", "intermediate_size"),
+        *("num_attention_heads", "num_key_value_heads", "head_size", "vocab_size"),
+    ):
         wanted[key] = (model.get(key), checkpoint[key])
     algorithm = (model.get("quantization") or {}).get("quant_algo")
     wanted["quant_algo"] = (algorithm, QUANT_ALGORITHMS[plan.quantization])
