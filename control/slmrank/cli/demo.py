@@ -93,7 +93,7 @@ def demo_command(spec: Path | None, overrides: tuple[str, ...], artifacts: Path,
     if how.as_json:
         print_json(report)
     else:
-        _show(report, times, rows, few, points)
+        _show(report, points)
         click.echo(f"\nwall time of this run: {wall_s:.0f} s; report: {target}")
         changed = [part for one in overrides for part in ("--set", one)]
         kept = ["--artifacts", str(artifacts)] if artifacts != Path("artifacts") else []
@@ -120,17 +120,15 @@ def _report(
     few: list[QualityRow],
     points: list[Artifact],
 ) -> dict[str, Any]:
-    served = run(bundle.final, store)
-    engine = run(bundle.engine, store)
+    served, engine = run(bundle.final, store), run(bundle.engine, store)
     summaries = run(bundle.summaries, store)
-    sizes = _sizes(bundle, store)
     return {
         "bundle": bundle.spec.name,
         "queries": queries_of(OWN, bundle.spec.evaluate.split),
         "cores": len(os.sched_getaffinity(0)),
         "wall_s": wall_s,
         "steps": [{"step": name, "seconds": s, "cached": cached} for name, s, cached in times],
-        "parameters": sizes,
+        "parameters": _sizes(bundle, store),
         "description_tokens": {
             "before": summaries.figures["description_tokens_mean"],
             "after": summaries.figures["summary_tokens_mean"],
@@ -159,13 +157,8 @@ def _sizes(bundle: Bundle, store: ArtifactStore) -> dict[str, Any]:
     }
 
 
-def _show(
-    report: dict[str, Any],
-    times: list[tuple[str, float, bool]],
-    rows: list[QualityRow],
-    few: list[QualityRow],
-    points: list[Artifact],
-) -> None:
+def _show(report: dict[str, Any], points: list[Artifact]) -> None:
+    times = [tuple(one.values()) for one in report["steps"]]
     shown = [[name, f"{s:.1f}", "cached" if cached else ""] for name, s, cached in times]
     shown.append(["total of the work", f"{sum(s for _, s, _ in times):.1f}", ""])
     print_table(f"steps on {report['cores']} cores", ["step", "seconds", ""], shown)
@@ -191,7 +184,7 @@ def _show(
         f"{parity['mean_abs_dp']:.4f}, largest {parity['max_abs_dp']:.3f}, "
         f"{parity['pair_order']:.1%} of pairs ordered alike\n"
     )
-    show_quality(rows, few, report["queries"])
+    show_quality(report["quality"], report["full_text"], report["queries"])
     for one in report["ranked"]:
         print_table(
             f"top {SHOWN_JOBS} for: {one['query']}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -14,12 +13,6 @@ from slmrank.cli.release_options import open_place
 from slmrank.deploy.cluster.canary import Canary
 from slmrank.deploy.cluster.objective import FEWEST_CALLS, judge, observe
 from slmrank.deploy.release import Release
-
-
-def _judged(
-    prometheus: str, window_s: int, fewest: int, release: Release, replica_set: str | None
-) -> str:
-    return judge(observe(prometheus, release, window_s, replica_set), release, fewest)
 
 
 @click.command("promote", short_help="Make the canary the release that serves")
@@ -73,8 +66,12 @@ def promote_command(
     """
     if (prometheus is None) != unobserved:
         raise click.UsageError("give --prometheus URL, or --unobserved")
-    decide = None if prometheus is None else partial(_judged, prometheus, window_s, fewest)
-    done = Canary(deployer=reach()).promote(open_place(source, "canary", overrides), decide)
+
+    def decide(release: Release, replica_set: str | None) -> str:
+        return judge(observe(str(prometheus), release, window_s, replica_set), release, fewest)
+
+    place = open_place(source, "canary", overrides)
+    done = Canary(deployer=reach()).promote(place, None if unobserved else decide)
     told = (
         f"release {done['release']} is stable as revision {done['revision']}, engine "
         f"{done['engine']}; the canary's calls: {done['verdict']}; {len(done['removed'])} objects "

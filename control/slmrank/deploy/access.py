@@ -64,17 +64,12 @@ def deployer_role(release: Release) -> Object:
         ("", ["events"], ["get", "list", "watch"]),
         ("", ["pods/log"], ["get"]),
     ]
-    return labelled(
-        release,
-        "rbac.authorization.k8s.io/v1",
-        "Role",
-        "slmrank-deployer",
-        component=None,
-        rules=[
-            {"apiGroups": [group], "resources": resources, "verbs": verbs}
-            for group, resources, verbs in rules
-        ],
-    )
+    kind = ("rbac.authorization.k8s.io/v1", "Role")
+    named = [
+        {"apiGroups": [group], "resources": resources, "verbs": verbs}
+        for group, resources, verbs in rules
+    ]
+    return labelled(release, *kind, "slmrank-deployer", component=None, rules=named)
 
 
 def is_shared(given: Object) -> bool:

@@ -15,7 +15,7 @@ from slmrank.deploy.naming import (
     selector,
 )
 from slmrank.deploy.parts import policy, tcp
-from slmrank.deploy.pod import Mounted, bundle_volume, container_of, pod_of, shm, tmp
+from slmrank.deploy.pod import Mounted, bundle_volume, container_of, http_probe, pod_of, shm, tmp
 from slmrank.deploy.release import Release
 
 GIB_PER_WORKER = 2
@@ -30,38 +30,33 @@ def ray_job(release: Release) -> Object:
     summarize += ["--jobs", own.jobs, "--out", own.out, "--on", "ray"]
     summarize += ["--workers", str(own.workers)]
     bundles, fetching = bundle_volume(release)
-    return labelled(
-        release,
-        "ray.io/v1",
-        "RayJob",
-        release.object_name,  # KubeRay takes 47 characters
-        component=CATALOGUE,
-        spec={
-            "entrypoint": shlex.join(summarize),
-            "submissionMode": "HTTPMode",
-            "backoffLimit": 2,
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": 600,
-            "rayClusterSpec": {
-                "rayVersion": own.ray_version,
-                "headGroupSpec": {
-                    # Work is the workers': the head keeps the objects and runs the verb.
-                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _template(release, [bundles], fetching),
-                },
-                "workerGroupSpecs": [
-                    {
-                        "groupName": "workers",
-                        "replicas": own.workers,
-                        "minReplicas": own.workers,
-                        "maxReplicas": own.workers,
-                        "rayStartParams": {"num-cpus": "1"},
-                        "template": _template(release, [], []),
-                    }
-                ],
+    spec = {
+        "entrypoint": shlex.join(summarize),
+        "submissionMode": "HTTPMode",
+        "backoffLimit": 2,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "rayClusterSpec": {
+            "rayVersion": own.ray_version,
+            "headGroupSpec": {
+                # Work is the workers': the head keeps the objects and runs the verb.
+                "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                "template": _template(release, [bundles], fetching),
             },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": own.workers,
+                    "minReplicas": own.workers,
+                    "maxReplicas": own.workers,
+                    "rayStartParams": {"num-cpus": "1"},
+                    "template": _template(release, [], []),
+                }
+            ],
         },
-    )
+    }
+    name = release.object_name  # KubeRay takes 47 characters
+    return labelled(release, "ray.io/v1", "RayJob", name, component=CATALOGUE, spec=spec)
 
 
 def ray_policy(release: Release) -> Object:
@@ -78,10 +73,9 @@ def _template(release: Release, bundles: list[Mounted], fetching: list[Object]) 
     resources = {"cpu": "1", "memory": f"{GIB_PER_WORKER}Gi"}
     container = container_of("ray", own.image or release.image, resources, volumes)
     # KubeRay's own ask with wget, which the image has no need of otherwise.
-    asked = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT}}
-    often = {"periodSeconds": 5, "timeoutSeconds": 5}
-    container["livenessProbe"] = {**asked, **often, "failureThreshold": 120}
-    container["readinessProbe"] = {**asked, **often, "failureThreshold": 12}
+    alive = http_probe("/api/local_raylet_healthz", AGENT, within_s=5, failures=120)
+    container["livenessProbe"] = alive
+    container["readinessProbe"] = {**alive, "failureThreshold": 12}
     if own.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": own.secret}}]
     more = {"initContainers": fetching} if fetching else {}

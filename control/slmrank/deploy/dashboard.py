@@ -24,52 +24,33 @@ def dashboard(release: Release) -> dict[str, Any]:
     deployment = f'namespace="{namespace}",deployment="{name}"'
     items = f"(rate(slmrank_items_total{{{ours}}}[5m]))"
     by_status = f"sum by (status) {items} / ignoring (status) group_left () sum {items}"
+    replicas = {
+        f"kube_deployment_status_replicas_available{{{deployment}}}": "available",
+        f"kube_deployment_spec_replicas{{{deployment}}}": "asked",
+    }
+    stages = {
+        _mean_seconds("queue", ours): "{{model}} waiting",
+        _mean_seconds("compute_infer", ours): "{{model}} computing",
+    }
+    tokens = f"sum(rate(slmrank_item_tokens_total{{{ours}}}[1m]))"
+
+    def by_pod(metric: str) -> dict[str, str]:
+        return {f"{metric}{{{pods}}}": "{{pod}}"}
+
     panels = [
-        _panel("Items per second", "short", {f"{ITEMS_METRIC}{{{pods}}}": "{{pod}}"}, target),
-        _panel(
-            f"p{release.percentile} of a request", "s", {f"{P_METRIC}{{{pods}}}": "{{pod}}"}, limit
-        ),
-        _panel(
-            "Waiting requests",
-            "short",
-            {f"{PENDING_METRIC}{{{pods}}}": "{{pod}}"},
-            release.deploy.scaling.pending,
-        ),
-        _panel("Refused or failed", "percentunit", {f"{FAILED_METRIC}{{{pods}}}": "{{pod}}"}, 0.01),
-        _panel(
-            "Replicas",
-            "short",
-            {
-                f"kube_deployment_status_replicas_available{{{deployment}}}": "available",
-                f"kube_deployment_spec_replicas{{{deployment}}}": "asked",
-            },
-            None,
-        ),
-        _panel("Jobs by status", "percentunit", {by_status: "{{status}}"}, None),
-        _panel(
-            "Time of a request by stage",
-            "s",
-            {
-                _mean_seconds("queue", ours): "{{model}} waiting",
-                _mean_seconds("compute_infer", ours): "{{model}} computing",
-            },
-            None,
-        ),
-        _panel(
-            "Tokens per second",
-            "short",
-            {f"sum(rate(slmrank_item_tokens_total{{{ours}}}[1m]))": "item tokens"},
-            None,
-        ),
+        _panel("Items per second", "short", by_pod(ITEMS_METRIC), target),
+        _panel(f"p{release.percentile} of a request", "s", by_pod(P_METRIC), limit),
+        _panel("Waiting requests", "short", by_pod(PENDING_METRIC), release.deploy.scaling.pending),
+        _panel("Refused or failed", "percentunit", by_pod(FAILED_METRIC), 0.01),
+        _panel("Replicas", "short", replicas),
+        _panel("Jobs by status", "percentunit", {by_status: "{{status}}"}),
+        _panel("Time of a request by stage", "s", stages),
+        _panel("Tokens per second", "short", {tokens: "item tokens"}),
     ]
     for number, panel in enumerate(panels):
         panel["id"] = number + 1
-        panel["gridPos"] = {
-            "x": number % 2 * WIDTH,
-            "y": number // 2 * HEIGHT,
-            "w": WIDTH,
-            "h": HEIGHT,
-        }
+        place = {"x": number % 2 * WIDTH, "y": number // 2 * HEIGHT}
+        panel["gridPos"] = {**place, "w": WIDTH, "h": HEIGHT}
     return {
         "uid": hash_value([namespace, name])[:40],
         "title": f"{namespace}/{name}: {release.engine.target} ranker",
@@ -91,7 +72,7 @@ def _mean_seconds(phase: str, ours: str) -> str:
 
 
 def _panel(
-    title: str, unit: str, queries: dict[str, str], threshold: float | None
+    title: str, unit: str, queries: dict[str, str], threshold: float | None = None
 ) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if threshold is not None:

@@ -10,23 +10,19 @@ from slmrank.deploy.release import Release
 
 CLIENT_LABEL = "slmrank.io/clients"
 GRPC_ROUTE = ("gateway.networking.k8s.io/v1", "GRPCRoute")
+SERVICE = "inference.GRPCInferenceService"
 HTTP, HTTPS = 80, 443
 
 
 def grpc_service(release: Release) -> Object:
     """Headless: a gRPC channel is one connection, and behind a virtual address every call of it
     goes to one pod. Clients resolve all addresses and take them in turn (`round_robin`)."""
-    return labelled(
-        release,
-        "v1",
-        "Service",
-        release.object_name,
-        spec={
-            "clusterIP": "None",
-            "selector": selector(release),
-            "ports": [{"name": "grpc", "port": GRPC, "targetPort": "grpc", "protocol": "TCP"}],
-        },
-    )
+    spec = {
+        "clusterIP": "None",
+        "selector": selector(release),
+        "ports": [{"name": "grpc", "port": GRPC, "targetPort": "grpc", "protocol": "TCP"}],
+    }
+    return labelled(release, "v1", "Service", release.object_name, spec=spec)
 
 
 def clients_of(release: Release) -> list[Object]:
@@ -84,19 +80,9 @@ def grpc_route(release: Release, canary_percent: int = 0) -> Object:
     ]
     if canary_percent == 0:
         backends.pop()
-    return labelled(
-        stable,
-        *GRPC_ROUTE,
-        stable.object_name,
-        component=ROUTE,
-        spec={
-            "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
-            "hostnames": [gateway.hostname],
-            "rules": [
-                {
-                    "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
-                    "backendRefs": backends,
-                }
-            ],
-        },
-    )
+    spec = {
+        "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
+        "hostnames": [gateway.hostname],
+        "rules": [{"matches": [{"method": {"service": SERVICE}}], "backendRefs": backends}],
+    }
+    return labelled(stable, *GRPC_ROUTE, stable.object_name, component=ROUTE, spec=spec)

@@ -36,20 +36,15 @@ def serving_runtime(release: Release) -> Object:
     container["readinessProbe"]["httpGet"]["port"] = 8000
     container["livenessProbe"]["httpGet"]["port"] = 8000
     kept = ("nodeSelector", "tolerations", "imagePullSecrets", "volumes")
-    return labelled(
-        release,
-        "serving.kserve.io/v1alpha1",
-        "ServingRuntime",
-        release.object_name,
-        component=KSERVE,
-        spec={
-            "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
-            "protocolVersions": ["grpc-v2"],
-            "multiModel": False,
-            "containers": [container],
-            **{name: pod[name] for name in kept if name in pod},
-        },
-    )
+    spec = {
+        "supportedModelFormats": [{"name": "slmrank", "version": "1", "autoSelect": False}],
+        "protocolVersions": ["grpc-v2"],
+        "multiModel": False,
+        "containers": [container],
+        **{name: pod[name] for name in kept if name in pod},
+    }
+    kind = ("serving.kserve.io/v1alpha1", "ServingRuntime")
+    return labelled(release, *kind, release.object_name, component=KSERVE, spec=spec)
 
 
 def around(release: Release) -> list[Object]:
@@ -70,25 +65,20 @@ def inference_service(release: Release) -> Object:
         "terminationGracePeriodSeconds",
         "priorityClassName",
     )
-    return labelled(
-        release,
-        "serving.kserve.io/v1beta1",
-        "InferenceService",
-        release.object_name,
-        component=KSERVE,
-        annotations={
-            "serving.kserve.io/deploymentMode": "RawDeployment",
-            # Otherwise it adds an autoscaler on CPU utilisation.
-            "serving.kserve.io/autoscalerClass": "external",
-        },
-        spec={
-            "predictor": {
-                "minReplicas": scaling.min_replicas,
-                "maxReplicas": scaling.max_replicas,
-                # Not those that Services and autoscaler of the base select.
-                "labels": selector(release, KSERVE),
-                **{name: pod[name] for name in kept if name in pod},
-                "model": {"modelFormat": {"name": "slmrank"}, "runtime": release.object_name},
-            }
-        },
-    )
+    spec = {
+        "predictor": {
+            "minReplicas": scaling.min_replicas,
+            "maxReplicas": scaling.max_replicas,
+            # Not those that Services and autoscaler of the base select.
+            "labels": selector(release, KSERVE),
+            **{name: pod[name] for name in kept if name in pod},
+            "model": {"modelFormat": {"name": "slmrank"}, "runtime": release.object_name},
+        }
+    }
+    notes = {
+        "serving.kserve.io/deploymentMode": "RawDeployment",
+        # Otherwise it adds an autoscaler on CPU utilisation.
+        "serving.kserve.io/autoscalerClass": "external",
+    }
+    kind, name = ("serving.kserve.io/v1beta1", "InferenceService"), release.object_name
+    return labelled(release, *kind, name, component=KSERVE, annotations=notes, spec=spec)

@@ -30,6 +30,8 @@ FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01
 FEWEST_GIVEN_UP_OF = 50  # calls in five minutes: two of an idle pod's two are nobody's trouble
 MOST_GIVEN_UP = 0.2  # a client that hedges at its 95th percentile gives up one call in twenty
+# (name, how long it holds, severity): (expression, what is so, what to do)
+Alerts = dict[tuple[str, str, str], tuple[str, str, str]]
 
 
 def pod_monitor(release: Release) -> Object:
@@ -97,169 +99,129 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     answered = answered_calls(ours, WINDOW, "rate", by_pod)
     lost = lost_calls(ours, WINDOW, "rate", by_pod)
     given_up = given_up_calls(ours, "5m", "rate", by_pod)
-    all_calls = " + ".join(
-        [
-            answered_calls(ours, "5m", "rate", by_pod),
-            given_up,
-            f"({lost_calls(ours, '5m', 'rate', by_pod)} or 0 * {given_up})",
-        ]
-    )
+    lost_5m = f"({lost_calls(ours, '5m', 'rate', by_pod)} or 0 * {given_up})"
+    all_calls = f"{answered_calls(ours, '5m', 'rate', by_pod)} + {given_up} + {lost_5m}"
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
     unavailable = f'slmrank_items_total{{{ours},status="store_unavailable"}}'
     all_items = f"slmrank_items_total{{{ours}}}"
-    recorded = [
-        (
-            ITEMS_METRIC,
-            f'{by_pod} (rate(slmrank_items_total{{{ours},status=~"{OFFERED}"}}[{WINDOW}]))',
-        ),
-        (
-            PENDING_METRIC,
-            f"{by_pod} (nv_inference_pending_request_count"
-            f'{{{ours},model=~"prepare|ranker|tensorrt_llm"}})',
-        ),
-        (
-            P_METRIC,
-            f"max by (namespace, pod) (nv_inference_request_summary_us"
-            f'{{{ours},model="rank",quantile="{quantile}"}}) / 1e6',
-        ),
-        (
-            FAILED_METRIC,
-            f"{lost} / clamp_min({answered} + {lost}, 1e-9)",
-        ),
-    ]
+    offered = f'slmrank_items_total{{{ours},status=~"{OFFERED}"}}'
+    waiting = f'nv_inference_pending_request_count{{{ours},model=~"prepare|ranker|tensorrt_llm"}}'
+    times = f'nv_inference_request_summary_us{{{ours},model="rank",quantile="{quantile}"}}'
+    recorded = {
+        ITEMS_METRIC: f"{by_pod} (rate({offered}[{WINDOW}]))",
+        PENDING_METRIC: f"{by_pod} ({waiting})",
+        P_METRIC: f"max by (namespace, pod) ({times}) / 1e6",
+        FAILED_METRIC: f"{lost} / clamp_min({answered} + {lost}, 1e-9)",
+    }
     seconds = release.latency_ms / 1000
     target = target_items_per_s(release)
-    alerts = [
-        _alert(
-            "SlmrankLatencyAboveObjective",
+    alerts: Alerts = {
+        ("SlmrankLatencyAboveObjective", "5m", "page"): (
             f"{P_METRIC}{{{pods}}} > {seconds:g}",
-            "5m",
-            "page",
             f"p{release.percentile} of {{{{ $labels.pod }}}} is "
             "{{ $value | humanizeDuration }}, "
             f"the objective is {release.latency_ms:g} ms",
             "Is the deployment at maxReplicas? Raise it, or the floor (control autoscale).",
         ),
-        _alert(
-            "SlmrankRequestsFail",
+        ("SlmrankRequestsFail", "2m", "page"): (
             f"{FAILED_METRIC}{{{pods}}} > {MOST_FAILED:g}",
-            "2m",
-            "page",
             "{{ $labels.pod }} refuses or fails up to {{ $value | humanizePercentage }} of its "
             "requests",
             "Full queues mean more load than replicas: raise the floor or maxReplicas.",
         ),
-        _alert(
-            "SlmrankCallersGiveUp",
+        ("SlmrankCallersGiveUp", "5m", "page"): (
             f"{given_up} / clamp_min({all_calls}, 1e-9) > {MOST_GIVEN_UP:g} "
             f"and ({all_calls}) * 300 > {FEWEST_GIVEN_UP_OF}",
-            "5m",
-            "page",
             "callers of {{ $labels.pod }} give up {{ $value | humanizePercentage }} of their calls "
             "while these wait",
             "Their deadlines are shorter than its answers take: more replicas, or longer "
             "deadlines. Hedged calls that lose are among them.",
         ),
-        _alert(
-            "SlmrankUnknownJobs",
+        ("SlmrankUnknownJobs", "10m", "ticket"): (
             f"sum(rate({unknown}[5m])) / clamp_min(sum(rate({all_items}[5m])), 1e-9) > 0.01",
-            "10m",
-            "ticket",
             "{{ $value | humanizePercentage }} of the jobs asked for are not in the summary store",
             "Summarise the new jobs and roll the repository out.",
         ),
-        _alert(
-            "SlmrankStoreUnavailable",
+        ("SlmrankStoreUnavailable", "2m", "page"): (
             f"sum(rate({unavailable}[5m])) / clamp_min(sum(rate({all_items}[5m])), 1e-9) > 0.001",
-            "2m",
-            "page",
             "{{ $value | humanizePercentage }} of the jobs asked for have no score: the shared "
             "summary store is down, late or not filled",
             "Start the store, or `control publish` to it; slmrank_store_up says who misses it.",
         ),
-        _alert(
-            "SlmrankAboveTargetForLong",
+        ("SlmrankAboveTargetForLong", "10m", "ticket"): (
             f"avg({ITEMS_METRIC}{{{pods}}}) > {target * 1.5:g}",
-            "10m",
-            "ticket",
             "replicas do {{ $value | humanize }} items/s each, replicas are added from "
             f"{target:g} on",
             "The autoscaler does not follow: is it at its maximum, or are pods Pending? "
             "(control deploy status)",
         ),
-        _alert(
-            "SlmrankNotScraped",
+        ("SlmrankNotScraped", "10m", "page"): (
             # What was scraped once stays as a target that is down.
             f"absent(up{{{ours}}}) or sum(up{{{ours}}}) == 0",
-            "10m",
-            "page",
             f"no pod of {name} is scraped: none runs, or none is reached",
             "Do the pods run (control deploy status)? Does your Prometheus select the PodMonitor "
             "(deploy.monitoring_labels), and does the NetworkPolicy let it in "
             "(deploy.monitoring_namespace)?",
         ),
-        _alert(
-            "SlmrankAutoscalerBlind",
+        ("SlmrankAutoscalerBlind", "5m", "ticket"): (
             f"sum(up{{{ours}}}) > 0 unless on () (count({ITEMS_METRIC}{{{pods}}}) > 0)",
-            "5m",
-            "ticket",
             "pods are scraped and " + ITEMS_METRIC + " has no value",
             "The autoscaler shows <unknown>: check the rules and the metrics adapter.",
         ),
-    ]
+    }
     if release.deploy.watch is not None:
-        alerts += _follower_alerts(release)
+        alerts |= _follower_alerts(release)
     whose = {"namespace": release.deploy.namespace, "bundle": release.name, "track": release.track}
     return [
         {
             "name": f"{name}.autoscaling",
             "interval": f"{SCRAPE_S}s",
-            "rules": [{"record": record, "expr": expression} for record, expression in recorded],
+            "rules": [{"record": record, "expr": expr} for record, expr in recorded.items()],
         },
         # A sum has no labels of its pods, and Alertmanager takes two alerts of one name and no more
         # for one.
         {
             "name": f"{name}.alerts",
-            "rules": [{**one, "labels": one["labels"] | whose} for one in alerts],
+            "rules": [
+                {
+                    "alert": alert,
+                    "expr": expr,
+                    "for": wait,
+                    "labels": {"severity": severity, **whose},
+                    "annotations": {"summary": summary, "action": action},
+                }
+                for (alert, wait, severity), (expr, summary, action) in alerts.items()
+            ],
         },
     ]
 
 
-def _follower_alerts(release: Release) -> list[dict[str, Any]]:
+def _follower_alerts(release: Release) -> Alerts:
     own = f'{{{series_of(release)},app_kubernetes_io_component="watch"}}'
     done = f"sum(rate(slmrank_watch_changes_total{own}[5m]))"
     refused = f"sum(increase(slmrank_watch_failures_total{own}[2m]))"
     changes = "slmrank_watch_changes_total" + own.replace("}", ',result="rejected"}')
-    return [
-        _alert(
-            "SlmrankChangesWait",
+    return {
+        ("SlmrankChangesWait", "5m", "page"): (
             # A store that is away does not say how many wait; what failed is soon forgotten.
             f"(max(slmrank_watch_lag{own}) > 0 or {refused} > 0) and {done} == 0",
-            "5m",
-            "page",
             "changed jobs wait and none is applied: scores are those of old texts",
             "Read the follower's log: is the store full or away, is its catalogue published?",
         ),
-        _alert(
-            "SlmrankFollowersGone",
+        ("SlmrankFollowersGone", "10m", "page"): (
             # They say themselves how many changes wait: without them nobody does.
             f"absent(up{own}) or sum(up{own}) == 0",
-            "10m",
-            "page",
             "no follower of changed jobs runs: scores are those of old texts",
             "`control deploy status` says what keeps its pods.",
         ),
-        _alert(
-            "SlmrankChangesRejected",
+        ("SlmrankChangesRejected", "0m", "ticket"): (
             # A follower that starts rejects before it is scraped: a first sample has no increase.
             f"sum(increase({changes}[15m])) > 0 or sum({changes} unless "
             f"last_over_time({changes}[1d] offset 15m)) > 0",
-            "0m",
-            "ticket",
             "changes of jobs could not be applied",
             "They stand with their reasons in the stream or topic that ends with .rejected.",
         ),
-    ]
+    }
 
 
 def prometheus_rule(release: Release) -> Object:
@@ -270,34 +232,13 @@ def prometheus_rule(release: Release) -> Object:
 
 def adapter_values() -> dict[str, Any]:
     """Values of the prometheus-adapter chart that turn the recorded series into pod metrics."""
-    return {
-        "rules": {
-            "default": False,
-            "custom": [
-                {
-                    "seriesQuery": f'{metric}{{namespace!="",pod!=""}}',
-                    "resources": {
-                        "overrides": {
-                            "namespace": {"resource": "namespace"},
-                            "pod": {"resource": "pod"},
-                        }
-                    },
-                    "name": {"matches": metric, "as": metric},
-                    "metricsQuery": "sum by (<<.GroupBy>>) (<<.Series>>{<<.LabelMatchers>>})",
-                }
-                for metric in (ITEMS_METRIC, PENDING_METRIC)
-            ],
+    custom = [
+        {
+            "seriesQuery": f'{metric}{{namespace!="",pod!=""}}',
+            "resources": {"overrides": {one: {"resource": one} for one in ("namespace", "pod")}},
+            "name": {"matches": metric, "as": metric},
+            "metricsQuery": "sum by (<<.GroupBy>>) (<<.Series>>{<<.LabelMatchers>>})",
         }
-    }
-
-
-def _alert(
-    name: str, expression: str, wait: str, severity: str, summary: str, action: str
-) -> dict[str, Any]:
-    return {
-        "alert": name,
-        "expr": expression,
-        "for": wait,
-        "labels": {"severity": severity},
-        "annotations": {"summary": summary, "action": action},
-    }
+        for metric in (ITEMS_METRIC, PENDING_METRIC)
+    ]
+    return {"rules": {"default": False, "custom": custom}}

@@ -114,6 +114,14 @@ def container_of(
     }
 
 
+def http_probe(
+    path: str, port: str | int = "http", *, every_s: int = 5, within_s: int = 3, failures: int = 3
+) -> dict[str, Any]:
+    """A probe over HTTP."""
+    times = {"periodSeconds": every_s, "timeoutSeconds": within_s, "failureThreshold": failures}
+    return {"httpGet": {"path": path, "port": port}, **times}
+
+
 def bundle_volume(release: Release) -> tuple[Mounted, list[dict[str, Any]]]:
     """The volume with the repository, and the init containers that fill it: none for the claim, or
     an image that is mounted as a volume."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from slmrank.deploy.exposure import clients_of
 from slmrank.deploy.naming import GRPC, RERANK, TLS, Object, labelled, selector, service_host
 from slmrank.deploy.parts import DNS, budget, policy, tcp, workers
-from slmrank.deploy.pod import container_of, from_secret, pod_of, tls_volumes, tmp
+from slmrank.deploy.pod import container_of, from_secret, http_probe, pod_of, tls_volumes, tmp
 from slmrank.deploy.release import Release
 from slmrank.deploy.sizing import longest_answer_s
 
@@ -48,14 +48,6 @@ def _pod(release: Release) -> Object:
         command += ["--tokens", f"{TOKENS}/tokens"]
         volumes.append(from_secret("tokens", TOKENS, own.tokens_secret))
 
-    def probe(path: str, failures: int = 3) -> Object:
-        return {
-            "httpGet": {"path": path, "port": "http"},
-            "periodSeconds": 5,
-            "timeoutSeconds": 3,
-            "failureThreshold": failures,
-        }
-
     container = container_of(
         "gateway",
         own.image or release.image,
@@ -63,10 +55,10 @@ def _pod(release: Release) -> Object:
         volumes,
         command=command,
         ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        startupProbe=probe("/health/live", 12),
+        startupProbe=http_probe("/health/live", failures=12),
         # Ready while a server behind it answers, alive while it answers itself.
-        readinessProbe=probe("/health"),
-        livenessProbe=probe("/health/live"),
+        readinessProbe=http_probe("/health"),
+        livenessProbe=http_probe("/health/live"),
         lifecycle={"preStop": {"exec": {"command": ["sleep", "5"]}}},
     )
     leaving = {"terminationGracePeriodSeconds": answer_s + GRACE_S} if answer_s > ANSWER_S else {}

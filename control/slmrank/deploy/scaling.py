@@ -36,23 +36,18 @@ def autoscaler(release: Release) -> Object:
     """Offered work per replica against the capacity at the objective, and the requests that wait.
     The larger answer counts: what is answered flattens at saturation, what waits does not."""
     scaling = release.deploy.scaling
-    return labelled(
-        release,
-        "autoscaling/v2",
-        "HorizontalPodAutoscaler",
-        release.object_name,
-        component="autoscaler",
-        spec={
-            "scaleTargetRef": _target(release),
-            "minReplicas": scaling.min_replicas,
-            "maxReplicas": scaling.max_replicas,
-            "metrics": [
-                _pods_metric(ITEMS_METRIC, _quantity(target_items_per_s(release))),
-                _pods_metric(PENDING_METRIC, str(scaling.pending)),
-            ],
-            "behavior": behavior(release),
-        },
-    )
+    spec = {
+        "scaleTargetRef": _target(release),
+        "minReplicas": scaling.min_replicas,
+        "maxReplicas": scaling.max_replicas,
+        "metrics": [
+            _pods_metric(ITEMS_METRIC, _quantity(target_items_per_s(release))),
+            _pods_metric(PENDING_METRIC, str(scaling.pending)),
+        ],
+        "behavior": behavior(release),
+    }
+    kind = ("autoscaling/v2", "HorizontalPodAutoscaler")
+    return labelled(release, *kind, release.object_name, component="autoscaler", spec=spec)
 
 
 def scaled_object(release: Release, server: str) -> Object:
@@ -76,25 +71,20 @@ def scaled_object(release: Release, server: str) -> Object:
             (PENDING_METRIC, str(scaling.pending)),
         )
     ]
-    return labelled(
-        release,
-        "keda.sh/v1alpha1",
-        "ScaledObject",
-        name,
-        component="autoscaler",
-        spec={
-            "scaleTargetRef": _target(release),
-            "pollingInterval": 15,
-            "minReplicaCount": scaling.min_replicas,
-            "maxReplicaCount": scaling.max_replicas,
-            "fallback": {"failureThreshold": 4, "replicas": scaling.max_replicas},
-            # By the name of our own autoscaler, which `control deploy status` reads.
-            "advanced": {
-                "horizontalPodAutoscalerConfig": {"name": name, "behavior": behavior(release)}
-            },
-            "triggers": triggers,
+    spec = {
+        "scaleTargetRef": _target(release),
+        "pollingInterval": 15,
+        "minReplicaCount": scaling.min_replicas,
+        "maxReplicaCount": scaling.max_replicas,
+        "fallback": {"failureThreshold": 4, "replicas": scaling.max_replicas},
+        # By the name of our own autoscaler, which `control deploy status` reads.
+        "advanced": {
+            "horizontalPodAutoscalerConfig": {"name": name, "behavior": behavior(release)}
         },
-    )
+        "triggers": triggers,
+    }
+    kind = ("keda.sh/v1alpha1", "ScaledObject")
+    return labelled(release, *kind, name, component="autoscaler", spec=spec)
 
 
 def _target(release: Release) -> Object:

@@ -33,16 +33,10 @@ def smoke_job(release: Release, name: str) -> Object:
         # Where the pods of the release are, the image is; it takes no GPU there.
         **placement(release),
     )
-    return labelled(
-        release,
-        "batch/v1",
-        "Job",
-        name,
-        component="smoke",
-        spec={
-            "backoffLimit": 1,
-            "activeDeadlineSeconds": DEADLINE_S,
-            "ttlSecondsAfterFinished": 3600,
-            "template": {"metadata": {"labels": labels(release, "smoke")}, "spec": pod},
-        },
-    )
+    spec = {
+        "backoffLimit": 1,
+        "activeDeadlineSeconds": DEADLINE_S,
+        "ttlSecondsAfterFinished": 3600,
+        "template": {"metadata": {"labels": labels(release, "smoke")}, "spec": pod},
+    }
+    return labelled(release, "batch/v1", "Job", name, component="smoke", spec=spec)

@@ -20,6 +20,7 @@ from slmrank.deploy.pod import (
     bundle_volume,
     container_of,
     from_secret,
+    http_probe,
     pod_of,
     store_environment,
     store_volumes,
@@ -66,7 +67,6 @@ def _pod(release: Release, own: WatchSpec) -> Object:
     if own.kafka_secret is not None:
         volumes.append(from_secret("kafka", KAFKA, own.kafka_secret))
         environment.append({"name": PROPERTIES, "value": f"{KAFKA}/client.properties"})
-    probe = {"httpGet": {"path": "/metrics", "port": "changes"}, "timeoutSeconds": 5}
     container = container_of(
         WATCH,
         release.image,
@@ -75,8 +75,8 @@ def _pod(release: Release, own: WatchSpec) -> Object:
         command=command,
         env=environment,
         ports=[{"name": "changes", "containerPort": METRICS, "protocol": "TCP"}],
-        startupProbe={**probe, "periodSeconds": 5, "failureThreshold": 24},
-        livenessProbe={**probe, "periodSeconds": 20, "failureThreshold": 6},
+        startupProbe=http_probe("/metrics", "changes", within_s=5, failures=24),
+        livenessProbe=http_probe("/metrics", "changes", every_s=20, within_s=5, failures=6),
     )
     more = {"initContainers": fetching} if fetching else {}
     return pod_of(release.deploy, [container], volumes, release.object_name, **more)

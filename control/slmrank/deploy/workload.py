@@ -25,6 +25,7 @@ from slmrank.deploy.pod import (
     bundle_volume,
     claimed,
     container_of,
+    http_probe,
     manifest_volume,
     placement,
     pod_of,
@@ -54,15 +55,9 @@ SPARE_GPUS = "slmrank.io/spare-gpus"
 def manifest_config(release: Release) -> Object:
     """What the pods compare the claim's files and their own answers with. Immutable, named by its
     content."""
-    return labelled(
-        release,
-        "v1",
-        "ConfigMap",
-        manifest_name(release),
-        component="manifest",
-        immutable=True,
-        data=pod_manifest(release),
-    )
+    more: Object = {"immutable": True, "data": pod_manifest(release)}
+    name = manifest_name(release)
+    return labelled(release, "v1", "ConfigMap", name, component="manifest", **more)
 
 
 def engine_build_job(release: Release) -> Object:
@@ -92,30 +87,25 @@ def deployment(release: Release) -> Object:
     }
     if release.on_gpu:
         annotations[SPARE_GPUS] = str(release.deploy.rollout.spare_gpus)
-    return labelled(
-        release,
-        "apps/v1",
-        "Deployment",
-        release.object_name,
-        annotations=annotations,
-        spec={
-            "selector": {"matchLabels": selector(release)},
-            "strategy": strategy,
-            "minReadySeconds": 5,
-            "revisionHistoryLimit": 5,
-            "progressDeadlineSeconds": progress_deadline_s(release),
-            "template": {
-                "metadata": {
-                    "labels": labels(release),
-                    "annotations": {
-                        "kubectl.kubernetes.io/default-container": "serve",
-                        "slmrank.io/repository": release.repository.digest,
-                    },
+    spec = {
+        "selector": {"matchLabels": selector(release)},
+        "strategy": strategy,
+        "minReadySeconds": 5,
+        "revisionHistoryLimit": 5,
+        "progressDeadlineSeconds": progress_deadline_s(release),
+        "template": {
+            "metadata": {
+                "labels": labels(release),
+                "annotations": {
+                    "kubectl.kubernetes.io/default-container": "serve",
+                    "slmrank.io/repository": release.repository.digest,
                 },
-                "spec": _pod(release),
             },
+            "spec": _pod(release),
         },
-    )
+    }
+    kind, name = ("apps/v1", "Deployment"), release.object_name
+    return labelled(release, *kind, name, annotations=annotations, spec=spec)
 
 
 def _pod(release: Release) -> Object:
@@ -184,18 +174,8 @@ def _serve(release: Release) -> Object:
             "timeoutSeconds": 25,
             "failureThreshold": startup_budget_s(release) // PROBE_PERIOD_S,
         },
-        readinessProbe={
-            "httpGet": {"path": f"/v2/models/{ENSEMBLE}/ready", "port": "http"},
-            "periodSeconds": 5,
-            "timeoutSeconds": 3,
-            "failureThreshold": 3,
-        },
-        livenessProbe={
-            "httpGet": {"path": "/v2/health/live", "port": "http"},
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 6,
-        },
+        readinessProbe=http_probe(f"/v2/models/{ENSEMBLE}/ready"),
+        livenessProbe=http_probe("/v2/health/live", every_s=10, within_s=5, failures=6),
         # Clients go on sending until they hear that the pod leaves; `sleep` runs everywhere, the
         # native action only from Kubernetes 1.30 on.
         lifecycle={

@@ -37,22 +37,20 @@ class Reactive:
 
 
 @dataclass(kw_only=True)
-class Trend:
+class Trend(Reactive):
     """Reactive on the load that a straight line through the last minutes reaches one cold start
     from now."""
 
-    inner: Reactive
     horizon_s: float
     _past: deque[tuple[float, float]] = field(default_factory=deque)
 
-    def size(self, seen: Seen) -> int:
+    def proposals(self, seen: Seen) -> list[int]:
         self._past.append((seen.now, seen.items_per_s))
         while self._past[0][0] < seen.now - TREND_WINDOW_S:
             self._past.popleft()
         ahead = max(seen.items_per_s, self._forecast(seen.now))
-        expected = math.ceil(round(ahead / self.inner.target_items_per_s, 9))
-        asked = [*self.inner.proposals(seen), expected]
-        return self.inner.autoscaler.step(seen.now, seen.current, asked)
+        expected = math.ceil(round(ahead / self.target_items_per_s, 9))
+        return [*super().proposals(seen), expected]
 
     def _forecast(self, now: float) -> float:
         if len(self._past) < 4:
@@ -64,17 +62,15 @@ class Trend:
 
 
 @dataclass(kw_only=True)
-class Scheduled:
+class Scheduled(Reactive):
     """Reactive, with the floor that the same time of an earlier day would have needed."""
 
-    inner: Reactive
     history: npt.NDArray[np.float64]
     horizon_s: float
 
-    def size(self, seen: Seen) -> int:
+    def proposals(self, seen: Seen) -> list[int]:
         first = int(seen.now / STEP_S)
         last = first + max(1, math.ceil(self.horizon_s / STEP_S)) + 1
         places = np.arange(first, last) % len(self.history)
-        needed = float(self.history[places].max()) / self.inner.target_items_per_s
-        asked = [*self.inner.proposals(seen), math.ceil(round(needed, 9))]
-        return self.inner.autoscaler.step(seen.now, seen.current, asked)
+        needed = float(self.history[places].max()) / self.target_items_per_s
+        return [*super().proposals(seen), math.ceil(round(needed, 9))]

@@ -65,35 +65,34 @@ def policies_of(situation: Situation, trace: Trace) -> dict[str, Policy]:
     most = situation.maximum
     low = min(max(1, math.ceil(quiet / situation.target_items_per_s)), most)
 
-    def reactive(floor: int, *, pending: bool = False, most: int = most) -> Reactive:
+    def policy(
+        floor: int,
+        sheds: bool,
+        kind: type[Reactive] = Reactive,
+        *,
+        most: int = most,
+        depth: DepthSpec | None = None,
+        **more: Any,
+    ) -> Policy:
         scaler = Autoscaler(minimum=floor, maximum=most, behavior=situation.behavior)
-        return Reactive(
-            autoscaler=scaler,
-            target_items_per_s=situation.target_items_per_s,
-            target_pending=situation.pending if pending else None,
-        )
+        target = situation.target_items_per_s
+        sizing = kind(autoscaler=scaler, target_items_per_s=target, **more)
+        return Policy(floor=floor, most=most, sheds=sheds, sizing=sizing, depth=depth)
 
-    horizon = situation.cold_start_s + 30
-    floor = situation.floor
-
-    def policy(least: int, sheds: bool, sizing: Sizing, depth: DepthSpec | None = None) -> Policy:
-        return Policy(floor=least, most=most, sheds=sheds, sizing=sizing, depth=depth)
-
+    horizon, floor = situation.cold_start_s + 30, situation.floor
+    pending, (least, last) = situation.pending, situation.rendered
     compared = {
-        "reactive": policy(low, False, reactive(low)),
-        "reactive + shedding": policy(low, True, reactive(low)),
-        "reactive + shedding + depth": policy(low, True, reactive(low), situation.depth),
-        "trend": policy(low, False, Trend(inner=reactive(low), horizon_s=horizon)),
-        "floor": policy(floor, False, reactive(floor)),
-        "floor + shedding": policy(floor, True, reactive(floor)),
-        PLANNED: policy(floor, True, reactive(floor, pending=True)),
+        "reactive": policy(low, False),
+        "reactive + shedding": policy(low, True),
+        "reactive + shedding + depth": policy(low, True, depth=situation.depth),
+        "trend": policy(low, False, Trend, horizon_s=horizon),
+        "floor": policy(floor, False),
+        "floor + shedding": policy(floor, True),
+        PLANNED: policy(floor, True, target_pending=pending),
+        RENDERED: policy(least, True, most=last, target_pending=pending),
     }
-    least, last = situation.rendered
-    sizing = reactive(least, pending=True, most=last)
-    compared[RENDERED] = Policy(floor=least, most=last, sheds=True, sizing=sizing)
-    if trace.history is not None:
-        scheduled = Scheduled(inner=reactive(low), history=trace.history, horizon_s=horizon)
-        compared["scheduled"] = policy(low, False, scheduled)
+    if (history := trace.history) is not None:
+        compared["scheduled"] = policy(low, False, Scheduled, history=history, horizon_s=horizon)
     return compared
 
 

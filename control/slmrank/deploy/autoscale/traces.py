@@ -157,17 +157,9 @@ def _read(path: Path) -> tuple[float, Floats]:
     # The mean of every step, from the integral: a spike between two steps counts.
     # A last part of a step is left out: beyond the last row nothing is known.
     grid = np.arange(seconds[0], seconds[-1] + STEP_S / 1000, STEP_S)
-    areas = np.diff(seconds) * (np.array(rates[1:]) + np.array(rates[:-1])) / 2
-    integral = np.concatenate([[0.0], np.cumsum(areas)])
-    means: Floats = np.diff(_integral_at(grid, np.array(seconds), np.array(rates), integral))
+    times = np.union1d(np.minimum(grid, seconds[-1]), seconds)
+    loads = np.interp(times, seconds, rates)
+    areas = np.diff(times) * (loads[1:] + loads[:-1]) / 2
+    means: Floats = np.diff(np.interp(grid, times, np.concatenate([[0.0], np.cumsum(areas)])))
     load = np.maximum(means / STEP_S, 0.0) if len(means) else np.array([rates[0]])
     return seconds[0], load
-
-
-def _integral_at(times: Floats, seconds: Floats, rates: Floats, integral: Floats) -> Floats:
-    """The integral of the piecewise linear load up to each time."""
-    place = np.clip(np.searchsorted(seconds, times, side="right") - 1, 0, len(seconds) - 2)
-    inside = np.minimum(times, seconds[-1]) - seconds[place]
-    slope = (rates[place + 1] - rates[place]) / (seconds[place + 1] - seconds[place])
-    made: Floats = integral[place] + inside * (rates[place] + slope * inside / 2)
-    return made

@@ -67,20 +67,16 @@ def pod_defects(pod: PodSpec) -> Iterator[Finding]:
         yield from _ports(given, f"{path}.ports", ports, limit=15)
         for number, mount in enumerate(map(mapping, sequence(container.get("volumeMounts")))):
             if mount.get("name") is not None and str(mount["name"]) not in volumes:
-                where, message = (
-                    f"{path}.volumeMounts[{number}]",
-                    f"the pod has no volume {mount['name']!r}",
-                )
+                where, name = f"{path}.volumeMounts[{number}]", mount["name"]
                 fix = f"declare it, or mount one of {', '.join(sorted(volumes)) or 'none'}"
+                message = f"the pod has no volume {name!r}"
                 yield given.fault(where, "missing-volume", message, fix)
         yield from _devices(given, f"{path}.resources", mapping(container.get("resources")))
         for field in ("livenessProbe", "startupProbe"):
             successes = mapping(container.get(field)).get("successThreshold", 1)
             if successes != 1:
-                where, message = (
-                    f"{path}.{field}.successThreshold",
-                    f"{successes} is not possible for a {field}",
-                )
+                where = f"{path}.{field}.successThreshold"
+                message = f"{successes} is not possible for a {field}"
                 yield given.fault(where, "probe-successes", message, "leave it out; it must be 1")
 
 

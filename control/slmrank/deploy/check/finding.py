@@ -132,17 +132,8 @@ _TEMPLATES = {
     ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
 # Groups whose kinds the rules know by name; other groups have kinds of the same names.
-_KNOWN_GROUPS = (
-    "",
-    "apps",
-    "batch",
-    "autoscaling",
-    "policy",
-    "extensions",
-    "networking.k8s.io",
-    "keda.sh",
-    "serving.kserve.io",
-)
+_KNOWN_GROUPS = {"", "apps", "batch", "autoscaling", "policy", "extensions", "networking.k8s.io"}
+_KNOWN_GROUPS |= {"keda.sh", "serving.kserve.io"}
 
 
 def pod_of(given: Located) -> PodSpec | None:

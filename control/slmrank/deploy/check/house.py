@@ -45,18 +45,14 @@ def pod_advice(pod: PodSpec) -> Iterator[Finding]:
             yield given.advice(below, "host-path", message, "use a claim or an image volume")
         empty = volume.get("emptyDir")
         if isinstance(empty, dict) and empty.get("medium") == "Memory" and "sizeLimit" not in empty:
-            message, fix = (
-                f"{named} in memory has no sizeLimit",
-                "set one; it counts as memory of the pod",
-            )
+            message = f"{named} in memory has no sizeLimit"
+            fix = "set one; it counts as memory of the pod"
             yield given.advice(below, "shm-limit", message, fix)
     for path, container in pod.containers():
         image = str(container.get("image", ""))
         if image and not _DIGEST.search(image):
-            message, fix = (
-                f"{image} can be another image tomorrow",
-                "name it by digest: NAME@sha256:...",
-            )
+            message = f"{image} can be another image tomorrow"
+            fix = "name it by digest: NAME@sha256:..."
             yield given.advice(f"{path}.image", "image-digest", message, fix)
         yield from _resources(given, f"{path}.resources", container)
         yield from _protocols(given, f"{path}.ports", container.get("ports"))
@@ -235,10 +231,8 @@ def _companions(pod: PodSpec, objects: Sequence[Located]) -> Iterator[Finding]:
             for one in objects
         )
         if not chosen and (pod.called or kind == "NetworkPolicy"):
-            message, fix = (
-                f"no {kind} of this set selects its pods",
-                "render it with `control deploy render`",
-            )
+            message = f"no {kind} of this set selects its pods"
+            fix = "render it with `control deploy render`"
             yield pod.owner.advice("", "companion", message, fix)
 
 

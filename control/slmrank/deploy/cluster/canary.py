@@ -145,18 +145,17 @@ class Canary:
 
     def _recorded(self, canary: Place, *, good_only: bool = True) -> tuple[Record, Release]:
         """The newest record of a canary and its release."""
-        running, unread = self.deployer.running(canary), None
-        for record in list_records(self.deployer.cluster, canary):
-            mine = record.release == running and record.state in GOOD if good_only else True
-            if mine and record.release_values is not None:
+        found = list_records(self.deployer.cluster, canary)
+        if good_only:
+            running = self.deployer.running(canary)
+            found = [one for one in found if one.release == running and one.state in GOOD][:1]
+        for record in found:
+            if record.release_values is not None:
                 return record, record.release_values
-            unread = record if mine and unread is None else unread
-            if unread is not None and good_only:
-                break
-        if unread is not None:
+        if found:
             raise Refused(
-                f"revision {unread.revision} of the canary was recorded by another slmrank, which "
-                "this one cannot read",
+                f"revision {found[0].revision} of the canary was recorded by another slmrank, "
+                "which this one cannot read",
                 "use that version",
             )
         raise Refused(

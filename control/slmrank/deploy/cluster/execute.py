@@ -19,7 +19,6 @@ class _Stdin(io.RawIOBase):
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
-        self.sent = 0
 
     def writable(self) -> bool:
         return True
@@ -32,7 +31,6 @@ class _Stdin(io.RawIOBase):
             if not self._socket.is_open():
                 raise BrokenPipeError("the command ended before its input did")
             self._socket.write_stdin(block[start : start + FRAME])
-        self.sent += len(block)
         return len(block)
 
 

@@ -66,9 +66,8 @@ class Trouble:
     fix: str
 
     def line(self) -> str:
-        return f"{self.name}: {self.state}: {self.message}" + (
-            f" Fix: {self.fix}" if self.fix else ""
-        )
+        fix = f" Fix: {self.fix}" if self.fix else ""
+        return f"{self.name}: {self.state}: {self.message}{fix}"
 
 
 def explain_pods(pods: Sequence[Object], events: Sequence[Object] = ()) -> list[Trouble]:
@@ -144,10 +143,8 @@ def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
     if probe:
         return Trouble(name=name, state="not ready", message=probe, fix=_probe_fix(probe))
     if status.get("reason") == "Evicted" or status.get("phase") == "Failed":
-        message, state = (
-            str(status.get("message", "no message")),
-            str(status.get("reason", "Failed")),
-        )
+        message = str(status.get("message", "no message"))
+        state = str(status.get("reason", "Failed"))
         return Trouble(name=name, state=state, message=message, fix="")
     phase = str(status.get("phase", "Pending"))
     return Trouble(name=name, state=phase, message="it is still starting", fix="")
@@ -184,10 +181,8 @@ def _container_trouble(name: str, container: Mapping[str, Any]) -> Trouble | Non
         return None
     code = ended.get("exitCode")
     if ended.get("reason") == "OOMKilled":
-        message, fix = (
-            f"{which} needed more memory than its limit",
-            "raise deploy.placement.memory_gib",
-        )
+        message = f"{which} needed more memory than its limit"
+        fix = "raise deploy.placement.memory_gib"
         return Trouble(name=name, state="OOMKilled", message=message, fix=fix)
     said = _last_lines(str(ended.get("message") or ""))
     fix = "see kubectl logs"

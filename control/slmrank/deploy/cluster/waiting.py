@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,10 +48,11 @@ class Waiter:
     _seen_events: set[tuple[str, Any]] = field(default_factory=set)
     _said: str = ""
 
-    def _poll(self, look: Callable[[float], bool]) -> None:
-        """Call `look(seconds so far)` once in a while until it says that it is over."""
+    def _ticks(self) -> Iterator[float]:
+        """The seconds so far, once in a while and without an end."""
         started, self._said = self.clock(), ""
-        while not look(self.clock() - started):
+        while True:
+            yield self.clock() - started
             self.sleep(self.poll_s)
 
     def _say(self, passed: float, line: str) -> None:
@@ -68,7 +69,7 @@ class Waiter:
 
     def rollout(
         self, namespace: str, name: str, release: str | None = None, stale: str | None = None
-    ) -> Standing:
+    ) -> None:
         """Until a Deployment's new pods are available. `release` is whose Deployment it must still
         be, `stale` what `timed_out` said before the change.
 
@@ -82,9 +83,7 @@ class Waiter:
         sets: list[Object] = []
         events: list[Object] = []
         shown: list[str] = []
-
-        def look(passed: float) -> bool:
-            nonlocal standing, progressed, deadline, deployment, sets, events, shown
+        for passed in self._ticks():
             before = standing.text
             try:
                 deployment = self.cluster.get("apps/v1", "Deployment", namespace, name)
@@ -99,7 +98,7 @@ class Waiter:
                 progressed = passed
                 self.report(f"{passed:4.0f} s  {standing.text}")
             if standing.state == "arrived":
-                return True
+                return
             if deployment is not None:
                 kept = [one.line() for one in explain_deployment(deployment)]
                 for line in kept if kept != shown else ():
@@ -111,10 +110,6 @@ class Waiter:
             if standing.state == "failed" or late:
                 why = f"not there in {deadline:g} s: {standing.text}" if late else standing.text
                 raise self._explained(why, namespace, deployment, sets, events)
-            return False
-
-        self._poll(look)
-        return standing
 
     def job(self, job: Object, limit_s: float) -> None:
         """Until a Job is complete. Raises DeployFailed with what its pods said, also when none can
@@ -124,21 +119,19 @@ class Waiter:
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
         placed = 0.0
         self.report(f"waiting for Job {name}, at most {limit_s:g} s")
-
-        def look(passed: float) -> bool:
-            nonlocal placed
+        for passed in self._ticks():
             try:
                 found = self.cluster.get("batch/v1", "Job", namespace, name)
                 pods = self.cluster.list("v1", "Pod", namespace, {"job-name": name})
             except ApiError as error:
                 if error.status in (401, 403) or passed > limit_s:
                     raise
-                return False
+                continue
             if found is None:
                 raise DeployFailed(f"Job {name} is gone", "somebody deleted it meanwhile")
             states = job_states(found)
             if "Complete" in states:
-                return True
+                return
             troubles = explain_job(name, pods, self._events(namespace) or [])
             self._say(passed, troubles[-1].line() if troubles else "")
             why = troubles[-1].line() if troubles else "see kubectl logs"
@@ -149,36 +142,27 @@ class Waiter:
                 if "Failed" not in states:
                     self.cluster.delete(job)
                 raise DeployFailed(f"Job {name} failed: {why}", first_fix(troubles))
-            return False
-
-        self._poll(look)
 
     def pod(self, namespace: str, name: str, limit_s: float) -> None:
         """Until a pod is ready. Raises DeployFailed with what keeps it."""
-
-        def look(passed: float) -> bool:
+        self.report(f"waiting for Pod {name}, at most {limit_s:g} s")
+        for passed in self._ticks():
             found = self.cluster.get("v1", "Pod", namespace, name)
             if found is not None and is_ready(found):
-                return True
+                return
             troubles = explain_pods([found], self._events(namespace) or []) if found else []
             why = troubles[-1].line() if troubles else "it is gone" if found is None else ""
             self._say(passed, why)
             if passed > limit_s or found is None:
                 raise DeployFailed(f"Pod {name} does not start: {why}", first_fix(troubles))
-            return False
-
-        self.report(f"waiting for Pod {name}, at most {limit_s:g} s")
-        self._poll(look)
 
     def gone(self, api_version: str, kind: str, namespace: str, name: str) -> None:
         """Until an object that was deleted is away."""
-
-        def look(passed: float) -> bool:
+        for passed in self._ticks():
             if passed > REMOVAL_S:
                 raise DeployFailed(f"{kind} {name} does not go away", "delete it by hand")
-            return self.cluster.get(api_version, kind, namespace, name) is None
-
-        self._poll(look)
+            if self.cluster.get(api_version, kind, namespace, name) is None:
+                return
 
     def run_job(self, job: Object, limit_s: float, *, again: bool = False) -> None:
         """Start a Job and wait for its end; one that runs or is done is taken as it is, because a
