@@ -18,7 +18,8 @@ import numpy as np
 from slmrank.errors import CheckpointError
 from slmrank.model.checkpoint import SUPPORTED, TOKENIZER_FILES, read_config, read_geometry
 from slmrank.model.quiet import quiet
-from slmrank.model.tensor_files import read_header, read_index, same_content
+from slmrank.model.tensor_files import read_index, same_content
+from slmrank.prompt.template import load_tokenizer
 
 
 def import_gguf(gguf: Path, target: Path) -> None:
@@ -83,46 +84,37 @@ def import_directory(source: Path, target: Path) -> None:
             f"{source} holds an adapter beside the weights, which is not applied here",
             "merge it, or give its folder as finetune.adapter and the weights alone as base.source",
         )
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights:
-        raise CheckpointError(
-            f"{source} has no *.safetensors", "save the model with safe_serialization=True"
-        )
-    if not (source / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{source} has no tokenizer.json", "save the checkpoint with a fast tokenizer"
-        )
     if "quantization_config" in config:
         raise CheckpointError(
             f"{source} holds quantized weights", "give the checkpoint that they were made from"
         )
-    names = {name for path in weights for name in read_header(path)}
-    missing = sorted(_indexed(source) - names)
+    index = read_index(source)
+    load_tokenizer(source)
+    missing = sorted(_indexed(source) - index.keys())
     if missing:
         raise CheckpointError(
             f"{source} lacks {len(missing)} weights of its index, for example {missing[0]}",
             "copy every *.safetensors of the checkpoint",
         )
     embedding = "model.embed_tokens.weight"
-    if embedding not in names:
+    if embedding not in index:
         raise CheckpointError(
             f"{source} has no weight {embedding}: it is no whole causal language model",
             "save the AutoModelForCausalLM, not its inner model",
         )
-    lacking = sorted(_needed(source) - names)
+    lacking = sorted(_needed(source) - index.keys())
     if lacking:
         raise CheckpointError(
             f"{source} lacks {len(lacking)} weights of its config.json, for example {lacking[0]}",
             "save the whole model again",
         )
     head = "lm_head.weight"
-    if config.get("tie_word_embeddings") and head in names:
-        index = read_index(source)
-        if not same_content(index[embedding], index[head]):
-            raise CheckpointError(
-                f"{source} ties the head to the embedding, but stores another {head}",
-                "set tie_word_embeddings to false in its config.json, or remove that weight",
-            )
+    tied = config.get("tie_word_embeddings") and head in index
+    if tied and not same_content(index[embedding], index[head]):
+        raise CheckpointError(
+            f"{source} ties the head to the embedding, but stores another {head}",
+            "set tie_word_embeddings to false in its config.json, or remove that weight",
+        )
     for path in imported_files(source):
         shutil.copy2(path, target / path.name)
 

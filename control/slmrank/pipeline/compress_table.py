@@ -9,12 +9,12 @@ from typing import Any
 from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
-from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
+from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
 from slmrank.html_page import Table
 from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import Bundle
+from slmrank.pipeline.quality import scored_row
 from slmrank.pipeline.score_step import Row, score_step
-from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, Watcher, run
 from slmrank.pyplot import plain_plot
 from slmrank.spec.bundle import BundleSpec
@@ -140,14 +140,8 @@ def measure_compress_table(
     here = what_computes()
     for cell in cells:
         artifact = run(cell.step, store, watcher, device=device)
-        scored.append(
-            ScoredRow(
-                name=cell.method,
-                text=str(cell.budget or FULL_TEXT),
-                listings=read_scores(artifact.path / SCORES_FILE),
-                prompt_tokens=artifact.figures["prompt_tokens"] / artifact.figures["pairs"],
-            )
-        )
+        row, text = cell.step.settings["row"], str(cell.budget or FULL_TEXT)
+        scored.append(scored_row(cell.method, row, text, cell.step, artifact, store))
         if not cell.budget:
             costs.append((0.0, None, None))
             continue

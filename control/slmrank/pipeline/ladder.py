@@ -19,7 +19,6 @@ from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
 from slmrank.html_page import Table
 from slmrank.load.session import NOT_MEASURED
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
-from slmrank.model.tensor_files import count_parameters
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.quality import scored_row
@@ -148,12 +147,12 @@ def measure_ladder(
     """Quality of every rung first, then the rates, one server after the other."""
     scored: list[ScoredRow] = []
     made: list[Artifact] = []
-    sizes: list[tuple[int | None, int | None]] = []
+    sizes: list[int | None] = []
     for rung in rungs:
         step = rung.scores(on)
         artifact = timed_scores(step, store, watcher, device)
         made.append(artifact)
-        sizes.append(_sizes(step, store))
+        sizes.append(_bytes(step, store))
         text = "full" if rung.full_text else "summary"
         scored.append(scored_row(_named(rung, artifact), rung.row, text, step, artifact, store))
     table = quality_table(scored, scored[0], rungs[0].bundle.spec.evaluate)
@@ -168,7 +167,7 @@ def measure_ladder(
     return [
         LadderRow(
             name=quality.name,
-            parameters=parameters,
+            parameters=quality.parameters,
             bytes=size,
             quality=quality,
             items_per_s=rate,
@@ -176,7 +175,7 @@ def measure_ladder(
             ratio=rate / base if rate and base else None,
             engine_ratio=rate / own if rate and own else None,
         )
-        for (parameters, size), quality, (rate, p95) in zip(sizes, table, speeds, strict=True)
+        for size, quality, (rate, p95) in zip(sizes, table, speeds, strict=True)
     ]
 
 
@@ -187,16 +186,13 @@ def _named(rung: Rung, artifact: Artifact) -> str:
     return rung.name if rung.served or ran == asked else f"{rung.name} (run in {ran})"
 
 
-def _sizes(step: Step, store: ArtifactStore) -> tuple[int | None, int | None]:
-    """Parameters of a rung's checkpoint, and bytes of its engine or else of its weights; None where
-    these were cleaned away."""
-    before = step.inputs["checkpoint"]
-    checkpoint = store.path(before.kind, before.key) / CHECKPOINT_FOLDER
-    holder = step.inputs.get("engine")
-    folder = store.path(holder.kind, holder.key) if holder is not None else checkpoint
+def _bytes(step: Step, store: ArtifactStore) -> int | None:
+    """Of a rung's engine, or else of its weights; None where these were cleaned away."""
+    held = step.inputs.get("engine")
+    before = held or step.inputs["checkpoint"]
+    folder = store.path(before.kind, before.key) / ("" if held else CHECKPOINT_FOLDER)
     weights = [one for one in folder.rglob("*") if one.suffix in (".bin", ".safetensors")]
-    parameters = count_parameters(checkpoint)["total"] if checkpoint.is_dir() else None
-    return parameters, sum(one.stat().st_size for one in weights) or None
+    return sum(one.stat().st_size for one in weights) or None
 
 
 def _whole(rung: Rung) -> Bundle:
@@ -264,7 +260,7 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
     cells = [
         [
             row.name,
-            f"{row.parameters / 1e6:.1f}M" if row.parameters else "-",
+            *figures_of(row.quality, COLUMNS[1:2]),
             f"{row.bytes / 1e6:.0f}" if row.bytes else "-",
             *figures_of(row.quality, COLUMNS[3:9]),
             f"{row.items_per_s:.3g}" if row.items_per_s else "-",

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from slmrank.spec.compress import GenerativeSpec
 from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, served_text
 from slmrank.summarize.held_out import Judged, Reward, judged_jobs
 from slmrank.summarize.sentences import cut_words
-from slmrank.summarize.summarizer import Encode, Fitting, Progress
+from slmrank.summarize.summarizer import Encode, Fitting
 
 WARM_FOLDER = "warm"
 
@@ -51,9 +53,11 @@ def train_policy(fitting: Fitting) -> Path:
         )
     reward = Reward(fitting, spec)
     warm, trained = fitting.work / WARM_FOLDER, fitting.work / POLICY_FOLDER
-    _warm_up(fitting, spec, jobs, warm)
-    history = [reward.measure("warm start", 0, warm, held_out)]
-    log = _reinforce(fitting, spec, jobs, reward, warm, trained)
+    with warnings.catch_warnings():  # of transformers, to those who call it
+        warnings.simplefilter("ignore", FutureWarning)
+        _warm_up(fitting, spec, jobs, warm)
+        history = [reward.measure("warm start", 0, warm, held_out)]
+        log = _reinforce(fitting, spec, jobs, reward, warm, trained)
     history.append(reward.measure("trained", spec.steps, trained, held_out))
     told = {
         "settings": spec.settings(),
@@ -75,35 +79,30 @@ def require_trl() -> None:
 def _warm_up(fitting: Fitting, spec: GenerativeSpec, jobs: Sequence[Judged], target: Path) -> None:
     """Supervised training on the summaries of method `ranker`, into `target`; nothing where an
     earlier run left it."""
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from slmrank.model.quiet import quiet
     from slmrank.summarize.ranker import RankerKind
 
     if target.is_dir():
         return
+    assert fitting.base is not None
     scorer = RankerKind().fit(fitting).scorer
-    examples = warm_up_examples(jobs, spec, scorer.choose, fitting.encode)
-    with quiet():
-        arguments = SFTConfig(
-            output_dir=str(target.with_name("warm-up")),
-            num_train_epochs=spec.warm_up_epochs,
-            per_device_train_batch_size=4,
-            learning_rate=spec.warm_up_learning_rate,
-            completion_only_loss=True,
-            max_length=None,
-            **_common(spec, fitting.device),
-        )
-        trainer = SFTTrainer(
-            model=_model(fitting.base, fitting.device),
-            args=arguments,
-            train_dataset=Dataset.from_list(examples),
-            processing_class=_tokenizer(fitting.base),
-            peft_config=_adapter(spec),
-            callbacks=[_told(fitting.progress, "warm-up steps")],
-        )
-    _silence(trainer)
+    trainer = _trainer(
+        SFTTrainer,
+        SFTConfig,
+        fitting.base,
+        warm_up_examples(jobs, spec, scorer.choose, fitting.encode),
+        fitting,
+        spec,
+        "warm-up steps",
+        output_dir=str(target.with_name("warm-up")),
+        num_train_epochs=spec.warm_up_epochs,
+        per_device_train_batch_size=4,
+        learning_rate=spec.warm_up_learning_rate,
+        completion_only_loss=True,
+        max_length=None,
+        save_strategy="no",
+    )
     if spec.warm_up_epochs:
         trainer.train()
     _save_merged(trainer, fitting.base, target)
@@ -134,11 +133,8 @@ def _reinforce(
     target: Path,
 ) -> list[dict[str, float]]:
     """The log of the training whose model is written into `target`."""
-    from datasets import Dataset
     from transformers import TrainerState
     from trl import GRPOConfig, GRPOTrainer
-
-    from slmrank.model.quiet import quiet
 
     rows = [
         {"prompt": request_of(one.job, spec.source_tokens, fitting.encode), "place": place}
@@ -165,44 +161,38 @@ def _reinforce(
         rewards.__name__ = name
         return rewards
 
-    with quiet():
-        arguments = GRPOConfig(
-            output_dir=str(target.with_name("reinforced")),
-            max_steps=spec.steps,
-            per_device_train_batch_size=spec.batch_size,
-            gradient_accumulation_steps=spec.gradient_accumulation_steps,
-            steps_per_generation=spec.steps_per_generation,
-            num_generations=spec.samples,
-            max_completion_length=spec.tokens,
-            temperature=spec.temperature,
-            learning_rate=spec.learning_rate,
-            importance_sampling_level="sequence",
-            loss_type=spec.loss,
-            # GSPO's own 3e-4 and 4e-4 are for all weights and small steps: an adapter's first step
-            # passes them, and what is left of a sampling teaches nothing.
-            epsilon=0.02,
-            epsilon_high=0.03,
-            # Within a group the terms differ little: its own deviation would amplify noise.
-            scale_rewards="batch",
-            beta=0.0,
-            save_steps=20,
-            **_common(spec, fitting.device, saving=True),
-        )
-        trainer = GRPOTrainer(
-            model=_model(warm, fitting.device),
-            reward_funcs=[
-                term(reward.faithfulness, "faithfulness"),
-                term(reward.brevity, "brevity"),
-            ],
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=_tokenizer(warm),
-            peft_config=_adapter(spec),
-            callbacks=[_told(fitting.progress, "steps")],
-        )
-    _silence(trainer)
+    rewards = [term(reward.faithfulness, "faithfulness"), term(reward.brevity, "brevity")]
+    trainer = _trainer(
+        partial(GRPOTrainer, reward_funcs=rewards),
+        GRPOConfig,
+        warm,
+        rows,
+        fitting,
+        spec,
+        "steps",
+        output_dir=str(target.with_name("reinforced")),
+        max_steps=spec.steps,
+        per_device_train_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        steps_per_generation=spec.steps_per_generation,
+        num_generations=spec.samples,
+        max_completion_length=spec.tokens,
+        temperature=spec.temperature,
+        learning_rate=spec.learning_rate,
+        importance_sampling_level="sequence",
+        loss_type=spec.loss,
+        # GSPO's own 3e-4 and 4e-4 are for all weights and small steps: an adapter's first step
+        # passes them, and what is left of a sampling teaches nothing.
+        epsilon=0.02,
+        epsilon_high=0.03,
+        # Within a group the terms differ little: its own deviation would amplify noise.
+        scale_rewards="batch",
+        beta=0.0,
+        save_strategy="steps",
+        save_steps=20,
+    )
     if spec.steps:
-        states = Path(arguments.output_dir).glob("*/trainer_state.json")
+        states = Path(trainer.args.output_dir).glob("*/trainer_state.json")
         whole = [path.parent for path in states if _is_json(path)]
         newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         if newest is not None and int(newest.name.rpartition("-")[2]) >= spec.steps:
@@ -224,56 +214,72 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _common(spec: GenerativeSpec, device: str, *, saving: bool = False) -> dict[str, Any]:
-    from slmrank.model.placement import choose_placement, has_bfloat16
-
-    kind = choose_placement(device).device.partition(":")[0]
-    return {
-        "use_cpu": kind == "cpu",
-        "bf16": has_bfloat16(kind),
-        "gradient_checkpointing": False,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 5,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "steps" if saving else "no",
-        "save_total_limit": 1,
-        "seed": spec.seed,
-        "dataloader_pin_memory": False,
-    }
-
-
-def _model(folder: Path | None, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    from slmrank.model.placement import choose_placement
-    from slmrank.model.quiet import quiet
-
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32")
-    return model.to(choose_placement(device).device)
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _adapter(spec: GenerativeSpec) -> Any:
+def _trainer(
+    kind: Any,
+    configure: Any,
+    source: Path,
+    rows: list[dict[str, Any]],
+    fitting: Fitting,
+    spec: GenerativeSpec,
+    what: str,
+    **settings: Any,
+) -> Any:
+    """TRL's trainer of a fresh adapter on the model in `source`; `settings` are its own."""
+    from datasets import Dataset
     from peft import LoraConfig
-
-    return LoraConfig(
-        r=spec.rank, lora_alpha=2 * spec.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    from transformers import (
+        AutoModelForCausalLM,
+        PreTrainedTokenizerFast,
+        PrinterCallback,
+        TrainerCallback,
     )
 
+    from slmrank.model.placement import choose_placement, has_bfloat16
+    from slmrank.model.quiet import quiet
 
-def _save_merged(trainer: Any, source: Path | None, target: Path) -> None:
+    class Told(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            fitting.progress(state.global_step, state.max_steps, what)
+
+    device = choose_placement(fitting.device).device
+    processor = device.partition(":")[0]
+    with quiet():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source))
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        trainer = kind(
+            model=AutoModelForCausalLM.from_pretrained(str(source), dtype="float32").to(device),
+            args=configure(
+                **settings,
+                use_cpu=processor == "cpu",
+                bf16=has_bfloat16(processor),
+                gradient_checkpointing=False,
+                lr_scheduler_type="constant_with_warmup",
+                warmup_steps=5,
+                logging_steps=1,
+                report_to="none",
+                disable_tqdm=True,
+                save_total_limit=1,
+                seed=spec.seed,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=spec.rank,
+                lora_alpha=2 * spec.rank,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+            callbacks=[Told()],
+        )
+    # Without a bar, the trainer prints its log: standard output is the verb's.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save_merged(trainer: Any, source: Path, target: Path) -> None:
     """The model with its adapter merged; a run that was killed leaves no half folder."""
     from slmrank.model.quiet import quiet
 
@@ -282,29 +288,11 @@ def _save_merged(trainer: Any, source: Path | None, target: Path) -> None:
     with quiet():
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         merged.save_pretrained(draft)
-    assert source is not None
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if (source / file).is_file():
             shutil.copy2(source / file, draft / file)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-
-
-def _silence(trainer: Any) -> None:
-    """Without a bar, the trainer prints its log: standard output is the verb's."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def _told(progress: Progress, what: str) -> Any:
-    from transformers import TrainerCallback
-
-    class Told(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            progress(state.global_step, state.max_steps, what)
-
-    return Told()
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, float]:

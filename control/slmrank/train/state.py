@@ -146,10 +146,7 @@ def resume_state(
         _each(kept["optimizer"], lambda place, value: like(value, trained[place]))
     )
     # A run may go on in another version than began it.
-    known = {
-        name: kept[name] for name in ("log", "top", "mean", "best", "kept_step") if name in kept
-    }
-    return RunState(identity=identity, processes=processes, **known)
+    return RunState(**{name: kept[name] for name in vars(begun) if name in kept})
 
 
 def _each(optimizer: Mapping[str, Any], change: Callable[[int, Any], Any]) -> dict[str, Any]:

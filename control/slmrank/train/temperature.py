@@ -26,21 +26,16 @@ LOWEST, HIGHEST = 0.2, 5.0
 
 def fit_temperature(logits: Vector, targets: Vector) -> float:
     """The T in 0.2 .. 5 for which sigmoid(logit / T) has the least cross-entropy to the targets, to
-    three digits: a golden-section search over log T, in which the cross-entropy has one minimum."""
+    three digits: a search over log T, in which the cross-entropy has one minimum."""
+    from scipy.optimize import minimize_scalar
 
     def cost(log_t: float) -> float:
         scaled = logits / np.exp(log_t)
         return float(np.mean(np.logaddexp(0.0, scaled) - targets * scaled))
 
-    low, high = np.log(LOWEST), np.log(HIGHEST)
-    golden = (np.sqrt(5.0) - 1.0) / 2.0
-    while high - low > 1e-4:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if cost(left) <= cost(right):
-            high = right
-        else:
-            low = left
-    return round(float(np.exp((low + high) / 2)), 4)
+    bounds = (np.log(LOWEST), np.log(HIGHEST))
+    found = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-5})
+    return round(float(np.exp(found.x)), 4)
 
 
 def apply_temperature(ranker: LoadedRanker, temperature: float) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from slmrank.artifacts import Artifact
 from slmrank.data.labelled import read_labelled
-from slmrank.data.records import SPLITS, Split
+from slmrank.data.records import SPLITS, Job, Pair, Split
 from slmrank.data.unlabelled import unlabelled_pairs
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Checkpoint, open_checkpoint
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import EncodedQuery, encode_pairs, full_bodies, stored_bodies
+from slmrank.prompt.encoder import PromptEncoder
 from slmrank.store.job_store import JobStore
 from slmrank.store.registry import open_store
+
+Scores = dict[tuple[str, str], float]  # by query and job id
 
 
 def checkpoint_of(artifact: Artifact) -> Checkpoint:
@@ -50,13 +53,20 @@ def split_queries(
         pairs += unlabelled_pairs(
             labelled.jobs, pairs, unlabelled, seed, known=known, usable=encoder.takes
         )
-    if full_tokens is not None:
-        queries = encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
-    else:
-        with stored_summaries(making) as store:
-            queries = encode_pairs(pairs, encoder, partial(stored_bodies, store))
+    jobs = labelled.jobs if full_tokens is not None else None
+    queries = read_pairs(making, pairs, encoder, jobs)
     random.Random(seed).shuffle(queries)
     return queries
+
+
+def read_pairs(
+    making: Making, pairs: Sequence[Pair], encoder: PromptEncoder, jobs: Mapping[str, Job] | None
+) -> list[EncodedQuery]:
+    """Pairs on the full texts of these jobs, as far as the encoder takes them, or on summaries."""
+    if jobs is not None:
+        return encode_pairs(pairs, encoder, partial(full_bodies, encoder, jobs))
+    with stored_summaries(making) as store:
+        return encode_pairs(pairs, encoder, partial(stored_bodies, store))
 
 
 def read_in_full(

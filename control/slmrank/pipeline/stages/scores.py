@@ -12,29 +12,21 @@ from typing import Any
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import read_labelled
-from slmrank.data.records import LabelledSet, Pair, group_by_query
+from slmrank.data.records import group_by_query
 from slmrank.engine.parity import Scorer
 from slmrank.engine.targets.base import EngineTarget
 from slmrank.errors import DataError
 from slmrank.machine.host import what_computes
 from slmrank.model.probability import probability
-from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
+from slmrank.pipeline.stages.inputs import Scores, checkpoint_of, read_pairs
 from slmrank.pipeline.steps import Making
-from slmrank.prompt.corpus import (
-    EncodedQuery,
-    encode_pairs,
-    full_bodies,
-    sample_queries,
-    stored_bodies,
-)
-from slmrank.prompt.encoder import PromptEncoder
+from slmrank.prompt.corpus import EncodedQuery, sample_queries
 
 SCORES_FILE = "scores.jsonl"
 APART = {  # rows whose scorer is a module of its own
     "minilm": "slmrank.pipeline.stages.scores_dense",
     "served": "slmrank.pipeline.stages.scores_served",
 }
-Scores = dict[tuple[str, str], float]
 
 
 def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Making) -> None:
@@ -60,7 +52,8 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
         scores = scorer.scores_of(pairs, labelled, settings, making)
     else:
         encoder = checkpoint_of(making.inputs["checkpoint"]).encoder(settings["item_tokens"])
-        queries = _encoded(pairs, labelled, settings, encoder, making)
+        jobs = labelled.jobs if settings["full_text"] else None
+        queries = read_pairs(making, pairs, encoder, jobs)
         figures["prompt_tokens"] = sum(
             len(query.prefix) + len(item) for query in queries for item in query.items
         )
@@ -81,19 +74,6 @@ def make_scores(settings: Mapping[str, Any], target: EngineTarget, making: Makin
             record["score"] = scores[pair.query, pair.job_id]
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
     making.draft.figures.update(figures)
-
-
-def _encoded(
-    pairs: Sequence[Pair],
-    labelled: LabelledSet,
-    settings: Mapping[str, Any],
-    encoder: PromptEncoder,
-    making: Making,
-) -> list[EncodedQuery]:
-    with stored_summaries(making) as store:
-        if settings["full_text"]:
-            return encode_pairs(pairs, encoder, partial(full_bodies, encoder, labelled.jobs))
-        return encode_pairs(pairs, encoder, partial(stored_bodies, store))
 
 
 def _in_process(

@@ -17,7 +17,7 @@ import torch
 
 from slmrank.data.packaged import MINILM, downloads, fetch
 from slmrank.data.records import LabelledSet, Pair
-from slmrank.pipeline.stages.inputs import checkpoint_of, stored_summaries
+from slmrank.pipeline.stages.inputs import Scores, checkpoint_of, stored_summaries
 from slmrank.pipeline.steps import Making
 from slmrank.prompt.corpus import stored_bodies
 from slmrank.prompt.template import job_text
@@ -25,7 +25,6 @@ from slmrank.prompt.template import job_text
 MAX_TOKENS = 256
 BATCH = 64
 Vectors = npt.NDArray[np.float32]
-Scores = dict[tuple[str, str], float]
 
 
 class DenseScorer:

@@ -8,10 +8,9 @@ from typing import Any
 from slmrank.client.client import RankClient
 from slmrank.data.records import LabelledSet, Pair, group_by_query
 from slmrank.errors import ArtifactError
+from slmrank.pipeline.stages.inputs import Scores
 from slmrank.pipeline.steps import Making
 from slmrank.serving.server import ANY_PORTS, Server
-
-Scores = dict[tuple[str, str], float]
 
 
 def scores_of(
