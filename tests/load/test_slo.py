@@ -316,7 +316,8 @@ def test_cells_that_were_searched_start_no_server(tmp_path: Path) -> None:
     ) as d:
         d.figures.update(
             {"items": 1, "tokens": 24, "query_tokens": None, "limit_ms": 500, "percentile": 95}
-            | dict.fromkeys(("rate", "items_per_s_range", "latency_ms_range"))
+            | dict.fromkeys(("rate", "failed_at", "items_per_s"))
+            | dict.fromkeys(("items_per_s_range", "latency_ms_range"))
         )
 
     def no_server() -> Any:
