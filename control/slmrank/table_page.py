@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -37,6 +37,12 @@ def write_table_page(folder: Path, name: str, page: TablePage, figures: Mapping[
     target = folder / f"{name}.html"
     write_atomic(target, _html(name, page))
     return target
+
+
+def time_span(times: Iterable[str]) -> str:
+    """From the first to the last of some times in ISO 8601; empty without any."""
+    known = sorted(times)
+    return " to ".join(dict.fromkeys((*known[:1], *known[-1:])))
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

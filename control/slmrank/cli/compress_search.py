@@ -13,6 +13,7 @@ from slmrank.data.labelled import read_labelled
 from slmrank.errors import SpecError
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.compress_search import Search, geometry_of, open_axes, require_searchable
+from slmrank.pipeline.quality import queries_of
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
 from slmrank.pipeline.steps import find_current, run
@@ -128,8 +129,7 @@ def compress_search_command(
         return
     asked.show_page(
         name,
-        f"The cheapest compression of {bundle.spec.name}, "
-        + ("dev queries" if named == OWN else named),
+        f"The cheapest compression of {bundle.spec.name}, {queries_of(named, 'dev')}",
         notes,
         search_table(found, max_loss),
         draw_search(found, max_loss),

@@ -22,7 +22,7 @@ from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.steps import Step, find_current
 from slmrank.pyplot import new_figure
-from slmrank.table_page import TablePage, write_table_page
+from slmrank.table_page import TablePage, time_span, write_table_page
 
 SHOWN_KEYS = 3
 
@@ -107,12 +107,12 @@ def provenance_of(opened: Opened, steps: Sequence[Step], device: str) -> dict[st
         for one in step.inputs.values():
             read.setdefault(one.kind, {})[one.key] = None
     made = [find_current(step, opened.store) for step in steps]
-    times = sorted(one.manifest["created"] for one in made if one is not None)
+    measured = time_span(one.manifest["created"] for one in made if one is not None)
     return {
         "spec": " ".join((f"{opened.bundle.spec.name} ({opened.path.name})", *opened.overrides)),
         "slmrank": __version__,
         **{kind: _first_of(list(keys)) for kind, keys in read.items()},
-        **({"measured": " to ".join(dict.fromkeys((times[0], times[-1])))} if times else {}),
+        **({"measured": measured} if measured else {}),
         "machine": machine_line(host_facts()),
         **({} if device == "auto" else {"device": device}),
     }

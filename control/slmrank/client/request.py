@@ -37,9 +37,8 @@ _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired", f"{Overloa
 # And of a model that is not loaded yet, that goes because the server ends, or whose process died.
 _NOT_SERVING = ("has no available versions", "is not healthy")
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
-LEAVING = f"{Unreachable.__name__}: "  # of a stage whose server is about to end
 _BY_NAME: dict[str, type[ScoreError]] = {
-    one.__name__: one for one in (InvalidQuery, InvalidRequest)
+    one.__name__: one for one in (InvalidQuery, InvalidRequest, Unreachable)
 }
 
 
@@ -53,10 +52,14 @@ def explain(error: Any, url: str) -> ScoreError:
             f"{url} is overloaded and refused the request: {text.rpartition('] ')[2]}",
             "send fewer requests at a time, or add replicas",
         )
+    # The stages write errors as `Kind: message. Fix: remedy`.
+    name, _, rest = text.partition(": ")
+    kind = _BY_NAME.get(name)
+    message, _, fix = (rest if kind else text).partition(". Fix: ")
+    if kind is not None:
+        message = f"{url}: {message}" if kind is Unreachable else message
+        return kind(message, fix or "see the server's log")
     lost = "UNAVAILABLE" in status or isinstance(error, grpc.FutureTimeoutError)
-    if text.startswith(LEAVING):
-        message, _, fix = text.removeprefix(LEAVING).partition(". Fix: ")
-        return Unreachable(f"{url}: {message}", fix)
     if lost or any(sign in text for sign in _NOT_SERVING):
         return Unreachable(
             f"no answer from {url}: {text}",
@@ -66,11 +69,7 @@ def explain(error: Any, url: str) -> ScoreError:
         return DeadlineExceeded(
             f"no answer from {url} in time", "raise the timeout or send fewer jobs"
         )
-    # The stages write errors as `Kind: message. Fix: remedy`.
-    name, _, rest = text.partition(": ")
-    kind = _BY_NAME.get(name)
-    message, _, fix = (rest if kind else text).partition(". Fix: ")
-    return (kind or ServerFault)(message, fix or "see the server's log")
+    return ServerFault(message, fix or "see the server's log")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -133,8 +132,8 @@ def quality_page(
     rows: Sequence[QualityRow],
     scored: Sequence[ScoredRow],
     jobs: Mapping[str, Job],
-    few: Sequence[QualityRow] = (),
-    provenance: Mapping[str, str] = MappingProxyType({}),
+    few: Sequence[QualityRow],
+    provenance: Mapping[str, str],
 ) -> str:
     """The page as HTML. `rows` are the figures of `scored`, in the same order; `few` those of the
     small table on full texts."""
@@ -145,13 +144,13 @@ def quality_page(
     )
     parts = [f'<p class="note">{escape(note)}</p>']
     more = ("delta AUC", "delta order")
-    for name, table in (("Quality", rows), (full_text_title(few) if few else "", few)):
+    shown_tables = [("Quality", rows), *([(full_text_title(few), few)] if few else [])]
+    for name, table in shown_tables:
         cells = [
             [*cells, *figures_of(row, more)]
             for row, cells in zip(table, quality_cells(table, intervals=True), strict=True)
         ]
-        if cells:
-            parts.append(html_table((name, (*QUALITY_COLUMNS, *more), cells)))
+        parts.append(html_table((name, (*QUALITY_COLUMNS, *more), cells)))
     kinds = kind_table(rows)
     if kinds[2]:
         parts.append(html_table(kinds))
@@ -206,9 +205,8 @@ def _reliability_plot(curves: Sequence[tuple[str, list[tuple[float, float, int]]
             f'<text x="{x:.0f}" y="{bottom + 18:.0f}" text-anchor="middle">{tick:g}</text>'
         )
         lines.append(f'<text x="{left - 8:.0f}" y="{y + 4:.0f}" text-anchor="end">{tick:g}</text>')
-    middle = edge + size / 2
-    for x, y, turn, axis in ((middle, 0.0, 0, "mean p"), (12, middle, -90, "mean judged p")):
-        y = y or 2 * edge + size - 4
+    middle, below = edge + size / 2, 2 * edge + size - 4
+    for x, y, turn, axis in ((middle, below, 0, "mean p"), (12, middle, -90, "mean judged p")):
         lines.append(
             f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" '
             f'transform="rotate({turn} {x:.0f} {y:.0f})">{axis}</text>'

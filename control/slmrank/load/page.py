@@ -14,7 +14,7 @@ from slmrank.load.figures import cell_name, cell_of, draw, in_order, load_name, 
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import Record
 from slmrank.machine.host import machine_line
-from slmrank.table_page import markdown_table
+from slmrank.table_page import markdown_table, time_span
 
 PAGE, SUMMARY = "report.html", "report.md"
 _CAPTIONS = {
@@ -116,10 +116,10 @@ def provenance(record: Record) -> list[str]:
     served, host = record["served"], record["host"]
     names = ("engine", "checkpoint", "summaries", "prompt_hash", "settings")
     hashes = ", ".join(f"{name} {served[name]}" for name in names if name in served)
-    times = sorted(filter(None, (point.get("created") for point in record["points"])))
+    measured = time_span(filter(None, (point.get("created") for point in record["points"])))
     lines = [
         f"served: {hashes}" + (f" at {record['server']}" if record.get("server") else ""),
-        *([f"measured: {' to '.join(dict.fromkeys((times[0], times[-1])))}"] if times else []),
+        *([f"measured: {measured}"] if measured else []),
         f"tool: perf_analyzer, {record['perf_analyzer'] or 'none yet'}",
         f"machine: {machine_line(host)}",
     ]
