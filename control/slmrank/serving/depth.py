@@ -82,7 +82,7 @@ class Depth:
             description="Share of a request's jobs that is ranked",
             kind=backend.MetricFamily.GAUGE,
         )
-        self._share = self._family.Metric(labels={"instance": instance_name})
+        self._share = self._family.Metric(labels={"stage_instance": instance_name})
 
     def begin(self, requests: Sequence[Any]) -> list[int | None]:
         """The depth of each of these requests, which are started now, all together."""

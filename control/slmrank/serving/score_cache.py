@@ -212,7 +212,7 @@ class CacheMetrics:
             family = backend.MetricFamily(name=f"slmrank_cache_{name}", description=text, kind=kind)
             self._families.append(family)  # Triton forgets a family that nobody holds
             # All instances count in one counter; of one gauge the last of them would have the word.
-            own = {"instance": instance_name} if name == "memory_bytes" else {}
+            own = {"stage_instance": instance_name} if name == "memory_bytes" else {}
             self._metrics[figure] = family.Metric(labels=own)
         self._before: dict[str, float] = dict.fromkeys(self._metrics, 0.0)
 
