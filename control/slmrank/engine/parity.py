@@ -34,16 +34,24 @@ class Parity:
 
 
 def check_parity(
-    checkpoint: Checkpoint, scorer: Scorer, held_out: Sequence[EncodedQuery], limits: ParitySpec
+    checkpoint: Checkpoint,
+    scorer: Scorer,
+    held_out: Sequence[EncodedQuery],
+    limits: ParitySpec,
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Score every held-out pair with transformers in float32 and with the engine; returns figures.
+    `report` is told how far the former is: 128 full texts take five minutes on two cores.
 
     Raises ParityError when a limit is broken.
     """
     from slmrank.model.reference import ReferenceScorer
 
     prompts = [prompt for query in held_out for prompt in query.prompts()]
-    expected = iter(ReferenceScorer(checkpoint).probabilities(prompts).tolist())
+    reference = ReferenceScorer(checkpoint).probabilities(
+        prompts, lambda done, total: report(f"check parity: {done}/{total} pairs in transformers")
+    )
+    expected = iter(reference.tolist())
     wanted, given = [], []
     for query in held_out:
         grades = np.array(query.grades, dtype=float)

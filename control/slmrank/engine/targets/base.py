@@ -100,7 +100,7 @@ class EngineTarget(ABC):
         building.report("check parity")
         scorer = self.open_scorer(building.folder, building.checkpoint)
         limits = building.spec.engine.parity
-        return check_parity(building.checkpoint, scorer, building.held_out, limits)
+        return check_parity(building.checkpoint, scorer, building.held_out, limits, building.report)
 
     @abstractmethod
     def open_scorer(self, engine: Path, checkpoint: Checkpoint) -> Scorer:
