@@ -231,6 +231,27 @@ def test_a_cache_elsewhere_is_a_url_and_a_password_is_not_shown(place: str) -> N
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "deploy.storage.bundles_url=s3://key:secret@bucket/bundles",
+        "deploy.watch.source=kafka://u:secret@h:9092/jobs",
+        "deploy.watch.source=kafka:u:secret@h:9092/jobs",
+        "deploy.catalogue.jobs=s3://key:secret@bucket/jobs",
+        "deploy.catalogue.out=s3://key:secret@bucket/out?region=x",
+    ],
+)
+def test_no_password_gets_into_a_manifest(change: str) -> None:
+    with pytest.raises(SpecError, match="has a user or a password in its url") as caught:
+        change_spec(load_spec(DEMO), read_override(change))
+    assert "secret@" not in str(caught.value)
+
+
+def test_an_at_sign_in_a_path_is_no_password() -> None:
+    spec = change_spec(load_spec(DEMO), read_override("deploy.catalogue.jobs=s3://b/jobs@2024"))
+    assert spec.deploy.catalogue.jobs == "s3://b/jobs@2024"
+
+
 def test_a_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
     """The file was blamed for half a character, which it had not."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe9d"))

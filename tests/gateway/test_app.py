@@ -487,3 +487,19 @@ def test_tokens_are_those_of_the_file_as_it_is(tmp_path: Path, capsys: Any) -> N
     os.utime(path, ns=(2, 2))
     assert (ask("old"), ask("new")) == (401, 200)
     assert "the tokens before hold" in capsys.readouterr().err
+
+
+def test_a_deep_document_is_refused_before_it_is_scored() -> None:
+    def nested(levels: int) -> Any:
+        return [] if levels == 0 else [nested(levels - 1)]
+
+    class Never(LengthRanker):
+        async def score(self, _query: str, jobs: Sequence[Asked], **_: Any) -> Answer:
+            raise AssertionError("asked")
+
+    body = {"query": "q", "documents": [{"text": "a", "x": nested(60)}], "return_documents": True}
+    assert send(LengthRanker(), "/rerank", body).json()["results"][0]["document"]["x"] == nested(60)
+    body["documents"] = [{"text": "a", "x": nested(400)}]
+    assert send(LengthRanker(), "/rerank", body | {"return_documents": False}).status_code == 200
+    reply = send(Never(), "/rerank", body)
+    assert (reply.status_code, "64 levels" in reply.text) == (422, True)

@@ -13,7 +13,7 @@ from slmrank.data.records import Job
 from slmrank.errors import Overloaded, StoreUnavailable
 from slmrank.gateway.app import Limits, make_app
 from slmrank.gateway.kept import kept_spans
-from slmrank.gateway.ui import Shelf, Side
+from slmrank.gateway.ui import Shelf, Side, for_this_machine
 from slmrank.store.job_store import Entry
 
 from tests.gateway.test_app import LengthRanker, ask_app
@@ -127,3 +127,23 @@ def test_spans_lie_inside_the_text_in_order(text: str, summary: str) -> None:
     ends = [place for span in kept_spans(text, summary) for place in span]
     assert ends == sorted(ends)
     assert all(0 <= place <= len(text) for place in ends)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost", 200),
+        ("[::1]:8080", 200),
+        ("[::1]", 200),
+        ("attacker.example:8080", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("", 403),
+    ],
+)
+def test_another_name_for_this_machine_is_refused(host: str, status: int) -> None:
+    sides: Any = [Side(name="one", client=LengthRanker(), summaries=Summaries())]  # type: ignore[arg-type]
+    app = make_app(sides[0].client, Limits(), Shelf(sides=sides, jobs=JOBS, index=Bm25(JOBS)))
+    reply = ask_app(for_this_machine(app), "/ui/job?job_id=a", headers={"host": host})
+    assert reply.status_code == status
+    assert ("Night nurse" in reply.text) == (status == 200)

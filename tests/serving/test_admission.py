@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slmrank.errors import Overloaded, Unreachable
+from slmrank.errors import Overloaded, ServerError, Unreachable
 from slmrank.serving import admission
 from slmrank.serving.admission import (
     Admission,
@@ -531,3 +531,11 @@ def test_a_server_that_leaves_answers_what_it_took_and_no_more(tmp_path: Path) -
     lost = door.take(10)  # cancelled on its way
     assert not seen.quiet(lost + 0.01)
     assert seen.quiet(lost + 61)
+
+
+def test_another_users_page_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    path.touch(0o666)
+    path.chmod(0o666)
+    with pytest.raises(ServerError, match="another user"):
+        Board(path)

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import redis
 from slmrank.errors import SpecError, StoreUnavailable
+from slmrank.spec.repository import CacheSpec
 from slmrank.store.changes import order_of
 from slmrank.store.job_store import STORE_PASSWORD, Entry, JobStore, entries_of
 from slmrank.store.redis_address import RedisAddress, parse_address
 from slmrank.store.redis_reader import RedisReader
+from slmrank.store.redis_scores import check_place
 from slmrank.store.redis_stream import StreamSource
 from slmrank.store.redis_writer import RedisWriter
 from slmrank.store.registry import embedded_url, open_store, open_writer
@@ -482,12 +484,16 @@ def test_a_stream_is_taken_at_least_once(server: RedisServer, url: str) -> None:
         ("redis://h/0?catalogue=a:b", "catalogue"),
         ("redis://[::1:6379/0", "IPv6"),
         ("redis://h/0?host=other", "host stands before"),
+        ("redis://h/0?username=u&password=secret", "username"),
     ],
 )
 def test_urls_that_are_none(url: str, text: str) -> None:
     with pytest.raises(SpecError, match=text) as caught:
         parse_address(url)
     assert "redis://HOST:6379/0" in caught.value.hint
+    assert "secret" not in str(caught.value)
+    with pytest.raises(SpecError, match=f"repository.cache.place.*{text}"):
+        check_place(CacheSpec.model_construct(place=url))
 
 
 def test_no_password_in_a_spec() -> None:

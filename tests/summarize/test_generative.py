@@ -27,9 +27,13 @@ from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.spec.reading import change_spec
 from slmrank.summarize.generative import (
+    ASKED,
+    TITLE_TOKENS,
     GenerativeKind,
     _forbid_runs,
+    request_of,
     served_text,
+    without_controls,
 )
 from slmrank.summarize.held_out import CLIP, FrozenRanker, Judged, Reward, divergence
 from slmrank.summarize.new_words import new_words, new_words_share, without_new_words
@@ -312,3 +316,23 @@ def test_jobs_for_the_held_out_alone_are_too_few(tiny: TinyBundle, tmp_path: Pat
 def test_a_folder_without_a_model_is_named(tiny: TinyBundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no model"):
         GenerativeKind().load(tmp_path, tiny.bundle.spec.summarize, lambda texts: [])
+
+
+def test_a_job_gives_the_model_no_more_than_its_share(make_checkpoint: Any) -> None:
+    encode = make_checkpoint().encoder().bodies
+    for title in ("senior nurse " * 10_000, "1" * 100_000):
+        job = Job(job_id="a", title=title, description="Care for patients. " * 500)
+        ids = encode([request_of(job, 24, encode)])[0]
+        assert len(ids) <= TITLE_TOKENS + 24 + len(encode([ASKED])[0]) + 2
+
+
+def test_control_tokens_of_a_posting_are_words(make_checkpoint: Any) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(make_checkpoint().path))
+    controls = [one for one in tokenizer.added_tokens_decoder.values() if one.special]
+    assert controls
+    text = "Care." + "".join(f"{one.content}x" for one in controls) + "<b>bold</b>"
+    ids = tokenizer(without_controls(text, tokenizer))["input_ids"]
+    assert not set(ids) & set(tokenizer.added_tokens_decoder)
+    assert without_controls("Care for <b>patients</b>.", tokenizer) == "Care for <b>patients</b>."

@@ -17,7 +17,7 @@ from rich.table import Table
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.hashing import without_nan
 from slmrank.pipeline.steps import Step, Watcher, in_order, pending
-from slmrank.surrogates import without_surrogates
+from slmrank.surrogates import for_terminal, without_surrogates
 
 PLAIN_PAUSE_S = 15.0
 
@@ -168,7 +168,7 @@ def json_text(value: dict[str, Any]) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; numbers are right-aligned."""
     table = Table(
-        title=without_surrogates(title),
+        title=for_terminal(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -178,7 +178,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows if row[index])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(without_surrogates, row))
+        table.add_row(*map(for_terminal, row))
     width = None if sys.stdout.isatty() else 240
     Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=width).print(table)
 

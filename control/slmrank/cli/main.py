@@ -16,6 +16,7 @@ from slmrank import __version__
 from slmrank.cli.interrupt import interrupt_on_sigterm
 from slmrank.errors import ControlError
 from slmrank.processes import process_count
+from slmrank.surrogates import for_terminal
 
 # verb -> (module, one-line help); the help stands here so that listing imports nothing.
 VERBS = {
@@ -178,9 +179,10 @@ def report_error(error: ControlError, *, as_json: bool) -> None:
     if as_json:
         _print_error(error, error.exit_code, error.message, error.hint)
         return
-    click.echo(click.style("Error: ", fg="red", bold=True, reset=True) + error.message, err=True)
+    label = click.style("Error: ", fg="red", bold=True, reset=True)
+    click.echo(label + for_terminal(error.message), err=True)
     if error.hint:
-        click.echo(f"Fix: {error.hint}", err=True)
+        click.echo(f"Fix: {for_terminal(error.hint)}", err=True)
 
 
 def _print_error(error: Exception, code: int, message: str, hint: str) -> None:

@@ -14,6 +14,7 @@ from slmrank.plugins import load_plugins
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.reading import load_spec
+from slmrank.store.redis_scores import check_place
 from slmrank.store.registry import store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -40,6 +41,7 @@ def spec_command(
         return
     read = load_spec(spec, overrides)
     store_kind(read.summarize.store)  # before anything is shown: it may hold a password
+    check_place(read.repository.cache)  # as well
     SUMMARIZERS.get(read.summarize.method)
     values = read.model_dump(mode="json")
     if as_json:

@@ -75,7 +75,7 @@ def ui_command(
         raise click.UsageError(f"{len(urls)} --url for {len(specs)} specs: give one for each")
     with needs(*GATEWAY):
         from slmrank.gateway.app import Limits, make_app
-        from slmrank.gateway.ui import Shelf, Side
+        from slmrank.gateway.ui import Shelf, Side, for_this_machine
     given = [*[() for _ in specs[:-1]], overrides]
     opened = [
         open_spec(path, changes, None, artifacts)
@@ -107,8 +107,9 @@ def ui_command(
             examples=_examples(labelled),
             plots=_plots(opened[0].store, repositories[0], urls[0] if urls else None),
         )
+        app = make_app(sides[0].client, Limits(), shelf)
         listen(
-            make_app(sides[0].client, Limits(), shelf),
+            for_this_machine(app) if address in ("127.0.0.1", "::1", "localhost") else app,
             (address, port),
             lambda where: f"open http://{where}/ui",
             answer_s=sides[0].client.timeout_s,

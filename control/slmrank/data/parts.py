@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,8 +69,9 @@ class Place:
         try:
             yield
         except (OSError, ValueError) as error:
+            shown = re.sub(r"//[^/]*@", "//***@", f"cannot reach {self.url}: {error}")
             raise DataError(
-                f"cannot reach {self.url}: {error}",
+                shown,
                 "give a path, or a url that pyarrow.fs knows (s3://, gs://, hdfs://), with its "
                 "credentials in the environment",
             ) from error

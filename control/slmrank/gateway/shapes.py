@@ -23,8 +23,18 @@ from slmrank.triton.status import Status
 
 Document = str | dict[str, Any]
 MOST_KEYS = 64
+MOST_DEPTH = 64
 # What is given back of a request.
 Echoed = Annotated[str, BeforeValidator(without_surrogates)]
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether lists and objects stand in more than MOST_DEPTH of each other."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for many in inner for one in many if isinstance(one, dict | list)]
+    return bool(level)
 
 
 class _Asked(BaseModel):
@@ -67,6 +77,14 @@ class RerankRequest(_Asked):
     def _one_of_both(self) -> RerankRequest:
         if self.texts is not None and self.documents:
             raise ValueError("has both texts and documents; send one of them")
+        if self.return_documents and any(
+            isinstance(one, dict) and _too_deep(one) for one in self.documents
+        ):
+            # pydantic writes no deeper one: refused before it is scored.
+            raise ValueError(
+                f"has a document of more than {MOST_DEPTH} levels, which is not given back; leave "
+                "return_documents out"
+            )
         return self
 
     @property

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Query, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
 from slmrank.client.aio import AsyncRankClient
 from slmrank.client.answer import rank_order
@@ -52,6 +54,27 @@ class Shelf:
     index: Bm25
     examples: Sequence[str] = ()
     plots: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def for_this_machine(app: Any) -> Any:
+    """The application for callers that name this machine alone: a site somewhere else that gives
+    its own name this machine's address would otherwise read the catalogue through the browser of
+    whoever visits it (DNS rebinding)."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        asked = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        host = asked.rpartition(":")[0] or asked if not asked.endswith("]") else asked
+        if scope["type"] == "http" and host.lower() not in ("localhost", "127.0.0.1", "[::1]"):
+            refused = PlainTextResponse(
+                f"This page answers as localhost, not as {host!a}. Behind a proxy: start it "
+                "with --address 0.0.0.0, where it has no login.\n",
+                403,
+            )
+            await refused(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return guarded
 
 
 def page_routes(shelf: Shelf) -> APIRouter:

@@ -212,8 +212,11 @@ def write_ranker(
 
 
 def spell_rope(path: Path) -> None:
-    """Give a model directory's config.json both spellings of the rotary embedding."""
+    """Give a model directory's config.json both spellings of the rotary embedding, and take away
+    its wish for an implementation of attention: transformers would look for that package."""
     config = read_config(path)
+    for name in ("attn_implementation", "_attn_implementation"):
+        config.pop(name, None)
     write_atomic(path / "config.json", json.dumps(with_old_rope(config), indent=2) + "\n")
 
 

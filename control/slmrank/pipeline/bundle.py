@@ -34,6 +34,7 @@ from slmrank.repository.generate import prepare_stage
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.spec.train import TrainSpec
+from slmrank.store.redis_scores import check_place
 from slmrank.store.registry import embedded_url, is_shared, store_kind
 from slmrank.summarize.registry import SUMMARIZERS
 
@@ -290,6 +291,7 @@ class Bundle:
     @cached_property
     def repository(self) -> Step:
         target, spec = self.target, self.spec
+        check_place(spec.repository.cache)
         settings: dict[str, Any] = {
             **spec.repository.settings(),
             "queue_timeout_us": spec.queue_timeout_us,

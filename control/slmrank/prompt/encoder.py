@@ -166,12 +166,17 @@ class PromptEncoder:
 _CONTROL = re.compile(r"\s*[<\[{|].*[>\]}|]\s*", re.DOTALL)
 
 
+def is_control(token: AddedToken) -> bool:
+    """Whether an added token is none of the words and runs of spaces that users write."""
+    return bool(token.special or _CONTROL.fullmatch(token.content))
+
+
 def mark_controls(tokenizer: Tokenizer) -> bool:
     """Make every control token that was added to a tokenizer, as `</think>`, one that users cannot
     write: some of Qwen3's are not marked as special, and stand in the closing question. Words and
     runs of spaces that were added stay. Whether there were any."""
     added = tokenizer.get_added_tokens_decoder().values()
-    plain = [one for one in added if not one.special and _CONTROL.fullmatch(one.content)]
+    plain = [one for one in added if not one.special and is_control(one)]
     marked = [
         AddedToken(
             one.content,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from slmrank.errors import Overloaded, Unreachable
+from slmrank.errors import Overloaded, ServerError, Unreachable
 from slmrank.serving.pass_cost import PassCost
 from slmrank.tokens import Ids
 from slmrank.triton.config import ADMISSION, PREPARED_AT
@@ -145,6 +145,13 @@ class Board:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(path, flags, 0o600)
         try:
+            found = os.fstat(handle)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise ServerError(
+                    f"{path} is the page of another user (owner {found.st_uid}, mode "
+                    f"{found.st_mode & 0o777:o}): its times would open and close the door here",
+                    "remove it",
+                )
             size = _INSTANCES * _FIELDS * 8
             os.ftruncate(handle, size)
             page = mmap.mmap(handle, size)

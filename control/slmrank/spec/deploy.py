@@ -24,6 +24,19 @@ def _not_ours(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _no_password(url: str) -> str:
+    if re.match(r"[a-z0-9+.-]+:(//)?[^/?]*@", url):
+        # Not shown, and neither rendered into a manifest that lies in git.
+        raise ValueError(
+            "has a user or a password in its url: write them into the Secret that "
+            "deploy.storage.url_secret, deploy.catalogue.secret or deploy.watch.kafka_secret names"
+        )
+    return url
+
+
+Url = Annotated[str, AfterValidator(_no_password)]
+
+
 class StorageSpec(Section):
     """Where the pods find repositories and engines; both are mounted read-only by what serves."""
 
@@ -33,7 +46,7 @@ class StorageSpec(Section):
     """claim with compiled engines, by tag"""
     bundle_image: str | None = Field(None, pattern=BY_DIGEST)
     """image with the repository, mounted as a volume instead of the claim; needs Kubernetes 1.35"""
-    bundles_url: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")
+    bundles_url: Url | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")
     """where `deploy push` puts repositories and pods fetch them from, instead of the claim:
     s3://bucket/bundles, gs://... ; needs no shared file system"""
     url_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
@@ -169,7 +182,7 @@ class StoreAccessSpec(Section):
 class WatchSpec(Section):
     """A follower of changed jobs (`control watch`) for the shared summary store."""
 
-    source: str = Field("redis-stream", pattern="^(redis-stream(:.+)?|kafka:.+)$")
+    source: Url = Field("redis-stream", pattern="^(redis-stream(:.+)?|kafka:.+)$")
     """redis-stream[:NAME] or kafka://HOST:9092/TOPIC"""
     replicas: int = Field(1, ge=1, le=100, description="pods, which share the work")
     kafka_secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)
@@ -181,8 +194,8 @@ class CatalogueSpec(Section):
 
     image: str | None = Field(None, pattern=BY_DIGEST)
     """image with slmrank[ray]; unset: the serving one"""
-    jobs: str = Field("s3://bucket/jobs", min_length=1, description="Parquet of the jobs")
-    out: str = Field("s3://bucket/summaries", min_length=1, description="where summaries go")
+    jobs: Url = Field("s3://bucket/jobs", min_length=1, description="Parquet of the jobs")
+    out: Url = Field("s3://bucket/summaries", min_length=1, description="where summaries go")
     workers: int = Field(2, ge=1, le=1000, description="pods of one core")
     ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="of the image")
     secret: str | None = Field(None, pattern=SUBDOMAIN, max_length=253)

@@ -56,6 +56,11 @@ def parse_topic(place: str, group: str) -> KafkaTopic:
     """A url without its scheme, and the group where it names none. Raises SpecError that says what
     is wrong with it."""
     address, _, query = place.removeprefix("//").partition("?")
+    if "@" in address:  # not shown
+        raise SpecError(
+            "the brokers of kafka: stand behind a user or a password",
+            f"{FORM}; write both into a file of client properties, which {PROPERTIES} names",
+        )
     brokers, _, topic = address.partition("/")
     try:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
@@ -64,7 +69,7 @@ def parse_topic(place: str, group: str) -> KafkaTopic:
         )
     except ValueError as error:
         fault = first_fault(error)
-    raise SpecError(f"kafka:{place} is no topic: {fault}", FORM)
+    raise SpecError(f"kafka:{place.partition('?')[0]} is no topic: {fault}", FORM)
 
 
 def read_properties(path: str | None) -> dict[str, str]:

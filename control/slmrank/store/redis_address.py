@@ -62,7 +62,8 @@ def parse_address(url: str, setting: str = "summarize.store") -> RedisAddress:
         fault = first_fault(error)
     known = ", ".join(name for name in RedisAddress.model_fields if name not in _IN_URL)
     raise SpecError(
-        f"{setting} {url!r} is no address of a store: {fault}",
+        # Without its options: one may be a password.
+        f"{setting} {url.partition('?')[0]!r} is no address of a store: {fault}",
         f"write redis://HOST:{PORT}/0?catalogue=jobs; options: {known}",
     )
 

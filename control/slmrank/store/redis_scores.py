@@ -7,12 +7,19 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 
+from slmrank.spec.repository import MEMORY, CacheSpec
 from slmrank.store.breaker import Breaker
 from slmrank.store.redis_address import connect, parse_address
 
 PREFIX = b"slmrank:score:"
 # The score, and the second since 1970 at which it ends: who keeps a copy keeps it no longer.
 _VALUE = struct.Struct("<fI")
+
+
+def check_place(spec: CacheSpec | None) -> None:
+    """Raises SpecError where a shared cache's url is none; it may hold a password."""
+    if spec is not None and spec.place != MEMORY:
+        parse_address(spec.place, "repository.cache.place")
 
 
 class RedisScores:

@@ -19,6 +19,7 @@ from typing import Any
 from slmrank.data.records import Job
 from slmrank.errors import DataError, MissingDependencyError
 from slmrank.hashing import hash_file
+from slmrank.prompt.encoder import is_control
 from slmrank.spec.compress import GenerativeSpec, SummarizeSpec
 from slmrank.summarize.new_words import without_new_words
 from slmrank.summarize.sentences import cut_words, within_budget
@@ -27,13 +28,24 @@ from slmrank.summarize.summarizer import Encode, Fitting, Summary
 POLICY_FOLDER, HISTORY_FILE = "policy", "history.json"
 WEIGHTS_FILE = "model.safetensors"
 RUN = 3  # tokens
+TITLE_TOKENS = 64
 ASKED = "\nShort summary for search:"  # what is written starts with a space, which is a token's own
 
 
 def request_of(job: Job, source_tokens: int, encode: Encode) -> str:
-    """What the model reads of a job; a long description is cut."""
-    text = cut_words(job.description, source_tokens, encode)
-    return f"{job.title}\n{text}{ASKED}"
+    """What the model reads of a job; a long title or description is cut."""
+    title, text = cut_words(job.title, TITLE_TOKENS, encode), job.description
+    return f"{title}\n{cut_words(text, source_tokens, encode)}{ASKED}"
+
+
+def without_controls(text: str, tokenizer: Any) -> str:
+    """The text with a space inside of each control token of the model that a job's text spells: it
+    would close the text and open another speaker's turn. (A tokenizer told to split them would
+    split the end as well that training appends to what is to be learnt.)"""
+    for token in tokenizer.added_tokens_decoder.values():
+        if is_control(token):
+            text = text.replace(token.content, f"{token.content[:1]} {token.content[1:]}")
+    return text
 
 
 def served_text(job: Job, text: str, spec: GenerativeSpec, budget: int, encode: Encode) -> str:
@@ -94,6 +106,7 @@ class GenerativeSummarizer:
             "budget_tokens": self.budget,
             "weights": hash_file(self.folder / WEIGHTS_FILE)[:16],
             "source_tokens": self.spec.source_tokens,
+            "title_tokens": TITLE_TOKENS,
             "new_words": self.spec.new_words,
         }
 
@@ -149,7 +162,7 @@ class Writer:
         """The likeliest continuation in one line, token by token: of those without a run of
         `RUN` tokens that it has written before. A small model otherwise says one phrase until its
         tokens are spent; runs out of the request stay allowed, for they are what is summarised."""
-        encoded = self._tokenizer(request, return_tensors="pt")  # as its training encodes it
+        encoded = self._tokenizer(without_controls(request, self._tokenizer), return_tensors="pt")
         encoded = {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
         start = encoded["input_ids"].shape[1]
         with self._torch.no_grad():

@@ -21,7 +21,13 @@ from slmrank.artifacts import write_atomic
 from slmrank.data.records import Job
 from slmrank.errors import DataError, needs
 from slmrank.spec.compress import GenerativeSpec
-from slmrank.summarize.generative import HISTORY_FILE, POLICY_FOLDER, request_of, served_text
+from slmrank.summarize.generative import (
+    HISTORY_FILE,
+    POLICY_FOLDER,
+    request_of,
+    served_text,
+    without_controls,
+)
 from slmrank.summarize.held_out import Judged, Reward, judged_jobs
 from slmrank.summarize.sentences import cut_words
 from slmrank.summarize.summarizer import Encode, Fitting
@@ -241,6 +247,10 @@ def _trainer(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             fitting.progress(state.global_step, state.max_steps, what)
 
+    def plain(item: tuple[str, Any]) -> tuple[str, Any]:
+        name, value = item
+        return name, without_controls(value, tokenizer) if isinstance(value, str) else value
+
     device = choose_placement(fitting.device).device
     processor = device.partition(":")[0]
     with quiet():
@@ -264,7 +274,7 @@ def _trainer(
                 seed=spec.seed,
                 dataloader_pin_memory=False,
             ),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list([dict(map(plain, row.items())) for row in rows]),
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=spec.rank,
