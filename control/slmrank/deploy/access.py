@@ -73,5 +73,6 @@ def deployer_role(release: Release) -> Object:
 
 
 def is_shared(given: Object) -> bool:
-    """Whether an object belongs to every bundle of the namespace."""
+    """Whether an object belongs to every bundle of the namespace, as that itself and the claims do:
+    made when it is missing and never touched again."""
     return INSTANCE not in given["metadata"].get("labels", {})

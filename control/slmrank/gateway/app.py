@@ -25,7 +25,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as Counted
 from starlette.exceptions import HTTPException
 
 from slmrank.client.aio import AsyncRankClient
@@ -42,7 +43,6 @@ from slmrank.errors import (
     Unreachable,
 )
 from slmrank.gateway.body import LimitedBody
-from slmrank.gateway.metrics import GatewayMetrics
 from slmrank.gateway.shapes import (
     Document,
     Problem,
@@ -64,6 +64,7 @@ from slmrank.gateway.ui import Shelf, page_routes
 from slmrank.spec.repository import RepositorySpec
 
 _LOG = logging.getLogger(__name__)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STATUS: dict[type[ScoreError], tuple[int, str]] = {
     InvalidQuery: (422, "Invalid query"),
@@ -102,7 +103,11 @@ class Limits:
 def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None) -> FastAPI:
     """The application over one client, and the page over a shelf; all clients are closed at the
     end."""
-    metrics = GatewayMetrics(CollectorRegistry())
+    registry = CollectorRegistry()
+    kept: dict[str, Any] = {"namespace": "slmrank_gateway", "registry": registry}
+    requests = Counted("requests", "requests by route and status", ["route", "status"], **kept)
+    seconds = Histogram("seconds", "seconds of a request", ["route"], buckets=_SECONDS, **kept)
+    documents_by = Counted("documents", "documents by how scoring ended", ["status"], **kept)
     in_flight = 0
     posted: set[str] = set()  # the paths below
     clients = [client, *(side.client for side in (shelf.sides if shelf else ()))]
@@ -152,8 +157,8 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         if asked:
             # What is refused here was not routed.
             route = request.url.path if request.url.path in posted else "other"
-            metrics.requests.labels(route, str(response.status_code)).inc()
-            metrics.seconds.labels(route).observe(time.monotonic() - started)
+            requests.labels(route, str(response.status_code)).inc()
+            seconds.labels(route).observe(time.monotonic() - started)
         return response
 
     @app.exception_handler(ScoreError)
@@ -199,7 +204,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         with continued(request.headers):
             answer = await _unless_gone(request, client.score(query, asked))
         for status, count in Counter(item.status for item in answer).items():
-            metrics.documents.labels(status.name.lower()).inc(count)
+            documents_by.labels(status.name.lower()).inc(count)
         response.headers["server-timing"] = server_timing(answer.parts)
         return answer
 
@@ -241,7 +246,7 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
 
     @app.get("/metrics", include_in_schema=False)
     async def page() -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     posted.update(
         one.path

@@ -19,7 +19,7 @@ import yaml
 from slmrank.deploy.naming import MANAGER, Object
 from slmrank.errors import DeployError, needs
 
-REQUEST_TIMEOUT_S = (5.0, 30.0)
+_PLAIN: dict[str, Any] = {"serialize": False, "_request_timeout": (5.0, 30.0)}
 RETRIES = 4
 RETRY_PAUSE_S = 0.3
 # The client keeps what it discovers in a folder that everybody may write, unless it cannot.
@@ -60,7 +60,7 @@ class Cluster:
 
     def version(self) -> str:
         """Such as 1.33."""
-        found = self._call(lambda more: self._client.version["kubernetes"])
+        found = self._call(lambda: self._client.version["kubernetes"])
         minor = "".join(digit for digit in str(found.get("minor", "")) if digit.isdigit())
         return f"{found.get('major')}.{minor}"
 
@@ -68,7 +68,7 @@ class Cluster:
         """The client's resource of a kind, None when the server has none."""
         from kubernetes.dynamic.exceptions import ResourceNotFoundError
 
-        def look(_more: Mapping[str, Any]) -> Any:
+        def look() -> Any:
             resources = self._client.resources
             try:
                 return resources.get(api_version=api_version, kind=kind)
@@ -92,9 +92,8 @@ class Cluster:
         from kubernetes.dynamic.exceptions import NotFoundError
 
         path = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-        more = {"serialize": False, "_request_timeout": REQUEST_TIMEOUT_S}
         try:
-            found = json.loads(self._client.request("GET", path, **more).data)
+            found = json.loads(self._client.request("GET", path, **_PLAIN).data)
         except NotFoundError:
             return False
         return any(one.get("kind") == kind for one in found.get("resources") or [])
@@ -105,9 +104,7 @@ class Cluster:
         if resource is None:
             return None
         try:
-            return self._read(
-                lambda more: resource.get(name=name, **_inside(resource, namespace), **more)
-            )
+            return self._read(resource.get, name=name, **_inside(resource, namespace))
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -125,7 +122,7 @@ class Cluster:
             params["label_selector"] = ",".join(f"{key}={one}" for key, one in labels.items())
         items: list[Object] = []
         while True:
-            page = self._read(lambda more: resource.get(**params, **more))
+            page = self._read(resource.get, **params)
             for item in page.get("items") or []:
                 items.append({"apiVersion": api_version, "kind": kind, **item})
             following = page.get("metadata", {}).get("continue")
@@ -138,37 +135,25 @@ class Cluster:
 
         Raises Conflict when another manager owns a field, ApiError for every other refusal.
         """
-        resource = self.require_kind(given)
-        params: dict[str, Any] = {"field_manager": MANAGER, "force_conflicts": force}
-        if dry_run:
-            params["dry_run"] = "All"
-        return self._read(
-            lambda more: resource.server_side_apply(
-                body=given, **_place(resource, given), **params, **more
-            )
-        )
+        send = self.require_kind(given).server_side_apply
+        by = {"field_manager": MANAGER, "force_conflicts": force}
+        return self._read(send, body=given, **by, dry_run="All" if dry_run else None)
 
     def create(self, given: Object) -> Object:
         """Create an object that must not exist yet. Raises ApiError with reason AlreadyExists."""
-        resource = self.require_kind(given)
-        namespace = _inside(resource, given["metadata"].get("namespace", ""))
-        return self._read(lambda more: resource.create(body=given, **namespace, **more))
+        return self._read(self.require_kind(given).create, body=given)
 
-    def delete(
-        self, given: Object, *, propagation: str = "Background", dry_run: bool = False
-    ) -> bool:
-        """Delete an object; False when it was not there."""
+    def delete(self, given: Object, *, dry_run: bool = False) -> None:
+        """Delete an object, where it is there."""
         resource = self.require_kind(given)
-        params: dict[str, Any] = {"propagation_policy": propagation}
-        if dry_run:
-            params["dry_run"] = "All"
+        metadata = given["metadata"]
+        where = {"name": metadata["name"], **_inside(resource, metadata.get("namespace", ""))}
+        how = {"propagation_policy": "Background", "dry_run": "All" if dry_run else None}
         try:
-            self._read(lambda more: resource.delete(**_place(resource, given), **params, **more))
+            self._read(resource.delete, **where, **how)
         except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        return True
+            if error.status != 404:
+                raise
 
     def require_kind(self, given: Object) -> Any:
         """Raises ApiError when the server does not know the object's kind."""
@@ -181,9 +166,9 @@ class Cluster:
             )
         return resource
 
-    def _read(self, call: Callable[[Mapping[str, Any]], Any]) -> Object:
+    def _read(self, call: Callable[..., Any], **given: Any) -> Object:
         """The answer of a call as a mapping."""
-        reply = self._call(call)
+        reply = self._call(lambda: call(**given, **_PLAIN))
         headers: Any = getattr(reply, "headers", None)
         told = ", ".join((headers.get_all("Warning") if headers else None) or [])
         for text in _WARNING.findall(told):
@@ -193,13 +178,12 @@ class Cluster:
         loaded: Object = json.loads(reply.data or b"{}")
         return loaded
 
-    def _call(self, call: Callable[[Mapping[str, Any]], Any]) -> Any:
+    def _call(self, call: Callable[[], Any]) -> Any:
         """One call, repeated when the server asks for it: every call here can be repeated."""
-        more = {"serialize": False, "_request_timeout": REQUEST_TIMEOUT_S}
         pause = RETRY_PAUSE_S
         for attempt in range(RETRIES + 1):
             try:
-                return call(more)
+                return call()
             except Exception as error:
                 status = getattr(error, "status", None)
                 if attempt == RETRIES or not _passing(error, status):
@@ -268,17 +252,12 @@ def connect(
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     api = client.ApiClient(configuration)
     cluster = Cluster(None, configuration.host, warn)
-    cluster._client = cluster._call(lambda more: DynamicClient(api, cache_file=_NO_CACHE))
+    cluster._client = cluster._call(lambda: DynamicClient(api, cache_file=_NO_CACHE))
     return cluster
 
 
 def _inside(resource: Any, namespace: str) -> dict[str, str]:
     return {"namespace": namespace} if resource.namespaced and namespace else {}
-
-
-def _place(resource: Any, given: Object) -> dict[str, str]:
-    metadata = given["metadata"]
-    return {"name": metadata["name"], **_inside(resource, metadata.get("namespace", ""))}
 
 
 def _passing(error: Exception, status: Any) -> bool:

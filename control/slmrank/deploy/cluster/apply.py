@@ -42,7 +42,7 @@ from slmrank.deploy.naming import Object
 from slmrank.deploy.release import Place, Release
 from slmrank.deploy.render import render
 from slmrank.deploy.smoke_job import DEADLINE_S, smoke_job
-from slmrank.errors import ControlError, DeployError, DeployFailed, Refused, RolledBack
+from slmrank.errors import ControlError, DeployFailed, Refused, RolledBack
 
 Smoke = Callable[[Release], None]
 
@@ -82,7 +82,12 @@ class Deployer:
         for one in planned:
             self.report(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
         if all(one.change == "same" for one in wanted) and serves(records, release):
-            return self._unchanged(release, records[0], planned)
+            # Nothing to do but to see that it serves: no record, and no Job that asks again.
+            self.waiter.rollout(release.deploy.namespace, release.object_name, release.hash)
+            if self.smoke is not None:
+                self.ask(release, records[0].revision)
+            told = "known answers hold" if self.smoke else "not asked: nothing changed"
+            return _done(release, records[0].revision, planned, [], told)
         records = settled(self.cluster, records, release.place, self._note, release.hash)
         kept = keeps_serving(wanted, records, release, self.running(release.place))
         revision = 1 + newest
@@ -101,15 +106,8 @@ class Deployer:
             self._note(record, "interrupted", release.place)
             raise interrupted(error, way_out(self.cluster, release, records, kept)) from error
         removed = self._conclude(release, contents, record, records)
-        return {
-            "release": release.hash,
-            "engine": release.engine.tag,
-            "revision": revision,
-            "changed": [one.title for one in wanted if one.change != "same"],
-            "skipped": [one.note for one in planned if one.note],
-            "pruned": removed,
-            "smoke": "skipped" if self.skip_smoke else "known answers hold",
-        }
+        told = "skipped" if self.skip_smoke else "known answers hold"
+        return _done(release, revision, planned, removed, told)
 
     def rollback(self, place: Place, revision: int | None) -> dict[str, Any]:
         """Put an earlier deployment back, the one that was good before what runs or a given
@@ -122,10 +120,7 @@ class Deployer:
         records = settled(self.cluster, records, place, self._note)
         running = self.running(place)
         others = records if revision is not None else ways_back(records, running)
-        try:
-            target = find_record(others, revision)
-        except DeployError as error:
-            raise Refused(error.message, error.hint) from error
+        target = find_record(others, revision)
         if target.release_values is not None:
             self.require_askable(target.release_values)
         self.report(f"back to revision {target.revision}: engine {target.engine}")
@@ -167,23 +162,6 @@ class Deployer:
         if not dry_run:
             self._free_records(place)
         return delete_owned(self.cluster, place, self.report, dry_run=dry_run)
-
-    def _unchanged(
-        self, release: Release, record: Record, planned: Sequence[Planned]
-    ) -> dict[str, Any]:
-        """Nothing to do but to see that it serves: no record, and no Job that asks again."""
-        self.waiter.rollout(release.deploy.namespace, release.object_name, release.hash)
-        if self.smoke is not None:
-            self.ask(release, record.revision)
-        return {
-            "release": release.hash,
-            "engine": release.engine.tag,
-            "revision": record.revision,
-            "changed": [],
-            "skipped": [one.note for one in planned if one.note],
-            "pruned": [],
-            "smoke": "known answers hold" if self.smoke else "not asked: nothing changed",
-        }
 
     def _prepare(self, release: Release) -> tuple[list[Planned], list[Record], int]:
         """Everything that can refuse, before anything is changed; a namespace that had to be made
@@ -273,10 +251,9 @@ class Deployer:
         if isinstance(error, Overtaken):
             raise error
         # The very release that just failed is no way back.
-        others = [one for one in records if one.release != release.hash and one.state == "deployed"]
-        try:
-            target = find_record(others, None)
-        except DeployError:
+        others = (one for one in records if one.release != release.hash)
+        target = next((one for one in others if one.state == "deployed"), None)
+        if target is None:
             raise DeployFailed(
                 f"{error.message}\nThere is no earlier release to go back to; its objects stay for "
                 "a look at them",
@@ -340,3 +317,17 @@ class Deployer:
         except ApiError as error:
             self.report(f"the release serves, but its records were not tidied: {error.message}")
             return []
+
+
+def _done(
+    release: Release, revision: int, planned: Sequence[Planned], pruned: list[str], smoke: str
+) -> dict[str, Any]:
+    return {
+        "release": release.hash,
+        "engine": release.engine.tag,
+        "revision": revision,
+        "changed": [one.title for one in planned if one.change in ("create", "change")],
+        "skipped": [one.note for one in planned if one.note],
+        "pruned": pruned,
+        "smoke": smoke,
+    }

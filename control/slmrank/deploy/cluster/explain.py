@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slmrank.deploy.cluster.rollout import conditions, holding
 from slmrank.deploy.naming import Object
 
 UNSCHEDULABLE = "Pending, no node"
@@ -78,11 +79,10 @@ def explain_pods(pods: Sequence[Object], events: Sequence[Object] = ()) -> list[
 
 def explain_deployment(deployment: Object) -> list[Trouble]:
     """Why the controller cannot create pods: quota, Pod Security, a webhook, a LimitRange."""
-    for condition in (deployment.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            name = f"Deployment {deployment['metadata']['name']}"
-            return [_uncreated(name, str(condition.get("message", "no message")))]
-    return []
+    if "ReplicaFailure" not in holding(deployment):
+        return []
+    message = str(conditions(deployment)["ReplicaFailure"].get("message", "no message"))
+    return [_uncreated(f"Deployment {deployment['metadata']['name']}", message)]
 
 
 def explain_job(job: str, pods: Sequence[Object], events: Sequence[Object]) -> list[Trouble]:
@@ -97,9 +97,8 @@ def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
     """What keeps an HPA from acting."""
     name = f"HorizontalPodAutoscaler {autoscaler['metadata']['name']}"
     found = []
-    status = autoscaler.get("status") or {}
-    for condition in status.get("conditions") or []:
-        kind, reason = condition.get("type"), str(condition.get("reason"))
+    for kind, condition in conditions(autoscaler).items():
+        reason = str(condition.get("reason"))
         message = str(condition.get("message", ""))
         if kind == "ScalingActive" and condition.get("status") == "False":
             fix = "is the metrics adapter running, with monitoring/adapter-values.yaml?"
@@ -115,24 +114,17 @@ def explain_autoscaler(autoscaler: Object) -> list[Trouble]:
     return found
 
 
-def is_ready(pod: Object) -> bool:
-    """Whether a pod is ready."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
-
-
 def _pod_trouble(pod: Object, events: Sequence[Object]) -> Trouble | None:
     status: Mapping[str, Any] = pod.get("status") or {}
     name = f"pod {pod['metadata']['name']}"
-    if is_ready(pod) or status.get("phase") == "Succeeded":
+    leaves = pod["metadata"].get("deletionTimestamp")
+    if "Ready" in holding(pod) or status.get("phase") == "Succeeded" or leaves:
         return None
-    if pod["metadata"].get("deletionTimestamp"):
-        return None
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            message = str(condition.get("message", "no message"))
-            fix = unschedulable_fix(message)
-            return Trouble(name=name, state=UNSCHEDULABLE, message=message, fix=fix)
+    scheduled = conditions(pod).get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        message = str(scheduled.get("message", "no message"))
+        fix = unschedulable_fix(message)
+        return Trouble(name=name, state=UNSCHEDULABLE, message=message, fix=fix)
     fields = ("initContainerStatuses", "containerStatuses")
     for container in [one for field in fields for one in status.get(field) or []]:
         trouble = _container_trouble(name, container)

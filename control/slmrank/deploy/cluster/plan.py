@@ -12,6 +12,7 @@ from slmrank.deploy.check.run import check_rendered
 from slmrank.deploy.check.schema import as_version, known_versions, load_crds
 from slmrank.deploy.cluster.api import ApiError, Cluster, Conflict
 from slmrank.deploy.cluster.records import GOOD, Record, list_records
+from slmrank.deploy.cluster.rollout import holding
 from slmrank.deploy.naming import Object
 from slmrank.deploy.release import UNSET_DIGEST, Release
 from slmrank.deploy.render import identity
@@ -130,10 +131,10 @@ def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
         if error.status == 403 and kind == "Namespace":
             return Planned(content=given, change="skip", note="not allowed to see namespaces")
         raise
-    if live is not None and _kept(given):
+    if live is not None and is_shared(given):
         return Planned(content=given, change="skip", note="exists and is kept as it is")
     if live is not None and kind == "Job":
-        failed = "Failed" in job_states(live)
+        failed = "Failed" in holding(live)
         note = "failed before, runs again" if failed else "runs or is done"
         return Planned(content=given, change="change" if failed else "same", note=note)
     would = cluster.apply(given, dry_run=True, force=force)
@@ -146,17 +147,6 @@ def _plan_one(cluster: Cluster, given: Object, *, force: bool) -> Planned:
         to_yaml(before).splitlines(), to_yaml(after).splitlines(), "there", "planned", lineterm=""
     )
     return Planned(content=given, change="change", diff="\n".join(lines))
-
-
-def job_states(job: Object) -> set[str]:
-    """Conditions of a Job that hold: Complete, Failed."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return {str(one.get("type")) for one in conditions if one.get("status") == "True"}
-
-
-def _kept(given: Object) -> bool:
-    """Shared claims and namespaces are made when they are missing and never touched again."""
-    return given["kind"] in ("PersistentVolumeClaim", "Namespace") and is_shared(given)
 
 
 def _comparable(given: Object) -> Any:

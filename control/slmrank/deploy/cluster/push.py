@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slmrank.artifacts import Artifact
-from slmrank.deploy.access import claim, namespace
+from slmrank.deploy.access import is_shared
 from slmrank.deploy.cluster.api import Cluster
 from slmrank.deploy.cluster.execute import execute
 from slmrank.deploy.cluster.waiting import Waiter
@@ -14,14 +14,13 @@ from slmrank.deploy.naming import (
     BUNDLES,
     COMPONENT,
     INSTANCE,
-    Object,
     engine_path,
     repository_path,
     repository_url,
 )
 from slmrank.deploy.push_pod import COMPONENT_NAME, push_pod
 from slmrank.deploy.release import Release
-from slmrank.deploy.render import identity
+from slmrank.deploy.render import identity, render_base
 from slmrank.errors import DeployFailed, Refused
 from slmrank.repository.receive import send_url, tar_bytes, write_tar
 
@@ -79,8 +78,8 @@ def push_to_claims(
     if release.deploy.image is None:
         raise Refused("the pod that copies needs an image", "set deploy.image to NAME@sha256:...")
     space = release.deploy.namespace
-    for given in _needed(release):
-        if cluster.get(*identity(given)) is None:
+    for given in render_base(release):
+        if is_shared(given) and cluster.get(*identity(given)) is None:
             cluster.apply(given)
     pod = push_pod(release)
     name = pod["metadata"]["name"]
@@ -99,14 +98,6 @@ def _remove_ended(cluster: Cluster, release: Release) -> None:
     for one in cluster.list("v1", "Pod", release.deploy.namespace, labels):
         if (one.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
             cluster.delete(one)
-
-
-def _needed(release: Release) -> list[Object]:
-    storage = release.deploy.storage
-    claims = [claim(release, storage.bundles_claim)]
-    if release.engine.plan is not None:
-        claims.append(claim(release, storage.engines_claim))
-    return [namespace(release), *claims]
 
 
 def _copied(cluster: Cluster, waiter: Waiter, space: str, pod: str, parcel: Parcel) -> bool:

@@ -18,7 +18,7 @@ from slmrank.deploy.cluster.api import ApiError, Cluster
 from slmrank.deploy.naming import MANAGED_BY, MANAGER, Object, placed
 from slmrank.deploy.release import RELEASE_FILE, Place, Release
 from slmrank.deploy.yaml_text import to_documents
-from slmrank.errors import DeployError, Refused
+from slmrank.errors import Refused
 
 COMPONENT_NAME = "release"
 STATE, REVISION, WHEN = "slmrank.io/state", "slmrank.io/revision", "slmrank.io/when"
@@ -141,18 +141,13 @@ def set_state(cluster: Cluster, record: Record, state: State, place: Place) -> N
 
 
 def find_record(records: Sequence[Record], revision: int | None) -> Record:
-    """The record of a revision; without one the newest that was good.
-
-    Raises DeployError when there is none.
-    """
-    known = ", ".join(f"{one.revision} ({one.state})" for one in records) or "none"
+    """The record of a revision; without one the newest. Raises Refused when there is none."""
     for one in records:
-        if revision is None and one.state in GOOD:
+        if revision in (None, one.revision):
             return one
-        if revision is not None and one.revision == revision:
-            return one
+    known = ", ".join(f"{one.revision} ({one.state})" for one in records) or "none"
     wanted = "an earlier deployed one" if revision is None else f"revision {revision}"
-    raise DeployError(f"there is no record of {wanted}", f"records: {known}")
+    raise Refused(f"there is no record of {wanted}", f"records: {known}")
 
 
 def _content(record: Record, place: Place) -> dict[str, Any]:

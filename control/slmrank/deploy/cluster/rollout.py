@@ -23,12 +23,23 @@ class Standing:
     text: str
 
 
+def conditions(given: Object) -> dict[str, Object]:
+    """The conditions of an object by their type."""
+    listed = (given.get("status") or {}).get("conditions") or []
+    return {str(one.get("type")): one for one in listed}
+
+
+def holding(given: Object) -> set[str]:
+    """The types of the conditions that hold, such as Ready of a pod, or Complete of a Job."""
+    return {name for name, one in conditions(given).items() if one.get("status") == "True"}
+
+
 def timed_out(deployment: Object) -> str | None:
     """When the controller gave the rollout up, None when it did not."""
-    for condition in (deployment.get("status") or {}).get("conditions") or []:
-        if condition.get("reason") == "ProgressDeadlineExceeded":
-            return str(condition.get("lastUpdateTime") or condition.get("lastTransitionTime"))
-    return None
+    progress = conditions(deployment).get("Progressing", {})
+    if progress.get("reason") != "ProgressDeadlineExceeded":
+        return None
+    return str(progress.get("lastUpdateTime") or progress.get("lastTransitionTime"))
 
 
 def judge(
@@ -41,11 +52,9 @@ def judge(
     if status.get("observedGeneration", 0) < metadata.get("generation", 0):
         return Standing(state="waiting", text="the controller has not seen the change yet")
     new = newest_set(deployment, replica_sets)
-    for condition in status.get("conditions") or []:
-        kind, reason = condition.get("type"), condition.get("reason")
-        given_up = kind == "Progressing" and reason == "ProgressDeadlineExceeded"
-        if given_up and (stale is None or timed_out(deployment) != stale):
-            return Standing(state="failed", text=condition.get("message") or reason)
+    if timed_out(deployment) not in (None, stale):
+        progress = conditions(deployment)["Progressing"]
+        return Standing(state="failed", text=progress.get("message") or progress["reason"])
     if new is None:
         return Standing(state="waiting", text="there is no ReplicaSet of this template yet")
     wanted = spec.get("replicas", 1)

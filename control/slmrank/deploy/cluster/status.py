@@ -14,13 +14,10 @@ from slmrank.deploy.cluster.explain import (
     explain_deployment,
     explain_job,
     explain_pods,
-    is_ready,
 )
-from slmrank.deploy.cluster.plan import job_states
 from slmrank.deploy.cluster.records import list_records
-from slmrank.deploy.cluster.rollout import judge
+from slmrank.deploy.cluster.rollout import holding, judge
 from slmrank.deploy.naming import (
-    COMPONENT,
     ENGINE,
     INSTANCE,
     MANAGED_BY,
@@ -29,6 +26,7 @@ from slmrank.deploy.naming import (
     WATCH,
     Object,
     follower_name,
+    placed,
 )
 from slmrank.deploy.release import Place
 
@@ -68,7 +66,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
     deployment = cluster.get("apps/v1", "Deployment", namespace, object_name)
     if deployment is None:
         return Status(records=history, troubles=_job_troubles(cluster, place))
-    sets = cluster.list("apps/v1", "ReplicaSet", namespace, _labels(place, "serve"))
+    sets = cluster.list("apps/v1", "ReplicaSet", namespace, placed(place, "serve"))
     standing = judge(deployment, sets)
     pods = _pods(cluster, place, "serve")
     events = cluster.list("v1", "Event", namespace)
@@ -90,7 +88,7 @@ def read_status(cluster: Cluster, place: Place) -> Status:
         pods=[
             {
                 "name": one["metadata"]["name"],
-                "ready": is_ready(one),
+                "ready": "Ready" in holding(one),
                 "engine": (one["metadata"].get("labels") or {}).get(ENGINE, "?"),
                 "node": (one.get("spec") or {}).get("nodeName", ""),
                 "restarts": sum(
@@ -116,17 +114,12 @@ def _share(cluster: Cluster, place: Place) -> int:
         return 0  # a reader who may not see routes sees the rest
 
 
-def _labels(place: Place, component: str) -> dict[str, str]:
-    own = {MANAGED_BY: MANAGER, INSTANCE: place.bundle, TRACK: place.track}
-    return {**own, COMPONENT: component}
-
-
 def _pods(cluster: Cluster, place: Place, component: str) -> list[Object]:
     """The pods of a component. Evicted ones stay until they are collected; others have taken their
     place."""
     return [
         pod
-        for pod in cluster.list("v1", "Pod", place.namespace, _labels(place, component))
+        for pod in cluster.list("v1", "Pod", place.namespace, placed(place, component))
         if (pod.get("status") or {}).get("phase") != "Failed"
     ]
 
@@ -147,7 +140,7 @@ def _job_troubles(cluster: Cluster, place: Place) -> list[Trouble]:
     found: list[Trouble] = []
     for job in cluster.list("batch/v1", "Job", place.namespace, labels):
         track = (job["metadata"].get("labels") or {}).get(TRACK, place.track)
-        if track == place.track and not job_states(job) & {"Complete", "Failed"}:
+        if track == place.track and not holding(job) & {"Complete", "Failed"}:
             name = job["metadata"]["name"]
             pods = cluster.list("v1", "Pod", place.namespace, {"job-name": name})
             found += explain_job(name, pods, cluster.list("v1", "Event", place.namespace))

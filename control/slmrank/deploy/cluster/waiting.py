@@ -17,10 +17,8 @@ from slmrank.deploy.cluster.explain import (
     explain_deployment,
     explain_job,
     explain_pods,
-    is_ready,
 )
-from slmrank.deploy.cluster.plan import job_states
-from slmrank.deploy.cluster.rollout import Standing, judge, newest_set, pods_of
+from slmrank.deploy.cluster.rollout import Standing, holding, judge, newest_set, pods_of
 from slmrank.deploy.naming import RELEASE, Object
 from slmrank.errors import DeployFailed
 
@@ -129,7 +127,7 @@ class Waiter:
                 continue
             if found is None:
                 raise DeployFailed(f"Job {name} is gone", "somebody deleted it meanwhile")
-            states = job_states(found)
+            states = holding(found)
             if "Complete" in states:
                 return
             troubles = explain_job(name, pods, self._events(namespace) or [])
@@ -148,7 +146,7 @@ class Waiter:
         self.report(f"waiting for Pod {name}, at most {limit_s:g} s")
         for passed in self._ticks():
             found = self.cluster.get("v1", "Pod", namespace, name)
-            if found is not None and is_ready(found):
+            if found is not None and "Ready" in holding(found):
                 return
             troubles = explain_pods([found], self._events(namespace) or []) if found else []
             why = troubles[-1].line() if troubles else "it is gone" if found is None else ""
@@ -170,7 +168,7 @@ class Waiter:
         place = job["metadata"]["namespace"], job["metadata"]["name"]
         live = self.cluster.get("batch/v1", "Job", *place)
         ended = {"Failed", "Complete"} if again else {"Failed"}
-        if live is not None and ended & job_states(live):
+        if live is not None and ended & holding(live):
             self.cluster.delete(job)
             self.gone("batch/v1", "Job", *place)
             live = None
