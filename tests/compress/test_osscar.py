@@ -102,3 +102,9 @@ def test_a_group_costs_what_dropping_it_costs() -> None:
     best = min(errors, key=lambda one: errors[one])
     assert best not in found.kept // 3
     assert found.relative_error == pytest.approx(errors[best], rel=1e-5)
+
+
+def test_a_ridge_below_the_rounding_is_told() -> None:
+    gram = np.ones((8, 8)) - 1e-3 * np.eye(8)  # as rounding leaves it: not positive
+    with pytest.raises(SpecError, match="prune.damping is too small"):
+        prune_neurons(gram, np.ones((8, 2)), 4, damping=1e-9)

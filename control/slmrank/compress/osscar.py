@@ -83,7 +83,7 @@ def refit(
 ) -> Matrix:
     """The optimal weights on a support: inv(H_SS) (H W0)_S, shape [keep, d]; `target` is H W0 where
     it is known."""
-    factor = cho_factor(hessian[np.ix_(kept, kept)], lower=True)
+    factor = _factor(hessian[np.ix_(kept, kept)])
     wanted = hessian[kept] @ weights if target is None else target[kept]
     solved: Matrix = cho_solve(factor, wanted)
     return solved
@@ -104,6 +104,19 @@ def relative_error(
     # What is left of the square, in parts: the largest product, with W0, is that of every method.
     lost = total + float(np.sum(fitted * (own - 2 * product[kept])))
     return max(lost, 0.0) / total if total else 0.0
+
+
+def _factor(hessian: Matrix) -> tuple[Matrix, bool]:
+    """The Cholesky factor. Raises SpecError where the ridge is smaller than what rounding to
+    float32 did to the Gram matrix."""
+    try:
+        factor: tuple[Matrix, bool] = cho_factor(hessian, lower=True)
+    except np.linalg.LinAlgError as error:
+        raise SpecError(
+            f"prune.damping is too small for these calibration inputs: {error}",
+            "raise it, as to 0.01, which is the default",
+        ) from error
+    return factor
 
 
 def members(units: npt.NDArray[np.intp], group: int) -> npt.NDArray[np.intp]:
@@ -130,7 +143,7 @@ def _greedy(
     hessian: Matrix, _gram: Matrix, weights: Matrix, keep: int, per_round: int, group: int
 ) -> npt.NDArray[np.intp]:
     # In Fortran's order, so that BLAS adds the rank-b steps in place.
-    lower, _ = dpotri(cho_factor(hessian, lower=True)[0], lower=True)
+    lower, _ = dpotri(_factor(hessian)[0], lower=True)
     lower = np.tril(lower)
     inverse = np.asfortranarray(lower + np.tril(lower, -1).T)
     current = np.array(weights, order="F")
