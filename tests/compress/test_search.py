@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from slmrank.compress.search import (
     Choice,
@@ -107,3 +109,20 @@ def test_widths_by_layer_spend_neurons_where_they_count() -> None:
     # Layers that are alike gain nothing, and the narrowest width leaves nothing to give.
     assert uneven_widths({8: [0.0] * 2, 6: [0.1] * 2, 4: [0.3] * 2}, 6).widths == (6, 6)
     assert uneven_widths(errors, 4).widths == (4, 4, 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_widths_by_layer_are_the_best_there_are(seed: int) -> None:
+    """Widening greedily once left more than even widths do."""
+    rng = np.random.default_rng(seed)
+    sizes = [128, 896, 1088, 1152]
+    falls = np.sort(rng.exponential(size=(3, 4)), axis=0)[::-1].cumsum(axis=0)[::-1]
+    errors = {size: list(row) for size, row in zip(sizes, [*falls, np.zeros(4)], strict=True)}
+    found = uneven_widths(errors, 896)
+    every = [
+        sum(errors[size][layer] for layer, size in enumerate(widths))
+        for widths in itertools.product(sizes, repeat=4)
+        if sum(widths) <= 4 * 896
+    ]
+    assert found.error == pytest.approx(min(every))
+    assert found.error <= found.even_error

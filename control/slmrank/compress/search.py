@@ -7,6 +7,7 @@ in both only a few are recovered and measured (successive halving, arXiv 1502.07
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from itertools import product
@@ -157,33 +158,19 @@ def uneven_widths(errors: Mapping[int, Sequence[float]], width: int) -> Uneven:
     """The best widths by layer that keep `width` neurons on average. `errors`: of every layer by
     the widths that were measured, whole width (no error) among them; only these are given out.
 
-    Starts at the smallest width everywhere and widens where the error falls most for a neuron, as
-    long as the neurons last.
+    Exact: of every number of neurons in the layers so far, the least error (a knapsack).
     """
-    sizes = sorted(errors)
-    count = len(errors[width])
-    places = [0] * count
-    left = (width - sizes[0]) * count
-    while True:
-        gains = [
-            (
-                (errors[sizes[place]][layer] - errors[sizes[to]][layer])
-                / (sizes[to] - sizes[place]),
-                layer,
-                to,
-            )
-            for layer, place in enumerate(places)
-            for to in range(place + 1, len(sizes))
-            if sizes[to] - sizes[place] <= left
-        ]
-        if not gains or max(gains)[0] <= 0:
-            break
-        _, layer, to = max(gains)
-        left -= sizes[to] - sizes[places[layer]]
-        places[layer] = to
+    most, count = width * len(errors[width]), len(errors[width])
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for layer in range(count):
+        wider: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for used, (error, widths) in best.items():
+            for size in errors:
+                one = (error + errors[size][layer], (*widths, size))
+                if used + size <= most and one < wider.get(used + size, (math.inf, ())):
+                    wider[used + size] = one
+        best = wider
+    error, widths = min(best.values())
     return Uneven(
-        width=width,
-        widths=tuple(sizes[place] for place in places),
-        even_error=float(sum(errors[width])),
-        error=float(sum(errors[sizes[place]][layer] for layer, place in enumerate(places))),
+        width=width, widths=widths, even_error=float(sum(errors[width])), error=float(error)
     )
