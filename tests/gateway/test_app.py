@@ -503,3 +503,42 @@ def test_a_deep_document_is_refused_before_it_is_scored() -> None:
     assert send(LengthRanker(), "/rerank", body | {"return_documents": False}).status_code == 200
     reply = send(Never(), "/rerank", body)
     assert (reply.status_code, "64 levels" in reply.text) == (422, True)
+
+
+def test_rank_fields_choose_what_is_ranked() -> None:
+    """They were let through as if they meant nothing, and other fields were ranked."""
+    ranker = LengthRanker()
+    documents = [{"text": "x", "title": "Nurse", "body": "b"}, {"text": "x", "title": "Cook"}]
+    body = {"query": "q", "documents": documents, "rank_fields": ["body", "text"]}
+    assert send(ranker, "/v1/rerank", body).status_code == 200
+    assert ranker.asked == [
+        Job(job_id="#0", description="b\nx"),
+        Job(job_id="#1", description="x"),
+    ]
+    reply = send(ranker, "/v1/rerank", body | {"rank_fields": ["nothing"]})
+    assert (reply.status_code, "rank_fields nothing" in reply.text) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "given"),
+    [
+        ({}, False),
+        ({"model": "rerank-v3.5"}, False),
+        ({"model": "jina-reranker-v2-base-multilingual"}, True),
+        ({"model": "jina-reranker-v2-base-multilingual", "return_documents": False}, False),
+        ({"return_documents": True}, True),
+    ],
+)
+def test_jinas_clients_get_documents_unasked(more: dict[str, Any], given: bool) -> None:
+    reply = send(LengthRanker(), "/v1/rerank", {"query": "q", "documents": ["aa"], **more})
+    assert ("document" in reply.json()["results"][0]) == given
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live"])
+def test_probes_may_ask_for_the_head_alone(path: str) -> None:
+    async def once() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(LengthRanker(), Limits()))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            return await client.head(path)
+
+    assert asyncio.run(once()).status_code == 200

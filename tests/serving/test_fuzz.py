@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from slmrank.client.client import RankClient
 from slmrank.serving.server import ANY_PORTS, Server
+from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.conftest import TinyBundle
 from tests.serving.fuzz import draw, http_body, inner_message, message, mutate
@@ -172,3 +174,20 @@ def test_http_answers_every_broken_request(
         assert set(outcomes) <= {200, 400, 500, 503, "refused for its queue"}, outcomes
         assert outcomes[200] > REQUESTS * HTTP_SHARE / 6
         assert reference(server, jobs)["welder"] == pytest.approx(answers["welder"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("left_out", ["query", "job_id"])
+def test_an_input_that_is_left_out_is_named(tiny_server: Server, left_out: str) -> None:
+    """Triton counts inputs, and took an optional one in its place."""
+    given = {"query": "nurse", "job_id": "", "job": "", "job_text": "a nurse"}
+    del given[left_out]
+    inputs = []
+    for name, text in given.items():
+        tensor = triton.InferInput(name, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
+        inputs.append(tensor)
+    with (
+        triton.InferenceServerClient(tiny_server.url) as client,
+        pytest.raises(InferenceServerException, match=f"InvalidRequest: {left_out} is missing"),
+    ):
+        client.infer("prepare", inputs)

@@ -183,5 +183,7 @@ def test_a_server_without_its_certificate_does_not_start(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     tls = ServerTls(certificate=tmp_path / "a.crt", key=tmp_path / "a.key")
+    with pytest.raises(ServerError, match="HTTP has no TLS"):
+        tls.arguments("all")
     with pytest.raises(ServerError, match=r"a\.crt is not a file"):
         Server(tiny_repository, ANY_PORTS, tls=tls).start()

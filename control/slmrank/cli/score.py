@@ -51,7 +51,12 @@ from slmrank.triton.status import Status
     "{query, jobs}",
 )
 @url_option()
-@click.option("--deferrable", is_flag=True, help="wait for all others, be refused before them")
+@click.option(
+    "--deferrable",
+    is_flag=True,
+    help="wait for all others, be refused before them; "
+    "where the server has repository.deferrable_queue_size",
+)
 @click.option("--top", type=click.IntRange(0), default=0, help="show only the best N; 0: all")
 @click.option(
     "--timeout",

@@ -36,7 +36,8 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     type=click.Choice(["off", "health", "all"]),
     default="off",
     show_default=True,
-    help="HTTP as well: health alone, as probes need it, or scoring too",
+    help="HTTP as well: health alone, as probes need it, or scoring too (without TLS; in its JSON "
+    "the score of a job that has none is a bare NaN, which strict parsers refuse)",
 )
 @_port("--http-port", Ports().http)
 @_port("--metrics-port", Ports().metrics)
@@ -90,7 +91,7 @@ def serve_command(
     tls = None
     if tls_certificate is not None and tls_key is not None:
         tls = ServerTls(certificate=tls_certificate, key=tls_key, clients=tls_clients)
-        tls.arguments()  # a file that is not there, before a bundle is made
+        tls.arguments(http)  # a file that is not there, before a bundle is made
     elif tls_certificate is not None or tls_key is not None or tls_clients is not None:
         raise click.UsageError("TLS needs --tls-certificate and --tls-key")
     if isinstance(source, Path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import logging
 import re
@@ -215,7 +216,8 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         body: RerankRequest, request: Request, response: Response
     ) -> RerankAnswer | list[TextScore]:
         """Score documents for a query and return them best first."""
-        items = await ask(body.query, body.asked, read_document, request, response)
+        read = functools.partial(read_document, rank_fields=body.rank_fields)
+        items = await ask(body.query, body.asked, read, request, response)
         told = warnings_of(items)
         if body.texts is not None:
             if told:
@@ -235,11 +237,13 @@ def make_app(client: AsyncRankClient, limits: Limits, shelf: Shelf | None = None
         return ScoreAnswer(query=body.query, items=scored_items(answer), parts=scored_parts(answer))
 
     @app.get("/health/live")
+    @app.head("/health/live", include_in_schema=False)
     async def live() -> dict[str, str]:
         """This process answers."""
         return {"status": "ok"}
 
     @app.get("/health", responses=_problems(500, 502, 503, 504))
+    @app.head("/health", include_in_schema=False)
     async def health() -> dict[str, str]:
         """A server behind this answers, too; what it serves."""
         return await client.describe(timeout_s=limits.health_timeout_s)

@@ -68,7 +68,12 @@ class RerankRequest(_Asked):
         None, fail_fast=True, description="documents, as Text Embeddings Inference"
     )
     top_n: int | None = Field(None, ge=1, description="best results to return; unset: all")
-    return_documents: bool = False
+    return_documents: bool | None = Field(
+        None, description="unset: with a model of Jina's (jina-...), whose clients count on it"
+    )
+    rank_fields: list[str] | None = Field(
+        None, description="keys of document objects whose texts are ranked, as with Cohere"
+    )
     return_text: bool = False
     raw_scores: bool = Field(False, description="log-odds instead of probabilities (TEI)")
     model: str | None = None
@@ -77,7 +82,7 @@ class RerankRequest(_Asked):
     def _one_of_both(self) -> RerankRequest:
         if self.texts is not None and self.documents:
             raise ValueError("has both texts and documents; send one of them")
-        if self.return_documents and any(
+        if self.gives_back and any(
             isinstance(one, dict) and _too_deep(one) for one in self.documents
         ):
             # pydantic writes no deeper one: refused before it is scored.
@@ -86,6 +91,12 @@ class RerankRequest(_Asked):
                 "return_documents out"
             )
         return self
+
+    @property
+    def gives_back(self) -> bool:
+        if self.return_documents is None:
+            return (self.model or "").startswith("jina-")
+        return self.return_documents
 
     @property
     def asked(self) -> list[Document]:
@@ -174,15 +185,23 @@ class Problem(BaseModel):
     request_id: str
 
 
-def read_document(value: Document, place: int) -> Asked:
+def read_document(value: Document, place: int, rank_fields: Sequence[str] | None = None) -> Asked:
     """A document as the client sends it: a text is a job's description. Beside a text, what else an
     object has is the caller's own, as with Cohere, but for an id, and title, company and location
-    where they are texts. A number is an id as well. Raises InvalidRequest that names what it
-    lacks."""
+    where they are texts; with `rank_fields` the texts of these keys are all. A number is an id as
+    well. Raises InvalidRequest that names what it lacks."""
     if isinstance(value, str):
         return Job(job_id=f"#{place}", description=value)
     ids: dict[str, Any] = {key: value[key] for key in ("job_id", "id") if key in value}
     ids = {key: str(one) if type(one) is int else one for key, one in ids.items()}
+    if rank_fields is not None:
+        texts = [value[key] for key in rank_fields if isinstance(value.get(key), str)]
+        if not any(texts):
+            raise InvalidRequest(
+                f"document {place} has a text in none of rank_fields {', '.join(rank_fields)}",
+                "name keys that documents have, or leave rank_fields out",
+            )
+        return Job(job_id=f"#{place}", description="\n".join(texts))
     if isinstance(value.get("text"), str):
         more = {key: value.get(key) for key in ("title", "company", "location")}
         more = {key: one for key, one in more.items() if isinstance(one, str)}
@@ -221,7 +240,7 @@ def rerank_results(request: RerankRequest, items: Sequence[ItemScore]) -> list[R
         RerankResult(
             index=item.index,
             relevance_score=item.score,
-            document=_returned(request.asked[item.index]) if request.return_documents else None,
+            document=_returned(request.asked[item.index]) if request.gives_back else None,
         )
         for item in scored[: request.top_n]
     ]

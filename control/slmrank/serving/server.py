@@ -62,8 +62,14 @@ class ServerTls:
     key: Path
     clients: Path | None = None
 
-    def arguments(self) -> list[str]:
-        """tritonserver's flags. Raises ServerError for a file that is not there."""
+    def arguments(self, http: Http) -> list[str]:
+        """tritonserver's flags. Raises ServerError for a file that is not there, or with scoring
+        over HTTP."""
+        if http == "all":
+            raise ServerError(
+                "HTTP has no TLS: whoever reaches its port would score past the certificates",
+                'take http="health" (--http health), or put a proxy with TLS before it',
+            )
         for path in (self.certificate, self.key, self.clients):
             if path is not None and not path.is_file():
                 raise ServerError(f"{path} is not a file", "give a PEM file")
@@ -239,7 +245,7 @@ class Server:
             "--metrics-config=summary_latencies=true",
             f"--grpc-restricted-protocol={CLOSED}:slmrank-key={key}",
             *http,
-            *(self.tls.arguments() if self.tls is not None else ()),
+            *(self.tls.arguments(self.http) if self.tls is not None else ()),
             # Two servers on one machine must not share the Python backend's memory regions.
             f"--backend-config=python,shm-region-prefix-name=slmrank-{os.getpid()}-{self.ports.grpc}",
         ]

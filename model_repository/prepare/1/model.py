@@ -37,10 +37,10 @@ class TritonPythonModel:
         started = time.perf_counter()
         job_ids = ()
         try:
-            job_ids = _strings(request, "job_id")
+            query, job_ids = (_needed(request, name) for name in ("query", "job_id"))
             with self._admission.entered():
                 prepared = self._preparer.prepare(
-                    _strings(request, "query")[0],
+                    query[0],
                     job_ids,
                     _strings(request, "job"),
                     _strings(request, "job_text"),
@@ -110,6 +110,14 @@ class _StoreMetrics:
         family = pb_utils.MetricFamily(name=f"slmrank_{name}", description=text, kind=kind)
         self._families.append(family)
         return family
+
+
+def _needed(request, name):
+    """Triton counts inputs, and takes two optional ones for those that it needs."""
+    values = _strings(request, name)
+    if values is None:
+        raise InvalidRequest(f"{name} is missing", "send query [1, 1] and job_id [1, N]")
+    return values
 
 
 def _strings(request, name):
