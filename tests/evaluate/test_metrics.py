@@ -28,6 +28,7 @@ from slmrank.evaluate.metrics import (
     reliability,
     resamples,
 )
+from slmrank.evaluate.page import shown
 from slmrank.evaluate.table import ScoredRow, quality_table
 from slmrank.spec.train import EvaluateSpec
 
@@ -201,10 +202,27 @@ def test_order_counts_pairs_of_different_grade_alone() -> None:
 
 
 def test_a_resample_without_anything_to_count_does_not_count() -> None:
-    lists = [listing([0.9, 0.1], [4, 0]), listing([0.5, 0.4], [0, 0]), listing([0.3], [0])]
-    draws = resamples(3, 200, 0)
-    for found in (order_interval(lists, draws), mrr_interval(lists, draws)):
+    one, two = listing([0.9, 0.1], [4, 0]), listing([0.7, 0.2], [3, 0])
+    empty = [listing([0.5, 0.4], [0, 0]), listing([0.3], [0])]
+    for figure in (order_interval, mrr_interval):
+        found = figure([one, two, *empty], resamples(4, 200, 0))
         assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+        alone = figure([one, *empty], resamples(3, 200, 0))
+        assert alone.value == 1.0
+        assert math.isnan(alone.low)  # of one query there is no interval
+        assert shown(alone) == "1.000"
+
+
+def test_intervals_of_a_calibration_error_hold_the_truth() -> None:
+    """Of calibrated rankers the truth is 0 and every figure above it: with the bias of the draws
+    taken off once, most intervals lay above the truth."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for seed in range(40):
+        p = rng.uniform(size=(60, 16))
+        lists = [listing(list(one), list(4 * (rng.uniform(size=16) < one))) for one in p]
+        held += ece_interval(lists, resamples(60, 200, seed)).low < 0.005
+    assert held >= 20
 
 
 def test_the_interval_of_a_calibration_error_holds_its_figure() -> None:
@@ -236,3 +254,18 @@ def test_calibration_error_by_hand() -> None:
     p = rng.random(20_000)
     honest = listing(list(p), list(4 * (rng.random(20_000) < p)))
     assert ece_interval([honest], resamples(1, 100, 0)).value < 0.015
+
+
+def test_order_counts_each_pair_once() -> None:
+    """Against the definition, pair by pair, with ties and a job without a score."""
+    rng = np.random.default_rng(2)
+    for size in (1, 2, 17, 40):
+        one = listing(list(rng.integers(0, 6, size) / 5), list(rng.integers(0, 5, size)))
+        if size == 17:
+            one.scores[3] = math.nan
+        pairs = [(i, j) for i in range(size) for j in range(size) if one.grades[i] > one.grades[j]]
+        won = sum(
+            (one.scores[i] > one.scores[j]) + (one.scores[i] == one.scores[j]) / 2 for i, j in pairs
+        )
+        found = order_interval([one, one], resamples(2, 10, 0)).value
+        assert found == pytest.approx(won / len(pairs) if pairs else math.nan, nan_ok=True)

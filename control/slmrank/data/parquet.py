@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from glob import has_magic
@@ -48,13 +49,25 @@ def reading(file: object) -> Iterator[None]:
 
 
 def batches_of(
-    opened: Any, model: type[BaseModel], rows: int, groups: Sequence[int] | None = None
+    opened: Any,
+    model: type[BaseModel],
+    rows: int,
+    groups: Sequence[int] | None = None,
+    first: int = 0,
+    count: int | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of an opened file, or of some of its row groups: the model's fields of each."""
+    """The rows of an opened file, or of some of its row groups: the model's fields of each. Or of
+    these `count` from row `first` on: others become no objects, and none behind them is read."""
     known = [name for name in opened.schema_arrow.names if name in model.model_fields]
+    row, end = 0, math.inf if count is None else first + count
     for batch in opened.iter_batches(rows, row_groups=groups, columns=known):
-        rows_of_batch: list[dict[str, Any]] = batch.to_pylist()
-        yield rows_of_batch
+        begin, stop = max(first - row, 0), min(end - row, batch.num_rows)
+        row += batch.num_rows
+        if begin < stop:
+            rows_of_batch: list[dict[str, Any]] = batch.slice(begin, int(stop) - begin).to_pylist()
+            yield rows_of_batch
+        if row >= end:
+            return
 
 
 def parquet_files(path: Path, model: type[BaseModel]) -> list[tuple[Path, dict[str, str]]]:

@@ -96,6 +96,8 @@ def shown(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None or math.isnan(interval.value):
         return "-"
     form = "+.3f" if signed else ".3f"
+    if math.isnan(interval.low):
+        return f"{interval.value:{form}}"
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 

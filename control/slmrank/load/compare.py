@@ -14,12 +14,13 @@ from slmrank.load.slo import unheld
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """One point of both records: second over first."""
+    """One point of both records: second over first. An open loop has no ratio of rates: a server
+    that holds the rate answers at the rate that was asked for, however fast it is."""
 
     name: str
     first: float
     second: float
-    items_per_s: float
+    items_per_s: float | None
     p95: float | None
 
 
@@ -49,8 +50,9 @@ def compare(first: Record, second: Record) -> Comparison:
         a, b = point["items_per_s"], other["items_per_s"]
         p95 = _ratio(known_percentile(other, 95), known_percentile(point, 95))
         name = point_name(point)
-        ratios.append(Ratio(name=name, first=a, second=b, items_per_s=b / a, p95=p95))
-    values = sorted(one.items_per_s for one in ratios)
+        ratio = b / a if point["load"]["kind"] == "concurrency" else None
+        ratios.append(Ratio(name=name, first=a, second=b, items_per_s=ratio, p95=p95))
+    values = sorted(one.items_per_s for one in ratios if one.items_per_s is not None)
     return Comparison(
         ratios=ratios,
         median=statistics.median(values) if values else None,

@@ -83,8 +83,8 @@ def comparison_tables(compared: Comparison) -> list[Table]:
     rows = []
     for one in compared.ratios:
         rates = [rate_text(one.first), rate_text(one.second)]
-        p95 = "-" if one.p95 is None else f"{one.p95:.2f}"
-        rows.append([one.name, *rates, f"{one.items_per_s:.2f}", p95])
+        found = (one.items_per_s, one.p95)
+        rows.append([one.name, *rates, *("-" if x is None else f"{x:.2f}" for x in found)])
     if compared.median is not None:
         spread = f"{compared.median:.2f} [{compared.low:.2f}, {compared.high:.2f}]"
         rows.append(["median and range of the ratios", "", "", spread, ""])

@@ -93,7 +93,7 @@ class SummaryWorker:
             ]
         )
         row = part.start
-        with target.table(part.name, schema) as writer:
+        with target.table(part.name, schema) as add:
             for jobs in read_part(self._source, part, Job):
                 entries = summarize_entries(jobs, self._summarizer, self._encoder)
                 for job, entry in zip(jobs, entries, strict=True):
@@ -106,7 +106,7 @@ class SummaryWorker:
                         )
                 columns = [[job.job_id for job in jobs]]
                 columns += ([getattr(one, name) for one in entries] for name in schema.names[1:])
-                writer.write_table(pa.table(columns, schema=schema))
+                add(pa.table(columns, schema=schema))
 
 
 def summarize_catalogue(

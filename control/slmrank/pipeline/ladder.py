@@ -17,6 +17,7 @@ from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
 from slmrank.html_page import Table
+from slmrank.load.perf_result import known_percentile
 from slmrank.load.session import NOT_MEASURED
 from slmrank.model.checkpoint import CHECKPOINT_FOLDER
 from slmrank.pipeline.bundle import Bundle
@@ -252,7 +253,8 @@ def _served(
     figures = points[0].figures
     if "items_per_s" not in figures:
         report(f"{rung.name}: no rate ({figures['verdict']})\n{figures.get('reason', '')}")
-    return figures.get("items_per_s"), figures.get("p95_ms")
+        return None, None
+    return figures["items_per_s"], known_percentile(figures, 95)
 
 
 def ladder_table(rows: Sequence[LadderRow]) -> Table:

@@ -73,13 +73,13 @@ class ScoreWorker:
             [("query", pa.string()), ("job_id", pa.string()), ("score", pa.float32())]
         )
         row = part.start
-        with target.table(part.name, schema) as writer:
+        with target.table(part.name, schema) as add:
             for queries in read_part(self._source, part, ListedQuery):
                 for one in queries:
                     row += 1
                     for job_ids, scores in self._scores(one, f"{part.file}: row {row}"):
                         columns = [[one.query] * len(job_ids), job_ids, scores]
-                        writer.write_table(pa.table(columns, schema=schema))
+                        add(pa.table(columns, schema=schema))
 
     def _scores(
         self, asked: ListedQuery, where: str

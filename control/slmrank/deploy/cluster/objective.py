@@ -29,15 +29,19 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), its share of
-    failures, and how many calls their callers gave up."""
+    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), and how many
+    calls their callers gave up."""
 
     window_s: int
     calls: float
     latency_ms: float | None
-    failed: float
     lost: float = 0.0
     given_up: float = 0.0
+
+    @property
+    def failed(self) -> float:
+        """Share of all calls: of one pod with ten, a single one would be above every limit."""
+        return self.lost / max(self.calls + self.lost, 1.0)
 
 
 def observe(
@@ -58,15 +62,13 @@ def observe(
     # a canary for ten late calls of a thousand.
     minutes = f"({P_METRIC}{{{chosen}}} >= 0)[{window}:15s]"
     latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
-    # Of all calls: a mean of FAILED_METRIC over time counts quiet minutes, in which none fails.
-    failed = _ask(prometheus, f"max({lost} / clamp_min({lost} + {answered}, 1e-9))")
     # They are in no percentile: the slower it is, the fewer of its calls that knows.
     given_up = _ask(prometheus, f"sum({given_up_calls(chosen, window, 'increase', by_pod)})")
     return Observed(
         window_s=window_s,
         calls=_ask(prometheus, f"sum({answered})") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
-        failed=failed or 0.0,
+        # Not a mean of FAILED_METRIC over time, which counts quiet minutes, in which none fails.
         lost=_ask(prometheus, f"sum({lost})") or 0.0,
         given_up=given_up or 0.0,
     )
