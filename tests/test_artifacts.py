@@ -176,3 +176,16 @@ def test_what_may_not_be_read_is_not_missing(
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(ArtifactError, match="Permission denied"):
         store.find("data", "k")
+
+
+def test_an_artifact_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+    """Verbs said to make it again, and the verb found it made."""
+    store = ArtifactStore(tmp_path)
+    with store.create("x", "k", {}) as draft:
+        (draft.path / "sub").mkdir()
+        (draft.path / "sub" / "a.txt").write_text("a")
+    found = store.find("x", "k")
+    assert found is not None
+    (found.path / "sub" / "a.txt").unlink()
+    assert store.find("x", "k") is None
+    assert store.all("x") == []

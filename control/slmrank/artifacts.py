@@ -102,10 +102,13 @@ class ArtifactStore:
         return read_artifact(self.path(kind, key))
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact, or None. A directory without a whole manifest does not count, so
-        that it is made again. Raises ArtifactError where this user may not read it."""
+        """The finished artifact, or None. A directory without a whole manifest, or without one of
+        its files, does not count, so that it is made again. Raises ArtifactError where this user
+        may not read it."""
         try:
-            return self.read(kind, key)
+            found = self.read(kind, key)
+            whole = all((found.path / name).exists() for name in found.manifest["files"])
+            return found if whole else None
         except ArtifactError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise

@@ -24,7 +24,8 @@ def states(bundle: Bundle, store: ArtifactStore) -> dict[str, tuple[str, str]]:
 def test_each_artifact_is_made_stale_or_missing(
     tiny: TinyBundle, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    assert {state for state, _ in states(tiny.bundle, tiny.store).values()} == {"made"}
+    here = states(tiny.bundle, tiny.store)
+    assert {state for state, _ in here.values()} == {"made"}, here
     longer = Bundle(change_spec(tiny.bundle.spec, {"recover": {"steps": 5}}))
     found = states(longer, tiny.store)
     assert found["pruning"] == ("made", "")

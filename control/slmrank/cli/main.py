@@ -14,7 +14,7 @@ import click
 
 from slmrank import __version__
 from slmrank.cli.interrupt import interrupt_on_sigterm
-from slmrank.errors import ControlError
+from slmrank.errors import ControlError, MissingDependencyError
 from slmrank.processes import process_count
 from slmrank.surrogates import for_terminal
 
@@ -140,6 +140,12 @@ def main() -> None:
             traceback.print_exc()
         if isinstance(error, ControlError):
             known = error
+        elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRA:
+            name = str(error.name).split(".")[0]
+            known = MissingDependencyError(
+                f"this needs {name}, which is not installed",
+                f"pip install 'slmrank[{_EXTRA[name]}]'",
+            )
         elif isinstance(error, OSError):
             name = f" ({error.filename})" if error.filename else ""
             hint = "check disk space and permissions"
@@ -155,6 +161,10 @@ def main() -> None:
         report_error(known, as_json=_wants_json(told))
         sys.exit(known.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+# Where no step has asked for them first.
+_EXTRA = dict.fromkeys(("torch", "transformers", "peft", "accelerate", "safetensors"), "train")
 
 
 def _kept_traceback() -> str:

@@ -96,7 +96,7 @@ def require_parity(parity: Parity, limits: ParitySpec) -> None:
     if faults:
         raise ParityError(
             f"engine refused on {parity.pairs} held-out pairs: {'; '.join(faults)}",
-            "use a higher precision (engine.openvino.precision bfloat16, "
+            "use a higher precision (engine.openvino.precision bfloat16 or float32, "
             "engine.torch.dtype float32, engine.trtllm.quantization none), more "
             "calibration_prompts, or, if the loss is acceptable, a wider engine.parity",
         )

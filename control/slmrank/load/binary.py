@@ -52,7 +52,9 @@ def find_perf_analyzer(work: Path) -> PerfAnalyzer:
         return PerfAnalyzer(path=path, version=version, environment=environment)
     raise MissingDependencyError(
         "no perf_analyzer runs here" + "".join(f"\n  {reason}" for reason in reasons),
-        "pip install 'tritonclient[grpc]==2.50.0' (glibc below 2.38) or perf-analyzer, or set "
+        "correct or unset PERF_ANALYZER"
+        if os.environ.get("PERF_ANALYZER")
+        else "pip install 'tritonclient[grpc]==2.50.0' (glibc below 2.38) or perf-analyzer, or set "
         "PERF_ANALYZER",
     )
 

@@ -31,8 +31,10 @@ from slmrank.pipeline.stages.repository import make_repository
 from slmrank.pipeline.stages.summaries import fitted_folder, make_summaries, make_summarizer
 from slmrank.pipeline.steps import Step
 from slmrank.repository.generate import prepare_stage
+from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import SummarizeSpec
+from slmrank.spec.reading import DEMO
 from slmrank.spec.train import TrainSpec
 from slmrank.store.redis_scores import check_place
 from slmrank.store.registry import embedded_url, is_shared, store_kind
@@ -204,7 +206,7 @@ class Bundle:
 
     def pruned_with(self, left: int) -> Step:
         """The model after pruning, with `left` stages after this one."""
-        spec = _required(self.spec.prune, "prune", "see build/demo.yaml")
+        spec = _required(self.spec.prune, "prune", f"see {shipped(DEMO)}")
         first = left == spec.stages - 1
         full = self.spec.full_texts  # it is pruned for what it will read
         settings = {**spec.settings(), **full, "left": left}
@@ -230,7 +232,7 @@ class Bundle:
     def _recovered(self, left: int) -> Step:
         """The model after recovery; every stage has an equal share of the steps, the last one what
         is over."""
-        spec = _required(self.spec.recover, "recover", "see build/demo.yaml")
+        spec = _required(self.spec.recover, "recover", f"see {shipped(DEMO)}")
         stages = self.spec.prune.stages if self.spec.prune is not None else 1
         share = spec.steps // stages
         steps = share if left else spec.steps - share * (stages - 1)

@@ -53,6 +53,7 @@ def score_step(
     data = bundle.data if on == OWN else bundle.set_data(on)
     inputs: dict[str, Step] = {"data": data, "summaries": bundle.summaries_of(data, summarize)}
     tools: tuple[str, ...] = ()
+    extra = "train"
     code = [f"{STAGES}.scores"]
     if row in APART:
         code.append(APART[row])
@@ -66,7 +67,7 @@ def score_step(
         tools = TRAINING
     elif row == "engine":
         inputs |= {"checkpoint": bundle.final, "engine": bundle.engine}
-        tools, _ = bundle.target.tools(bundle.spec.engine)
+        tools, extra = bundle.target.tools(bundle.spec.engine)
     elif row == "served":
         inputs |= {"checkpoint": bundle.final, "repository": bundle.repository}
         # What a shared store holds at the moment is not the bundle's.
@@ -80,6 +81,7 @@ def score_step(
         inputs=inputs,
         code=tuple(code),
         tools=tools,
+        extra=extra,
         bundle=bundle.spec.name,
     )
 

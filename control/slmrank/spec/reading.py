@@ -99,12 +99,14 @@ class OnceEachLoader(yaml.SafeLoader):
     """YAML in which a key may stand once: of two, PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice} stands here twice", node.start_mark
-            )
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands here twice", key.start_mark
+                )
+            if key.tag != "tag:yaml.org,2002:merge":
+                seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -20,7 +20,10 @@ class TritonPythonModel:
         self._max_items = int(parameters["max_items"]["string_value"])
         served = parameters["served"]["string_value"].encode()
         self._served = np.array([[served]], dtype=np.object_)
-        self._preparer = open_preparer(folder, self._max_items)
+        try:
+            self._preparer = open_preparer(folder, self._max_items)
+        except ControlError as error:  # Triton prints the message alone
+            raise RuntimeError(f"{error.message}. Fix: {error.hint}") from error
         # With depth control `ranker` has the last word on each job, and counts.
         self._to_depth = DEPTH in parameters
         self._items = ItemCounters(pb_utils)

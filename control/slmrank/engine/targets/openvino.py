@@ -33,7 +33,7 @@ class OpenVinoTarget(InProcessTarget):
     unquantized: Mapping[str, Any] = {"openvino": {"precision": "bfloat16"}}
 
     def tools(self, spec: EngineSpec) -> tuple[tuple[str, ...], str]:
-        return ("torch", "transformers", "openvino"), "local"
+        return ("torch", "transformers", "openvino"), "train,local"
 
     def settings(self, spec: BundleSpec) -> dict[str, Any]:
         return super().settings(spec) | {"precision": self.precision(spec.engine)}

@@ -53,7 +53,7 @@ class TrtllmEngineTarget(EngineTarget):
     def tools(self, spec: EngineSpec) -> tuple[tuple[str, ...], str]:
         if spec.trtllm.quantization == "none":
             return ("torch", "transformers", "safetensors"), "train"
-        return ("torch", "transformers", "safetensors", "nvidia-modelopt"), "quantize"
+        return ("torch", "transformers", "safetensors", "nvidia-modelopt"), "train,quantize"
 
     def precision(self, spec: EngineSpec) -> str:
         own = spec.trtllm
