@@ -186,6 +186,8 @@ def test_an_artifact_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
         (draft.path / "sub" / "a.txt").write_text("a")
     found = store.find("x", "k")
     assert found is not None
+    (found.path / "sub" / "a.txt").write_text("")
+    assert store.find("x", "k") is None
     (found.path / "sub" / "a.txt").unlink()
     assert store.find("x", "k") is None
     assert store.all("x") == []

@@ -239,17 +239,30 @@ def test_a_cache_elsewhere_is_a_url_and_a_password_is_not_shown(place: str) -> N
         "deploy.watch.source=kafka:u:secret@h:9092/jobs",
         "deploy.catalogue.jobs=s3://key:secret@bucket/jobs",
         "deploy.catalogue.out=s3://key:secret@bucket/out?region=x",
+        "deploy.catalogue.out=s3://key:sec/ret@bucket/out",
+        "deploy.storage.bundles_url=S3://key:secret@bucket/bundles",
     ],
 )
 def test_no_password_gets_into_a_manifest(change: str) -> None:
-    with pytest.raises(SpecError, match="has a user or a password in its url") as caught:
+    with pytest.raises(SpecError, match="has a password in its url") as caught:
         change_spec(load_spec(DEMO), read_override(change))
-    assert "secret@" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
 
 
-def test_an_at_sign_in_a_path_is_no_password() -> None:
-    spec = change_spec(load_spec(DEMO), read_override("deploy.catalogue.jobs=s3://b/jobs@2024"))
-    assert spec.deploy.catalogue.jobs == "s3://b/jobs@2024"
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://b/jobs@2024",
+        "hdfs://name:8020/jobs@2024",
+        "hdfs://etl@name:8020/jobs",
+        "abfss://container@account.dfs.core.windows.net/jobs",
+        "s3://b/a:b@c",
+    ],
+)
+def test_an_at_sign_alone_is_no_password(url: str) -> None:
+    spec = change_spec(load_spec(DEMO), read_override(f"deploy.catalogue.jobs={url}"))
+    assert spec.deploy.catalogue.jobs == url
+    change_spec(load_spec(DEMO), read_override("deploy.watch.source=redis-stream:jobs@v2"))
 
 
 def test_a_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:

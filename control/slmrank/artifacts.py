@@ -84,6 +84,21 @@ def read_artifact(path: Path) -> Artifact:
         ) from error
 
 
+def _has_its_files(artifact: Artifact) -> bool:
+    """Whether each file of the inventory is there with its size."""
+    try:
+        return all(
+            (artifact.path / name).stat().st_size == facts["bytes"]
+            for name, facts in artifact.manifest["files"].items()
+        )
+    except PermissionError as error:
+        raise ArtifactError(
+            f"{artifact.path}: {error}", "let this user read it, or make it elsewhere (--artifacts)"
+        ) from error
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
 class ArtifactStore:
     """Finds and creates artifacts under one root directory."""
 
@@ -102,13 +117,12 @@ class ArtifactStore:
         return read_artifact(self.path(kind, key))
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact, or None. A directory without a whole manifest, or without one of
-        its files, does not count, so that it is made again. Raises ArtifactError where this user
-        may not read it."""
+        """The finished artifact, or None. A directory without a whole manifest, or without the
+        whole of one of its files, does not count, so that it is made again. Raises ArtifactError
+        where this user may not read it."""
         try:
             found = self.read(kind, key)
-            whole = all((found.path / name).exists() for name in found.manifest["files"])
-            return found if whole else None
+            return found if _has_its_files(found) else None
         except ArtifactError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise

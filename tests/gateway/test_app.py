@@ -247,6 +247,8 @@ def test_a_million_wrong_elements_are_one_error() -> None:
     for body in (
         {"query": "q", "documents": many},
         {"query": "q", "texts": many},
+        {"query": "q", "documents": [{"a": "b"}], "rank_fields": many},
+        {"query": "q", "documents": [{"a": "b"}], "rank_fields": ["x" * 1000] * 60},
         dict.fromkeys(map(str, range(99))),
     ):
         started = time.process_time()

@@ -537,5 +537,5 @@ def test_another_users_page_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "page"
     path.touch(0o666)
     path.chmod(0o666)
-    with pytest.raises(ServerError, match="another user"):
+    with pytest.raises(ServerError, match="not this user's alone"):
         Board(path)

@@ -140,11 +140,9 @@ def main() -> None:
             traceback.print_exc()
         if isinstance(error, ControlError):
             known = error
-        elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRA:
-            name = str(error.name).split(".")[0]
+        elif isinstance(error, ModuleNotFoundError) and error.name in _OF_TRAINING:
             known = MissingDependencyError(
-                f"this needs {name}, which is not installed",
-                f"pip install 'slmrank[{_EXTRA[name]}]'",
+                f"this needs {error.name}, which is not installed", "pip install 'slmrank[train]'"
             )
         elif isinstance(error, OSError):
             name = f" ({error.filename})" if error.filename else ""
@@ -164,7 +162,7 @@ def main() -> None:
 
 
 # Where no step has asked for them first.
-_EXTRA = dict.fromkeys(("torch", "transformers", "peft", "accelerate", "safetensors"), "train")
+_OF_TRAINING = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
 
 def _kept_traceback() -> str:

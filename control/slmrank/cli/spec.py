@@ -14,6 +14,7 @@ from slmrank.plugins import load_plugins
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.engine import OTHER_SECTIONS
 from slmrank.spec.reading import load_spec
+from slmrank.store.kafka_topic import parse_topic
 from slmrank.store.redis_scores import check_place
 from slmrank.store.registry import store_kind
 from slmrank.summarize.registry import SUMMARIZERS
@@ -42,6 +43,8 @@ def spec_command(
     read = load_spec(spec, overrides)
     store_kind(read.summarize.store)  # before anything is shown: it may hold a password
     check_place(read.repository.cache)  # as well
+    if read.deploy.watch is not None and read.deploy.watch.source.startswith("kafka:"):
+        parse_topic(read.deploy.watch.source.removeprefix("kafka:"), read.name)
     SUMMARIZERS.get(read.summarize.method)
     values = read.model_dump(mode="json")
     if as_json:

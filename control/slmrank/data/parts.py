@@ -7,7 +7,6 @@ import contextlib
 import copy
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from slmrank.data.parquet import batches_of, columns_in, given, is_hidden, reading
 from slmrank.data.records import Record, checked
 from slmrank.errors import DataError, needs
+from slmrank.validation import holds_password
 
 PART_ROWS = 1000
 BATCH_ROWS = 256
@@ -54,6 +54,12 @@ class Place:
     def __init__(self, url: str) -> None:
         with needs("a catalogue in parts needs pyarrow", "parquet"):
             from pyarrow import fs
+        if holds_password(url):  # not shown, and not noted beside what is made of it
+            raise DataError(
+                "a url has a password in it",
+                "give the credentials in the environment, such as AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY",
+            )
         self.url = url
         self._fs: Any
         self._kinds = fs
@@ -70,9 +76,8 @@ class Place:
         try:
             yield
         except (OSError, ValueError) as error:
-            shown = re.sub(r"//[^/]*@", "//***@", f"cannot reach {self.url}: {error}")
             raise DataError(
-                shown,
+                f"cannot reach {self.url}: {error}",
                 "give a path, or a url that pyarrow.fs knows (s3://, gs://, hdfs://), with its "
                 "credentials in the environment",
             ) from error

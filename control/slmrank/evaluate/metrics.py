@@ -200,6 +200,8 @@ def ece_interval(listings: Sequence[Listing], draws: Draws) -> Interval:
         return found
 
     value = float(error(cells.sum(axis=0)))
+    if len(listings) < 2:
+        return Interval(value=value, low=math.nan, high=math.nan)
     sampled = np.array([error(cells[draw].sum(axis=0)) for draw in draws])
     found = _interval(value, np.maximum(sampled - 2 * (sampled.mean() - value), 0.0))
     return replace(found, low=min(found.low, value), high=max(found.high, value))
@@ -225,7 +227,10 @@ def auc_interval(
         found = auc_top_against_zero([listings[one] for one in of])
         return found - auc_top_against_zero([less[one] for one in of]) if less else found
 
-    return _interval(auc(range(len(listings))), np.array([auc(one) for one in draws[:300]]))
+    value = auc(range(len(listings)))
+    if sum(bool(np.isin(one.grades, (0, MAX_GRADE)).any()) for one in listings) < 2:
+        return Interval(value=value, low=math.nan, high=math.nan)
+    return _interval(value, np.array([auc(one) for one in draws[:300]]))
 
 
 def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:

@@ -72,7 +72,10 @@ class RerankRequest(_Asked):
         None, description="unset: with a model of Jina's (jina-...), whose clients count on it"
     )
     rank_fields: list[str] | None = Field(
-        None, description="keys of document objects whose texts are ranked, as with Cohere"
+        None,
+        fail_fast=True,
+        max_length=MOST_KEYS,
+        description="keys of document objects whose texts are ranked, as with Cohere",
     )
     return_text: bool = False
     raw_scores: bool = Field(False, description="log-odds instead of probabilities (TEI)")
@@ -87,8 +90,8 @@ class RerankRequest(_Asked):
         ):
             # pydantic writes no deeper one: refused before it is scored.
             raise ValueError(
-                f"has a document of more than {MOST_DEPTH} levels, which is not given back; leave "
-                "return_documents out"
+                f"has a document of more than {MOST_DEPTH} levels, which is not given back; send "
+                "return_documents: false"
             )
         return self
 
@@ -195,10 +198,11 @@ def read_document(value: Document, place: int, rank_fields: Sequence[str] | None
     ids: dict[str, Any] = {key: value[key] for key in ("job_id", "id") if key in value}
     ids = {key: str(one) if type(one) is int else one for key, one in ids.items()}
     if rank_fields is not None:
-        texts = [value[key] for key in rank_fields if isinstance(value.get(key), str)]
+        named = dict.fromkeys(rank_fields)
+        texts = [value[key] for key in named if isinstance(value.get(key), str)]
         if not any(texts):
             raise InvalidRequest(
-                f"document {place} has a text in none of rank_fields {', '.join(rank_fields)}",
+                f"document {place} has a text in none of rank_fields {', '.join(named)[:100]}",
                 "name keys that documents have, or leave rank_fields out",
             )
         return Job(job_id=f"#{place}", description="\n".join(texts))

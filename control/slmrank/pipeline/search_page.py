@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from slmrank.evaluate.metrics import Interval
@@ -106,4 +107,6 @@ def _chosen_by(search: Search, found: Found) -> str:
 
 
 def _interval(loss: Interval) -> str:
+    if math.isnan(loss.low):  # of one query
+        return f"{loss.value:+.4f}"
     return f"{loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]"

@@ -148,9 +148,10 @@ class Board:
             found = os.fstat(handle)
             if found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise ServerError(
-                    f"{path} is the page of another user (owner {found.st_uid}, mode "
-                    f"{found.st_mode & 0o777:o}): its times would open and close the door here",
-                    "remove it",
+                    f"{path} is not this user's alone (owner {found.st_uid}, mode "
+                    f"{found.st_mode & 0o777:o}): remove it; times in it would open and close the "
+                    "door here",
+                    f"rm {path}",
                 )
             size = _INSTANCES * _FIELDS * 8
             os.ftruncate(handle, size)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slmrank.spec.section import Section
+from slmrank.validation import holds_password
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 # Of Secrets and claims; of every other name here Kubernetes takes a label.
@@ -24,17 +25,18 @@ def _not_ours(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _no_password(url: str) -> str:
-    if re.match(r"[a-z0-9+.-]+:(//)?[^/?]*@", url):
+def _no_password(url: Any) -> Any:
+    # Before everything else, which would show the value.
+    if isinstance(url, str) and holds_password(url):
         # Not shown, and neither rendered into a manifest that lies in git.
         raise ValueError(
-            "has a user or a password in its url: write them into the Secret that "
+            "has a password in its url: write user and password into the Secret that "
             "deploy.storage.url_secret, deploy.catalogue.secret or deploy.watch.kafka_secret names"
         )
     return url
 
 
-Url = Annotated[str, AfterValidator(_no_password)]
+Url = Annotated[str, BeforeValidator(_no_password)]
 
 
 class StorageSpec(Section):

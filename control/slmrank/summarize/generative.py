@@ -43,8 +43,10 @@ def without_controls(text: str, tokenizer: Any) -> str:
     would close the text and open another speaker's turn. (A tokenizer told to split them would
     split the end as well that training appends to what is to be learnt.)"""
     for token in tokenizer.added_tokens_decoder.values():
-        if is_control(token):
-            text = text.replace(token.content, f"{token.content[:1]} {token.content[1:]}")
+        content = token.content.strip()
+        if content and is_control(token):
+            parted = f"{content[:1]} {content[1:]}" if len(content) > 1 else " "
+            text = text.replace(content, parted)
     return text
 
 
