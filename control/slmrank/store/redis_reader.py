@@ -118,7 +118,7 @@ class RedisReader:
     def _fetch(self, names: Sequence[bytes]) -> list[bytes | None] | str:
         """The stored bytes of each name in the current version, or what is wrong."""
         until = time.monotonic() + self._address.deadline_ms / 1000
-        for again in range(3):
+        for again in range(20):
             if again and time.monotonic() > until:
                 return f"its answers take longer than {self._address.deadline_ms} ms"
             pinned = self._version
