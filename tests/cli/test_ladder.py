@@ -11,7 +11,7 @@ from slmrank.errors import SweepError
 from slmrank.pipeline import ladder
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.ladder import _is_servable, is_trained_trimmed, plan_ladder
-from slmrank.pipeline.steps import Watcher
+from slmrank.pipeline.steps import Runner, Watcher
 from slmrank.spec.reading import change_spec
 
 from tests.conftest import Control, TinyBundle
@@ -87,8 +87,7 @@ def test_rungs_are_served_without_what_answers_for_them(
             plan_ladder(Bundle(spec))[-1],
             SimpleNamespace(figures=figures),  # type: ignore[arg-type]
             4,
-            tiny.store,
-            Watcher(),
+            Runner(tiny.store, Watcher(), "cpu"),
             print,
         )
     assert served[0].spec.repository.cache is None

@@ -17,7 +17,7 @@ from slmrank.pipeline import score_step as module
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step, timed_scores
 from slmrank.pipeline.stages.summaries import _require_short_queries
-from slmrank.pipeline.steps import Watcher, run
+from slmrank.pipeline.steps import Runner, Watcher, run
 from slmrank.spec.reading import change_spec, load_spec
 from slmrank.summarize.generative import GenerativeKind
 from slmrank.train import sft
@@ -104,14 +104,15 @@ def _encoder(tiny: TinyBundle) -> Any:
 def test_a_rate_of_another_machine_is_measured_again(
     tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runner = Runner(tiny.store, Watcher(), "cpu")
     step = score_step(tiny.bundle, "finetuned")
-    first = timed_scores(step, tiny.store, Watcher(), "cpu")
-    assert timed_scores(step, tiny.store, Watcher(), "cpu").manifest == first.manifest
+    first = timed_scores(step, runner)
+    assert timed_scores(step, runner).manifest == first.manifest
     elsewhere = {**first.figures["measured_on"], "processor": "another"}
     elsewhere.pop("device")
     monkeypatch.setattr(module, "what_computes", lambda: dict(elsewhere))
     before = (first.path / "manifest.json").stat().st_mtime_ns
-    again = timed_scores(step, tiny.store, Watcher(), "cpu")
+    again = timed_scores(step, runner)
     assert (again.path / "manifest.json").stat().st_mtime_ns > before
     assert again.digest == first.digest
 
@@ -164,7 +165,8 @@ def test_an_engine_that_is_refused_does_not_end_a_search(
     from slmrank.compress.search import Choice
     from slmrank.pipeline.compress_search import Search, geometry_of, open_axes
 
-    geometry = geometry_of(tiny.bundle, tiny.store, Watcher(), "cpu")
+    runner = Runner(tiny.store, Watcher(), "cpu")
+    geometry = geometry_of(tiny.bundle, runner)
     given = {"layers": [2], "intermediate_size": [128], "kv_heads": [], "budget_tokens": [20]}
     axes = open_axes(tiny.bundle, geometry, given)
     figures = run(score_step(tiny.bundle, "finetuned"), tiny.store).figures
@@ -192,8 +194,7 @@ def test_an_engine_that_is_refused_does_not_end_a_search(
         candidates=9,
         rounds=1,
         steps=2,
-        store=tiny.store,
-        watcher=Watcher(),
+        runner=runner,
         report=said.append,
     )
     found = search.run()

@@ -10,13 +10,14 @@ import click
 from rich.console import Console
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import json_text, print_json, print_table
+from slmrank.cli.display import json_text, show_result
 from slmrank.cli.options import PathType, artifacts_option, json_option
 from slmrank.cli.section_options import section_options
 from slmrank.deploy.autoscale.figure import draw_comparison
 from slmrank.deploy.autoscale.simulate import Result, best, compare, find_floor
 from slmrank.deploy.autoscale.situation import Situation, open_trace, plan_situation
 from slmrank.deploy.release import RELEASE_FILE, load_release
+from slmrank.html_page import Table
 from slmrank.load.capacity import FORMULAS
 from slmrank.pyplot import new_figure
 from slmrank.spec.load import SimulateSpec
@@ -39,7 +40,7 @@ def autoscale_command() -> None:
 @section_options(SimulateSpec)
 @click.option("--history", type=PathType, help="CSV of an earlier day, for the scheduled policy")
 @click.option("--find-floor", "search", is_flag=True, help="also search the least floor for it")
-@click.option("--plot/--no-plot", default=True, show_default=True, help="draw the comparison")
+@click.option("--plot/--no-plot", default=True, help="draw the comparison")
 @artifacts_option
 @json_option
 def simulate_command(
@@ -102,24 +103,23 @@ def simulate_command(
         image = folder / f"{name}.png"
         image.write_bytes(draw_comparison(trace, outcomes, situation))
         report["plot"] = str(image)
-    if as_json:
-        print_json(report)
-        return
-    _show(report, results, situation, given.attainment)
+    told = _words(report, results, situation, given.attainment)
     if search:
         most = max(floor for floor, _ in report["floors_tried"])
         text = f"no floor up to {most} does" if found is None else f"{found} replicas"
         share = f"{100 * given.attainment:.4g}% with floor, shedding and pending (searched)"
-        click.echo(f"least floor for {share}: {text}")
-    click.echo(f"report: {folder / f'{name}.json'}" + (f", plot: {report['plot']}" if plot else ""))
+        told.append(f"least floor for {share}: {text}")
+    drawn = f", plot: {report['plot']}" if plot else ""
+    told.append(f"report: {folder / f'{name}.json'}{drawn}")
+    show_result(report, *told, as_json=as_json)
 
 
-def _show(
+def _words(
     report: dict[str, Any], results: list[Result], situation: Situation, attainment: float
-) -> None:
+) -> list[str | Table]:
     within = f"within {situation.limit_s * 1000:g} ms"
     columns = ["policy", "floor", within, "refused", "p99", "ranked", "NDCG@10", "replica hours"]
-    print_table(
+    table = (
         f"{report['trace']['name']}, {report['trace']['hours']:g} h, {results[0].requests} "
         f"requests of {situation.items} items, {report['trace']['base']:.0f} to "
         f"{report['trace']['peak']:.0f} items/s, cold start {situation.cold_start_s:g} s",
@@ -139,10 +139,12 @@ def _show(
             for one in results
         ],
     )
-    plan = report["floor_by_formula"]
-    click.echo(f"floor for this burst and cold start: {plan['floor']} replicas, by")
-    for formula in FORMULAS[:2]:
-        click.echo(f"  {formula}")
     cheapest = best(results, attainment)
     told = "none of them" if cheapest is None else f"{cheapest.policy}, the cheapest that does"
-    click.echo(f"{100 * attainment:.4g}% within the objective: {told}")
+    floor = report["floor_by_formula"]["floor"]
+    return [
+        table,
+        f"floor for this burst and cold start: {floor} replicas, by",
+        *(f"  {formula}" for formula in FORMULAS[:2]),
+        f"{100 * attainment:.4g}% within the objective: {told}",
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import yaml
 
-from slmrank.cli.display import print_json
+from slmrank.cli.display import show_result
 from slmrank.cli.options import POSITIVE, PathType, json_option
 from slmrank.cli.section_options import section_options
 from slmrank.load.capacity import FORMULAS, plan_capacity, slowest_cell
@@ -48,24 +48,22 @@ def capacity_command(
     wanted = {name: value for name, value in chosen.items() if value is not None}
     cell = slowest_cell(read_record(record), str(record), wanted)
     plan = plan_capacity(load, cell["items_per_s_range"][0], given)
-    if as_json:
-        print_json({"cell": cell, "capacity": plan.as_dict()})
-        return
     low, high = cell["items_per_s_range"]
     kind = f"{cell['items']} items of {cell['tokens'] or 'stored'} tokens a request"
     least = rate_text(low)
-    click.echo(f"measured: {least} to {rate_text(high)} items/s per replica at")
-    click.echo(f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {least} counts")
-    click.echo(
-        f"asked: {load:g} items/s, bursts of {given.burst:g}x within {given.ramp_s:g} s, "
-        f"cold start {given.cold_start_s:g} s"
-    )
-    for formula in FORMULAS:
-        click.echo(f"  {formula}")
-    click.echo(f"reached before new replicas serve: {plan.reached:.2f}x the load")
-    click.echo(f"floor (min replicas): {plan.floor}")
-    click.echo(f"peak (max replicas):  {plan.peak}")
-    click.echo(f"autoscaler target:    {rate_text(plan.target)} items/s per replica")
-    click.echo("in the spec:")
     text = yaml.safe_dump({"deploy": {"scaling": plan.deploy_scaling()}}, sort_keys=False)
-    click.echo("\n".join(f"  {line}" for line in text.splitlines()))
+    show_result(
+        {"cell": cell, "capacity": plan.as_dict()},
+        f"measured: {least} to {rate_text(high)} items/s per replica at",
+        f"  p{cell['percentile']} <= {cell['limit_ms']:g} ms, {kind}; {least} counts",
+        f"asked: {load:g} items/s, bursts of {given.burst:g}x within {given.ramp_s:g} s, "
+        f"cold start {given.cold_start_s:g} s",
+        *(f"  {formula}" for formula in FORMULAS),
+        f"reached before new replicas serve: {plan.reached:.2f}x the load",
+        f"floor (min replicas): {plan.floor}",
+        f"peak (max replicas):  {plan.peak}",
+        f"autoscaler target:    {rate_text(plan.target)} items/s per replica",
+        "in the spec:",
+        *(f"  {line}" for line in text.splitlines()),
+        as_json=as_json,
+    )

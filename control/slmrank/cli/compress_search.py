@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay, show_plan
+from slmrank.cli.display import show_plan
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.cli.options import FINITE, sizes_from
 from slmrank.compress.search import combinations
@@ -16,7 +16,7 @@ from slmrank.pipeline.compress_search import Search, geometry_of, open_axes, req
 from slmrank.pipeline.quality import queries_of
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.search_page import draw_search, search_notes, search_table, winning_lines
-from slmrank.pipeline.steps import find_current, run
+from slmrank.pipeline.steps import find_current
 from slmrank.spec.reading import change_spec
 
 _sizes = sizes_from(1)
@@ -24,17 +24,13 @@ _sizes = sizes_from(1)
 
 @click.command("compress-search")
 @named_set_option
-@click.option("--max-loss", default=0.01, show_default=True, help="of NDCG@10", type=FINITE)
+@click.option("--max-loss", default=0.01, help="of NDCG@10", type=FINITE)
 @click.option("--layers", callback=_sizes, metavar="N,...", help="[default: 0.9 and 0.8 of all]")
 @click.option("--neurons", callback=_sizes, metavar="N,...", help="MLP neurons a layer  [as above]")
 @click.option("--kv-heads", callback=_sizes, metavar="N,...", help="key heads a layer  [as above]")
 @click.option("--budgets", callback=_sizes, metavar="N,...", help="tokens of a summary  [as above]")
-@click.option(
-    "--candidates", default=4, show_default=True, type=click.IntRange(1), help="to be recovered"
-)
-@click.option(
-    "--rounds", default=2, show_default=True, type=click.IntRange(1, 6), help="of halving"
-)
+@click.option("--candidates", default=4, type=click.IntRange(1), help="to be recovered")
+@click.option("--rounds", default=2, type=click.IntRange(1, 6), help="of halving")
 @click.option(
     "--steps", type=click.IntRange(1), help="of the last round  [default: recover.steps of SPEC]"
 )
@@ -87,15 +83,15 @@ def compress_search_command(
     if asked.dry_run and find_current(bundle.finetuned, store) is None:
         report("the sizes of the axes are known when this is made:")
         asked.plan(store, [bundle.finetuned])
-    with StepDisplay() as display:
+    with asked.running() as runner:
         if named == OWN and not asked.dry_run:
-            labelled = read_labelled(run(bundle.data, store, display).path)
+            labelled = read_labelled(runner.run(bundle.data).path)
             if not labelled.pairs["dev"]:
                 raise SpecError(
                     "the data has no dev pairs, which choose",
                     "give some (data.dev_share, or their split), or search with --on NAME",
                 )
-        geometry = geometry_of(bundle, store, display, asked.device)
+        geometry = geometry_of(bundle, runner)
         given = {
             "layers": layers,
             "intermediate_size": neurons,
@@ -112,10 +108,8 @@ def compress_search_command(
             candidates=candidates,
             rounds=rounds,
             steps=steps,
-            store=store,
-            watcher=display,
+            runner=runner,
             report=report,
-            device=asked.device,
         )
         if not asked.dry_run:
             found = search.run()

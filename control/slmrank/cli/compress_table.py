@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.cli.options import sizes_from
 from slmrank.pipeline.compress_table import (
@@ -28,21 +27,12 @@ def _names(_ctx: click.Context, _option: click.Parameter, value: str) -> list[st
 
 @click.command("compress-table")
 @named_set_option
-@click.option(
-    "--methods", default=METHODS, show_default=True, callback=_names, help="summarizers, by name"
-)
-@click.option(
-    "--budgets",
-    default=BUDGETS,
-    show_default=True,
-    callback=sizes_from(8),
-    help="tokens of a summary",
-)
+@click.option("--methods", default=METHODS, callback=_names, help="summarizers, by name")
+@click.option("--budgets", default=BUDGETS, callback=sizes_from(8), help="tokens of a summary")
 @click.option(
     "--scorer",
     type=click.Choice(["finetuned", "recovered", "engine"]),
     default="engine",
-    show_default=True,
     help="stage of SPEC whose ranker reads the texts",
 )
 @click.option(
@@ -83,10 +73,8 @@ def compress_table_command(
     )
     steps = [cell.step for cell in cells]
     asked.plan(asked.opened.store, steps)
-    with StepDisplay() as display:
-        rows = measure_compress_table(
-            asked.opened.bundle, cells, asked.opened.store, display, asked.device
-        )
+    with asked.running() as runner:
+        rows = measure_compress_table(asked.opened.bundle, cells, runner)
     note = (
         f"One ranker ({scorer}), {trained_on(asked.opened.bundle.spec, scorer)}, reads every text. "
         "removed: share of the descriptions' tokens. delta: NDCG@10 against full text, paired. "

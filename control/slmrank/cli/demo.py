@@ -29,7 +29,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.quality import measure_quality, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN
-from slmrank.pipeline.steps import run
+from slmrank.pipeline.steps import Runner, run
 from slmrank.serving.locate import locate_tritonserver
 from slmrank.serving.server import ANY_PORTS, Server
 from slmrank.shipped import shipped
@@ -65,8 +65,9 @@ def demo_command(spec: Path | None, overrides: tuple[str, ...], artifacts: Path,
         locate_tritonserver(Path(work))
         find_perf_analyzer(Path(work))
     with StepDisplay() as display:
-        repository = run(bundle.repository, store, display, device=how.device)
-        _, rows, few = measure_quality(bundle, quality, store, display, device=how.device)
+        runner = Runner(store, display, how.device)
+        repository = runner.run(bundle.repository)
+        _, rows, few = measure_quality(bundle, quality, runner)
         labelled = read_labelled(run(bundle.data, store).path)
         session = open_bundle_session(bundle, store, display)
     with Server(repository.path, ANY_PORTS, measured=True) as server:

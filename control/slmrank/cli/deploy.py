@@ -6,16 +6,10 @@ from typing import Any
 
 import click
 
-from slmrank.cli.deploy_canary import abort_command, promote_command
-from slmrank.cli.deploy_cluster import (
-    apply_command,
-    delete_command,
-    plan_command,
-    rollback_command,
-    status_command,
-)
-from slmrank.cli.deploy_manifests import check_command, render_command
-from slmrank.cli.deploy_push import push_command
+from slmrank.cli import deploy_canary as canary
+from slmrank.cli import deploy_cluster as cluster
+from slmrank.cli import deploy_manifests as manifests
+from slmrank.cli import deploy_push as push
 from slmrank.errors import ControlError, DeployFailed, Refused, RolledBack
 
 
@@ -41,7 +35,15 @@ class _Deploy(click.Group):
             raise Refused(error.message, error.hint) from error
 
 
-@click.group("deploy", cls=_Deploy)
+_COMMANDS = (
+    *(manifests.render_command, manifests.check_command, push.push_command),
+    *(cluster.plan_command, cluster.apply_command, cluster.status_command),
+    *(cluster.rollback_command, canary.promote_command, canary.abort_command),
+    cluster.delete_command,
+)
+
+
+@click.group("deploy", cls=_Deploy, commands=_COMMANDS)
 def deploy_command() -> None:
     """Bring a bundle into Kubernetes.
 
@@ -57,18 +59,3 @@ def deploy_command() -> None:
       control deploy check k8s/base
       control deploy plan build/demo.yaml
     """
-
-
-for _command in (
-    render_command,
-    check_command,
-    push_command,
-    plan_command,
-    apply_command,
-    status_command,
-    rollback_command,
-    promote_command,
-    abort_command,
-    delete_command,
-):
-    deploy_command.add_command(_command)

@@ -27,7 +27,6 @@ from slmrank.deploy.release import Release
     "window_s",
     type=click.IntRange(30),
     default=300,
-    show_default=True,
     help="seconds of the past that count",
 )
 @click.option(
@@ -35,7 +34,6 @@ from slmrank.deploy.release import Release
     "fewest",
     type=click.IntRange(1),
     default=FEWEST_CALLS,
-    show_default=True,
     help="answered calls without which nothing is decided",
 )
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from slmrank.cli.display import print_json, print_table, show_result
+from slmrank.cli.display import show_result
 from slmrank.cli.options import Decorated, PathType, json_option, set_option
 from slmrank.cli.release_options import open_place, open_release, release_options, track_option
 from slmrank.client.client import RankClient
@@ -24,6 +24,7 @@ from slmrank.deploy.cluster.status import Status, read_status
 from slmrank.deploy.cluster.waiting import Waiter
 from slmrank.deploy.release import Place, Release, Track
 from slmrank.errors import Refused
+from slmrank.html_page import Table
 
 Reach = Callable[[], Deployer]
 take_over_option = click.option(
@@ -96,20 +97,20 @@ def plan_command(source: Path, reach: Reach, as_json: bool, **options: Any) -> N
     """
     release = open_release(source, **options)
     planned = reach().plan(release)
-    if as_json:
-        rows = [
-            {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
-            for one in planned
-        ]
-        print_json({"release": release.hash, "engine": release.engine.tag, "plan": rows})
-        return
+    rows = [
+        {"object": one.title, "change": one.change, "diff": one.diff, "note": one.note}
+        for one in planned
+    ]
+    told = []
     for one in planned:
-        click.echo(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
+        told.append(f"{one.change:<7} {one.title}" + (f" ({one.note})" if one.note else ""))
         if one.change == "change":
-            click.echo("\n".join(f"    {line}" for line in one.diff.splitlines()))
+            told.append("\n".join(f"    {line}" for line in one.diff.splitlines()))
     counts = Counter(one.change for one in planned)
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    click.echo(f"release {release.hash}, engine {release.engine.tag}: {told}")
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    told.append(f"release {release.hash}, engine {release.engine.tag}: {counted}")
+    value = {"release": release.hash, "engine": release.engine.tag, "plan": rows}
+    show_result(value, *told, as_json=as_json)
 
 
 @click.command("apply", short_help="Roll a release out; a bad one is taken back")
@@ -175,49 +176,39 @@ def status_command(
     """
     place = open_place(source, track, overrides)
     status = read_status(reach().cluster, place)
-    if as_json:
-        print_json(asdict(status))
-    else:
-        _show_status(status, place)
+    show_result(asdict(status), *_words(status, place), as_json=as_json)
     if not status.healthy:
         raise click.exceptions.Exit(Refused.exit_code)
 
 
-def _show_status(status: Status, place: Place) -> None:
+def _words(status: Status, place: Place) -> Iterator[str | Table]:
     name = f"{place.namespace}/{place.object_name}"
     if not status.found:
-        click.echo(f"{name}: not deployed")
+        yield f"{name}: not deployed"
     else:
-        click.echo(f"{name}: engine {status.engine}")
-        click.echo(f"rollout {status.rollout}; {status.replicas}")
+        yield f"{name}: engine {status.engine}"
+        yield f"rollout {status.rollout}; {status.replicas}"
         if status.canary_percent:
-            click.echo(f"{status.canary_percent} % of the calls through the Gateway: the canary")
-        rows = [
-            [
-                one["name"],
-                "yes" if one["ready"] else "no",
-                one["engine"],
-                one["node"] or "-",
-                str(one["restarts"]),
-            ]
+            yield f"{status.canary_percent} % of the calls through the Gateway: the canary"
+        pods = [
+            {**one, "ready": "yes" if one["ready"] else "no", "node": one["node"] or "-"}
             for one in status.pods
         ]
-        print_table("pods", ["pod", "ready", "engine", "node", "restarts"], rows)
+        columns = ["name", "ready", "engine", "node", "restarts"]
+        rows = [[str(one[key]) for key in columns] for one in pods]
+        yield "pods", ["pod", *columns[1:]], rows
     if status.autoscaler is not None:
         scaler = status.autoscaler
-        click.echo(f"autoscaler: {scaler['min']} to {scaler['max']}, wants {scaler['desired']}")
+        yield f"autoscaler: {scaler['min']} to {scaler['max']}, wants {scaler['desired']}"
         for one in scaler["metrics"]:
-            click.echo(f"  {one['name']}: {one['current']} of {one['target']} per pod")
+            yield f"  {one['name']}: {one['current']} of {one['target']} per pod"
     for trouble in [*status.troubles, *status.advice]:
-        click.echo(f"{trouble.name}\n  {trouble.state}: {trouble.message}")
+        yield f"{trouble.name}\n  {trouble.state}: {trouble.message}"
         if trouble.fix:
-            click.echo(f"  Fix: {trouble.fix}")
+            yield f"  Fix: {trouble.fix}"
     if status.records:
-        rows = [
-            [str(one[key]) for key in ("revision", "state", "engine", "release", "when")]
-            for one in status.records
-        ]
-        print_table("history", ["revision", "state", "engine", "release", "when"], rows)
+        columns = ["revision", "state", "engine", "release", "when"]
+        yield "history", columns, [[str(one[key]) for key in columns] for one in status.records]
 
 
 @click.command("rollback", short_help="Put an earlier release back")

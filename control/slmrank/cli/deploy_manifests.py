@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from slmrank.cli.display import print_json, show_result
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, json_option
 from slmrank.cli.release_options import open_release, refuse_spec_options, release_options
 from slmrank.deploy.check.run import Checked, check
@@ -62,19 +62,16 @@ def render_command(
             for where, files in folders.items()
             for name, why in find_stale(where, files).items()
         ]
-        if as_json:
-            print_json({"fresh": not stale, "stale": [[str(path), why] for path, why in stale]})
-        else:
-            for path, why in stale:
-                click.echo(f"{why:<10} {path}")
+        told = [f"{why:<10} {path}" for path, why in stale]
+        if not stale:
+            told.append(f"{total} files in {', '.join(map(str, folders))}: all as rendered")
+        show_result({"fresh": not stale, "stale": stale}, *told, as_json=as_json)
         if stale:
             named = ["control", "deploy", "render"]
             named += [str(source)] if source is not None else []
             named += ["--out", str(folder)] if folder is not None else []
             again = shlex.join(named) + (", with the same options" if source is not None else "")
             raise Refused(f"{len(stale)} of {total} files are stale", again)
-        if not as_json:
-            click.echo(f"{total} files in {', '.join(map(str, folders))}: all as rendered")
         return
     touched = [
         where / name for where, files in folders.items() for name in write_files(where, files)
@@ -85,7 +82,7 @@ def render_command(
     told = [*(f"wrote {name}" for name in written), *(f"removed {name}" for name in removed)]
     told.append(f"{total} files in {', '.join(named)}, {len(touched)} changed")
     value = {"folders": named, "written": written, "removed": removed}
-    show_result(value, "\n".join(told), as_json=as_json)
+    show_result(value, *told, as_json=as_json)
 
 
 @click.command("check", short_help="Find defects in any manifests, each with its fix")
@@ -142,30 +139,26 @@ def check_command(
         raise DeployError(
             f"{', '.join(map(str, paths))}: no Kubernetes object", "give a manifest or a folder"
         )
-    if as_json:
-        print_json(
-            {
-                "objects": checked.objects,
-                "kubernetes": list(versions or known),
-                "findings": [asdict(one) for one in checked.errors],
-                "advice": [asdict(one) for one in checked.advice],
-                "skipped": read.skipped,
-            }
-        )
-    else:
-        _show_findings(checked, list(versions or known), read.skipped)
+    value = {
+        "objects": checked.objects,
+        "kubernetes": versions or known,
+        "findings": checked.errors,
+        "advice": checked.advice,
+        "skipped": read.skipped,
+    }
+    show_result(value, *_words(checked, versions or known, read.skipped), as_json=as_json)
     if checked.errors:
         raise click.exceptions.Exit(Refused.exit_code)
 
 
-def _show_findings(checked: Checked, versions: list[str], skipped: list[str]) -> None:
+def _words(checked: Checked, versions: Sequence[str], skipped: list[str]) -> Iterator[str]:
     for one in checked.errors:
-        click.echo(f"{one.where}\n  {one.rule}: {one.message}\n  Fix: {one.fix}")
+        yield f"{one.where}\n  {one.rule}: {one.message}\n  Fix: {one.fix}"
     span = versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
     told = f"{len(checked.errors)} defects" if checked.errors else "no defect"
-    click.echo(f"{checked.objects} objects, Kubernetes {span}: {told}")
+    yield f"{checked.objects} objects, Kubernetes {span}: {told}"
     if checked.advice:
         rules = ", ".join(sorted({one.rule for one in checked.advice}))
-        click.echo(f"house rules have {len(checked.advice)} more to say (--house): {rules}")
+        yield f"house rules have {len(checked.advice)} more to say (--house): {rules}"
     if skipped:
-        click.echo(f"skipped: {', '.join(skipped)}")
+        yield f"skipped: {', '.join(skipped)}"

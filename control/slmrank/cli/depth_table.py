@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.pipeline.depth_table import (
     depth_steps,
@@ -31,10 +30,8 @@ def depth_table_command(asked: Measurement, named: str) -> None:
     """
     steps = depth_steps(asked.opened.bundle, named)
     asked.plan(asked.opened.store, steps)
-    with StepDisplay() as display:
-        rows = measure_depth_table(
-            asked.opened.bundle, named, asked.opened.store, display, asked.device
-        )
+    with asked.running() as runner:
+        rows = measure_depth_table(asked.opened.bundle, named, runner)
     asked.show_page(
         f"depth-{asked.opened.bundle.spec.name}-{named}",
         f"What ranking depth costs: {asked.opened.bundle.spec.name}, {asked.queries(named)}",

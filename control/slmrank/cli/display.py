@@ -12,10 +12,11 @@ import click
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.hashing import without_nan
+from slmrank.html_page import Table
 from slmrank.pipeline.steps import Step, Watcher, in_order, pending
 from slmrank.surrogates import for_terminal, without_surrogates
 
@@ -114,41 +115,31 @@ def show_plan(
         }
         for step in needed.values()
     ]
-    if as_json:
-        print_json({"plan": rows})
-        return
     columns = ["step", "state", "path"]
     cells = [[str(row[name]) for name in columns] for row in rows]
-    print_table("plan (nothing is done)", columns, cells)
+    show_result({"plan": rows}, ("plan (nothing is done)", columns, cells), as_json=as_json)
 
 
-def show_result(value: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """A result for scripts or in words."""
+def show_result(value: dict[str, Any], *words: str | Table, as_json: bool) -> None:
+    """A result for scripts, or in words: lines and tables."""
     if as_json:
         print_json(value)
-    else:
-        click.echo(text)
+        return
+    for one in words:
+        if isinstance(one, str):
+            click.echo(one)
+        else:
+            print_table(*one)
 
 
 def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
     """One artifact: where it is and its figures."""
-    if as_json:
-        print_json(
-            {
-                "kind": artifact.kind,
-                "key": artifact.key,
-                "path": str(artifact.path),
-                "figures": dict(artifact.figures),
-                "seconds": artifact.seconds,
-            }
-        )
-        return
-    click.echo(f"{artifact.kind} {artifact.path}")
+    names = ("kind", "key", "path", "figures", "seconds")
+    told = [f"{artifact.kind} {artifact.path}"]
     for name, value in artifact.figures.items():
         text = json.dumps(value) if isinstance(value, dict | list) else str(value)
-        if len(text) > 100:
-            text = text[:97] + "..."
-        click.echo(f"  {name}: {text}")
+        told.append(f"  {name}: {text if len(text) <= 100 else text[:97] + '...'}")
+    show_result({name: getattr(artifact, name) for name in names}, *told, as_json=as_json)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -167,7 +158,7 @@ def json_text(value: dict[str, Any]) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; numbers are right-aligned."""
-    table = Table(
+    table = RichTable(
         title=for_terminal(title),
         title_justify="left",
         title_style="bold",

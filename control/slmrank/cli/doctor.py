@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json, print_table
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, artifacts_option, json_option, set_option
 from slmrank.engine.targets.registry import TARGETS
 from slmrank.errors import MissingDependencyError
+from slmrank.html_page import Table
 from slmrank.pipeline.doctor import diagnose, look
 from slmrank.spec.engine import EngineSpec
 from slmrank.spec.reading import load_spec
@@ -54,14 +55,13 @@ def doctor_command(
         for name in TARGETS.names()
     }
     ready = not any(wrong[name] for name in judged)
-    if as_json:
-        print_json({"judged": list(judged), "ready": ready, "wrong": wrong, "findings": findings})
-    else:
-        for name in TARGETS.names():
-            own = [finding for finding in findings if finding.target == name]
-            rows = [[one.name, one.state, one.found, one.fix] for one in own]
-            print_table(name, ["what", "state", "found", "fix"], rows)
-        for name in judged:
-            click.echo(f"{name}: {f'{wrong[name]} wrong' if wrong[name] else 'ready'}")
+    told: list[str | Table] = []
+    for name in TARGETS.names():
+        own = [finding for finding in findings if finding.target == name]
+        rows = [[one.name, one.state, one.found, one.fix] for one in own]
+        told.append((name, ["what", "state", "found", "fix"], rows))
+    told += [f"{name}: {f'{wrong[name]} wrong' if wrong[name] else 'ready'}" for name in judged]
+    value = {"judged": list(judged), "ready": ready, "wrong": wrong, "findings": findings}
+    show_result(value, *told, as_json=as_json)
     if not ready:
         raise click.exceptions.Exit(MissingDependencyError.exit_code)

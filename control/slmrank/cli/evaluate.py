@@ -20,14 +20,9 @@ from slmrank.evaluate.page import (
     sizes_of,
 )
 from slmrank.evaluate.table import QualityRow
-from slmrank.pipeline.quality import (
-    asked_in_training,
-    measure_quality,
-    plan_quality,
-    queries_of,
-)
+from slmrank.pipeline.quality import asked_in_training, measure_quality, plan_quality, queries_of
 from slmrank.pipeline.score_step import OWN
-from slmrank.pipeline.steps import run
+from slmrank.pipeline.steps import Runner, run
 
 
 @click.command("evaluate")
@@ -62,9 +57,8 @@ def evaluate_command(opened: Opened, on: list[str], served: bool, how: How) -> N
     results = {}
     for name, plan in plans.items():
         with StepDisplay() as display:
-            scored, rows, few = measure_quality(
-                opened.bundle, plan, opened.store, display, device=how.device
-            )
+            runner = Runner(opened.store, display, how.device)
+            scored, rows, few = measure_quality(opened.bundle, plan, runner)
         data = run(next(iter(plan.rows.values())).inputs["data"], opened.store)
         jobs = JobFile(data.path / JOBS_FILE)
         page = opened.store.root / "reports" / f"quality-{opened.bundle.spec.name}-{name}.html"

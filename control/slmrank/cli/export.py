@@ -10,7 +10,7 @@ from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.pipeline.card import export_rankers, require_exportable
 from slmrank.pipeline.quality import asked_in_training, measure_quality, plan_quality, queries_of
-from slmrank.pipeline.steps import run
+from slmrank.pipeline.steps import Runner
 from slmrank.pyplot import new_figure
 
 
@@ -40,14 +40,15 @@ def export_command(opened: Opened, out: Path, how: How) -> None:
     how.plan(store, [*kept, *(step for plan in plans.values() for step in plan.steps)])
     new_figure()
     with StepDisplay() as display:
+        runner = Runner(store, display, how.device)
         for step in reversed(kept):
-            run(step, store, display, device=how.device)
+            runner.run(step)
         quality = {}
         for name, plan in plans.items():
-            scored, rows, _ = measure_quality(bundle, plan, store, display, device=how.device)
+            scored, rows, _ = measure_quality(bundle, plan, runner)
             trained_on = asked_in_training(bundle, store, scored[0].listings)
             asked = queries_of(name, bundle.spec.evaluate.split, trained_on)
             quality[asked] = rows
     written = export_rankers(bundle, store, out, quality)
     paths = [str(path) for path in written]
-    show_result({"folders": paths}, "\n".join(paths), as_json=how.as_json)
+    show_result({"folders": paths}, *paths, as_json=how.as_json)

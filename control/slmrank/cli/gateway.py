@@ -18,13 +18,9 @@ from slmrank.errors import SpecError, needs
     "gRPC address of the ranker: host:port, several with commas between, or a name that "
     "stands for all replicas"
 )
-@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free port"
-)
-@click.option(
-    "--timeout", "timeout_s", type=POSITIVE, default=10.0, show_default=True, help="seconds"
-)
+@click.option("--address", default="127.0.0.1", help="address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0: a free port")
+@click.option("--timeout", "timeout_s", type=POSITIVE, default=10.0, help="seconds")
 @click.option(
     "--hedge",
     "hedge_s",
@@ -38,9 +34,9 @@ from slmrank.errors import SpecError, needs
     help="file of bearer tokens that are let in, one a line, read again when it changes; without "
     "it: everybody",
 )
-@click.option("--max-documents", type=click.IntRange(1), default=1000, show_default=True)
-@click.option("--max-request-mb", type=POSITIVE, default=8.0, show_default=True)
-@click.option("--max-in-flight", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--max-documents", type=click.IntRange(1), default=1000)
+@click.option("--max-request-mb", type=POSITIVE, default=8.0)
+@click.option("--max-in-flight", type=click.IntRange(1), default=256)
 @click.option("--tls-certificate", type=PathType, help="PEM; serve HTTPS")
 @click.option("--tls-key", type=PathType, help="PEM")
 @client_tls("ranker")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.pipeline.ladder import (
     draw_ladder,
@@ -28,9 +27,7 @@ TRIMMED = "All rungs have the vocabulary that training had: {tokens} tokens."
 
 @click.command("ladder")
 @named_set_option
-@click.option(
-    "--items", default=16, show_default=True, type=click.IntRange(1, 512), help="jobs of a listing"
-)
+@click.option("--items", default=16, type=click.IntRange(1, 512), help="jobs of a listing")
 @measured_options
 def ladder_command(asked: Measurement, named: str, items: int) -> None:
     """Measure quality, rate and size of every step from the unpruned model on full texts, as
@@ -52,16 +49,8 @@ def ladder_command(asked: Measurement, named: str, items: int) -> None:
     trimmed = []
     if trim is not None and is_trained_trimmed(asked.opened.bundle):
         trimmed.append(TRIMMED.format(tokens=trim.tokens))
-    with StepDisplay() as display:
-        rows = measure_ladder(
-            rungs,
-            named,
-            items,
-            asked.opened.store,
-            display,
-            lambda line: click.echo(line, err=True),
-            device=asked.device,
-        )
+    with asked.running() as runner:
+        rows = measure_ladder(rungs, named, items, runner, lambda line: click.echo(line, err=True))
     asked.show_page(
         f"ladder-{asked.opened.bundle.spec.name}-{named}",
         f"The ladder of {asked.opened.bundle.spec.name}, {asked.queries(named)}",

@@ -92,7 +92,9 @@ class _Verbs(click.Group):
             raise click.UsageError(text, ctx) from error
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="control")
 @click.option("--debug", is_flag=True, help="show the traceback of an error")
 def cli(debug: bool) -> None:

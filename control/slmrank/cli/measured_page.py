@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from slmrank import __version__
-from slmrank.cli.display import print_json, print_table
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import Decorated, How, Opened, PathType, run_options, spec_options
 from slmrank.errors import SpecError
 from slmrank.evaluate.table import read_scores
@@ -20,14 +21,14 @@ from slmrank.machine.host import host_facts, machine_line
 from slmrank.pipeline.quality import asked_in_training, queries_of
 from slmrank.pipeline.score_step import OWN
 from slmrank.pipeline.stages.scores import SCORES_FILE
-from slmrank.pipeline.steps import Step, find_current
+from slmrank.pipeline.steps import Runner, Step, find_current
 from slmrank.pyplot import new_figure
 from slmrank.table_page import TablePage, time_span, write_table_page
 
 SHOWN_KEYS = 3
 
 named_set_option = click.option(
-    "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets  [default: own]"
+    "--on", "named", default=OWN, metavar="NAME", help="a set of evaluate.sets"
 )
 out_option = click.option(
     "--out", type=PathType, help="folder of page, plot and figures  [default: ARTIFACTS/reports]"
@@ -44,6 +45,12 @@ class Measurement(How):
     def queries(self, named: str) -> str:
         """What the queries of a set, or SPEC's own, are called in a title."""
         return queries_of(named, self.opened.bundle.spec.evaluate.split)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Runner]:
+        """What makes steps, with its progress on stderr."""
+        with StepDisplay() as display:
+            yield Runner(self.opened.store, display, self.device)
 
     @property
     def reports(self) -> Path:
@@ -64,18 +71,13 @@ class Measurement(How):
         """Write the page NAME of a table, and print the table, or as JSON its `rows`
         (dataclasses), and what else was found; `steps` are those that measured it."""
         provenance = provenance_of(self.opened, steps, self.device)
-        cautions = [*_trained_on(self.opened, steps), *_cut(self.opened, steps)]
+        cautions = _cautions(self.opened, steps)
         notes = [*cautions, *notes]
         page = TablePage(title=title, notes=notes, tables=[table], plot=plot, provenance=provenance)
         figures: dict[str, Any] = {"rows": rows, **found, "provenance": provenance}
         written = write_table_page(self.reports, name, page, figures)
-        if self.as_json:
-            print_json({**figures, "page": str(written)})
-            return
-        print_table(*table)
-        for line in cautions:
-            click.echo(line)
-        click.echo(f"page: {written}")
+        value = {**figures, "page": written}
+        show_result(value, table, *cautions, f"page: {written}", as_json=self.as_json)
 
 
 def measured_options(function: Decorated) -> Any:
@@ -118,29 +120,23 @@ def provenance_of(opened: Opened, steps: Sequence[Step], device: str) -> dict[st
     }
 
 
-def _trained_on(opened: Opened, steps: Sequence[Step]) -> list[str]:
-    """What a reader has to know of a set that training has seen a part of."""
-    scored = next((step for step in steps if step.kind == "scores"), None)
-    made = None if scored is None else find_current(scored, opened.store)
-    if made is None:
-        return []
-    listings = read_scores(made.path / SCORES_FILE)
-    count = asked_in_training(opened.bundle, opened.store, listings)
-    return [f"{count} of the {len(listings)} queries were TRAINED ON."] if count else []
-
-
-def _cut(opened: Opened, steps: Sequence[Step]) -> list[str]:
-    """Which steps, by key where several have one title, read another text than their name says."""
-    told = []
+def _cautions(opened: Opened, steps: Sequence[Step]) -> list[str]:
+    """What a reader has to know: how many queries training has seen, and which steps, by key where
+    several have one title, read another text than their name says."""
     scored = [step for step in steps if step.kind == "scores"]
+    made = [find_current(step, opened.store) for step in scored]
+    told = []
+    if made and made[0] is not None:
+        listings = read_scores(made[0].path / SCORES_FILE)
+        count = asked_in_training(opened.bundle, opened.store, listings)
+        told += [f"{count} of the {len(listings)} queries were TRAINED ON."] if count else []
     titles = [step.title for step in scored]
-    for step in scored:
-        made = find_current(step, opened.store)
-        if made is not None and made.figures.get("items_cut"):
+    for step, found in zip(scored, made, strict=True):
+        if found is not None and (cut := found.figures.get("items_cut")):
             key = f" ({step.key[:8]})" if titles.count(step.title) > 1 else ""
             told.append(
-                f"{step.title}{key}: {made.figures['items_cut']} of {made.figures['pairs']} texts "
-                f"were cut to {made.figures['item_limit']} tokens."
+                f"{step.title}{key}: {cut} of {found.figures['pairs']} texts were cut to "
+                f"{found.figures['item_limit']} tokens."
             )
     return told
 

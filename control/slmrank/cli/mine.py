@@ -11,6 +11,7 @@ from slmrank.cli.options import How, Opened, PathType, run_options, spec_options
 from slmrank.cli.section_options import section_options
 from slmrank.data.mining import Mining
 from slmrank.pipeline.mine import mine
+from slmrank.pipeline.steps import Runner
 
 
 @click.command("mine")
@@ -31,16 +32,8 @@ def mine_command(opened: Opened, out: Path, queries: int | None, given: Mining, 
     """
     how.plan(opened.store, [opened.bundle.finetuned, opened.bundle.summaries])
     with StepDisplay() as display:
-        found = mine(
-            opened.bundle,
-            opened.store,
-            out,
-            given,
-            display,
-            begin=display.begin,
-            queries=queries,
-            device=how.device,
-        )
+        runner = Runner(opened.store, display, how.device)
+        found = mine(opened.bundle, out, given, queries, runner)
     told = (
         f"{found['mistakes']} mistakes on {found['queries_with_mistakes']} of {found['queries']} "
         f"queries\n{found['pairs']}"

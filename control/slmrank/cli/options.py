@@ -32,7 +32,6 @@ artifacts_option = click.option(
     type=PathType,
     default=Path("artifacts"),
     envvar="CONTROL_ARTIFACTS",
-    show_default=True,
     show_envvar=True,
     help="where results are kept and found",
 )
@@ -58,7 +57,6 @@ device_option = click.option(
     "--device",
     default="auto",
     callback=_device,
-    show_default=True,
     help="where torch runs: auto, cpu, cuda or cuda:N; auto takes a GPU that torch sees",
 )
 set_option = click.option(
@@ -76,12 +74,7 @@ target_option = click.option(
 def url_option(what: str = "host:port, gRPC") -> Callable[[Decorated], Decorated]:
     """--url: the server that is asked."""
     return click.option(
-        "--url",
-        default="localhost:8001",
-        show_default=True,
-        envvar="CONTROL_URL",
-        show_envvar=True,
-        help=what,
+        "--url", default="localhost:8001", envvar="CONTROL_URL", show_envvar=True, help=what
     )
 
 

@@ -22,14 +22,11 @@ def _place(_context: click.Context, _option: click.Parameter, value: str) -> str
 def part_run_options(function: Decorated) -> Any:
     """`--on`, given as `where`, and `--workers`."""
     workers = click.IntRange(1)
-    function = click.option(
-        "--workers", type=workers, default=2, show_default=True, help="actors of Ray"
-    )(function)
+    function = click.option("--workers", type=workers, default=2, help="actors of Ray")(function)
     return click.option(
         "--on",
         "where",
         default=LOCAL,
-        show_default=True,
         metavar="WHERE",
         callback=_place,
         help="local (this process), ray (on this machine, or where RAY_ADDRESS says), or "

@@ -7,7 +7,7 @@ import datetime
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.pipeline.publish import publish
 from slmrank.store.changes import order_of
@@ -73,14 +73,12 @@ def publish_command(
             as_of=order,
             drop_others=drop_others,
         )
-    if as_json:
-        print_json(dataclasses.asdict(made))
-        return
-    click.echo(f"version {made.version} is current: {made.jobs} jobs, {made.value_bytes} bytes")
+    told = [f"version {made.version} is current: {made.jobs} jobs, {made.value_bytes} bytes"]
     if made.repeated:
-        click.echo(f"{made.repeated} rows repeat a job's id: the last of each counts")
+        told.append(f"{made.repeated} rows repeat a job's id: the last of each counts")
     if made.carried:
-        click.echo(f"{made.carried} later changes of single jobs were carried over")
+        told.append(f"{made.carried} later changes of single jobs were carried over")
     if made.others:
         what = "end after the grace" if drop_others else "stay (--drop-others ends them)"
-        click.echo(f"summaries of {made.others} other tokenizers or summarizers {what}")
+        told.append(f"summaries of {made.others} other tokenizers or summarizers {what}")
+    show_result(dataclasses.asdict(made), *told, as_json=as_json)

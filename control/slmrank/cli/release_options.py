@@ -37,7 +37,6 @@ track_option = click.option(
     "--track",
     type=click.Choice(["stable", "canary"]),
     default="stable",
-    show_default=True,
     help="of a spec: the deployment that serves, or the second one beside it",
 )
 

@@ -34,4 +34,4 @@ def report_command(records: tuple[Path, ...], out: Path | None, as_json: bool) -
         name += f"-against-{records[1].stem}"
     folder = out or first.with_name(name)
     paths = [str(path) for path in write_report(folder, read)]
-    show_result({"files": paths}, "\n".join(paths), as_json=as_json)
+    show_result({"files": paths}, *paths, as_json=as_json)

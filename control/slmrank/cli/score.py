@@ -57,13 +57,12 @@ from slmrank.triton.status import Status
     help="wait for all others, be refused before them; "
     "where the server has repository.deferrable_queue_size",
 )
-@click.option("--top", type=click.IntRange(0), default=0, help="show only the best N; 0: all")
+@click.option("--top", type=click.IntRange(0), help="show only the best N; 0: all")
 @click.option(
     "--timeout",
     "timeout_s",
     type=POSITIVE,
     default=DEFAULT_TIMEOUT_S,
-    show_default=True,
     help="seconds for the whole call",
 )
 @client_tls("tls")
@@ -76,7 +75,7 @@ def score_command(
     source: Path | None,
     url: str,
     deferrable: bool,
-    top: int,
+    top: int | None,
     timeout_s: float,
     tls: Tls | None,
     as_json: bool,
@@ -107,7 +106,7 @@ def score_command(
     with RankClient(url, timeout_s=timeout_s, tls=tls) as client:
         answer = client.score(query, jobs, deferrable=deferrable)
     ranked = rank_order(answer)
-    shown = ranked[:top] if top > 0 else ranked
+    shown = ranked[:top] if top else ranked
     if as_json:
         items = [item.as_dict() for item in shown]
         print_json(

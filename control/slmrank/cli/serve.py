@@ -25,7 +25,7 @@ from slmrank.serving.server import DRAIN_S, START_TIMEOUT_S, Http, Ports, Server
 
 def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     kind = click.IntRange(0, 65535)
-    return click.option(flag, type=kind, default=default, show_default=True, help="0: a free port")
+    return click.option(flag, type=kind, default=default, help="0: a free port")
 
 
 @click.command("serve")
@@ -35,13 +35,12 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     "--http",
     type=click.Choice(["off", "health", "all"]),
     default="off",
-    show_default=True,
     help="HTTP as well: health alone, as probes need it, or scoring too (without TLS; in its JSON "
     "the score of a job that has none is a bare NaN, which strict parsers refuse)",
 )
 @_port("--http-port", Ports().http)
 @_port("--metrics-port", Ports().metrics)
-@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--address", default="127.0.0.1", help="address to listen on")
 @click.option("--tls-certificate", type=PathType, help="PEM; gRPC over TLS, with --tls-key")
 @click.option("--tls-key", type=PathType, help="PEM")
 @click.option(
@@ -52,7 +51,6 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     "start_timeout_s",
     type=POSITIVE,
     default=START_TIMEOUT_S,
-    show_default=True,
     help="seconds until the ensemble must be ready",
 )
 @click.option(
@@ -60,7 +58,6 @@ def _port(flag: str, default: int) -> Callable[[Decorated], Decorated]:
     "drain_s",
     type=click.IntRange(0, 3600),
     default=DRAIN_S,
-    show_default=True,
     help="seconds that requests get after SIGTERM which were being read by then",
 )
 @dry_run_option

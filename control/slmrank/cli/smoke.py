@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import print_json, print_table
+from slmrank.cli.display import show_result
 from slmrank.cli.options import POSITIVE, SHARE, PathType, client_tls, json_option, url_option
 from slmrank.client.client import RankClient
 from slmrank.client.known_answers import TOLERANCE, compare_known
@@ -22,12 +22,8 @@ from slmrank.engine.known_answers import KNOWN_FILE, read_known
     required=True,
     help=f"known answers: {KNOWN_FILE} of a repository, or the repository",
 )
-@click.option(
-    "--tolerance", type=SHARE, default=TOLERANCE, show_default=True, help="largest |p - known p|"
-)
-@click.option(
-    "--timeout", "timeout_s", type=POSITIVE, default=30.0, show_default=True, help="seconds, in all"
-)
+@click.option("--tolerance", type=SHARE, default=TOLERANCE, help="largest |p - known p|")
+@click.option("--timeout", "timeout_s", type=POSITIVE, default=30.0, help="seconds, in all")
 @client_tls("tls")
 @json_option
 def smoke_command(
@@ -44,30 +40,16 @@ def smoke_command(
     with RankClient(url, timeout_s=timeout_s, retry_overload=True, tls=tls) as client:
         compared = compare_known(client.score, answers, tolerance)
         served = client.describe()
-    if as_json:
-        rows = [
-            {
-                "query": one.known.query,
-                "job_id": one.known.job_id,
-                "known": one.known.p,
-                "p": one.p,
-                "gap": one.gap,
-            }
-            for one in compared
-        ]
-        print_json({"ok": True, "served": served, "answers": rows})
-        return
-    print_table(
-        f"known answers of {served.get('bundle', url)}: all within {tolerance:g}",
-        ["query", "job", "known", "answered", "off by"],
-        [
-            [
-                one.known.query,
-                one.known.job_id,
-                f"{one.known.p:.4f}",
-                "-" if one.p is None else f"{one.p:.4f}",
-                f"{one.gap:.4f}",
-            ]
-            for one in compared
-        ],
+    names = ("query", "job_id", "known", "p", "gap")
+    found = [(one.known.query, one.known.job_id, one.known.p, one.p, one.gap) for one in compared]
+    rows = [
+        [query, job_id, *("-" if one is None else f"{one:.4f}" for one in figures)]
+        for query, job_id, *figures in found
+    ]
+    title = f"known answers of {served.get('bundle', url)}: all within {tolerance:g}"
+    told = [dict(zip(names, one, strict=True)) for one in found]
+    show_result(
+        {"ok": True, "served": served, "answers": told},
+        (title, ["query", "job", "known", "answered", "off by"], rows),
+        as_json=as_json,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import print_json, print_table
+from slmrank.cli.display import show_result
 from slmrank.cli.options import Opened, json_option, spec_options
 from slmrank.pipeline.status import read_status
 
@@ -23,11 +23,9 @@ def status_command(opened: Opened, as_json: bool) -> None:
       control status build/demo.yaml --set finetune.steps=200
     """
     found = read_status([opened.bundle.repository], opened.store)
-    if as_json:
-        print_json({"artifacts": found})
-        return
     rows = [
         [status.title, status.state, f"{status.kind} {status.key[:8]}", status.why, status.note]
         for status in found
     ]
-    print_table(str(opened.path), ["step", "state", "artifact", "why", "note"], rows)
+    table = (str(opened.path), ["step", "state", "artifact", "why", "note"], rows)
+    show_result({"artifacts": found}, table, as_json=as_json)

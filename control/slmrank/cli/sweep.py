@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from slmrank.artifacts import Artifact
-from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan
+from slmrank.cli.display import StepDisplay, print_json, print_table, show_plan, show_result
 from slmrank.cli.options import (
     Decorated,
     Opened,
@@ -19,6 +19,7 @@ from slmrank.cli.options import (
     spec_options,
 )
 from slmrank.errors import SweepError
+from slmrank.html_page import Table
 from slmrank.load.figures import rate_text
 from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
@@ -114,20 +115,14 @@ def slo_command(session: Session, dry_run: bool, as_json: bool) -> None:
             {"cell": task.point.cell, "state": "cached" if known else "to be searched"}
             for task, known in zip(session.cells, session.searched, strict=True)
         ]
-        if as_json:
-            print_json({"plan": cells, "limit_ms": slo.latency_ms})
-        else:
-            title = f"p{slo.percentile} <= {slo.latency_ms:g} ms"
-            print_table(title, ["cell", "state"], [list(cell.values()) for cell in cells])
+        title = f"p{slo.percentile} <= {slo.latency_ms:g} ms"
+        table = (title, ["cell", "state"], [list(cell.values()) for cell in cells])
+        show_result({"plan": cells, "limit_ms": slo.latency_ms}, table, as_json=as_json)
         return
     found, path = session.slo(lambda text: click.echo(text, err=True))
     cells_found = [dict(artifact.figures) for artifact in found]
-    if as_json:
-        served = dict(session.subject.identity)
-        print_json({"served": served, "slo": cells_found, "record": str(path)})
-    else:
-        show_slo(cells_found)
-        click.echo(f"record: {path}")
+    value = {"served": dict(session.subject.identity), "slo": cells_found, "record": str(path)}
+    show_result(value, slo_table(cells_found), f"record: {path}", as_json=as_json)
 
 
 def announce(number: int, total: int, name: str) -> None:
@@ -177,8 +172,8 @@ def show_points(points: list[Artifact]) -> None:
         click.echo(note, err=True)
 
 
-def show_slo(cells: list[dict[str, Any]]) -> None:
-    """The table of rates at the objective on stdout."""
+def slo_table(cells: list[dict[str, Any]]) -> Table:
+    """The table of rates at the objective."""
     rows = []
     for cell in cells:
         kind = [
@@ -198,7 +193,7 @@ def show_slo(cells: list[dict[str, Any]]) -> None:
     title = f"p{cells[0]['percentile']} <= {cells[0]['limit_ms']:g} ms" if cells else "no cell"
     columns = ["items", "tokens", "query", "requests/s", "items/s per replica"]
     columns += ["confirmed ms", "failed at", "runs"]
-    print_table(f"highest rate with {title}, open loop", columns, rows)
+    return f"highest rate with {title}, open loop", columns, rows
 
 
 def _show_tasks(session: Session, *, as_json: bool) -> None:
@@ -208,11 +203,9 @@ def _show_tasks(session: Session, *, as_json: bool) -> None:
         {"point": task.point.name, "state": "to be measured" if task in pending else "cached"}
         for task in session.tasks
     ]
-    if as_json:
-        print_json({"plan": points, "estimate_s": seconds})
-    else:
-        title = f"{len(pending)} of {len(points)} points to measure, about {seconds:.0f} s"
-        print_table(title, ["point", "state"], [list(point.values()) for point in points])
+    title = f"{len(pending)} of {len(points)} points to measure, about {seconds:.0f} s"
+    table = (title, ["point", "state"], [list(point.values()) for point in points])
+    show_result({"plan": points, "estimate_s": seconds}, table, as_json=as_json)
 
 
 def _entry(artifact: Artifact) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slmrank.artifacts import write_atomic
-from slmrank.cli.display import StepDisplay, print_json, print_table
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import Opened, dry_run_option, json_option, spec_options
 from slmrank.engine.targets.base import InProcessTarget
 from slmrank.errors import SweepError
@@ -58,11 +58,9 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
     opened.refuse_own_file(path)
     if dry_run:
         plan = {name: list(dict.fromkeys([start[name], *values])) for name, values in axes.items()}
-        if as_json:
-            print_json({"plan": plan})
-        else:
-            rows = [[name, ", ".join(map(str, values))] for name, values in plan.items()]
-            print_table("would try", ["setting", "from, values"], rows)
+        rows = [[name, ", ".join(map(str, values))] for name, values in plan.items()]
+        table = ("would try", ["setting", "from, values"], rows)
+        show_result({"plan": plan}, table, as_json=as_json)
         return
 
     def measure(settings: Settings) -> Candidate:
@@ -92,16 +90,13 @@ def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json
         told.append(f"measured without repository.{' and '.join(left_out)}, which stays on")
     changes = {"repository": dict(sorted(best.settings.items()))}
     write_atomic(path, opened.overlay(path, told, changes))
-    if as_json:
-        figures = ("settings", "items_per_s", "low", "high")
-        tried = [{name: getattr(one, name) for name in figures} for one in found]
-        told_json = {"objective": objective, "best": best.settings, "tried": tried}
-        print_json({**told_json, "overlay": str(path)})
-        return
+    figures = ("settings", "items_per_s", "low", "high")
+    tried = [{name: getattr(one, name) for name in figures} for one in found]
+    report = {"objective": objective, "best": best.settings, "tried": tried, "overlay": str(path)}
     rows = [[*(str(one.settings[name]) for name in EXPOSED), _figure(one)] for one in found]
-    title = f"items/s of one server at {objective}, all cells"
-    print_table(title, [*EXPOSED, "items/s"], rows)
-    click.echo(f"best: {_words(best.settings)}; overlay: {path}")
+    table = (f"items/s of one server at {objective}, all cells", [*EXPOSED, "items/s"], rows)
+    text = f"best: {_words(best.settings)}; overlay: {path}"
+    show_result(report, table, text, as_json=as_json)
 
 
 def _axes(chosen: tuple[str, ...]) -> dict[str, list[int]]:

@@ -29,10 +29,8 @@ EXAMPLES = 8
 @click.command("ui")
 @click.argument("specs", type=PathType, nargs=-1, required=True)
 @set_option
-@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free port"
-)
+@click.option("--address", default="127.0.0.1", help="address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0: a free port")
 @click.option(
     "--url",
     "urls",
@@ -44,7 +42,6 @@ EXAMPLES = 8
     "most_jobs",
     type=click.IntRange(1),
     default=20_000,
-    show_default=True,
     help="jobs of the first spec's data that the page's own BM25 looks through",
 )
 @artifacts_option

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from slmrank.cli.display import StepDisplay
 from slmrank.cli.measured_page import Measurement, measured_options, named_set_option
 from slmrank.pipeline.quality import NAMES
 from slmrank.pipeline.score_step import Row
@@ -57,10 +56,8 @@ def vary_command(asked: Measurement, grid: tuple[str, ...], row: Row | None, nam
     variants = plan_variants(bundle, read_grid(grid), row, named)
     steps = [reference_step(bundle, named), *(one.step for one in variants)]
     asked.plan(asked.opened.store, steps)
-    with StepDisplay() as display:
-        rows = measure_variants(
-            bundle, variants, row, named, asked.opened.store, display, asked.device
-        )
+    with asked.running() as runner:
+        rows = measure_variants(bundle, variants, named, runner)
     keys = "-".join(key.replace(".", "-") for key in variants[0].values)
     asked.show_page(
         f"vary-{bundle.spec.name}-{keys}-{row}-{named}",

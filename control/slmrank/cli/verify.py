@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slmrank.artifacts import MANIFEST
-from slmrank.cli.display import print_json
+from slmrank.cli.display import show_result
 from slmrank.cli.options import PathType, json_option
 from slmrank.repository.generate import check_repository
 from slmrank.repository.verify import read_expected, verify_engine, verify_repository
@@ -42,17 +42,14 @@ def verify_command(
         store_kind(spec.store)
     if engine is not None:
         verify_engine(engine, expected)
-    if as_json:
-        print_json(
-            {
-                "repository": str(repository),
-                "files": len(expected.files),
-                "bytes": total,
-                "models": sorted(models),
-                "engine": None if engine is None else str(engine),
-            }
-        )
-        return
-    click.echo(f"{repository}: {len(expected.files)} files, {total / 1e6:.1f} MB, as generated")
+    value = {
+        "repository": str(repository),
+        "files": len(expected.files),
+        "bytes": total,
+        "models": sorted(models),
+        "engine": None if engine is None else str(engine),
+    }
+    told = [f"{repository}: {len(expected.files)} files, {total / 1e6:.1f} MB, as generated"]
     if engine is not None:
-        click.echo(f"{engine}: whole, as planned")
+        told.append(f"{engine}: whole, as planned")
+    show_result(value, *told, as_json=as_json)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from slmrank.cli.display import StepDisplay, print_json
+from slmrank.cli.display import StepDisplay, show_result
 from slmrank.cli.options import Opened, json_option, source_options
 from slmrank.errors import SpecError, needs
 from slmrank.pipeline.follow import Followed, follow_bundle, follow_repository
@@ -27,7 +27,6 @@ RESULTS = ("applied", "outdated", "rejected")
     "--from",
     "place",
     default="redis-stream",
-    show_default=True,
     metavar="SOURCE",
     help="redis-stream[:NAME] on the store's server (default name slmrank:CATALOGUE:changes), "
     "kafka://HOST:9092[,HOST:9092]/TOPIC[?group=NAME], jsonl:FILE, or jsonl:- for standard input",
@@ -35,7 +34,7 @@ RESULTS = ("applied", "outdated", "rejected")
 @click.option("--follow", is_flag=True, help="wait for lines that are added to the file")
 @click.option("--until-idle", is_flag=True, help="stop when nothing waits any more")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="serve Prometheus metrics")
-@click.option("--metrics-address", default="127.0.0.1", show_default=True)
+@click.option("--metrics-address", default="127.0.0.1")
 @json_option
 def watch_command(
     source: Opened | Path,
@@ -83,13 +82,10 @@ def watch_command(
     with open_source(place, reading) as changes:
         click.echo(f"following {place} into {follower.url}", err=True)
         follower.follow(changes, told, until_idle=until_idle)
-    if as_json:
-        values = dataclasses.asdict(follower.counts)
-        for name in ("delays_s", "failure"):
-            values.pop(name)
-        print_json(values)
-    else:
-        click.echo(_line(follower.counts, None))
+    values = dataclasses.asdict(follower.counts)
+    for name in ("delays_s", "failure"):
+        values.pop(name)
+    show_result(values, _line(follower.counts, None), as_json=as_json)
 
 
 def _line(counts: Followed, lag: int | None) -> str:

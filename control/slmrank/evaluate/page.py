@@ -17,19 +17,8 @@ from slmrank.html_page import Table, html_page, html_provenance, html_table
 from slmrank.pyplot import COLORS
 
 WORST = 20
-QUALITY_COLUMNS = (
-    "row",
-    "text",
-    "parameters",
-    "prompt tokens",
-    "NDCG@10",
-    "delta",
-    "AUC 4 v 0",
-    "MRR",
-    "order",
-    "ECE",
-    "|dp|",
-)
+_COMPARED = ("parameters", "prompt tokens", "NDCG@10", "delta", "AUC 4 v 0")
+QUALITY_COLUMNS = ("row", "text", *_COMPARED, "MRR", "order", "ECE", "|dp|")
 
 
 # A row's figures as text, by the name of their column.
@@ -81,11 +70,9 @@ def quality_cells(rows: Sequence[QualityRow], *, intervals: bool = False) -> lis
         [
             row.name,
             row.text,
-            *figures_of(row, QUALITY_COLUMNS[2:7]),
-            short(row.mrr),
-            short(row.order),
-            short(row.ece),
-            *figures_of(row, QUALITY_COLUMNS[10:]),
+            *figures_of(row, _COMPARED),
+            *map(short, (row.mrr, row.order, row.ece)),
+            *figures_of(row, ["|dp|"]),
         ]
         for row in rows
     ]

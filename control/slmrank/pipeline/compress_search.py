@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.artifacts import Artifact
 from slmrank.compress.search import (
     Axes,
     Choice,
@@ -40,7 +40,7 @@ from slmrank.model.checkpoint import CHECKPOINT_FOLDER, Geometry, allowed_kv_hea
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import OWN, Row, score_step, timed_scores
 from slmrank.pipeline.stages.scores import SCORES_FILE
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.spec.reading import change_spec
 
 SHRINKING = (0.9, 0.8)
@@ -86,10 +86,8 @@ class Search:
     candidates: int
     rounds: int
     steps: int
-    store: ArtifactStore
-    watcher: Watcher
+    runner: Runner
     report: Report
-    device: str = "cpu"
 
     def run(self) -> Found:
         """Measure the axes, predict, recover the shortlist by halves, and check the last ones in
@@ -177,7 +175,7 @@ class Search:
         errors: dict[int, list[float]] = {start.intermediate_size: [0.0] * start.layers}
         for width in self.axes["intermediate_size"][1:]:
             bundle = self.variant(replace(start, intermediate_size=width), 0)
-            pruned = self._made(bundle.pruned)
+            pruned = self.runner.run(bundle.pruned)
             errors[width] = pruned.figures["relative_error_per_layer"]
         return [uneven_widths(errors, width) for width in list(errors)[1:-1]]
 
@@ -197,7 +195,7 @@ class Search:
         scores = asked._score(choice, self.steps, in_engine=True)
         full, summaries = asked._references()
         step = full if reference.manifest["settings"]["full_text"] else summaries
-        loss = asked._loss(scores, asked._made(step))
+        loss = asked._loss(scores, self.runner.run(step))
         self.report(
             f"{choice.words}: {-loss.value:+.4f} on test queries, which chose nothing"
             + (f": more than {self.max_loss}" if loss.value > self.max_loss else "")
@@ -218,11 +216,8 @@ class Search:
     def _score(self, choice: Choice, steps: int, *, in_engine: bool) -> Artifact:
         step = self._step(choice, steps, in_engine=in_engine)
         if in_engine:
-            return timed_scores(step, self.store, self.watcher, self.device)
-        return self._made(step)
-
-    def _made(self, step: Step) -> Artifact:
-        return run(step, self.store, self.watcher, device=self.device)
+            return timed_scores(step, self.runner)
+        return self.runner.run(step)
 
     def _score_step(self, bundle: Bundle, row: Row, budget: int, full: bool = False) -> Step:
         summarize = bundle.spec.summarize.model_copy(update={"budget_tokens": budget})
@@ -237,7 +232,7 @@ class Search:
         ]
 
     def _reference(self) -> Artifact:
-        both = [self._made(step) for step in self._references()]
+        both = [self.runner.run(step) for step in self._references()]
         best = max(both, key=lambda one: mean_ndcg(read_scores(one.path / SCORES_FILE)))
         self.report("reference: " + ("full texts" if best is both[0] else "the spec's summaries"))
         return best
@@ -335,10 +330,9 @@ def open_axes(
     return axes
 
 
-def geometry_of(bundle: Bundle, store: ArtifactStore, watcher: Watcher, device: str) -> Geometry:
+def geometry_of(bundle: Bundle, runner: Runner) -> Geometry:
     """Of the model before pruning, which is made where it is not yet."""
-    step: Step = bundle.finetuned
-    return read_geometry(run(step, store, watcher, device=device).path / CHECKPOINT_FOLDER)
+    return read_geometry(runner.run(bundle.finetuned).path / CHECKPOINT_FOLDER)
 
 
 def _seconds(artifact: Artifact) -> float:

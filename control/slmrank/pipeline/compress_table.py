@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table
@@ -15,7 +14,7 @@ from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import scored_row
 from slmrank.pipeline.score_step import Row, score_step
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.pyplot import plain_plot
 from slmrank.spec.bundle import BundleSpec
 from slmrank.spec.compress import SummarizeSpec
@@ -26,20 +25,8 @@ from slmrank.summarize.registry import SUMMARIZERS
 PASS_TOKENS = 4096  # 6 GB of what a 135M model keeps for its backward pass
 FULL_TEXT = "full text"
 OWN_RANKER = "full text, trained on it"
-COLUMNS = (
-    "summaries",
-    "budget",
-    "removed",
-    "prompt tokens",
-    "NDCG@10",
-    "delta",
-    "order",
-    "delta order",
-    "AUC 4 v 0",
-    "|dp|",
-    "new words",
-    "ms per job",
-)
+QUALITY = ("prompt tokens", "NDCG@10", "delta", "order", "delta order", "AUC 4 v 0", "|dp|")
+COLUMNS = ("summaries", "budget", "removed", *QUALITY, "new words", "ms per job")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,21 +119,20 @@ def _on_full(spec: BundleSpec, section: TrainSpec, *, taught: bool) -> dict[str,
 
 
 def measure_compress_table(
-    bundle: Bundle, cells: Sequence[Cell], store: ArtifactStore, watcher: Watcher, device: str
+    bundle: Bundle, cells: Sequence[Cell], runner: Runner
 ) -> list[CompressRow]:
     """Score every cell; the first is the reference of the others."""
     scored: list[ScoredRow] = []
     costs: list[tuple[float, float | None, float | None]] = []
     here = what_computes()
     for cell in cells:
-        artifact = run(cell.step, store, watcher, device=device)
-        row, text = cell.step.settings["row"], str(cell.budget or FULL_TEXT)
-        scored.append(scored_row(cell.method, row, text, cell.step, artifact, store))
+        text, artifact = str(cell.budget or FULL_TEXT), runner.run(cell.step)
+        scored.append(scored_row(cell.method, text, cell.step, artifact, runner.store))
         if not cell.budget:
             costs.append((0.0, None, None))
             continue
         # Scores stay where summaries were cleaned away.
-        figures = run(cell.step.inputs["summaries"], store, watcher, device=device).figures
+        figures = runner.run(cell.step.inputs["summaries"]).figures
         whole = figures["description_tokens_mean"]  # 0: the jobs have titles alone
         removed = 1 - figures["summary_tokens_mean"] / whole if whole else 0.0
         spent = figures["ms_per_job"] if figures["measured_on"] == here else None
@@ -172,7 +158,7 @@ def compress_table(rows: Sequence[CompressRow]) -> Table:
             row.method,
             str(row.budget or "-"),
             f"{row.removed:.1%}" if row.budget else "-",
-            *figures_of(row.quality, COLUMNS[3:-2]),
+            *figures_of(row.quality, QUALITY),
             f"{row.new_words:.0%}" if row.new_words is not None else "-",
             f"{row.ms_per_job:.2f}" if row.ms_per_job is not None else "-",
         ]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.evaluate.metrics import Listing, align
 from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, ScoredRow, quality_table, read_scores
@@ -18,7 +17,7 @@ from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.pyplot import plain_plot
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
@@ -42,13 +41,10 @@ def at_depth(ranked: Listing, first: Listing, share: float) -> Listing:
     return replace(ranked, scores=scores)
 
 
-def measure_depth_table(
-    bundle: Bundle, on: str, store: ArtifactStore, watcher: Watcher, device: str
-) -> list[QualityRow]:
+def measure_depth_table(bundle: Bundle, on: str, runner: Runner) -> list[QualityRow]:
     """One row per share of `SHARES`; the first, everything, is the reference of the others."""
     first, ranked = (
-        read_scores(run(step, store, watcher, device=device).path / SCORES_FILE)
-        for step in depth_steps(bundle, on)
+        read_scores(runner.run(step).path / SCORES_FILE) for step in depth_steps(bundle, on)
     )
     first = align(first, ranked)
     rows = [

@@ -24,25 +24,12 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.quality import scored_row
 from slmrank.pipeline.score_step import Row, Text, score_step, timed_scores
-from slmrank.pipeline.steps import Step, Watcher
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.pyplot import new_figure, png_of
 from slmrank.spec.reading import change_spec
 
-COLUMNS = (
-    "rung",
-    "parameters",
-    "MB",
-    "prompt tokens",
-    "NDCG@10",
-    "delta",
-    "order",
-    "delta order",
-    "AUC 4 v 0",
-    "items/s",
-    "p95 ms",
-    "times",
-    "times engine",
-)
+QUALITY = ("prompt tokens", "NDCG@10", "delta", "order", "delta order", "AUC 4 v 0")
+COLUMNS = ("rung", "parameters", "MB", *QUALITY, "items/s", "p95 ms", "times", "times engine")
 OWN_ENGINE = "+ engine"
 UNPRUNED: dict[str, Any] = {"prune": None, "recover": None}
 LISTINGS = 3  # that end in a window of measurement
@@ -136,14 +123,7 @@ def is_trained_trimmed(bundle: Bundle) -> bool:
 
 
 def measure_ladder(
-    rungs: Sequence[Rung],
-    on: str,
-    items: int,
-    store: ArtifactStore,
-    watcher: Watcher,
-    report: Callable[[str], None],
-    *,
-    device: str = "cpu",
+    rungs: Sequence[Rung], on: str, items: int, runner: Runner, report: Callable[[str], None]
 ) -> list[LadderRow]:
     """Quality of every rung first, then the rates, one server after the other."""
     scored: list[ScoredRow] = []
@@ -151,16 +131,16 @@ def measure_ladder(
     sizes: list[int | None] = []
     for rung in rungs:
         step = rung.scores(on)
-        artifact = timed_scores(step, store, watcher, device)
+        artifact = timed_scores(step, runner)
         made.append(artifact)
-        sizes.append(_bytes(step, store))
+        sizes.append(_bytes(step, runner.store))
         text = "full" if rung.full_text else "summary"
-        scored.append(scored_row(_named(rung, artifact), rung.row, text, step, artifact, store))
+        scored.append(scored_row(_named(rung, artifact), text, step, artifact, runner.store))
     table = quality_table(scored, scored[0], rungs[0].bundle.spec.evaluate)
     speeds: list[tuple[float | None, float | None]] = []
     for rung, artifact in zip(rungs, made, strict=True):
         if rung.served and _is_servable(rung, report):
-            speeds.append(_served(rung, artifact, items, store, watcher, report))
+            speeds.append(_served(rung, artifact, items, runner, report))
         else:
             speeds.append((artifact.figures["pairs"] / artifact.figures["scoring_s"], None))
     base = speeds[REFERENCE][0]
@@ -220,12 +200,7 @@ def _is_servable(rung: Rung, report: Callable[[str], None]) -> bool:
 
 
 def _served(
-    rung: Rung,
-    artifact: Artifact,
-    items: int,
-    store: ArtifactStore,
-    watcher: Watcher,
-    report: Callable[[str], None],
+    rung: Rung, artifact: Artifact, items: int, runner: Runner, report: Callable[[str], None]
 ) -> tuple[float | None, float | None]:
     """(items/s, p95 ms) of listings of `items` jobs, one in flight: stored summaries, or texts as
     long as the full ones are on average."""
@@ -248,7 +223,7 @@ def _served(
     unkept = {"repository": dict.fromkeys(NOT_MEASURED)}
     bundle = Bundle(change_spec(_whole(rung).spec, {"sweep": change}, unkept))
 
-    session = open_bundle_session(bundle, store, watcher)
+    session = open_bundle_session(bundle, runner.store, runner.watcher)
     points, _ = session.sweep(lambda _number, _total, point: report(f"{rung.name}: {point}"))
     figures = points[0].figures
     if "items_per_s" not in figures:
@@ -262,9 +237,9 @@ def ladder_table(rows: Sequence[LadderRow]) -> Table:
     cells = [
         [
             row.name,
-            *figures_of(row.quality, COLUMNS[1:2]),
+            *figures_of(row.quality, ["parameters"]),
             f"{row.bytes / 1e6:.0f}" if row.bytes else "-",
-            *figures_of(row.quality, COLUMNS[3:9]),
+            *figures_of(row.quality, QUALITY),
             f"{row.items_per_s:.3g}" if row.items_per_s else "-",
             f"{row.p95_ms:.0f}" if row.p95_ms else "-",
             *(f"{one:.1f}" if one else "-" for one in (row.ratio, row.engine_ratio)),

@@ -7,12 +7,10 @@ import filecmp
 import itertools
 import random
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import JOBS_FILE, PAIRS_FILE, read_labelled
 from slmrank.data.mining import Mining, minable, mistakes, unjudged
@@ -22,25 +20,16 @@ from slmrank.errors import DataError
 from slmrank.model.probability import probability
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.stages.inputs import checkpoint_of
-from slmrank.pipeline.steps import Watcher, run
+from slmrank.pipeline.steps import Runner
 from slmrank.prompt.corpus import encode_pairs, stored_bodies
 from slmrank.store.registry import open_store
 
 
 def mine(
-    bundle: Bundle,
-    store: ArtifactStore,
-    target: Path,
-    mining: Mining,
-    watcher: Watcher,
-    *,
-    begin: Callable[[str], None] = lambda _title: None,
-    queries: int | None = None,
-    device: str = "cpu",
+    bundle: Bundle, target: Path, mining: Mining, queries: int | None, runner: Runner
 ) -> dict[str, Any]:
     """Write `jobs.jsonl` and `pairs.jsonl` into `target`: what the bundle has, and its fine-tuned
-    ranker's mistakes on (a sample of) its training queries. Returns figures. `begin` hears when
-    what the steps made is mined.
+    ranker's mistakes on (a sample of) its training queries. Returns figures.
 
     Raises DataError when `target` holds such pairs already, or cannot be written.
     """
@@ -48,7 +37,7 @@ def mine(
     from slmrank.model.placement import choose_placement
     from slmrank.model.reference import load_model
 
-    data = run(bundle.data, store, watcher).path
+    data = runner.run(bundle.data).path
     there = target / JOBS_FILE
     # Of a run that stopped between its two files, the first is the set's own.
     other = there.exists() and not filecmp.cmp(data / JOBS_FILE, there, shallow=False)
@@ -59,8 +48,8 @@ def mine(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write to {target}: {error}", "name another folder") from error
-    checkpoint = checkpoint_of(run(bundle.finetuned, store, watcher, device=device))
-    summarized = run(bundle.summaries, store, watcher).path
+    checkpoint = checkpoint_of(runner.run(bundle.finetuned))
+    summarized = runner.run(bundle.summaries).path
     labelled = read_labelled(data)
     groups = group_by_query(labelled.pairs["train"])
     judged_as: dict[str, set[str]] = {}  # however the query is spelled, and in any split
@@ -72,9 +61,9 @@ def mine(
         asked = sorted(random.Random(0).sample(asked, queries))
     encoder = checkpoint.encoder()
     index = Bm25(labelled.jobs, minable(labelled))
-    ranker = load_model(checkpoint, choose_placement(device))
+    ranker = load_model(checkpoint, choose_placement(runner.device))
     added: list[Pair] = []
-    begin("mining")
+    runner.watcher.begin("mining")
     with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:
         bodies = partial(stored_bodies, kept)
         for number, query in enumerate(asked, start=1):
@@ -85,7 +74,7 @@ def mine(
             p = probability(query_logits(ranker, encoded)).tolist()
             p_of = dict(zip(encoded.job_ids, p, strict=True))
             added += mistakes(judged, p_of, found, mining)
-            watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
+            runner.watcher.progress(number, len(asked), f"queries, {len(added)} mistakes")
 
     try:
         shutil.copy2(data / JOBS_FILE, target / f".{JOBS_FILE}")

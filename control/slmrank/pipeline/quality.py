@@ -17,7 +17,7 @@ from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.score_step import OWN, Row, Text, score_step
 from slmrank.pipeline.stages.scores import SCORES_FILE
 from slmrank.pipeline.stages.trained import UNLABELLED_FILE
-from slmrank.pipeline.steps import Step, Watcher, find_current, run
+from slmrank.pipeline.steps import Runner, Step, find_current, run
 
 NAMES: dict[Row, str] = {
     "bm25": "BM25",
@@ -70,12 +70,7 @@ def plan_quality(bundle: Bundle, *, served: bool, on: str = OWN) -> QualityPlan:
 
 
 def measure_quality(
-    bundle: Bundle,
-    plan: QualityPlan,
-    store: ArtifactStore,
-    watcher: Watcher,
-    *,
-    device: str = "cpu",
+    bundle: Bundle, plan: QualityPlan, runner: Runner
 ) -> tuple[list[ScoredRow], list[QualityRow], list[QualityRow]]:
     """The rows of the main table as they were scored, and the figures of both tables (the second
     is empty without full texts); the first compares with the fine-tuned model, the second with
@@ -87,9 +82,8 @@ def measure_quality(
         names["engine"] = f"{bundle.target.name}, weights only"
 
     def scored(row: Row, text: Text, step: Step) -> ScoredRow:
-        artifact = run(step, store, watcher, device=device)
         shown = "full" if row == "bm25" or text == "full" else "summary"
-        return scored_row(names[row], row, shown, step, artifact, store)
+        return scored_row(names[row], shown, step, runner.run(step), runner.store)
 
     rows = [scored(*one, step) for one, step in plan.rows.items()]
     few = [scored(*one, step) for one, step in plan.few_rows.items()]
@@ -131,10 +125,10 @@ def queries_of(name: str, split: str, trained_on: int = 0) -> str:
 
 
 def scored_row(
-    name: str, row: Row, text: str, step: Step, artifact: Artifact, store: ArtifactStore
+    name: str, text: str, step: Step, artifact: Artifact, store: ArtifactStore
 ) -> ScoredRow:
     """What a row of the table is computed from, out of the artifact of its step."""
-    tokens = artifact.figures["prompt_tokens"]
+    row, tokens = step.settings["row"], artifact.figures["prompt_tokens"]
     parameters = None
     if row == "minilm":
         parameters = artifact.figures["parameters"]

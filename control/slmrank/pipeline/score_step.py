@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from slmrank.artifacts import Artifact, ArtifactStore
+from slmrank.artifacts import Artifact
 from slmrank.data.packaged import MINILM
 from slmrank.machine.host import what_computes
 from slmrank.pipeline.bundle import TRAINING, Bundle
 from slmrank.pipeline.data_step import STAGES
 from slmrank.pipeline.stages.scores import APART, make_scores
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.store.registry import is_shared
 
@@ -86,16 +86,16 @@ def score_step(
     )
 
 
-def timed_scores(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Artifact:
+def timed_scores(step: Step, runner: Runner) -> Artifact:
     """The scores of a step, with `scoring_s` as this machine takes: what another one measured, or
     another device, is scored again."""
     from slmrank.model.placement import choose_placement
 
-    found = run(step, store, watcher, device=device)
+    found = runner.run(step)
     measured_on = found.figures.get("measured_on", {})
     here = what_computes()
     if "device" in measured_on:
-        here["device"] = choose_placement(device).device
+        here["device"] = choose_placement(runner.device).device
     if measured_on and measured_on != here:
-        found = run(step, store, watcher, force=True, device=device)
+        found = runner.run(step, force=True)
     return found

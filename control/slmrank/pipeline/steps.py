@@ -34,6 +34,9 @@ class Watcher:
 
     def started(self, step: Step) -> None: ...
 
+    def begin(self, title: str) -> None:
+        """Work that is no step."""
+
     def progress(self, done: int, total: int, note: str = "") -> None: ...
 
     def finished(self, step: Step, artifact: Artifact, *, cached: bool) -> None: ...
@@ -147,6 +150,19 @@ def run(
     return found
 
 
+@dataclass(frozen=True)
+class Runner:
+    """Makes steps: where their artifacts are kept, who hears of it, and the device."""
+
+    store: ArtifactStore
+    watcher: Watcher
+    device: str
+
+    def run(self, step: Step, *, force: bool = False) -> Artifact:
+        """As `run`."""
+        return run(step, self.store, self.watcher, force=force, device=self.device)
+
+
 def find_current(step: Step, store: ArtifactStore) -> Artifact | None:
     """The step's artifact, unless one of its inputs was made again since with other content
     (training is not reproducible to the bit)."""
@@ -156,31 +172,25 @@ def find_current(step: Step, store: ArtifactStore) -> Artifact | None:
 
 def changed_inputs(step: Step, artifact: Artifact, store: ArtifactStore) -> list[str]:
     """Inputs whose content is not the one that the artifact was made from."""
-    changed = []
-    for name, before in step.inputs.items():
-        recorded = artifact.manifest["inputs"].get(name, {}).get("digest")
-        current = find_current(before, store)
-        if current is None and store.find(before.kind, before.key) is None:  # cleaned away
-            if _changed_behind(before, artifact.manifest.get("behind", {}), store):
-                changed.append(name)
-        elif current is None or current.digest != recorded:
-            changed.append(name)
-    return changed
+    known = _made_of(artifact)
+    return [name for name, one in step.inputs.items() if _is_changed(one, known, store)]
 
 
-def _changed_behind(gone: Step, behind: Mapping[str, str], store: ArtifactStore) -> bool:
-    """Whether what an absent artifact was made from is not what it was; `behind` are the digests
-    of then."""
-    for before in gone.inputs.values():
-        recorded = behind.get(f"{before.kind}/{before.key}")
-        if store.find(before.kind, before.key) is None:
-            if _changed_behind(before, behind, store):
-                return True
-        elif recorded is not None:
-            current = find_current(before, store)
-            if current is None or current.digest != recorded:
-                return True
-    return False
+def _made_of(artifact: Artifact) -> dict[str, str]:
+    """The digests of all that stands behind an artifact, by kind and key."""
+    known = dict(artifact.manifest.get("behind", {}))
+    given = artifact.manifest["inputs"].values()
+    return known | {f"{one['kind']}/{one['key']}": one["digest"] for one in given}
+
+
+def _is_changed(step: Step, known: Mapping[str, str], store: ArtifactStore) -> bool:
+    """Whether an artifact is not what it was, or where it was cleaned away, what it was made from;
+    `known` are the digests of then."""
+    found = store.find(step.kind, step.key)
+    if found is None:
+        return any(_is_changed(one, known, store) for one in step.inputs.values())
+    recorded = known.get(f"{step.kind}/{step.key}")
+    return recorded is not None and (found.digest != recorded or find_current(step, store) is None)
 
 
 def _ensure(
@@ -267,12 +277,7 @@ def _make(step: Step, store: ArtifactStore, watcher: Watcher, device: str) -> Ar
         "versions": step.tool_versions(),
     }
     # So that a change is seen as well when what stands between was removed to save room.
-    behind: dict[str, str] = {}
-    for given in inputs.values():
-        behind |= given.manifest.get("behind", {})
-        for one in given.manifest["inputs"].values():
-            behind[f"{one['kind']}/{one['key']}"] = one["digest"]
-    if behind:
+    if behind := dict(one for given in inputs.values() for one in _made_of(given).items()):
         lineage["behind"] = behind
     _require_unchanged(step)
     watcher.started(step)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slmrank.artifacts import ArtifactStore
 from slmrank.errors import SpecError
 from slmrank.evaluate.page import figures_of, interval_bars, sizes_of
 from slmrank.evaluate.table import QualityRow, quality_table
@@ -20,7 +19,7 @@ from slmrank.html_page import Table
 from slmrank.pipeline.bundle import Bundle
 from slmrank.pipeline.quality import NAMES, REFERENCE, scored_row
 from slmrank.pipeline.score_step import Row, score_step
-from slmrank.pipeline.steps import Step, Watcher, run
+from slmrank.pipeline.steps import Runner, Step
 from slmrank.pyplot import plain_plot
 from slmrank.spec.reading import change_spec, nested, read_override
 
@@ -98,28 +97,21 @@ def reference_step(bundle: Bundle, on: str) -> Step:
 
 
 def measure_variants(
-    bundle: Bundle,
-    variants: Sequence[Variant],
-    row: Row,
-    on: str,
-    store: ArtifactStore,
-    watcher: Watcher,
-    device: str,
+    bundle: Bundle, variants: Sequence[Variant], on: str, runner: Runner
 ) -> list[Varied]:
     """One row for each variant, behind that of the ranker before pruning, whose values are none."""
     step = reference_step(bundle, on)
-    artifact = run(step, store, watcher, device=device)
     full = step.settings["full_text"]
     name = NAMES[REFERENCE] + (", full text" if full else "")
     text = "full" if full else "summary"
-    reference = scored_row(name, REFERENCE, text, step, artifact, store)
+    reference = scored_row(name, text, step, runner.run(step), runner.store)
     rows, pairs = [reference], [None]
     for variant in variants:
-        artifact = run(variant.step, store, watcher, device=device)
+        artifact = runner.run(variant.step)
         name = words_of_values(variant.values)
-        rows.append(scored_row(name, row, "summary", variant.step, artifact, store))
+        rows.append(scored_row(name, "summary", variant.step, artifact, runner.store))
         trained = variant.step.inputs["checkpoint"]
-        made = store.find(trained.kind, trained.key)  # it may have been cleaned away
+        made = runner.store.find(trained.kind, trained.key)  # it may have been cleaned away
         pairs.append(made.figures.get("pairs") if made is not None else None)
     table = quality_table(rows, reference, bundle.spec.evaluate)
     values: list[Values] = [{}, *(variant.values for variant in variants)]
