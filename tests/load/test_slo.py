@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -18,8 +19,8 @@ from slmrank.cli.options import open_spec
 from slmrank.errors import SweepError
 from slmrank.load.binary import PerfAnalyzer
 from slmrank.load.capacity import plan_capacity, slowest_cell
-from slmrank.load.perf_analyzer import Measuring
-from slmrank.load.points import Load, Point, PointInput
+from slmrank.load.perf_analyzer import MERGED_WINDOWS, Measuring
+from slmrank.load.points import Load, Point, PointInput, arrivals_us
 from slmrank.load.record import read_record
 from slmrank.load.run import Bench, Running, Subject, Task
 from slmrank.load.session import Session
@@ -64,8 +65,35 @@ def test_it_finds_the_true_rate_from_any_start(capacity: float, share: float, st
     assert 0.93 * true <= found.rate <= 1.005 * true
     assert found.failed_at is not None
     assert found.failed_at > found.rate
-    assert [repeat for _, repeat in calls[-3:]] == [1, 2, 3]
-    assert len(calls) == found.runs < 30
+    assert [repeat for rate, repeat in calls if rate == found.rate and repeat] == [1, 2, 3]
+    assert (found.failed_at, 1) in calls
+    assert len(calls) == found.runs < 40
+
+
+class Queue:
+    """A server that takes 20 ms for each of its requests in turn, under Poisson arrivals; a run
+    lasts 7.2 s, a confirmation 50 s. It holds 47 requests/s at p95 <= 500 ms."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def measure(self, rate: float, repeat: int) -> Observed:
+        requests = round(rate * (50 if repeat else 7.2))
+        arrived = np.cumsum(arrivals_us(rate, requests, 1, f"{self.seed}/{repeat}")) / 1e6
+        worked = np.cumsum(np.full(len(arrived), 0.02))
+        ended = np.maximum.accumulate(arrived - worked + 0.02) + worked
+        latency = 1000 * float(np.quantile(ended - arrived, 0.95))
+        return Observed(latency_ms=latency, requests_per_s=rate)
+
+
+def test_runs_too_short_for_a_queue_promise_nothing() -> None:
+    """By these runs alone half of the searches found above 47."""
+    found = [
+        search(Queue(seed).measure, 35.0, limit_ms=500.0, precision=0.1).rate or 0.0
+        for seed in range(40)
+    ]
+    assert sum(rate > 48 for rate in found) <= 2
+    assert min(found) > 40
 
 
 def test_noise_makes_it_retreat_instead_of_believing_one_run() -> None:
@@ -195,6 +223,19 @@ def test_instances_share_the_cores_that_one_has_alone() -> None:
     assert winner(found).settings == {"instances": 2, "threads": 8}
 
 
+def test_arrivals_are_the_same_at_every_rate() -> None:
+    """Else two rates, and two servers, differ by their luck."""
+    point = Point(items=1, tokens=24, load=Load(kind="rate", level=10.0))
+    measuring = Measuring(spec=SweepSpec(), least_ms=50_000)
+    gaps = np.array(measuring.schedule_for(point)[:400], dtype=float)
+    faster = replace(point, load=Load(kind="rate", level=20.0))
+    assert (
+        np.ptp(gaps / np.array(measuring.schedule_for(faster)[:400])) < 0.2
+    )  # microseconds are whole
+    again = np.array(measuring.schedule_for(replace(point, repeat=1))[:400])
+    assert np.ptp(gaps / again) > 1
+
+
 def test_default_axes_fit_the_cores() -> None:
     given_settings = {"threads": 0, "instances": 1, "max_batch_size": 32}
     assert default_axes(1, given_settings)["threads"] == [1]
@@ -223,7 +264,7 @@ def spec_with(tiny: TinyBundle, name: str, **slo: Any) -> Path:
     spec = yaml.safe_load(tiny.spec.read_text())
     spec["sweep"] |= {
         "items": [2],
-        "slo": {"latency_ms": 400, "requests": 20, "confirmations": 1, "precision": 0.9, **slo},
+        "slo": {"latency_ms": 90, "requests": 20, "confirmations": 1, "precision": 0.9, **slo},
     }
     path = tiny.spec.parent / f"{name}.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -262,6 +303,10 @@ class Steady(Unsteady):
 
     def measure(self, task: Task) -> Any:
         load, repeat = task.point.load, task.point.repeat
+        if load.kind == "rate":
+            gaps = task.measuring.schedule_for(task.point)
+            lasted = sum(gaps) / 1e6 * MERGED_WINDOWS / (2 * task.measuring.spec.trials)
+            assert lasted == pytest.approx(50 if repeat else max(7.2, 80 / load.level), rel=0.02)
         rate = load.level + (repeat - 2 if repeat else 0) if load.kind == "rate" else 9.0
         wait = 50.0 + repeat if load.level <= 20 else 900.0
         figures: dict[str, Any] = {"p50_ms": wait, "p95_ms": wait, "requests_per_s": rate}
@@ -271,7 +316,8 @@ class Steady(Unsteady):
 def test_a_cell_serves_the_items_of_all_its_requests(tmp_path: Path) -> None:
     point = Point(items=4, tokens=24, load=Load(kind="concurrency", level=1))
     given_input = PointInput(data={}, mean_item_tokens=24, max_item_tokens=24, mean_query_tokens=4)
-    task = Task(point=point, given=given_input, measuring=Measuring(spec=SweepSpec()))
+    measuring = Measuring(spec=SweepSpec(), min_requests=80)
+    task = Task(point=point, given=given_input, measuring=measuring)
     bench: Any = Steady(tmp_path)
     found = find_slo(bench, task, SloSpec(confirmations=3), lambda _: None).figures
     rate = found["rate"]

