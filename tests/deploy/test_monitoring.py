@@ -92,6 +92,46 @@ def test_rules_and_alerts_pass_their_tests(release: Release, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("lost", "fires"),
+    [
+        ("0x7 1x3 2x3 3x100", False),  # three of 150 calls, in three minutes that follow
+        ("0+1x120", True),  # four a minute
+        ("0x7 40x113", False),  # a roll-out that failed for some seconds, and is over
+        ("0x100 0+12x20", True),  # all of them, at the end
+    ],
+)
+def test_a_pod_that_loses_few_calls_pages_nobody(tmp_path: Path, lost: str, fires: bool) -> None:
+    release = releases.cpu()
+    write(tmp_path, release)
+    labels = (
+        f'namespace="{release.deploy.namespace}",pod="{release.object_name}-5d8f-aaaaa",'
+        f'app_kubernetes_io_name="slmrank",slmrank_io_track="{release.track}",'
+        f'app_kubernetes_io_instance="{release.name}",model="rank"'
+    )
+    series = {
+        f"nv_inference_request_success{{{labels}}}": "0+12.5x120",
+        f'nv_inference_request_failure{{{labels},reason="OTHER"}}': lost,
+    }
+    # At any time: an alert that fired is a call in the night, whatever came after it.
+    alerts = 'ALERTS{alertname="SlmrankRequestsFail",alertstate="firing"}'
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": one, "values": of} for one, of in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"count(count_over_time({alerts}[30m:15s]))",
+                "eval_time": "30m",
+                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+            }
+        ],
+    }
+    both = {"rule_files": ["rules.yaml"], "evaluation_interval": "15s", "tests": [test]}
+    (tmp_path / "own.test.yaml").write_text(yaml.safe_dump(both))
+    done = promtool("test", "rules", "own.test.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_store_that_is_away_pages_and_one_that_is_back_does_not(tmp_path: Path) -> None:
     """Who was caught up, or has just started, knows of none that waits."""
     release = releases.cpu(store_ports=[6379], deploy={"watch": {}})

@@ -23,7 +23,7 @@ from slmrank.serving.ports import claim_port
 from tests.build.docker_engine import end
 from tests.deploy.cluster.test_apply import cpu
 
-GOOD = Observed(window_s=300, calls=500, latency_ms=120.0, lost=0.5)
+GOOD = Observed(window_s=300, calls=500, latency_ms=120.0, calls_a_minute=50.0, lost=0.5)
 
 
 def change(**values: Any) -> Observed:
@@ -40,6 +40,8 @@ def test_a_good_canary_is_told_in_a_line() -> None:
         (change(latency_ms=501.0), "is too slow: "),
         (change(lost=6.0), "refuses or fails: "),
         (change(latency_ms=501.0, lost=6.0), "is too slow and refuses or fails"),
+        (change(calls_a_minute=19.0), "answered 19.0 calls a minute: a p95 is measured"),
+        (change(calls_a_minute=None), "does not run the rules"),
         (change(calls=99.0), "the canary answered 99 calls in 300 s: too few"),
         (change(calls=0.0, lost=120.0, latency_ms=None), "refuses or fails 120 of 120"),
         (change(calls=60.0, lost=3.0), "too few"),
@@ -56,7 +58,8 @@ def test_what_breaks_the_objective_is_named(observed: Observed, why: str) -> Non
 
 
 def test_few_calls_are_enough_where_that_is_said() -> None:
-    assert judge(change(calls=3.0, lost=0.0), cpu(), fewest=3).startswith("3 in 300 s")
+    few = change(calls=3.0, lost=0.0, calls_a_minute=3.0)
+    assert judge(few, cpu(), fewest=3).startswith("3 in 300 s")
 
 
 @contextlib.contextmanager
@@ -102,7 +105,7 @@ def test_only_the_pods_of_one_replica_set_are_judged(monkeypatch: pytest.MonkeyP
     asked: list[str] = []
     monkeypatch.setattr(module, "_ask", lambda _url, query: asked.append(query))
     observe("http://nowhere", cpu(track="canary"), 30, "slmrank-demo-canary-5d8f")
-    assert len(asked) == 4
+    assert len(asked) == 5
     assert all('pod=~"slmrank-demo-canary-5d8f-[a-z0-9]+"' in query for query in asked)
 
 
@@ -128,9 +131,11 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
     invalid = f"slmrank_invalid_requests_total{{{labels}}}"
     callers = [*twice, (invalid, "0x50 9+9x4 45x5")]
     assert P_METRIC in asked[0]
-    _, _, answered, lost = asked
+    _, busiest, _, answered, lost = asked
     share = f"{lost} / ({lost} + {answered})"
     slow = (f"{P_METRIC}{{{labels}}}", "0.3x56 0.6 0.3x3")
+    # Five minutes of an hour had calls, some of them answered.
+    some = (f"{P_METRIC}{{{labels}}}", " ".join(51 * ["NaN"] + 5 * ["0.3"] + 5 * ["NaN"]))
     tests = [
         {
             "interval": "1m",
@@ -148,6 +153,7 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
             (twice, share, 100),
             (callers, share, 11),
             ([slow], asked[0], 305),
+            ([*series, some], busiest, 90_000),
         )
     ]
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))

@@ -13,6 +13,7 @@ from slmrank.deploy.monitoring import (
     MOST_FAILED,
     MOST_GIVEN_UP,
     P_METRIC,
+    SCRAPE_S,
     answered_calls,
     given_up_calls,
     lost_calls,
@@ -29,12 +30,14 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), and how many
-    calls their callers gave up."""
+    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), how many calls
+    the busiest pod answered in each of its minutes with calls (None: no call), and how many calls
+    their callers gave up."""
 
     window_s: int
     calls: float
     latency_ms: float | None
+    calls_a_minute: float | None = None
     lost: float = 0.0
     given_up: float = 0.0
 
@@ -60,14 +63,17 @@ def observe(
     lost = lost_calls(chosen, window, "increase", by_pod)
     # Each sample is of the minute before it, NaN without a call; the worst one alone would refuse
     # a canary for ten late calls of a thousand.
-    minutes = f"({P_METRIC}{{{chosen}}} >= 0)[{window}:15s]"
+    minutes = f"({P_METRIC}{{{chosen}}} >= 0)[{window}:{SCRAPE_S}s]"
     latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
+    busy = f"{60 // SCRAPE_S} / sum by (pod) (count_over_time({minutes}))"
+    calls_a_minute = _ask(prometheus, f"max({answered} * on (pod) ({busy}))")
     # They are in no percentile: the slower it is, the fewer of its calls that knows.
     given_up = _ask(prometheus, f"sum({given_up_calls(chosen, window, 'increase', by_pod)})")
     return Observed(
         window_s=window_s,
         calls=_ask(prometheus, f"sum({answered})") or 0.0,
         latency_ms=None if latency is None else 1000 * latency,
+        calls_a_minute=calls_a_minute,
         # Not a mean of FAILED_METRIC over time, which counts quiet minutes, in which none fails.
         lost=_ask(prometheus, f"sum({lost})") or 0.0,
         given_up=given_up or 0.0,
@@ -96,11 +102,19 @@ def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> s
             f"judge it, {fewest} are needed",
             "send it a larger share (`apply --canary`), look back further with --window, or wait",
         )
-    if observed.latency_ms is None:
+    if observed.latency_ms is None or observed.calls_a_minute is None:
         raise Refused(
             f"{observed.calls:.0f} calls reached the canary and Prometheus has no {P_METRIC} of "
             "them: it does not run the rules of `control deploy render`",
             "is the PrometheusRule selected (deploy.monitoring_labels)?",
+        )
+    needed = min(fewest, 100 / (100 - release.percentile))
+    if observed.calls_a_minute < needed:
+        raise Refused(
+            f"the canary's busiest pod answered {observed.calls_a_minute:.1f} calls a minute: a "
+            f"p{release.percentile} is measured minute by minute, and of fewer than {needed:.0f} "
+            "calls it is their mean or the slowest of them",
+            "send it a larger share (`apply --canary`)",
         )
     told = (
         f"{observed.calls:.0f} in {observed.window_s} s, p{release.percentile} "
