@@ -111,7 +111,7 @@ def test_kl_is_zero_at_the_target_and_matches_the_formula() -> None:
 
 
 def test_batches_follow_the_seed_and_mix_grades() -> None:
-    batches = draw_batches(QUERIES, settings())
+    batches = list(draw_batches(QUERIES, settings()))
     again = draw_batches(QUERIES, settings())
     assert [[q.job_ids for q in b] for [b] in batches] == [[q.job_ids for q in b] for [b] in again]
     for [batch] in batches:

@@ -8,7 +8,7 @@ arXiv 2510.22101 and 2502.14305).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from slmrank.data.bm25 import Bm25
 from slmrank.data.records import Job, Pair
@@ -22,7 +22,7 @@ ROUNDS = 100  # queries out of one description at most
 
 def unlabelled_pairs(
     jobs: Mapping[str, Job],
-    judged: Sequence[Pair],
+    judged: Iterable[Pair],
     queries: int,
     seed: int,
     *,

@@ -8,10 +8,9 @@ compared on the same resamples, which is the paired bootstrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 
 Vector = npt.NDArray[np.float64]
-Draws = npt.NDArray[np.intp]
+Draws = npt.NDArray[np.float32]
+AT_ONCE = 1 << 24  # draws of queries that are summed together: 128 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +79,7 @@ def mean_ndcg(listings: Sequence[Listing]) -> float:
 
 def auc_top_against_zero(listings: Sequence[Listing]) -> float:
     """P(a grade-4 pair outscores a grade-0 pair), pooled over queries; ties count half."""
-    scores = np.concatenate([one.scores for one in listings])
-    grades = np.concatenate([one.grades for one in listings])
-    top, zero = scores[grades == MAX_GRADE], scores[grades == 0]
-    if not len(top) or not len(zero):
-        return math.nan
-    ordered = np.sort(zero)
-    below = np.searchsorted(ordered, top, side="left")
-    upto = np.searchsorted(ordered, top, side="right")
-    return float(np.mean((below + upto) / 2)) / len(zero)
+    return _auc(listings)(np.ones(len(listings)))
 
 
 def mean_abs_dp(a: Sequence[Listing], b: Sequence[Listing]) -> float:
@@ -98,8 +90,18 @@ def mean_abs_dp(a: Sequence[Listing], b: Sequence[Listing]) -> float:
 
 
 def resamples(queries: int, count: int, seed: int) -> Draws:
-    """Query indices [count, queries] of bootstrap resamples."""
-    return np.random.default_rng(seed).integers(0, queries, size=(count, queries))
+    """How often each query is in each bootstrap resample, [count, queries]."""
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((count, queries), np.float32)
+    for one in drawn:
+        one[:] = np.bincount(rng.integers(0, queries, queries), minlength=queries)
+    return drawn
+
+
+def _sums(values: Vector, draws: Draws) -> Vector:
+    """Sums of values [queries, ...] over the queries of each resample, [count, ...]."""
+    parts = np.array_split(draws, max(1, math.ceil(draws.size / AT_ONCE)))
+    return np.concatenate([np.tensordot(part.astype(float), values, 1) for part in parts])
 
 
 def ndcg_interval(
@@ -160,16 +162,11 @@ def _ordered(listings: Sequence[Listing]) -> tuple[Vector, Vector]:
 
 
 def _share_interval(parts: Vector, total: Vector, draws: Draws) -> Interval:
-    """The sum of parts over that of totals. A resample without anything to count does not count; of
-    one query there is no interval."""
-    if not total.any():
-        return Interval(value=math.nan, low=math.nan, high=math.nan)
-    if np.count_nonzero(total) < 2:
-        value = float(parts.sum() / total.sum())
-        return Interval(value=value, low=math.nan, high=math.nan)
-    sums, counts = parts[draws].sum(axis=1), total[draws].sum(axis=1)
+    """The sum of parts over that of totals. A resample without anything to count does not count."""
+    sums, counts = _sums(parts, draws), _sums(total, draws)
     sampled = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
-    return _interval(float(parts.sum() / total.sum()), sampled)
+    value = float(parts.sum() / total.sum()) if total.any() else math.nan
+    return _interval(value, sampled, total > 0)
 
 
 def _mean_interval(values: Vector, draws: Draws) -> Interval:
@@ -200,10 +197,11 @@ def ece_interval(listings: Sequence[Listing], draws: Draws) -> Interval:
         return found
 
     value = float(error(cells.sum(axis=0)))
-    if len(listings) < 2:
-        return Interval(value=value, low=math.nan, high=math.nan)
-    sampled = np.array([error(cells[draw].sum(axis=0)) for draw in draws])
-    found = _interval(value, np.maximum(sampled - 2 * (sampled.mean() - value), 0.0))
+    sampled = error(_sums(cells, draws))
+    sampled = np.maximum(sampled - 2 * (sampled.mean() - value), 0.0)
+    found = _interval(value, sampled, np.ones(len(listings), dtype=bool))
+    if math.isnan(found.low):
+        return found
     return replace(found, low=min(found.low, value), high=max(found.high, value))
 
 
@@ -220,17 +218,35 @@ def _tenths(listings: Sequence[Listing]) -> Vector:
 def auc_interval(
     listings: Sequence[Listing], draws: Draws, less: Sequence[Listing] | None = None
 ) -> Interval:
-    """AUC with its interval over at most 300 resamples (each needs a sort of all pairs); minus that
-    of `less` over the same pairs, paired."""
+    """AUC with its interval; minus that of `less` over the same pairs, paired."""
+    ours, theirs = _auc(listings), _auc(less) if less is not None else None
 
-    def auc(of: Any) -> float:
-        found = auc_top_against_zero([listings[one] for one in of])
-        return found - auc_top_against_zero([less[one] for one in of]) if less else found
+    def auc(times: Vector) -> float:
+        return ours(times) - (theirs(times) if theirs is not None else 0.0)
 
-    value = auc(range(len(listings)))
-    if sum(bool(np.isin(one.grades, (0, MAX_GRADE)).any()) for one in listings) < 2:
-        return Interval(value=value, low=math.nan, high=math.nan)
-    return _interval(value, np.array([auc(one) for one in draws[:300]]))
+    counted = np.array([np.isin(one.grades, (0, MAX_GRADE)).any() for one in listings])
+    sampled = np.array([auc(times.astype(float)) for times in draws])
+    return _interval(auc(np.ones(len(listings))), sampled, counted)
+
+
+def _auc(listings: Sequence[Listing]) -> Callable[[Vector], float]:
+    """The AUC where each query is there so many times; all is sorted once."""
+    scores = np.concatenate([one.scores for one in listings])
+    grades = np.concatenate([one.grades for one in listings])
+    query = np.repeat(np.arange(len(listings)), [len(one.scores) for one in listings])
+    top, zero = grades == MAX_GRADE, grades == 0
+    order = np.argsort(scores[zero], kind="stable")
+    ordered = scores[zero][order]
+    below = np.searchsorted(ordered, scores[top], side="left")
+    upto = np.searchsorted(ordered, scores[top], side="right")
+
+    def auc(times: Vector) -> float:
+        mass = np.concatenate([[0.0], np.cumsum(times[query[zero][order]])])
+        tops = times[query[top]]
+        total = tops.sum() * mass[-1]
+        return float(tops @ (mass[below] + mass[upto]) / 2 / total) if total else math.nan
+
+    return auc
 
 
 def pair_order_agreement(a: Sequence[Listing], b: Sequence[Listing], margin: float) -> float:
@@ -279,8 +295,9 @@ def align(listings: Sequence[Listing], reference: Sequence[Listing]) -> list[Lis
     return aligned
 
 
-def _interval(value: float, sampled: Vector) -> Interval:
-    if not np.isfinite(sampled).any():
+def _interval(value: float, sampled: Vector, counted: npt.NDArray[np.bool_]) -> Interval:
+    """Of one query that counts there is no interval."""
+    if counted.sum() < 2 or not np.isfinite(sampled).any():
         return Interval(value=value, low=math.nan, high=math.nan)
     low, high = np.nanpercentile(sampled, [2.5, 97.5])
     return Interval(value=value, low=float(low), high=float(high))

@@ -13,6 +13,7 @@ import numpy as np
 from slmrank.data.records import MAX_GRADE
 from slmrank.errors import DataError
 from slmrank.evaluate.metrics import (
+    Draws,
     Interval,
     Listing,
     align,
@@ -100,7 +101,7 @@ def read_scores(path: Path) -> list[Listing]:
     ]
 
 
-def _row(row: ScoredRow, base: ScoredRow, draws: Any) -> QualityRow:
+def _row(row: ScoredRow, base: ScoredRow, draws: Draws) -> QualityRow:
     compared = row is not base
     listings = align(row.listings, base.listings) if compared else row.listings
     return QualityRow(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slmrank.data.records import Job, Pair, group_by_query
+from slmrank.data.records import Job, Pair
 from slmrank.errors import DataError, InvalidQuery
 from slmrank.prompt.encoder import PromptEncoder
 from slmrank.prompt.template import job_text
@@ -80,26 +80,33 @@ def full_bodies(
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], encoder: PromptEncoder, bodies: Bodies
+    pairs: Iterable[Pair], encoder: PromptEncoder, bodies: Bodies
 ) -> list[EncodedQuery]:
-    """Pairs grouped by query, in order of first appearance."""
-    job_ids = list(dict.fromkeys(pair.job_id for pair in pairs))
+    """Pairs grouped by query, in order of first appearance. None is kept: they are made as they are
+    read, 1.1 kB each."""
+    groups: dict[str, tuple[list[str], list[int], list[float]]] = {}
+    for pair in pairs:
+        listed, grades, targets = groups.setdefault(pair.query, ([], [], []))
+        listed.append(pair.job_id)
+        grades.append(pair.grade)
+        targets.append(pair.wanted)
+    job_ids = list(dict.fromkeys(one for listed, *_ in groups.values() for one in listed))
     known = {one: encoder.item(body) for one, body in zip(job_ids, bodies(job_ids), strict=True)}
     encoded = []
-    for query, group in group_by_query(pairs).items():
+    for query, (listed, grades, targets) in groups.items():
         try:
             prefix = encoder.prefix(query)
         except InvalidQuery as error:
             raise DataError(f"query {query[:60]!r}: {error.message}", error.hint) from error
-        items = [known[pair.job_id] for pair in group]
+        items = [known[one] for one in listed]
         encoded.append(
             EncodedQuery(
                 query=query,
                 prefix=prefix,
                 items=tuple(item.ids for item in items),
-                job_ids=tuple(pair.job_id for pair in group),
-                grades=tuple(pair.grade for pair in group),
-                targets=tuple(pair.wanted for pair in group),
+                job_ids=tuple(listed),
+                grades=tuple(grades),
+                targets=tuple(targets),
                 truncated=sum(item.truncated for item in items),
             )
         )
@@ -117,7 +124,7 @@ def corpus_figures(queries: Sequence[EncodedQuery]) -> dict[str, int]:
 
 def sample_queries(pairs: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:
     """The pairs of `count` queries drawn by a seed (all when None), in their original order."""
-    queries = list(group_by_query(pairs))
+    queries = list(dict.fromkeys(pair.query for pair in pairs))
     if count is None or count >= len(queries):
         return list(pairs)
     chosen = set(random.Random(seed).sample(queries, count))

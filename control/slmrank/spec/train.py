@@ -169,9 +169,7 @@ class EvaluateSpec(Section):
     full_text_tokens: int = Field(1024, ge=64, description="item limit of the full-text rows")
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the reference scorer"""
-    bootstrap: int = Field(
-        2000, ge=100, description="resamples over queries for the intervals; of AUC at most 300"
-    )
+    bootstrap: int = Field(2000, ge=100, description="resamples over queries for the intervals")
     seed: int = Field(0, ge=0, description="seed of sample and bootstrap")
 
     @field_validator("sets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from slmrank.errors import DataError
 from slmrank.prompt.corpus import EncodedQuery
@@ -21,19 +21,25 @@ def learning_rate_at(step: int, spec: TrainSpec) -> float:
 
 def draw_batches(
     examples: Sequence[EncodedQuery], spec: TrainSpec, processes: int = 1
-) -> list[list[list[EncodedQuery]]]:
-    """The whole run's batches, from the seed alone: a resumed run sees what it would have seen.
+) -> Iterator[list[list[EncodedQuery]]]:
+    """The run's batches one after the other, from the seed alone: a resumed run that skips what it
+    did sees what it would have seen.
 
     A batch is a step of all processes together, in one part for each of them: `queries_per_step`
     queries, or what fits into `tokens_per_step`. Within a query, items are drawn so that different
     targets meet: the training signal of a listing is the order inside it. Raises DataError when
     there is no example.
     """
-    rng = random.Random(spec.seed)
     if not examples and spec.steps:
         raise DataError("no training pairs", "add pairs with split 'train'")
+    return _drawn(examples, spec, processes)
+
+
+def _drawn(
+    examples: Sequence[EncodedQuery], spec: TrainSpec, processes: int
+) -> Iterator[list[list[EncodedQuery]]]:
+    rng = random.Random(spec.seed)
     queue: list[EncodedQuery] = []
-    batches = []
     budget = spec.tokens_per_step
     for _ in range(spec.steps):
         parts: list[list[EncodedQuery]] = [[] for _ in range(processes)]
@@ -54,8 +60,7 @@ def draw_batches(
             parts[place].append(taken)
             held[place] += size
             number += 1
-        batches.append(parts)
-    return batches
+        yield parts
 
 
 def tokens_of(example: EncodedQuery) -> int:

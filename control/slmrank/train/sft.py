@@ -10,6 +10,7 @@ score, or the teacher's p when one is given, which recovers a pruned model bette
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -122,7 +123,7 @@ def _run(
     """The steps, from where an interrupted run stopped."""
     launched = start_processes(ranker.placement, spec, logs or work / "logs")
     processes = launched.num_processes
-    batches = draw_batches(examples, spec, processes)
+    drawn = draw_batches(examples, spec, processes)
     split = spec.shard and processes > 1
     working = sharded_copy(ranker, processes) if split else ranker
     network, scorer = working.network, Scorer(working)
@@ -143,6 +144,7 @@ def _run(
     launched.wait_for_everyone()
     model = scorer if split else launched.prepare_model(scorer, device_placement=False)
     resumed_at, tokens, started = state.done, 0, time.monotonic()
+    pairs = sum(_items_in(batch) for batch in itertools.islice(drawn, state.done))
     network.train()
     for step in range(state.done, spec.steps):
         if state.out_of_patience(spec.patience):
@@ -150,7 +152,8 @@ def _run(
         rate = learning_rate_at(step, spec)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        own = batches[step][launched.process_index]
+        batch = next(drawn)
+        own = batch[launched.process_index]
         loss = _step(model, own, spec, launched, ranker.placement, targets_of)
         if not math.isfinite(loss):
             raise DataError(f"the loss became {loss} at step {step}", "lower the learning rate")
@@ -158,7 +161,8 @@ def _run(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update()
-        tokens += sum(tokens_of(one) for part in batches[step] for one in part)
+        tokens += sum(tokens_of(one) for part in batch for one in part)
+        pairs += _items_in(batch)
         record = {"step": step + 1, "loss": round(loss, 5), "learning_rate": rate}
         state.log.append(record)
         if spec.dev_every and dev and (step + 1 == spec.steps or not (step + 1) % spec.dev_every):
@@ -198,9 +202,7 @@ def _run(
         "processes": processes,
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "parameters_here": sum(local(parameter).numel() for parameter in trained),
-        "pairs": sum(
-            len(one.items) for batch in batches[: state.done] for part in batch for one in part
-        ),
+        "pairs": pairs,
         "tokens_this_run": tokens,
         "seconds_this_run": round(time.monotonic() - started, 1),
         "resumed_at": resumed_at,
@@ -208,6 +210,10 @@ def _run(
         "loss": [record["loss"] for record in state.log],
         "log": state.log,
     }
+
+
+def _items_in(batch: Sequence[Sequence[EncodedQuery]]) -> int:
+    return sum(len(one.items) for part in batch for one in part)
 
 
 @torch.no_grad()

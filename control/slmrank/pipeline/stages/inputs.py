@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -46,13 +47,14 @@ def split_queries(
     """A split's queries on summaries, or on full texts of so many tokens, in an order that the seed
     decides, with so many queries among them that nobody judged."""
     labelled = read_labelled(making.inputs["data"].path)
-    pairs = list(labelled.pairs[split])
+    pairs: Iterable[Pair] = labelled.pairs[split]
     encoder = checkpoint.encoder(full_tokens)
     if unlabelled:
         known = {pair.query for one in SPLITS for pair in labelled.pairs[one]}
-        pairs += unlabelled_pairs(
+        more = unlabelled_pairs(
             labelled.jobs, pairs, unlabelled, seed, known=known, usable=encoder.takes
         )
+        pairs = itertools.chain(pairs, more)
     jobs = labelled.jobs if full_tokens is not None else None
     queries = read_pairs(making, pairs, encoder, jobs)
     random.Random(seed).shuffle(queries)
@@ -60,7 +62,7 @@ def split_queries(
 
 
 def read_pairs(
-    making: Making, pairs: Sequence[Pair], encoder: PromptEncoder, jobs: Mapping[str, Job] | None
+    making: Making, pairs: Iterable[Pair], encoder: PromptEncoder, jobs: Mapping[str, Job] | None
 ) -> list[EncodedQuery]:
     """Pairs on the full texts of these jobs, as far as the encoder takes them, or on summaries."""
     if jobs is not None:

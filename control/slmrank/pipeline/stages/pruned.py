@@ -23,13 +23,15 @@ def make_pruned(spec: PruneSpec, left: int, full_tokens: int | None, making: Mak
     prompts: list[Ids] = []
     if recorded is None:
         queries = split_queries(making, checkpoint, "train", 0, full_tokens=full_tokens)
-        prompts = [prompt for query in queries for prompt in query.prompts()]
-        random.Random(spec.seed).shuffle(prompts)
+        places = [(query, place) for query in queries for place in range(len(query.items))]
+        random.Random(spec.seed).shuffle(places)
+        chosen = places[: spec.calibration_prompts]
+        prompts = [query.pick([place]).prompts()[0] for query, place in chosen]
         making.draft.figures.update(corpus_figures(queries))
     ranker = load_model(checkpoint, choose_placement(making.device))
     figures, record = prune_model(
         ranker,
-        prompts[: spec.calibration_prompts],
+        prompts,
         spec,
         lambda layer, layers: making.watcher.progress(layer, layers, "layers"),
         tokenizer_hash=checkpoint.tokenizer_hash,
