@@ -4,6 +4,7 @@ targets do around their engine."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def split_items(
             fault = f"a token id is {least if least < 0 else most}, the vocabulary has {vocab_size}"
     if fault:
         raise EngineError(fault, "call the ensemble rank instead of ranker")
-    return np.split(item_ids, np.cumsum(item_lengths)[:-1]) if len(item_lengths) else []
+    ends = np.cumsum(item_lengths).tolist()
+    return [item_ids[start:end] for start, end in pairwise([0, *ends])]
 
 
 def whole_prompts(prefix: Ids, items: Sequence[Ids]) -> list[Ids]:

@@ -3,9 +3,8 @@ caller's mistakes for failures."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
-
-import numpy as np
 
 from slmrank.tokens import Ids
 from slmrank.triton.status import Status
@@ -41,8 +40,7 @@ class ItemCounters:
 
     def add(self, status: Ids, lengths: Ids) -> None:
         """Count the jobs of one request: statuses [N] and lengths [N] of what is scored."""
-        values, counts = np.unique(status, return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        for value, count in Counter(status.tolist()).items():
             if value in self._items:  # whoever calls a stage itself may send any number
                 self._items[value].increment(count)
         self._tokens.increment(int(lengths.sum()))
