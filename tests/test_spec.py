@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from slmrank.errors import SpecError
 from slmrank.shipped import shipped
 from slmrank.spec.model import PRESETS
-from slmrank.spec.reading import change_spec, is_overlay, load_spec, parse_spec, read_override
+from slmrank.spec.reading import (
+    OnceEachLoader,
+    change_spec,
+    is_overlay,
+    load_spec,
+    parse_spec,
+    read_override,
+)
 
 DEMO = shipped("build/demo.yaml")
 DATA = {"source": "onet"}
@@ -280,3 +288,54 @@ def test_the_remedy_names_the_file_that_is_here(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as raised:
         load_spec(tmp_path / "build" / "demo.yaml")
     assert str(DEMO) in raised.value.hint
+
+
+def test_a_fault_names_the_file_that_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: x\ndata: {source: onet}\nsweep: {itms: [1]}\nrecover: {steps: 3}\n"
+    )
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: base.yaml\nsweep: {window_ms: 3}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(over, ["finetune.lora.rnk=3"])
+    of_file = {part.partition(": ")[0] for part in caught.value.message.split("; ")}
+    assert of_file >= {str(over), str(tmp_path / "base.yaml"), "--set"}
+    for told in (
+        f"{over}: sweep.window_ms: Input should",
+        f"{tmp_path / 'base.yaml'}: sweep.itms: unknown key; did you mean 'items'?",
+        "--set: finetune.lora.rnk: unknown key; did you mean 'rank'?",
+    ):
+        assert told in caught.value.message
+    # Nobody wrote what is missing, or what two files say together: the one that was asked for.
+    (tmp_path / "base.yaml").write_text("name: x\ndata: {source: onet}\nrecover: {steps: 3}\n")
+    over.write_text("extends: base.yaml\n")
+    with pytest.raises(SpecError, match="recover needs a prune section") as caught:
+        load_spec(over)
+    assert caught.value.message.startswith(f"{over}: ")
+
+
+def test_sources_and_keys_of_named_sets_are_suggested() -> None:
+    base = {"name": "x", "data": {"source": "onet"}}
+    sets = {"sets": {"mine": {"source": "jsonl", "jbs": "x", "pairs": "y"}}}
+    with pytest.raises(SpecError, match=r"sets\.mine\.jbs: unknown key; .*'jobs'") as caught:
+        parse_spec({**base, "evaluate": sets}, Path())
+    assert "pairs" in caught.value.hint
+    with pytest.raises(SpecError, match=r"data\.source: 'onett' is no source; .*'onet'") as caught:
+        parse_spec({**base, "data": {"source": "onett"}}, Path())
+    assert caught.value.hint == "sources are onet, onet-database, jsonl, parquet"
+    with pytest.raises(SpecError, match=r"extnds: unknown key; did you mean 'extends'"):
+        parse_spec({**base, "extnds": "a.yaml"}, Path())
+
+
+def test_a_mapping_that_was_merged_is_no_key_that_stands_twice(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "name: x\ndata: {source: onet}\nevaluate: {sets: {one: &a {<<: &b {source: jsonl, jobs: j, "
+        "pairs: p}, pairs: q}}}\nsweep: {slo: {}}\nsummarize: {}\n"
+    )
+    assert load_spec(path).evaluate.sets["one"].pairs == tmp_path / "q"
+    text = "first: {inner: &a {<<: &b {k: 1, l: 2}, k: 3}}\nsecond: {<<: *a, l: 5}\n"
+    found = OnceEachLoader(text).get_single_data()
+    assert found == {"first": {"inner": {"k": 3, "l": 2}}, "second": {"k": 3, "l": 5}}
+    with pytest.raises(yaml.YAMLError, match="the key k stands here twice"):
+        OnceEachLoader("x: &a {k: 1, k: 2}\ny: {<<: *a}").get_single_data()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from slmrank.errors import SpecError
 from slmrank.plugins import load_plugins
 from slmrank.shipped import shipped
 from slmrank.spec.bundle import BundleSpec
-from slmrank.spec.engine import OTHER_SECTIONS
+from slmrank.spec.faults import Layers, explain
 from slmrank.spec.model import PACKAGED_MODEL
 
 
@@ -36,13 +35,6 @@ def _paths_below(annotation: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 # Keys that hold a path. In a file they are relative to it, in --set to the current folder.
 _PATHS = (*dict.fromkeys(_paths_below(BundleSpec)), ("base", "source"))
-# Of data, by source: pydantic puts a union's tag into the place of an error.
-_UNION: dict[Any, type[BaseModel]] = {
-    source: one
-    for one in get_args(BundleSpec.model_fields["data"].annotation)
-    for source in get_args(one.model_fields["source"].annotation)
-}
-
 
 # Of YAML: a date that is none, a circle, a tag whose value is not of its kind.
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError, AttributeError)
@@ -61,14 +53,19 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> BundleSpec:
 
 def _parsed(path: Path, changes: Iterable[Mapping[str, Any]]) -> BundleSpec:
     """A file over those that it extends, changed one after the other."""
-    *above, (last, values) = _files(path)
-    for own in (*(one for _, one in reversed(above)), *changes):
+    files = _files(path)
+    layers = [(str(file), own) for file, own in reversed(files)]
+    layers += [("--set", own) for own in changes]
+    values = layers[0][1]
+    for _, own in layers[1:]:
         values = _merged(values, own)
-    return parse_spec(values, last.parent.absolute(), str(path))
+    return parse_spec(values, files[-1][0].parent.absolute(), str(path), layers)
 
 
-def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> BundleSpec:
-    """Validate a spec given as a mapping; see `load_spec`."""
+def parse_spec(
+    values: dict[str, Any], folder: Path, name: str = "spec", layers: Layers = ()
+) -> BundleSpec:
+    """Validate a spec given as a mapping, which `layers` make up; see `load_spec`."""
     load_plugins()
     try:
         json.dumps(values, ensure_ascii=False, skipkeys=True, default=str).encode()
@@ -84,7 +81,7 @@ def parse_spec(values: dict[str, Any], folder: Path, name: str = "spec") -> Bund
     try:
         return BundleSpec.model_validate(_with_paths(values, folder))
     except ValidationError as error:
-        raise SpecError(*_explain(error, name)) from error
+        raise SpecError(*explain(error, name, layers)) from error
 
 
 def change_spec(spec: BundleSpec, *changes: Mapping[str, Any]) -> BundleSpec:
@@ -98,7 +95,18 @@ def change_spec(spec: BundleSpec, *changes: Mapping[str, Any]) -> BundleSpec:
 class OnceEachLoader(yaml.SafeLoader):
     """YAML in which a key may stand once: of two, PyYAML would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._seen: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Once: what it merged stands in it afterwards, and a later alias comes here again.
+        if id(node) not in self._seen:
+            self._seen.add(id(node))
+            self._refuse_repeated(node)
+        super().flatten_mapping(node)
+
+    def _refuse_repeated(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -107,7 +115,6 @@ class OnceEachLoader(yaml.SafeLoader):
                 )
             if key.tag != "tag:yaml.org,2002:merge":
                 seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def _files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -282,42 +289,3 @@ def _with_path(values: Any, parts: Sequence[str], folder: Path) -> Any:
     names = list(values) if parts[0] == "*" else [parts[0]]
     inner = {name: _with_path(values[name], parts[1:], folder) for name in names if name in values}
     return {**values, **inner}
-
-
-def _explain(error: ValidationError, name: str) -> tuple[str, str]:
-    """All faults in one message, and a remedy for the first."""
-    lines, hint = [], ""
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"] if part not in _UNION)
-        text = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            key = str(fault["loc"][-1])
-            known = _known_keys(fault["loc"])
-            near = difflib.get_close_matches(key, known, n=1)
-            text = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
-            hint = hint or f"known keys here: {', '.join(sorted(known))}"
-        elif fault["type"] == "invalid_key":
-            hint = hint or "quote the key: without quotes, yes, no, on and off are no strings"
-        elif fault["type"] not in ("value_error", "missing"):  # of the latter, all around it
-            shown = repr(fault["input"])
-            text = f"{text} (got {shown if len(shown) <= 100 else shown[:97] + '...'})"
-        lines.append(f"{where}: {text}" if where else text)
-    message = f"{name}: " + "; ".join(lines)
-    return message, hint or "correct the value; `control spec` shows all keys"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = BundleSpec
-    for part in location[:-1]:
-        field = model.model_fields.get(part)
-        options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
-        models = [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
-        if part in _UNION:
-            models = [_UNION[part]]
-        if part in OTHER_SECTIONS:
-            models = [OTHER_SECTIONS[str(part)]]
-        if not models:
-            return []
-        model = models[0]
-    names = list(model.model_fields)
-    return [*names, *OTHER_SECTIONS] if "trtllm" in names else names

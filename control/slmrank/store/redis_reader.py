@@ -118,9 +118,7 @@ class RedisReader:
     def _fetch(self, names: Sequence[bytes]) -> list[bytes | None] | str:
         """The stored bytes of each name in the current version, or what is wrong."""
         until = time.monotonic() + self._address.deadline_ms / 1000
-        for again in range(20):
-            if again and time.monotonic() > until:
-                return f"its answers take longer than {self._address.deadline_ms} ms"
+        while True:
             pinned = self._version
             asked = self._client.pipeline(transaction=False)
             asked.get(self._keys.current)
@@ -140,4 +138,5 @@ class RedisReader:
                 return list(values)
             self._version = current
             self._recent.clear()
-        return "its current version changes all the time"
+            if time.monotonic() > until:
+                return f"its answers take longer than {self._address.deadline_ms} ms"
