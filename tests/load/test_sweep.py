@@ -83,7 +83,12 @@ def given_input(
     stored: Any = None,
 ) -> PointInput:
     pool = Pool(
-        jobs=JOBS, queries=queries, encoder=encoder, requests=requests, seed=seed, stored=stored
+        jobs={job.job_id: job for job in JOBS},
+        queries=queries,
+        encoder=encoder,
+        requests=requests,
+        seed=seed,
+        stored=stored,
     )
     return make_input(point, pool)
 
@@ -116,7 +121,8 @@ def test_texts_without_an_exact_cut_are_passed_over(encoder: PromptEncoder) -> N
     """One more character can add two tokens; where any text has the length, all chosen have it."""
 
     def lengths(tokens: int, jobs: Sequence[Job]) -> set[int]:
-        pool = Pool(jobs=jobs, queries=("cook",), encoder=encoder, requests=6, seed=0, stored=None)
+        by_id = {job.job_id: job for job in jobs}
+        pool = Pool(jobs=by_id, queries=("cook",), encoder=encoder, requests=6, seed=0, stored=None)
         entries = make_input(replace(POINT, tokens=tokens), pool).data["data"]
         texts = [text for entry in entries for text in entry["job_text"]["content"]]
         return {len(encoder.item(encoder.body(text)).ids) for text in texts}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -82,7 +82,7 @@ class PointInput:
 class Pool:
     """What inputs are drawn from. `stored` gives jobs' stored ids, for the store mode."""
 
-    jobs: Sequence[Job]
+    jobs: Mapping[str, Job]
     queries: Sequence[str]
     encoder: PromptEncoder
     requests: int
@@ -181,14 +181,16 @@ def _cut_jobs(pool: Pool, tokens: int, count: int, rng: random.Random) -> list[s
             f"tokens {tokens} is outside {closing + 1} to {encoder.max_item_tokens}",
             "change sweep.tokens, or prompt.max_item_tokens in the spec",
         )
-    texts = [text for text in (job_text(j, j.description) for j in pool.jobs) if len(text) > wanted]
-    rng.shuffle(texts)
+    names = list(pool.jobs)
+    rng.shuffle(names)
     exact: list[str] = []
     near: list[str] = []  # where one more character adds two tokens, no cut is exact
-    for text in texts:
+    for name in names:  # read one by one: a million texts are gigabytes
         if len(exact) == count:
             break
-        if len(encoder.body(text)) >= wanted:
+        job = pool.jobs[name]
+        text = job_text(job, job.description)
+        if len(text) > wanted and len(encoder.body(text)) >= wanted:
             cut = cut_text(text, wanted, lambda one: len(encoder.body(one)))
             (exact if len(encoder.body(cut)) == wanted else near).append(cut)
     if not exact and not near:
@@ -200,7 +202,7 @@ def _stored_jobs(pool: Pool, count: int, rng: random.Random) -> tuple[list[str],
     """Job ids that the store holds, and the true tokens of their items."""
     if pool.stored is None:
         raise SweepError("no summary store to draw job ids from", "use sweep.texts text")
-    names = [job.job_id for job in pool.jobs]
+    names = list(pool.jobs)
     rng.shuffle(names)
     drawn = names[:count]
     stored = zip(drawn, pool.stored(drawn), strict=True)

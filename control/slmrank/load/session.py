@@ -164,7 +164,7 @@ def open_session(
     if spec.sweep.texts == "store":
         stored = open_reader(spec.summarize.store, folder).ids_many
     pool = Pool(
-        jobs=list(labelled.jobs.values()),
+        jobs=labelled.jobs,
         queries=sorted({pair.query for pair in labelled.pairs["test"]}),
         encoder=open_ranker_file(folder).encoder(),
         requests=spec.sweep.requests,
