@@ -213,15 +213,23 @@ def _settle(folder: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_all({path: text})
+
+
+def write_all(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together: none is replaced before all are on the disk."""
+    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
+        for path, draft in drafts.items():
+            with draft.open("w", encoding="utf-8") as stream:
+                stream.write(texts[path])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, draft in drafts.items():
+            draft.rename(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def _replace(final: Path, draft: Path) -> None:

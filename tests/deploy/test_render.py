@@ -4,6 +4,7 @@ and kustomize make of it."""
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shlex
@@ -664,3 +665,23 @@ def test_a_release_on_the_track_canary_is_the_canarys_place() -> None:
     stable, canary = open_place(K8S / "h200", "stable"), open_place(K8S / "h200", "canary")
     assert (stable.track, canary.track) == ("stable", "canary")
     assert canary.object_name == f"{stable.object_name}-canary"
+
+
+def test_a_folder_that_cannot_be_written_whole_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk left the files of two releases in one folder."""
+    write_files(tmp_path, release_files(releases.cpu()))
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    synced: list[int] = []
+
+    def full(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_files(tmp_path, release_files(releases.cpu(name="other")))
+    after = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from slmrank.artifacts import write_atomic
+from slmrank.artifacts import write_all
 from slmrank.deploy.access import deployer_role
 from slmrank.deploy.catalogue import ray_job, ray_policy
 from slmrank.deploy.dashboard import dashboard
@@ -98,13 +98,12 @@ def find_stale(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
 def write_files(folder: Path, files: Mapping[str, str]) -> list[str]:
     """Write what differs, remove what is no longer rendered; returns the paths touched."""
     stale = find_stale(folder, files)
-    for name, why in stale.items():
-        path = folder / name
-        if why == "unexpected":
-            path.unlink()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, files[name])
+    texts = {folder / name: files[name] for name, why in stale.items() if why != "unexpected"}
+    for path in texts:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_all(texts)
+    for name in stale.keys() - files.keys():
+        (folder / name).unlink()
     return list(stale)
 
 
