@@ -55,15 +55,17 @@ def known_json(answers: Sequence[KnownAnswer]) -> str:
     return json.dumps({"schema": 1, "answers": [one.values() for one in answers]}, indent=2) + "\n"
 
 
+REMEDY = f"name the {KNOWN_FILE} of a repository, or its folder, which `control repo` makes"
+
+
 def read_known(path: Path) -> list[KnownAnswer]:
     """Raises ArtifactError when the file holds no known answers."""
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         answers = [KnownAnswer(**one) for one in loaded["answers"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} holds no known answers: {error}", "make the repository again: `control repo`"
-        ) from error
+        told = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{path} holds no known answers: {told}", REMEDY) from error
     if not answers:
-        raise ArtifactError(f"{path} holds no known answers", "make the repository again")
+        raise ArtifactError(f"{path} holds no known answers", REMEDY)
     return answers
