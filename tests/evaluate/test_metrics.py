@@ -127,8 +127,32 @@ def test_the_figures_by_kind_are_the_rows_own() -> None:
     above, below = quality_table([first, last], first, EvaluateSpec(bootstrap=100))
     assert list(above.kinds) == list(below.kinds) == ["duty", "title"]
     for kind in ("duty", "title"):
-        assert above.kinds[kind] == {"queries": 1, "ndcg10": pytest.approx(1), "auc": 1}
-        assert below.kinds[kind] == {"queries": 1, "ndcg10": pytest.approx(0.5), "auc": 0}
+        for row, ndcg, auc in ((above, 1, 1), (below, 0.5, 0)):
+            of = row.kinds[kind]
+            assert (of.queries, of.auc.value) == (1, auc)
+            assert of.ndcg10.value == pytest.approx(ndcg)
+            assert math.isnan(of.ndcg10.low), "one query has no interval"
+
+
+def test_a_kinds_interval_is_that_of_its_queries_alone() -> None:
+    rng = np.random.default_rng(3)
+    lists = [
+        replace(
+            listing(rng.random(8).tolist(), rng.integers(0, 5, 8).tolist()),
+            query=str(place),
+            job_ids=tuple("abcdefgh"),
+            kind=("title", "duty")[place % 2],
+        )
+        for place in range(60)
+    ]
+    row = ScoredRow(name="r", text="full", listings=lists)
+    [found] = quality_table([row], row, EvaluateSpec(bootstrap=2000))
+    alone = ndcg_interval(lists[::2], resamples(30, 2000, 1))
+    of = found.kinds["title"]
+    assert of.queries == 30
+    assert of.ndcg10.value == pytest.approx(alone.value)
+    # Of the whole set's resamples some hold more of a kind than others: as wide, but for chance.
+    assert of.ndcg10.high - of.ndcg10.low == pytest.approx(alone.high - alone.low, rel=0.15)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def test_a_named_set_is_scored_by_every_row_and_gets_a_page(
     assert answer["rows"][0]["ece"] is None
     assert answer["rows"][1]["ece"]["low"] <= answer["rows"][1]["ece"]["high"]
     page = Path(answer["page"]).read_text()
-    for text in ("pruned + recovered", "pilot wanted", "nurse 0", "<svg", "headline (1)"):
+    for text in ("pruned + recovered", "pilot wanted", "nurse 0", "<svg", "by kind of query"):
         assert text in page
+    assert re.search(r"<td[^>]*>headline</td><td[^>]*>1</td><td[^>]*>BM25, ", page)
 
 
 @pytest.mark.slow

@@ -102,18 +102,13 @@ def _known(value: float) -> str:
 
 def kind_table(rows: Sequence[QualityRow]) -> Table:
     """NDCG@10 and AUC of every row by kind of query; no rows where the pairs name no kind."""
-    kinds = list(rows[0].kinds)
-    counted = [f"{kind} ({rows[0].kinds[kind]['queries']:.0f})" for kind in kinds]
     cells = [
-        [f"{row.name}, {row.text}"]
-        + [
-            f"{_known(row.kinds[kind]['ndcg10'])} / {_known(row.kinds[kind]['auc'])}"
-            for kind in kinds
-        ]
+        [kind, str(of.queries), f"{row.name}, {row.text}", shown(of.ndcg10), shown(of.auc)]
+        for kind in rows[0].kinds
         for row in rows
-        if kinds
+        for of in [row.kinds[kind]]
     ]
-    return "NDCG@10 / AUC by kind of query (queries)", ["row", *counted], cells
+    return "by kind of query", ["kind", "queries", "row", "NDCG@10", "AUC"], cells
 
 
 def quality_page(

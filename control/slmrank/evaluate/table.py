@@ -18,10 +18,8 @@ from slmrank.evaluate.metrics import (
     Listing,
     align,
     auc_interval,
-    auc_top_against_zero,
     ece_interval,
     mean_abs_dp,
-    mean_ndcg,
     mrr_interval,
     ndcg_interval,
     order_interval,
@@ -40,6 +38,15 @@ class ScoredRow:
     parameters: int | None = None
     prompt_tokens: float | None = None
     probabilistic: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindFigures:
+    """The figures of one kind of query, on the row's own resamples."""
+
+    queries: int
+    ndcg10: Interval
+    auc: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ class QualityRow:
     order: Interval
     delta_order: Interval | None
     ece: Interval | None
-    kinds: dict[str, dict[str, float]]
+    kinds: dict[str, KindFigures]
 
 
 def quality_table(
@@ -124,20 +131,21 @@ def _row(row: ScoredRow, base: ScoredRow, draws: Draws) -> QualityRow:
         order=order_interval(listings, draws),
         delta_order=order_interval(listings, draws, base.listings) if compared else None,
         ece=ece_interval(listings, draws) if row.probabilistic else None,
-        kinds=_by_kind(listings),
+        kinds=_by_kind(listings, draws),
     )
 
 
-def _by_kind(listings: Sequence[Listing]) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[Listing]] = {}
-    for one in listings:
+def _by_kind(listings: Sequence[Listing], draws: Draws) -> dict[str, KindFigures]:
+    groups: dict[str, list[int]] = {}
+    for place, one in enumerate(listings):
         if one.kind:
-            groups.setdefault(one.kind, []).append(one)
-    return {
-        kind: {
-            "queries": len(group),
-            "ndcg10": mean_ndcg(group),
-            "auc": auc_top_against_zero(group),
-        }
-        for kind, group in sorted(groups.items())
-    }
+            groups.setdefault(one.kind, []).append(place)
+    figures = {}
+    for kind, places in sorted(groups.items()):
+        group, drawn = [listings[place] for place in places], draws[:, places]
+        figures[kind] = KindFigures(
+            queries=len(group),
+            ndcg10=ndcg_interval(group, drawn),
+            auc=auc_interval(group, drawn),
+        )
+    return figures
