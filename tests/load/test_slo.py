@@ -390,6 +390,9 @@ def test_a_real_search_its_record_and_the_replicas(
 ) -> None:
     path = spec_with(tiny, "slo")
     base = ["slo", path, "--artifacts", tiny.artifacts, "--json"]
+    # Six short runs, and twice one confirmation of 100 times 90 ms.
+    planned = json.loads(control(*base, "--dry-run").stdout)
+    assert (planned["estimate_s"], planned["plan"][0]["state"]) == (84.0, "to be searched")
     done = control(*base)
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(done.stdout)
@@ -399,6 +402,8 @@ def test_a_real_search_its_record_and_the_replicas(
     assert low <= cell["items_per_s"] <= high
     record = read_record(Path(answer["record"]))
     assert record["slo"] == [cell]
+    planned = json.loads(control(*base, "--dry-run").stdout)
+    assert (planned["estimate_s"], planned["plan"][0]["state"]) == (0.0, "cached")
     assert any(point["load"]["kind"] == "rate" for point in record["points"])
     plan = control("capacity", answer["record"], "--load", str(3 * low), "--burst", "2", "--json")
     assert json.loads(plan.stdout)["capacity"]["floor"] == 6

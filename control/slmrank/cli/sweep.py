@@ -25,6 +25,7 @@ from slmrank.load.perf_result import percentile_cell
 from slmrank.load.record import read_record
 from slmrank.load.run import estimate_s
 from slmrank.load.session import Session
+from slmrank.load.slo import search_s
 from slmrank.pipeline.measure import open_bundle_session
 from slmrank.pipeline.steps import find_current
 
@@ -116,9 +117,11 @@ def slo_command(session: Session, dry_run: bool, as_json: bool) -> None:
             {"cell": task.point.cell, "state": "cached" if known else "to be searched"}
             for task, known in zip(session.cells, session.searched, strict=True)
         ]
-        title = f"p{slo.percentile} <= {slo.latency_ms:g} ms"
+        seconds = sum(known is None for known in session.searched) * search_s(slo)
+        title = f"p{slo.percentile} <= {slo.latency_ms:g} ms, about {seconds:.0f} s"
         table = (title, ["cell", "state"], [list(cell.values()) for cell in cells])
-        show_result({"plan": cells, "limit_ms": slo.latency_ms}, table, as_json=as_json)
+        plan = {"plan": cells, "limit_ms": slo.latency_ms, "estimate_s": seconds}
+        show_result(plan, table, as_json=as_json)
         return
     found, path = session.slo(lambda text: click.echo(text, err=True))
     cells_found = [dict(artifact.figures) for artifact in found]

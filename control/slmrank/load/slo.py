@@ -133,6 +133,12 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
+def search_s(slo: SloSpec) -> float:
+    """Seconds that one cell takes, roughly: six short runs, and two rounds of confirmations; more
+    where so few requests a second are answered that a run lasts until there are enough."""
+    return 6 * 10 + 2 * slo.confirmations * (SETTLING * slo.latency_ms / 1000 + 3)
+
+
 def known_slo(store: ArtifactStore, subject: Subject, task: Task, slo: SloSpec) -> Artifact | None:
     """What was searched before for a cell; needs no server."""
     return store.find(KIND, subject.key(KIND, _settings(task, slo), task.given))
