@@ -339,3 +339,25 @@ def test_a_mapping_that_was_merged_is_no_key_that_stands_twice(tmp_path: Path) -
     assert found == {"first": {"inner": {"k": 3, "l": 2}}, "second": {"k": 3, "l": 5}}
     with pytest.raises(yaml.YAMLError, match="the key k stands here twice"):
         OnceEachLoader("x: &a {k: 1, k: 2}\ny: {<<: *a}").get_single_data()
+
+
+def test_a_section_of_the_wrong_kind_is_laid_to_who_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: x\ndata: {source: onet}\ntuning: {steps: 3}\n")
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: base.yaml\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(over, ["sweep.items={a: 1}"])
+    assert f"{tmp_path / 'base.yaml'}: tuning: unknown key" in caught.value.message
+    assert "--set: sweep.items: Input should be a valid list" in caught.value.message
+    with pytest.raises(SpecError, match=r"^--set: data\.source: 'jsonll' is no source"):
+        load_spec(DEMO, ["data.source=jsonll"])
+    with pytest.raises(SpecError, match="^--set: extends: stands in a file, not in --set"):
+        load_spec(DEMO, ["extends=other.yaml"])
+
+
+def test_keys_that_stand_twice_are_found_behind_many_documents() -> None:
+    """The nodes of a document that was read are freed, and their ids are used again."""
+    for before in range(1, 40):
+        text = "data: {k: v, l: w}\n---\n" * before + "data: {k: v, k: w}\n"
+        with pytest.raises(yaml.YAMLError, match="the key k stands here twice"):
+            list(yaml.load_all(text, OnceEachLoader))

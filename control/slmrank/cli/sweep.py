@@ -104,8 +104,8 @@ def slo_command(session: Session, dry_run: bool, as_json: bool) -> None:
     """Find the highest rate of Poisson arrivals at which a latency percentile stays under the
     objective (sweep.slo of SPEC), for each kind of request: items x tokens x query tokens.
 
-    Short runs show where to look, confirmation runs of 100 times the objective decide: a search
-    takes five to ten minutes at 500 ms. Each run is kept, so an interrupted search goes on.
+    Short runs show where to look, confirmation runs of 100 times the objective decide: five to ten
+    minutes for each kind of request at 500 ms. Each run is kept, so an interrupted search goes on.
 
     \b
     Example:

@@ -34,9 +34,16 @@ def explain(error: ValidationError, name: str, layers: Layers) -> tuple[str, str
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"])
             text = "unknown key" + _nearest(str(place[-1]), known)
-            hint = hint or f"known keys here: {', '.join(sorted(known))}"
+            if place == ("extends",):
+                text, hint = (
+                    "stands in a file, not in --set",
+                    hint or "write a file that extends both",
+                )
+            elif known:
+                hint = hint or f"known keys here: {', '.join(sorted(known))}"
         elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            where, known = f"{where}.source", [str(one) for one in UNION]
+            place, known = (*place, "source"), [str(one) for one in UNION]
+            where = f"{where}.source"
             given = fault["ctx"].get("tag")
             text = "Field required"
             if given is not None:
@@ -48,21 +55,23 @@ def explain(error: ValidationError, name: str, layers: Layers) -> tuple[str, str
             shown = repr(fault["input"])
             text = f"{text} (got {shown if len(shown) <= 100 else shown[:97] + '...'})"
         # What is missing, or wrong with several values together, nobody wrote alone.
-        whose = (label for label, own in reversed(layers) if _writes(own, place))
+        alone = fault["type"] not in ("missing", "value_error")
+        whose = (label for label, own in reversed(layers) if _writes(own, place, alone))
         told.setdefault(next(whose, name), []).append(f"{where}: {text}" if where else text)
     message = "; ".join(f"{label}: {'; '.join(lines)}" for label, lines in told.items())
     return message, hint or "correct the value; `control spec` shows all keys"
 
 
-def _writes(values: Any, place: Sequence[int | str]) -> bool:
-    """Whether a file itself holds the value at a place, which is no section of several."""
+def _writes(values: Any, place: Sequence[int | str], alone: bool) -> bool:
+    """Whether a file itself holds the value at a place; a section of several values only where one
+    of them `alone` is wrong."""
     for part in place:
         if not isinstance(values, dict):
             return True  # inside of a list that it holds
         if part not in values:
             return False
         values = values[part]
-    return not isinstance(values, dict)
+    return alone or not isinstance(values, dict)
 
 
 def _nearest(given: str, known: Iterable[str]) -> str:
@@ -80,11 +89,11 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             inside = OTHER_SECTIONS[str(part)]
         elif get_origin(inside) is dict:
             inside = get_args(inside)[1]
-        else:
+        elif part in getattr(inside, "model_fields", {}):
             field = inside.model_fields[part].annotation
             options = [field, *get_args(field)]
             inside = next((one for one in options if _is_section(one)), field)
-    names = list(inside.model_fields)
+    names = list(getattr(inside, "model_fields", {}))
     if inside is BundleSpec:
         return [*names, "extends"]
     return [*names, *OTHER_SECTIONS] if "trtllm" in names else names

@@ -97,12 +97,12 @@ class OnceEachLoader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._seen: set[int] = set()
+        self._seen: dict[int, yaml.Node] = {}  # held: ids are used again, for the next document
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         # Once: what it merged stands in it afterwards, and a later alias comes here again.
         if id(node) not in self._seen:
-            self._seen.add(id(node))
+            self._seen[id(node)] = node
             self._refuse_repeated(node)
         super().flatten_mapping(node)
 
