@@ -355,6 +355,29 @@ def test_a_section_of_the_wrong_kind_is_laid_to_who_wrote_it(tmp_path: Path) -> 
         load_spec(DEMO, ["extends=other.yaml"])
 
 
+def test_a_set_that_is_called_like_a_source_keeps_its_name() -> None:
+    sets = {"sets": {"onet": {"source": "jsonl", "jbs": "x", "pairs": "y"}}}
+    spec = {"name": "x", "data": {"source": "onet"}, "evaluate": sets}
+    with pytest.raises(SpecError, match=r"sets\.onet\.jbs: unknown key; .*'jobs'"):
+        parse_spec(spec, Path())
+    missing = {"sets": {"onet": {"source": "jsonl", "jobs": "x"}}}
+    with pytest.raises(SpecError, match=r"evaluate\.sets\.onet\.pairs: Field required"):
+        parse_spec({**spec, "evaluate": missing}, Path())
+
+
+def test_a_target_and_a_key_that_is_no_word_are_laid_to_who_wrote_them(tmp_path: Path) -> None:
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text("name: x\ndata: {source: onet}\nsweep: {on: 1}\nengine: {target: cpu}\n")
+    over.write_text("extends: base.yaml\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(over)
+    assert caught.value.message.startswith(f"{base}: ")
+    assert "sweep.True: Keys should be strings" in caught.value.message
+    assert str(over) not in caught.value.message
+    with pytest.raises(SpecError, match="^--set: engine.target: 'openvin' is none of .*'openvino'"):
+        load_spec(DEMO, ["engine.target=openvin"])
+
+
 def test_keys_that_stand_twice_are_found_behind_many_documents() -> None:
     """The nodes of a document that was read are freed, and their ids are used again."""
     for before in range(1, 40):

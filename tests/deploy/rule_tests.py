@@ -136,6 +136,7 @@ def promtool_tests(release: Release) -> dict[str, Any]:
             "SlmrankRequestsFail",
             f"{first} refuses or fails up to 10% of its requests",
             {**there, "pod": first},
+            (f"{release.object_name} refuses or fails up to 5.263% of its requests", there),
         ),
         _fires(
             "SlmrankCallersGiveUp",
@@ -243,13 +244,18 @@ def _name(metric: str, labels: dict[str, str]) -> str:
     return f"{metric}{{{inside}}}"
 
 
-def _fires(alert: str, summary: str, labels: dict[str, str]) -> dict[str, Any]:
+def _fires(
+    alert: str, summary: str, labels: dict[str, str], *more: tuple[str, dict[str, str]]
+) -> dict[str, Any]:
     severity, action = ACTIONS[alert]
-    expected = {
-        "exp_labels": {**labels, "severity": severity},
-        "exp_annotations": {"summary": summary, "action": action},
-    }
-    return {"alertname": alert, "eval_time": "18m", "exp_alerts": [expected]}
+    expected = [
+        {
+            "exp_labels": {**whose, "severity": severity},
+            "exp_annotations": {"summary": told, "action": action},
+        }
+        for told, whose in ((summary, labels), *more)
+    ]
+    return {"alertname": alert, "eval_time": "18m", "exp_alerts": expected}
 
 
 def _silent(alert: str) -> dict[str, Any]:

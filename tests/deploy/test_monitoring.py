@@ -93,36 +93,39 @@ def test_rules_and_alerts_pass_their_tests(release: Release, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("lost", "fires"),
+    ("pods", "answered", "lost", "alerts"),
     [
-        ("0x7 1x3 2x3 3x100", False),  # three of 150 calls, in three minutes that follow
-        ("0+1x120", True),  # four a minute
-        ("0x7 40x113", False),  # a roll-out that failed for some seconds, and is over
-        ("0x100 0+12x20", True),  # all of them, at the end
+        (1, "0+12.5x120", "0x7 1x3 2x3 3x100", 0),  # three of 150 calls, in three minutes
+        (1, "0+12.5x120", "0+1x120", 2),  # four a minute: the pod, and the release
+        (1, "0+12.5x120", "0x7 40x113", 0),  # a roll-out that failed for some seconds, and is over
+        (1, "0+12.5x120", "0x100 0+12x20", 2),  # all of them, at the end
+        (20, "0+2.4x120", "0+0.075x120", 1),  # each loses three of 96: no pod, but the release
     ],
 )
-def test_a_pod_that_loses_few_calls_pages_nobody(tmp_path: Path, lost: str, fires: bool) -> None:
+def test_lost_calls_page_where_they_are_many(
+    tmp_path: Path, pods: int, answered: str, lost: str, alerts: int
+) -> None:
     release = releases.cpu()
     write(tmp_path, release)
-    labels = (
-        f'namespace="{release.deploy.namespace}",pod="{release.object_name}-5d8f-aaaaa",'
-        f'app_kubernetes_io_name="slmrank",slmrank_io_track="{release.track}",'
-        f'app_kubernetes_io_instance="{release.name}",model="rank"'
-    )
-    series = {
-        f"nv_inference_request_success{{{labels}}}": "0+12.5x120",
-        f'nv_inference_request_failure{{{labels},reason="OTHER"}}': lost,
-    }
+    series = {}
+    for pod in range(pods):
+        labels = (
+            f'namespace="{release.deploy.namespace}",pod="{release.object_name}-5d8f-{pod}",'
+            f'app_kubernetes_io_name="slmrank",slmrank_io_track="{release.track}",'
+            f'app_kubernetes_io_instance="{release.name}",model="rank"'
+        )
+        series[f"nv_inference_request_success{{{labels}}}"] = answered
+        series[f'nv_inference_request_failure{{{labels},reason="OTHER"}}'] = lost
     # At any time: an alert that fired is a call in the night, whatever came after it.
-    alerts = 'ALERTS{alertname="SlmrankRequestsFail",alertstate="firing"}'
+    firing = 'ALERTS{alertname="SlmrankRequestsFail",alertstate="firing"}'
     test = {
         "interval": "15s",
         "input_series": [{"series": one, "values": of} for one, of in series.items()],
         "promql_expr_test": [
             {
-                "expr": f"count(count_over_time({alerts}[30m:15s]))",
+                "expr": f"count(count_over_time({firing}[30m:15s]))",
                 "eval_time": "30m",
-                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                "exp_samples": [{"labels": "{}", "value": alerts}] if alerts else [],
             }
         ],
     }

@@ -34,7 +34,7 @@ from slmrank.deploy.release import Release
     "fewest",
     type=click.IntRange(1),
     default=FEWEST_CALLS,
-    help="answered calls without which nothing is decided",
+    help="answered calls without which nothing is decided; fewer than 20 allow as few a minute",
 )
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")
 @conflicts_option

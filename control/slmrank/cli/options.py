@@ -89,6 +89,9 @@ class _Finite(click.FloatRange):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 POSITIVE = _Finite(min=0, min_open=True)
 SHARE, FINITE = _Finite(min=0, max=1), _Finite()

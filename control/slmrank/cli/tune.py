@@ -34,7 +34,8 @@ EXPOSED = ("instances", "threads", "max_queue_delay_us", "max_batch_size")
 def tune_command(opened: Opened, chosen: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Search instances, threads, queue delay and batch size of the repository of SPEC for the most
     items/s at the objective (sweep.slo), one setting after the other. A change must hold
-    more than what its rival did not. Writes a spec overlay that extends SPEC.
+    more than what its rival did not; each setting takes as long as `control slo` does. Writes a
+    spec overlay that extends SPEC.
 
     \b
     Example:

@@ -28,7 +28,9 @@ OFFERED = "ok|truncated|not_ranked|refused"  # what more replicas would have sco
 P_METRIC = "slmrank_request_latency_seconds"
 FAILED_METRIC = "slmrank_failed_ratio"
 MOST_FAILED = 0.01
-FEWEST_LOST = 5  # in five minutes: one of 50 is above the share, as often as half of it is lost
+# Of a pod or of a release in five minutes: one of 50 is above the share, as often as half of it is
+# lost, and of 20 pods that each lose two of 60 none reaches it.
+FEWEST_LOST = 5
 FEWEST_GIVEN_UP_OF = 50  # calls in five minutes: two of an idle pod's two are nobody's trouble
 MOST_GIVEN_UP = 0.2  # a client that hedges at its 95th percentile gives up one call in twenty
 # (name, how long it holds, severity): (expression, what is so, what to do)
@@ -102,7 +104,17 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
     given_up = given_up_calls(ours, "5m", "rate", by_pod)
     lost_5m = lost_calls(ours, "5m", "rate", by_pod)
     answered_5m = answered_calls(ours, "5m", "rate", by_pod)
-    failed_5m = f"{lost_5m} / clamp_min({answered_5m} + {lost_5m}, 1e-9)"
+
+    def fail(now: str, lost: str, answered: str) -> str:
+        share = f"{lost} / clamp_min({answered} + {lost}, 1e-9)"
+        return f"({share} > {MOST_FAILED:g} and {lost} * 300 >= {FEWEST_LOST} and {now})"
+
+    still = f"{FAILED_METRIC}{{{pods}}} > {MOST_FAILED:g}"
+    anywhere = "sum by (namespace)"
+    pod_fails = fail(still, lost_5m, answered_5m)
+    release_fails = fail(
+        f"count by (namespace) ({still})", f"{anywhere} ({lost_5m})", f"{anywhere} ({answered_5m})"
+    )
     all_calls = f"{answered_5m} + {given_up} + ({lost_5m} or 0 * {given_up})"
     unknown = f'slmrank_items_total{{{ours},status="unknown_job"}}'
     unavailable = f'slmrank_items_total{{{ours},status="store_unavailable"}}'
@@ -127,10 +139,9 @@ def rule_groups(release: Release) -> list[dict[str, Any]]:
             "Is the deployment at maxReplicas? Raise it, or the floor (control autoscale).",
         ),
         ("SlmrankRequestsFail", "2m", "page"): (
-            f"{failed_5m} > {MOST_FAILED:g} and {lost_5m} * 300 >= {FEWEST_LOST} "
-            f"and {FAILED_METRIC}{{{pods}}} > {MOST_FAILED:g}",  # and still does
-            "{{ $labels.pod }} refuses or fails up to {{ $value | humanizePercentage }} of its "
-            "requests",
+            f"{pod_fails} or {release_fails}",
+            f"{{{{ or $labels.pod `{name}` }}}} refuses or fails up to "
+            "{{ $value | humanizePercentage }} of its requests",
             "Full queues mean more load than replicas: raise the floor or maxReplicas.",
         ),
         ("SlmrankCallersGiveUp", "5m", "page"): (

@@ -15,6 +15,7 @@ from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.errors import SweepError
+from slmrank.load.perf_analyzer import MERGED_WINDOWS, WINDOW_STRETCH
 from slmrank.load.points import Load
 from slmrank.load.run import Bench, Subject, Task
 from slmrank.spec.load import SloSpec
@@ -65,8 +66,8 @@ def search_rate(
     A rate is confirmed when every long run gives a number and more than half of them hold. Both
     ends of the bracket that remains were judged so: a queue near saturation grows for many times
     the objective. Of simulated servers, runs of 7 s promised over 2 % too much in half of the
-    searches, and up to 27 %; now 4 % of searches do where the server answers 45 requests/s, and at
-    7 requests/s 32 %, by up to 9 %.
+    searches, and up to 27 %; now 4 % of searches do where the server answers 45 requests/s. Where
+    it answers few, the run's length in requests counts (`SloSpec.confirmed_requests`).
     """
     runs = 0
     confirmed: dict[float, tuple[Observed, ...]] = {}
@@ -106,7 +107,7 @@ def _bracket(
     steps: int = BRACKET_STEPS,
 ) -> tuple[float | None, float | None]:
     """The highest rate that held and the lowest that did not, at most `precision` apart: from
-    `start` by a factor, then bisected."""
+    `start` by a factor, which grows to `STEP` when it is small, then bisected."""
     low, high = None, None
     rate = rounded(start)
     for _ in range(steps):
@@ -117,6 +118,7 @@ def _bracket(
         if low is not None and high is not None:
             break
         rate = rounded(rate * step if high is None else rate / step)
+        step = max(step, min(step**2, STEP))
     while low is not None and high is not None and high / low > 1 + precision + ROUNDING:
         middle = rounded(math.sqrt(low * high))
         if middle in (low, high):
@@ -133,10 +135,14 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def search_s(slo: SloSpec) -> float:
-    """Seconds that one cell takes, roughly: six short runs, and two rounds of confirmations; more
-    where so few requests a second are answered that a run lasts until there are enough."""
-    return 6 * 10 + 2 * slo.confirmations * (SETTLING * slo.latency_ms / 1000 + 3)
+def search_s(slo: SloSpec, window_ms: int) -> float:
+    """Seconds that one cell takes at least: six short runs, and two rounds of confirmations. A
+    server that answers few requests a second takes longer: a run lasts until there are enough."""
+    starting_s = 3
+    short = MERGED_WINDOWS * WINDOW_STRETCH * window_ms
+    long = max(SETTLING * slo.latency_ms, short)
+    confirming_s = 2 * slo.confirmations * (long / 1000 + starting_s)
+    return 6 * (short / 1000 + starting_s) + confirming_s
 
 
 def known_slo(store: ArtifactStore, subject: Subject, task: Task, slo: SloSpec) -> Artifact | None:
@@ -174,7 +180,11 @@ def _search(
     median over the confirmation runs, `items_per_s_range` and `latency_ms_range` their spread."""
     cell = task.point
 
-    settled = replace(task.measuring, least_ms=SETTLING * slo.latency_ms)
+    settled = replace(
+        task.measuring,
+        least_ms=SETTLING * slo.latency_ms,
+        min_requests=slo.confirmed_requests,
+    )
 
     def run(load: Load, repeat: int) -> Mapping[str, Any]:
         point = replace(cell, load=load, repeat=repeat)

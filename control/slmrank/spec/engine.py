@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from slmrank.errors import SpecError
 from slmrank.spec.section import Section
@@ -157,14 +157,17 @@ class EngineSpec(Section):
         parsed = {name: _read_section(name, one) for name, one in other.items()}
         return {**given, "other": parsed} if parsed else given
 
-    @model_validator(mode="after")
-    def _known(self) -> EngineSpec:
-        if self.target not in TARGET_SECTIONS:
-            near = difflib.get_close_matches(self.target, TARGET_SECTIONS, n=1)
+    @field_validator("target")
+    @classmethod
+    def _known(cls, target: str) -> str:
+        if target not in TARGET_SECTIONS:
+            near = difflib.get_close_matches(target, TARGET_SECTIONS, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"engine.target {self.target!r} is none of {', '.join(TARGET_SECTIONS)}{meant}"
-            )
+            raise ValueError(f"{target!r} is none of {', '.join(TARGET_SECTIONS)}{meant}")
+        return target
+
+    @model_validator(mode="after")
+    def _fits(self) -> EngineSpec:
         if self.target == "trtllm-llmapi" and self.trtllm.quantization != "none":
             raise ValueError(
                 f"trtllm.quantization {self.trtllm.quantization} is for the target trtllm-engine; "

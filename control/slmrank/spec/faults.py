@@ -19,7 +19,7 @@ UNION: dict[Any, type[BaseModel]] = {
     for source in get_args(one.model_fields["source"].annotation)
 }
 
-
+Place = tuple[int | str, ...]
 Layers = Sequence[tuple[str, Mapping[str, Any]]]  # by whose name they go, the last one on top
 
 
@@ -28,11 +28,11 @@ def explain(error: ValidationError, name: str, layers: Layers) -> tuple[str, str
     told: dict[str, list[str]] = {}
     hint = ""
     for fault in error.errors():
-        place = tuple(part for part in fault["loc"] if part not in UNION)
+        place, section = _untagged(fault["loc"])
         where = ".".join(str(part) for part in place)
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(fault["loc"])
+            known = _known_keys(place, section)
             text = "unknown key" + _nearest(str(place[-1]), known)
             if place == ("extends",):
                 text, hint = (
@@ -50,6 +50,8 @@ def explain(error: ValidationError, name: str, layers: Layers) -> tuple[str, str
                 text = f"{given!r} is no source" + _nearest(given, known)
             hint = hint or f"sources are {', '.join(known)}"
         elif fault["type"] == "invalid_key":
+            place = (*place[:-1], fault["input"])
+            where = ".".join(str(part) for part in place)
             hint = hint or "quote the key: without quotes, yes, no, on and off are no strings"
         elif fault["type"] not in ("value_error", "missing"):  # of the latter, all around it
             shown = repr(fault["input"])
@@ -74,18 +76,26 @@ def _writes(values: Any, place: Sequence[int | str], alone: bool) -> bool:
     return alone or not isinstance(values, dict)
 
 
+def _untagged(location: Place) -> tuple[Place, type[BaseModel] | None]:
+    """A place without the tag that pydantic writes behind a section with sources, and the section
+    of that source; a set may be called like one."""
+    for depth, head in ((1, ("data",)), (3, ("evaluate", "sets"))):
+        if location[: len(head)] == head and len(location) > depth and location[depth] in UNION:
+            return (*location[:depth], *location[depth + 1 :]), UNION[location[depth]]
+    return location, None
+
+
 def _nearest(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section that an unknown one stands in."""
-    inside: Any = BundleSpec
-    for part in location[:-1]:
-        if part in UNION:
-            inside = UNION[part]
-        elif part in OTHER_SECTIONS:
+def _known_keys(place: Place, source: type[BaseModel] | None) -> list[str]:
+    """The keys of the section that an unknown one stands in, of a `source` or without one."""
+    inside: Any = source or BundleSpec
+    skipped = 0 if source is None else 1 if place[0] == "data" else 3
+    for part in place[skipped:-1]:
+        if part in OTHER_SECTIONS:
             inside = OTHER_SECTIONS[str(part)]
         elif get_origin(inside) is dict:
             inside = get_args(inside)[1]

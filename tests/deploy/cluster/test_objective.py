@@ -131,14 +131,14 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
     invalid = f"slmrank_invalid_requests_total{{{labels}}}"
     callers = [*twice, (invalid, "0x50 9+9x4 45x5")]
     assert P_METRIC in asked[0]
-    _, busiest, _, answered, lost = asked
+    latency, busiest, _, answered, lost = asked
     share = f"{lost} / ({lost} + {answered})"
-    slow = (f"{P_METRIC}{{{labels}}}", "0.3x56 0.6 0.3x3")
-    # Five minutes of an hour had calls, some of them answered.
-    some = (f"{P_METRIC}{{{labels}}}", " ".join(51 * ["NaN"] + 5 * ["0.3"] + 5 * ["NaN"]))
+    # Nine minutes with 10 fast calls each, and one with 910 late ones, in windows of a minute.
+    uneven = [(series[0][0], "0x192 2.5+2.5x35 317.5+227.5x3 1000x7")]
+    uneven += [(f"{P_METRIC}{{{labels}}}", "_x193 0.3x35 0.6x6 stale")]
     tests = [
         {
-            "interval": "1m",
+            "interval": interval,
             "input_series": [{"series": name, "values": values} for name, values in given],
             "promql_expr_test": [
                 {
@@ -148,12 +148,12 @@ def test_failures_are_a_share_of_the_calls_and_not_of_the_minutes(
                 }
             ],
         }
-        for given, expression, wanted in (
-            (series, share, 100),
-            (twice, share, 100),
-            (callers, share, 11),
-            ([slow], asked[0], 305),
-            ([*series, some], busiest, 90_000),
+        for interval, given, expression, wanted in (
+            ("1m", series, share, 100),
+            ("1m", twice, share, 100),
+            ("1m", callers, share, 11),
+            ("15s", uneven, latency, 574),
+            ("15s", uneven, busiest, 573_031),
         )
     ]
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))

@@ -30,9 +30,9 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms, a mean of its minutes (None: no call), how many calls
-    the busiest pod answered in each of its minutes with calls (None: no call), and how many calls
-    their callers gave up."""
+    lost, the worst pod's percentile in ms, a mean of its minutes by their calls (None: no call), how
+    many calls a minute the busiest pod answered in the minute of its average call (None: no call),
+    and how many calls their callers gave up."""
 
     window_s: int
     calls: float
@@ -61,12 +61,20 @@ def observe(
     window, by_pod = f"{window_s}s", "sum by (pod)"
     answered = answered_calls(chosen, window, "increase", by_pod)
     lost = lost_calls(chosen, window, "increase", by_pod)
-    # Each sample is of the minute before it, NaN without a call; the worst one alone would refuse
-    # a canary for ten late calls of a thousand.
-    minutes = f"({P_METRIC}{{{chosen}}} >= 0)[{window}:{SCRAPE_S}s]"
-    latency = _ask(prometheus, f"max(avg_over_time({minutes}))")
-    busy = f"{60 // SCRAPE_S} / sum by (pod) (count_over_time({minutes}))"
-    calls_a_minute = _ask(prometheus, f"max({answered} * on (pod) ({busy}))")
+    # Each sample is of the minute before it, NaN without a call, and counts as often as calls came
+    # in it: the worst one alone would refuse a canary for ten late calls of a thousand, and among
+    # quiet minutes a busy one in which all are late is lost.
+    busy = answered_calls(chosen, "1m", "increase", by_pod)
+    p = f"max by (pod) ({P_METRIC}{{{chosen}}} >= 0)"
+
+    def summed(samples: str) -> str:
+        return f"sum_over_time(({samples})[{window}:{SCRAPE_S}s])"
+
+    late = f"{summed(f'{p} * on (pod) {busy}')} / {summed(f'{busy} and on (pod) {p}')}"
+    latency = _ask(prometheus, f"max({late})")
+    calls_a_minute = _ask(
+        prometheus, f"max({summed(f'{busy} * on (pod) {busy}')} / {summed(busy)})"
+    )
     # They are in no percentile: the slower it is, the fewer of its calls that knows.
     given_up = _ask(prometheus, f"sum({given_up_calls(chosen, window, 'increase', by_pod)})")
     return Observed(
@@ -114,7 +122,8 @@ def judge(observed: Observed, release: Release, fewest: int = FEWEST_CALLS) -> s
             f"the canary's busiest pod answered {observed.calls_a_minute:.1f} calls a minute: a "
             f"p{release.percentile} is measured minute by minute, and of fewer than {needed:.0f} "
             "calls it is their mean or the slowest of them",
-            "send it a larger share (`apply --canary`)",
+            "send it a larger share (`apply --canary`), or accept fewer with --min-calls; "
+            "--unobserved leaves it to the known answers",
         )
     told = (
         f"{observed.calls:.0f} in {observed.window_s} s, p{release.percentile} "
