@@ -14,7 +14,7 @@ from typing import Any
 from slmrank.data.bm25 import Bm25
 from slmrank.data.labelled import JOBS_FILE, PAIRS_FILE, read_labelled
 from slmrank.data.mining import Mining, minable, mistakes, unjudged
-from slmrank.data.records import SPLITS, Pair, group_by_query, write_jsonl
+from slmrank.data.records import SPLITS, Pair, write_jsonl
 from slmrank.data.words import same_query
 from slmrank.errors import DataError
 from slmrank.model.probability import probability
@@ -51,14 +51,20 @@ def mine(
     checkpoint = checkpoint_of(runner.run(bundle.finetuned))
     summarized = runner.run(bundle.summaries).path
     labelled = read_labelled(data)
-    groups = group_by_query(labelled.pairs["train"])
-    judged_as: dict[str, set[str]] = {}  # however the query is spelled, and in any split
-    for split in SPLITS:
-        for pair in labelled.pairs[split]:
-            judged_as.setdefault(same_query(pair.query), set()).add(pair.job_id)
+    trained = labelled.pairs["train"]
+    groups: dict[str, list[int]] = {}  # places: five million pairs as objects are 6 GB
+    for place, pair in enumerate(trained):
+        groups.setdefault(pair.query, []).append(place)
     asked = list(groups)
     if queries is not None and queries < len(asked):
         asked = sorted(random.Random(0).sample(asked, queries))
+    # However the query is spelled, and in any split.
+    judged_as: dict[str, set[str]] = {same_query(query): set() for query in asked}
+    for split in SPLITS:
+        for pair in labelled.pairs[split]:
+            known = judged_as.get(same_query(pair.query))
+            if known is not None:
+                known.add(pair.job_id)
     encoder = checkpoint.encoder()
     index = Bm25(labelled.jobs, minable(labelled))
     ranker = load_model(checkpoint, choose_placement(runner.device))
@@ -67,7 +73,7 @@ def mine(
     with contextlib.closing(open_store(bundle.spec.summarize.store, summarized)) as kept:
         bodies = partial(stored_bodies, kept)
         for number, query in enumerate(asked, start=1):
-            judged = groups[query]
+            judged = [trained[place] for place in groups[query]]
             found = unjudged(query, judged_as[same_query(query)], index, mining)
             listed = [*judged, *(judged[0].model_copy(update={"job_id": one}) for one in found)]
             encoded = encode_pairs(listed, encoder, bodies)[0]
