@@ -30,9 +30,9 @@ FEWEST_CALLS = 100
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Calls of a release's pods in the last `window_s` seconds: how many were answered and how many
-    lost, the worst pod's percentile in ms, a mean of its minutes by their calls (None: no call), how
-    many calls a minute the busiest pod answered in the minute of its average call (None: no call),
-    and how many calls their callers gave up."""
+    lost, the worst pod's percentile in ms, a mean of its minutes by their calls (None: no call),
+    how many calls the busiest pod answered in the minute of its average call (None: no call), and
+    how many calls their callers gave up."""
 
     window_s: int
     calls: float
