@@ -95,6 +95,26 @@ def test_the_phrases_that_say_most_are_taken_in_order_and_once() -> None:
     assert scorer().choose(text, 6) == ""
 
 
+def test_a_word_costs_what_it_costs_behind_a_blank() -> None:
+    """Alone it has other tokens, and a budget that counts them is a fifth too small."""
+
+    def as_bytes_do(texts: Sequence[str]) -> list[Ids]:
+        unknown = np.array([len(VOCABULARY)], dtype=np.int32)
+        return [np.concatenate([unknown[: text[:1].isalpha()], encode_one(text)]) for text in texts]
+
+    plain = scorer(weld=3, beams=2, paint=1)
+    cut = PhraseScorer(plain.weights, as_bytes_do)
+    assert cut.of("weld") == plain.of("weld")
+    assert cut.choose("Weld beams, paint team.", 5) == "Weld beams, paint"
+
+
+def test_what_the_headline_says_is_not_said_again() -> None:
+    made = RankerSummarizer(scorer(weld=3, beams=2, paint=1), 2)
+    job = Job(job_id="a", description="weld beams, paint, team")
+    headed = job.model_copy(update={"title": "Weld beams"})
+    assert [one.text for one in made.summarize([job, headed])] == ["weld beams", "paint"]
+
+
 def test_a_word_is_worth_less_in_a_sentence_that_says_nothing() -> None:
     """`dental` stands in a sentence about the work, and in one about benefits."""
     text = "Team, friendly team. Dental beams weld. Dental team, friendly insurance team, team."

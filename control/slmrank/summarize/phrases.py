@@ -8,7 +8,7 @@ worth per cost, as sentences are (Lin and Bilmes, 2010, section 4), and a word c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from slmrank.data.words import FULL_STOPS, LONG_WORD, WORD_PATTERN, is_stop_word, words_of
 from slmrank.summarize.summarizer import Encode
+from slmrank.tokens import Ids
 
 # Words with what holds them together inside (C++, .NET, e-mail, A/B, nurse's), or one sign.
 _PIECE = re.compile(rf"\.?{WORD_PATTERN}(?:[-'\u2019&/.+#]{WORD_PATTERN})*[+#]*|[^\w\s]")
@@ -55,6 +56,14 @@ def clauses_of(text: str) -> list[list[str]]:
     return [words for words in clauses if words]
 
 
+def ids_of_words(words: Sequence[str], encode: Encode) -> list[Ids]:
+    """The ids of words as they stand inside of a text, behind a blank: alone, byte-level tokenizers
+    cut them into a fifth more, of other names."""
+    before = JOINT.strip()
+    start, *texts = encode([before, *(f"{before} {word}" for word in words)])
+    return [ids[len(start) :] for ids in texts]
+
+
 @dataclass(frozen=True)
 class PhraseScorer:
     """What tokens say: `weights` [V] by token id, and how a text is encoded."""
@@ -67,7 +76,7 @@ class PhraseScorer:
         """The worth of a word, the mean of its tokens' weights, and its length in tokens."""
         found = self._known.get(word)
         if found is None:
-            [ids] = self.encode([word])
+            [ids] = ids_of_words([word], self.encode)
             worth = (
                 STOP_WORTH if is_stop_word(word) else WORD_WORTH + float(self.weights[ids].mean())
             )
@@ -78,12 +87,12 @@ class PhraseScorer:
                 self._known[word] = found
         return found
 
-    def choose(self, text: str, budget: int) -> str:
+    def choose(self, text: str, budget: int, known: Set[str] = frozenset()) -> str:
         """The best phrases of a text that `budget` tokens hold, in the order of the text; empty
-        where no phrase is worth anything."""
+        where no phrase is worth anything. `known` are words that the item says anyway."""
         left = budget + 1
         taken: set[int] = set()
-        said: set[str] = set()
+        said = set(known)
         chosen: list[tuple[int, list[str]]] = []
         for _, start, words, cost in sorted(self._candidates(text), key=lambda one: -one[0]):
             places = range(start, start + len(words))
@@ -97,11 +106,11 @@ class PhraseScorer:
             left -= cost
             if left < 2:
                 break
-        chosen.sort(key=lambda one: one[0])
-        phrases = [" ".join(words) for _, words in chosen]
-        while phrases and len(self.encode([JOINT.join(phrases)])[0]) > budget:
-            phrases.pop()
-        return JOINT.join(phrases)
+        while True:
+            found = JOINT.join(" ".join(words) for _, words in sorted(chosen))
+            if not chosen or len(self.encode([found])[0]) <= budget:
+                return found
+            chosen.pop()
 
     def _candidates(self, text: str) -> Iterator[tuple[float, int, list[str], int]]:
         """(worth per cost, place, words, cost) of every phrase that is worth something."""

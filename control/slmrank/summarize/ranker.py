@@ -21,8 +21,8 @@ from slmrank.data.words import is_stop_word
 from slmrank.errors import DataError
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.effects import Effect, Embeddings, measure_effects
-from slmrank.summarize.phrases import PhraseScorer, Weights, clauses_of
-from slmrank.summarize.sentences import within_budget
+from slmrank.summarize.phrases import PhraseScorer, Weights, clauses_of, ids_of_words
+from slmrank.summarize.sentences import headline_words, within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 WEIGHTS_FILE = "token_weights.npy"
@@ -71,7 +71,10 @@ class RankerSummarizer:
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
         def shorten(jobs: Sequence[Job], budget: int) -> list[str]:
-            return [self.scorer.choose(job.description, budget) for job in jobs]
+            return [
+                self.scorer.choose(job.description, budget, headline_words(job))
+                for job in jobs
+            ]
 
         return within_budget(jobs, self.budget, self.scorer.encode, shorten)
 
@@ -94,7 +97,7 @@ def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weig
     for one in effects:
         words = [word for part in clauses_of(one.phrase) for word in part if not is_stop_word(word)]
         if words:
-            summed = sum(reduced[ids].mean(axis=0) for ids in encode(words))
+            summed = sum(reduced[ids].mean(axis=0) for ids in ids_of_words(words, encode))
             features.append(summed / np.sqrt(len(words)))
             targets.append(np.clip(one.effect, -MAX_EFFECT, MAX_EFFECT))
     if not features:

@@ -27,7 +27,7 @@ from slmrank.data.words import words_of
 from slmrank.errors import DataError
 from slmrank.hashing import hash_value
 from slmrank.spec.compress import SummarizeSpec
-from slmrank.summarize.sentences import sentences_of, within_budget
+from slmrank.summarize.sentences import headline_words, sentences_of, within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
 SALIENCE_FILE = "salience.json"
@@ -130,7 +130,7 @@ def chosen_sentences(
     sizes = (len(ids) for ids in encode([one for sentences in pieces for one in sentences]))
     texts, left = [], []
     for job, sentences in zip(jobs, pieces, strict=True):
-        known = set(words_of(f"{job.title} {job.company} {job.location}"))
+        known = headline_words(job)
         words = [set(words_of(sentence)) - known for sentence in sentences]
         chosen = _cover(words, list(islice(sizes, len(sentences))), salience, budget)
         texts.append(" ".join(sentences[index] for index in chosen))

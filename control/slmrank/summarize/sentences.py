@@ -22,6 +22,11 @@ def sentences_of(text: str) -> list[str]:
     return [piece for piece in kept if len(words_of(piece)) >= MIN_WORDS]
 
 
+def headline_words(job: Job) -> set[str]:
+    """Words that an item says beside its summary: one that repeats them says nothing."""
+    return set(words_of(f"{job.title} {job.company} {job.location}"))
+
+
 def within_budget(
     jobs: Sequence[Job],
     budget: int,
