@@ -15,7 +15,8 @@ from typing import Any
 
 from slmrank.artifacts import Artifact, ArtifactStore
 from slmrank.errors import SweepError
-from slmrank.load.perf_analyzer import MERGED_WINDOWS, WINDOW_STRETCH
+from slmrank.load.perf_analyzer import WINDOW_STRETCH
+from slmrank.load.perf_result import MERGED_WINDOWS
 from slmrank.load.points import Load
 from slmrank.load.run import Bench, Subject, Task
 from slmrank.spec.load import SloSpec
