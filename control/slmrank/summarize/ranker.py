@@ -22,6 +22,7 @@ from slmrank.errors import DataError
 from slmrank.spec.compress import SummarizeSpec
 from slmrank.summarize.effects import Effect, Embeddings, measure_effects
 from slmrank.summarize.phrases import PhraseScorer, Weights, clauses_of, ids_of_words
+from slmrank.summarize.salience import fit_salience, read_salience, write_salience
 from slmrank.summarize.sentences import headline_words, within_budget
 from slmrank.summarize.summarizer import Encode, Fitting, Summary
 
@@ -40,7 +41,7 @@ class RankerKind:
         """Raises DataError without training queries that tell jobs apart."""
         effects, table = measure_effects(fitting)
         weights = distil(effects, table, fitting.encode)
-        scorer = PhraseScorer(weights, fitting.encode)
+        scorer = PhraseScorer(weights, fit_salience(fitting.jobs), fitting.encode)
         return RankerSummarizer(scorer, fitting.spec.budget_tokens)
 
     def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> RankerSummarizer:
@@ -52,7 +53,8 @@ class RankerKind:
             raise DataError(
                 f"cannot read {path}: {error}", "run `control summarize` again"
             ) from error
-        return RankerSummarizer(PhraseScorer(weights, encode), spec.budget_tokens)
+        scorer = PhraseScorer(weights, read_salience(folder), encode)
+        return RankerSummarizer(scorer, spec.budget_tokens)
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,20 @@ class RankerSummarizer:
             "method": "ranker",
             "budget_tokens": self.budget,
             "weights": sha256(self.scorer.weights.tobytes()).hexdigest()[:16],
+            "salience": self.scorer.salience.hash,
         }
 
     def summarize(self, jobs: Sequence[Job]) -> list[Summary]:
         def shorten(jobs: Sequence[Job], budget: int) -> list[str]:
             return [
-                self.scorer.choose(job.description, budget, headline_words(job))
-                for job in jobs
+                self.scorer.choose(job.description, budget, headline_words(job)) for job in jobs
             ]
 
         return within_budget(jobs, self.budget, self.scorer.encode, shorten)
 
     def save(self, folder: Path) -> None:
         np.save(folder / WEIGHTS_FILE, self.scorer.weights, allow_pickle=False)
+        write_salience(folder, self.scorer.salience)
 
 
 def distil(effects: Sequence[Effect], table: Embeddings, encode: Encode) -> Weights:

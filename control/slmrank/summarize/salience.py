@@ -46,6 +46,12 @@ class Salience:
     def hash(self) -> str:
         return hash_value([dict(self.weights), self.unseen])[:16]
 
+    def of(self, word: str) -> float:
+        """The mean weight of what a word consists of (`words_of`)."""
+        own = words_of(word)
+        summed = sum(self.weights.get(one, self.unseen) for one in own)
+        return summed / len(own) if own else self.unseen
+
     @cached_property
     def _steps(self) -> dict[str, int]:
         return {word: round(weight * STEPS) for word, weight in self.weights.items()}
@@ -76,6 +82,21 @@ def fit_salience(jobs: Iterable[Job]) -> Salience:
     return Salience(weights=weights, unseen=ordered[len(ordered) // 2] if ordered else 1.0)
 
 
+def write_salience(folder: Path, salience: Salience) -> None:
+    table = {"unseen": salience.unseen, "weights": dict(salience.weights)}
+    (folder / SALIENCE_FILE).write_text(json.dumps(table), encoding="utf-8")
+
+
+def read_salience(folder: Path) -> Salience:
+    """What `write_salience` wrote. Raises DataError when it is missing or broken."""
+    path = folder / SALIENCE_FILE
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return Salience(weights=loaded["weights"], unseen=float(loaded["unseen"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {path}: {error}", "run `control summarize` again") from error
+
+
 class SalienceKind:
     """Sentences chosen by the salience of their words."""
 
@@ -87,15 +108,7 @@ class SalienceKind:
 
     def load(self, folder: Path, spec: SummarizeSpec, encode: Encode) -> SalienceSummarizer:
         """Raises DataError when the table is missing or broken."""
-        path = folder / SALIENCE_FILE
-        try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-            salience = Salience(weights=loaded["weights"], unseen=float(loaded["unseen"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"cannot read {path}: {error}", "run `control summarize` again"
-            ) from error
-        return SalienceSummarizer(salience, spec.budget_tokens, encode)
+        return SalienceSummarizer(read_salience(folder), spec.budget_tokens, encode)
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,7 @@ class SalienceSummarizer:
         return within_budget(jobs, self.budget, self.encode, shorten)
 
     def save(self, folder: Path) -> None:
-        table = {"unseen": self.salience.unseen, "weights": dict(self.salience.weights)}
-        (folder / SALIENCE_FILE).write_text(json.dumps(table), encoding="utf-8")
+        write_salience(folder, self.salience)
 
 
 def chosen_sentences(
