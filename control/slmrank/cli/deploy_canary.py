@@ -34,7 +34,8 @@ from slmrank.deploy.release import Release
     "fewest",
     type=click.IntRange(1),
     default=FEWEST_CALLS,
-    help="answered calls without which nothing is decided; fewer than 20 allow as few a minute",
+    help="answered calls without which nothing is decided; a lower number than 20 (of a p99: 100) "
+    "is also enough of them a minute",
 )
 @click.option("--skip-smoke", is_flag=True, help="do not ask for the known answers")
 @conflicts_option
