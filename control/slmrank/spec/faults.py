@@ -28,11 +28,13 @@ def explain(error: ValidationError, name: str, layers: Layers) -> tuple[str, str
     told: dict[str, list[str]] = {}
     hint = ""
     for fault in error.errors():
-        place, section = _untagged(fault["loc"])
+        location = fault["loc"]
+        tag = _tag_at(location)
+        place = location if tag is None else (*location[:tag], *location[tag + 1 :])
         where = ".".join(str(part) for part in place)
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(place, section)
+            known = _known_keys(location, tag)
             text = "unknown key" + _nearest(str(place[-1]), known)
             if place == ("extends",):
                 text, hint = (
@@ -76,13 +78,13 @@ def _writes(values: Any, place: Sequence[int | str], alone: bool) -> bool:
     return alone or not isinstance(values, dict)
 
 
-def _untagged(location: Place) -> tuple[Place, type[BaseModel] | None]:
-    """A place without the tag that pydantic writes behind a section with sources, and the section
-    of that source; a set may be called like one."""
-    for depth, head in ((1, ("data",)), (3, ("evaluate", "sets"))):
-        if location[: len(head)] == head and len(location) > depth and location[depth] in UNION:
-            return (*location[:depth], *location[depth + 1 :]), UNION[location[depth]]
-    return location, None
+def _tag_at(location: Place) -> int | None:
+    """Where pydantic wrote the source of a section, behind its name; a set may be called like a
+    source."""
+    for tag, head in ((1, ("data",)), (3, ("evaluate", "sets"))):
+        if location[: len(head)] == head and len(location) > tag and location[tag] in UNION:
+            return tag
+    return None
 
 
 def _nearest(given: str, known: Iterable[str]) -> str:
@@ -90,11 +92,10 @@ def _nearest(given: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _known_keys(place: Place, source: type[BaseModel] | None) -> list[str]:
-    """The keys of the section that an unknown one stands in, of a `source` or without one."""
-    inside: Any = source or BundleSpec
-    skipped = 0 if source is None else 1 if place[0] == "data" else 3
-    for part in place[skipped:-1]:
+def _known_keys(location: Place, tag: int | None) -> list[str]:
+    """The keys of the section that an unknown one stands in, from the source's on if it has one."""
+    inside: Any = BundleSpec if tag is None else UNION[location[tag]]
+    for part in location[0 if tag is None else tag + 1 : -1]:
         if part in OTHER_SECTIONS:
             inside = OTHER_SECTIONS[str(part)]
         elif get_origin(inside) is dict:
